@@ -1,0 +1,90 @@
+# Everything a checkout can do; `make help` lists it. No target needs a prepared machine: each one first makes the
+# environment .venv if it is missing or older than pyproject.toml.
+
+PYTHON ?= python3
+# More arguments for pytest, as in: make test PYTEST_ARGS="-k fork -x"
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# What `make test` runs: those of the suites without needs that are there.
+SUITES := $(wildcard tests/unit tests/adapters tests/simulation)
+
+# A PYTHON that was asked for is used or refused; otherwise newer names are tried when python3 is too old.
+ifeq ($(origin PYTHON),file)
+CANDIDATES := $(PYTHON) python3.14 python3.13 python3.12 python3.11
+else
+CANDIDATES := $(PYTHON)
+endif
+
+# Two makes at once (two terminals, or -j) take turns in setting up. Where there is no flock(1) they do not.
+TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs build clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.dev ## three workers, an updater and a killed job share a genome index (under a minute)
+	$(BIN)/python examples/demo/run.py
+
+test: lint ## lint, then every test that needs neither root nor NFS
+	$(BIN)/python -m pytest $(SUITES) $(PYTEST_ARGS)
+
+lint: .venv/.dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev ## let ruff format the sources
+	$(BIN)/ruff check --fix-only --exit-zero --quiet .
+	$(BIN)/ruff format .
+
+docs: .venv/.docs ## the documentation, in docs/_build/html; warnings are errors
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "see docs/_build/html/index.html"
+
+build: .venv/.dev ## wheel and source distribution, in dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+
+clean: ## remove what the other targets made, but not .venv
+	rm -rf build dist docs/_build demo-timeline.svg .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name .venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf .venv .venv.lock
+
+# Each candidate is run, because a name on PATH may be a version manager's shim for a version that is not selected.
+# pip is brought up to date first: dependency groups need 25.1.
+.venv/.dev: pyproject.toml
+	@set -eu; $(TAKE_TURNS); \
+	if [ .venv/.dev -nt pyproject.toml ]; then exit 0; fi; \
+	if ! $(BIN)/python -c '' 2>/dev/null; then \
+	    found=; tried=; \
+	    for python in $(CANDIDATES); do \
+	        version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+	        if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	        then found=$$python; break; fi; \
+	        tried="$$tried $$python ($$version)"; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "nfsrwlock needs Python 3.11 or newer with venv and ensurepip; found:$${tried:- none of $(CANDIDATES)}." >&2; \
+	        echo "Install one (on Debian and Ubuntu also python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "setting up .venv with $$found ($$version)"; \
+	    "$$found" -m venv --clear .venv; \
+	else echo "updating .venv"; fi; \
+	$(PIP) install --upgrade 'pip>=25.1'; \
+	$(PIP) install --upgrade --editable . --group dev; \
+	touch $@
+
+.venv/.docs: .venv/.dev
+	@set -eu; $(TAKE_TURNS); \
+	if [ .venv/.docs -nt .venv/.dev ]; then exit 0; fi; \
+	echo "adding the tools for the documentation to .venv"; \
+	$(PIP) install --upgrade --group docs; \
+	touch $@

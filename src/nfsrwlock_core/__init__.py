@@ -1,0 +1,81 @@
+"""
+nfsrwlock_core: reader/writer locks for files on shared file systems.
+
+Names are loaded when they are first used: the heartbeat helper process imports this package, too, and needs little.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if os.name != "posix":
+    raise ImportError("nfsrwlock works on POSIX systems only: its protocol needs their rename, rmdir and O_NOFOLLOW")
+
+if TYPE_CHECKING:
+    from .aio import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock
+    from .compat import LeaseCompromise, Timeout
+    from .errors import LeaseExpiredError, LockBusyError, LockError, LockLostError, LockNotHeldError, LockPathError
+    from .hold import HoldStatus
+    from .lock import AcquireReturnProxy, SoftReadWriteLock
+    from .lockset import LockSet
+    from .state import LockState, PeerInfo, WaitInfo, break_lock, inspect
+
+__version__: Final = "0.1.0"
+
+_HOMES: Final = {
+    "AcquireReturnProxy": "lock",
+    "AsyncAcquireReturnProxy": "aio",
+    "AsyncSoftReadWriteLock": "aio",
+    "HoldStatus": "hold",
+    "LeaseCompromise": "compat",
+    "LeaseExpiredError": "errors",
+    "LockBusyError": "errors",
+    "LockError": "errors",
+    "LockLostError": "errors",
+    "LockNotHeldError": "errors",
+    "LockPathError": "errors",
+    "LockSet": "lockset",
+    "LockState": "state",
+    "PeerInfo": "state",
+    "SoftReadWriteLock": "lock",
+    "Timeout": "compat",
+    "WaitInfo": "state",
+    "break_lock": "state",
+    "inspect": "state",
+}
+
+__all__ = [
+    "AcquireReturnProxy",
+    "AsyncAcquireReturnProxy",
+    "AsyncSoftReadWriteLock",
+    "HoldStatus",
+    "LeaseCompromise",
+    "LeaseExpiredError",
+    "LockBusyError",
+    "LockError",
+    "LockLostError",
+    "LockNotHeldError",
+    "LockPathError",
+    "LockSet",
+    "LockState",
+    "PeerInfo",
+    "SoftReadWriteLock",
+    "Timeout",
+    "WaitInfo",
+    "break_lock",
+    "inspect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,285 @@
+"""
+How a lock is waited for: one driver for threads and for asyncio.
+
+The story of an acquisition is a generator that yields what it needs done (a step that makes file-system calls, or a
+pause) and never does it itself. :func:`run` does it in the calling thread, :mod:`nfsrwlock_core.aio` on an event loop.
+So timeouts, back-off, giving up and cleaning up exist once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import threading
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from . import workers
+from .compat import Timeout
+from .directory import LockDirectory
+from .errors import LockError, path_error
+from .hold import Hold, logger, now
+from .identity import current_identity, is_dead
+from .names import Mode
+from .protocol import Participant, Phase, World, fresh_token
+from .settings import Settings
+from .state import WaitInfo, own_record, watched_peers
+from .watch import Watch
+
+#: How long after its deadline a call that the file server does not answer is given up, seconds.
+GRACE_S: Final = 2.0
+#: Polls begin at this part of the poll interval, for locks that are held for milliseconds.
+_POLL_FIRST: Final = 1 / 16
+#: Long waits are polled less often: a waiter pauses for this part of the time it has waited …
+_POLL_OF_WAITED: Final = 1 / 40
+#: … up to this multiple of its poll interval.
+_POLL_MOST: Final = 4
+#: What may pass: the server restarts, its handle is stale, the directory was replaced. Everything else is told at once.
+_PASSING: Final = frozenset(
+    number
+    for name in (
+        *("ESTALE", "EIO", "ETIMEDOUT", "EAGAIN", "EBUSY", "ENOENT", "EINTR", "EEXIST", "ENOTEMPTY", "EREMOTEIO"),
+        *("ENOLINK", "ENXIO", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ECONNREFUSED", "ECONNRESET"),
+        *("ECONNABORTED", "EPIPE", "ESHUTDOWN", "ENOTCONN"),
+    )
+    if (number := getattr(errno, name, None)) is not None
+)
+
+WORLD: Final = World(clock=now, is_dead=is_dead, token=fresh_token)
+
+
+@dataclass(frozen=True, slots=True)
+class Io:
+    """
+    Ask the runner to make file-system calls.
+
+    :param limit: when to stop waiting for them (``time.monotonic``); ``None``: never
+    :param closing: they clean up after an attempt that failed
+    """
+
+    call: Callable[[], Any]
+    limit: float | None
+    closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Ask the runner to wait."""
+
+    seconds: float
+
+
+class Unanswered(Exception):
+    """The file server did not answer a step in time; the step may still be under way."""
+
+
+Steps = Generator[Io | Pause, Any, Hold]
+
+
+class Attempt:
+    """
+    One attempt at one lock, with what it needs on disk.
+
+    :param settings: of the lock
+    :param mode: shared or exclusive
+    :param watch: what is known already of the peers on this lock
+    :param on_wait: called before each pause
+    :param cancelled: asked between steps; once true, the attempt ends like one whose time is up
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        mode: Mode,
+        *,
+        watch: Watch,
+        on_wait: Callable[[WaitInfo], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        self.settings: Final = settings
+        self.mode: Final = mode
+        self.on_wait: Final = on_wait
+        self.cancelled: Final = cancelled
+        self.trouble: OSError | None = None
+        self._files: Final = LockDirectory(settings.lock_path, settings.share)
+        who = current_identity()
+        wall = time.time_ns()
+        self._participant: Final = Participant(
+            self._files,
+            WORLD,
+            who,
+            mode,
+            ttl=settings.stale_threshold,
+            interval=settings.beat_interval,
+            ticket=wall // 1000,
+            since_ms=wall // 1_000_000,
+            record=own_record(who.pid),
+            watch=watch,
+        )
+        # A step that hangs in a thread and the one that gives it up must not overlap.
+        self._mutex = threading.Lock()
+
+    def step(self) -> Hold | None:
+        """
+        Make the next step: file-system calls that may take as long as the server does.
+
+        :returns: the hold, once the lock is granted
+        :raises LockError: if the lock cannot live here
+        :raises OSError: for trouble that will not pass by itself
+        """
+        participant = self._participant
+        with self._mutex:
+            try:
+                self._files.open()
+                evictions = -1
+                while evictions < participant.evictions:  # who was in the way is gone: no reason to wait
+                    evictions = participant.evictions
+                    if participant.advance():
+                        device = self._files.device or 0
+                        return Hold(participant, self.settings.lock_file, device, self.settings.on_compromise)
+            except LockError:
+                raise
+            except OSError as error:
+                self._judge(error)
+            else:
+                self.trouble = None
+            return None
+
+    def _judge(self, error: OSError) -> None:
+        permanent = path_error(error, self.settings.lock_path)
+        if permanent is not None:
+            raise permanent from error
+        if error.errno not in _PASSING:
+            raise error
+        if self.trouble is None:
+            logger.info("acquiring the lock on %r meets %s; trying again", self.settings.lock_file, error)
+        self.trouble = error
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            self._files.close()  # the directory was replaced: open it anew at the next step
+
+    def give_up(self) -> None:
+        """Withdraw from the disk, whatever the last step left there; tries again while the server refuses."""
+        with self._mutex:
+            for _ in range(10):
+                try:
+                    self._files.open_existing()
+                    self._participant.give_up()
+                    break
+                except FileNotFoundError:
+                    break  # the lock directory itself is gone, and with it all that we made
+                except OSError as error:
+                    if error.errno not in _PASSING:
+                        break  # nothing can be made or removed there
+                    self._files.close()
+                    time.sleep(0.2)
+            self._files.close()
+
+    def give_up_if_granted(self) -> None:
+        """Give back a grant that nobody took, because an exception came between."""
+        if self._participant.phase is Phase.GRANTED:
+            self.give_up()
+
+    def abandon(self) -> None:
+        """Give up in the background, after the step that hangs has ended."""
+        workers.submit(self.give_up)
+
+    def timed_out(self, waited: float) -> Timeout:
+        """Return the error that says who was in the way."""
+        lock_file = self.settings.lock_file
+        holders = watched_peers(self._participant.blockers, self._participant.watch)
+        if holders:
+            more = f" (and {len(holders) - 1} more)" if len(holders) > 1 else ""
+            return Timeout(lock_file, f"after {waited:.1f} s it is held by {holders[0].describe()}{more}", holders)
+        if self.trouble is not None:
+            return Timeout(lock_file, f"the file system answers {self.trouble}")
+        return Timeout(lock_file, f"others came first for {waited:.1f} s")
+
+    def tell(self, waited: float) -> None:
+        """Tell ``on_wait`` how things stand."""
+        if self.on_wait is not None:
+            blockers = watched_peers(self._participant.blockers, self._participant.watch)
+            mode: Literal["read", "write"] = self.mode.value
+            self.on_wait(WaitInfo(lock_file=self.settings.lock_file, mode=mode, waited=waited, blockers=blockers))
+
+    def pause(self, waited: float) -> float:
+        """Return how long to pause before the next step, in seconds."""
+        poll = self.settings.poll_interval
+        wanted = min(max(waited * _POLL_OF_WAITED, poll * _POLL_FIRST), poll * _POLL_MOST)
+        # Looks further apart than a third of a lease would not count as watching, and a waiting writer must beat.
+        wanted = min(wanted, self.settings.stale_threshold / 6)
+        return wanted * random.uniform(0.75, 1.25)
+
+
+def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
+    """
+    Tell the story of one acquisition.
+
+    :param timeout: seconds; negative: no limit
+    :param blocking: whether to wait at all
+    :returns: a granted hold, which nobody beats for yet
+    :raises Timeout: if the time is up, or at once if ``blocking`` is false
+    :raises LockError: if the lock cannot live at its path
+    """
+    started = time.monotonic()
+    if not blocking:
+        timeout = 0.0
+    deadline = None if timeout < 0 else started + timeout
+    limit = None if deadline is None else deadline + GRACE_S
+    try:
+        while True:
+            hold: Hold | None = yield Io(attempt.step, limit)
+            if hold is not None:
+                return hold
+            moment = time.monotonic()
+            waited = moment - started
+            if (deadline is not None and moment >= deadline) or (attempt.cancelled is not None and attempt.cancelled()):
+                raise attempt.timed_out(waited)
+            attempt.tell(waited)
+            pause = attempt.pause(waited)
+            yield Pause(pause if deadline is None else min(pause, max(deadline - moment, 0.0)))
+    except Unanswered:
+        attempt.abandon()
+        seconds = time.monotonic() - started
+        raise Timeout(
+            attempt.settings.lock_file,
+            f"the file server has not answered for {seconds:.0f} s; what the call still makes is withdrawn when it does",
+        ) from None
+    except BaseException:
+        with contextlib.suppress(Unanswered):
+            yield Io(attempt.give_up, None if limit is None else time.monotonic() + GRACE_S, closing=True)
+        raise
+
+
+def run(steps: Steps) -> Hold:
+    """Run the story in the calling thread."""
+    try:
+        wish = next(steps)
+        while True:
+            try:
+                result = _grant_wish(wish)
+            except BaseException as error:
+                wish = steps.throw(error)
+            else:
+                wish = steps.send(result)
+    except StopIteration as end:
+        hold: Hold = end.value
+        return hold
+
+
+def _grant_wish(wish: Io | Pause) -> Any:
+    if isinstance(wish, Pause):
+        return time.sleep(wish.seconds)
+    if wish.limit is None:
+        return wish.call()
+    # In another thread, because a call to a hard-mounted server that is down cannot be interrupted.
+    future = workers.submit(wish.call)
+    try:
+        return future.result(timeout=max(wish.limit - time.monotonic(), 0.1))
+    except FutureTimeout:
+        if future.done():
+            return future.result()
+        raise Unanswered from None

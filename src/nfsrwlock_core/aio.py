@@ -1,0 +1,435 @@
+# ruff: noqa: ASYNC109 - `timeout` is filelock's name, and a time-out here must leave nothing on disk
+"""
+The same lock for asyncio. The event loop makes no file-system call: each step runs in a thread, each pause on the loop.
+
+Each task has a hold of its own, announced on disk like that of a process of its own, so tasks share and exclude each
+other by the very same protocol; there is no second set of rules in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import WeakValueDictionary
+
+from . import keeper, workers
+from .acquire import GRACE_S, Attempt, Io, Pause, Steps, Unanswered, acquiring
+from .directory import Share
+from .errors import LockError, LockLostError, LockNotHeldError
+from .hold import Hold, HoldStatus
+from .lock import OnWait
+from .names import Mode
+from .settings import Heartbeat, Settings, checked, checked_timeout
+from .watch import Watch
+
+if TYPE_CHECKING:
+    from filelock import LeaseCompromise
+
+_R = TypeVar("_R")
+
+
+@dataclass(slots=True)
+class _TaskHold:
+    hold: Hold
+    mode: Mode
+    #: Levels by the lock object through which they were taken.
+    levels: dict[int, int] = field(default_factory=dict)
+
+
+class _Table:
+    """The holds of this process's tasks on one lock."""
+
+    def __init__(self) -> None:
+        self.pid: Final = os.getpid()
+        self.holds: dict[asyncio.Task[Any], _TaskHold] = {}
+        self.watch: Final = Watch()
+
+
+_tables: WeakValueDictionary[str, _Table] = WeakValueDictionary()
+
+
+class AsyncAcquireReturnProxy:
+    """What an acquire returns: leaving an ``async with`` block on it releases one level of the lock."""
+
+    def __init__(self, lock: AsyncSoftReadWriteLock) -> None:
+        self.lock: Final = lock
+
+    async def __aenter__(self) -> AsyncSoftReadWriteLock:
+        return self.lock
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.lock._leave_block(exc_value)
+
+
+class AsyncSoftReadWriteLock:
+    """
+    :class:`SoftReadWriteLock` for asyncio: the same settings, the same files, the same promises.
+
+    A hold belongs to the task that took it. Tasks share a read lock; a task that asks for the write lock waits until
+    the others have released. Locks on one path share their tasks' holds unless ``is_singleton`` is false.
+
+    :param loop: the event loop; ``None``: the running one
+    :param executor: where file-system calls run; ``None``: daemon threads of this package, which a hung file server
+        cannot use up
+
+    The other parameters and errors are those of :class:`SoftReadWriteLock`.
+    """
+
+    def __init__(
+        self,
+        lock_file: str | os.PathLike[str],
+        timeout: float = -1,
+        *,
+        blocking: bool = True,
+        is_singleton: bool = True,
+        heartbeat_interval: float = 30.0,
+        stale_threshold: float | None = None,
+        poll_interval: float = 0.25,
+        on_compromise: Callable[[LeaseCompromise], None] | None = None,
+        heartbeat: Heartbeat = "thread",
+        share: Share = "user",
+        lock_dir: str | os.PathLike[str] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        settings = checked(
+            lock_file,
+            timeout=timeout,
+            blocking=blocking,
+            is_singleton=is_singleton,
+            heartbeat_interval=heartbeat_interval,
+            stale_threshold=stale_threshold,
+            poll_interval=poll_interval,
+            on_compromise=on_compromise,
+            heartbeat=heartbeat,
+            share=share,
+            lock_dir=lock_dir,
+        )
+        self._set_up(settings, loop, executor)
+
+    def _set_up(
+        self, settings: Settings, loop: asyncio.AbstractEventLoop | None = None, executor: Executor | None = None
+    ) -> None:
+        self._settings: Settings = settings
+        self._loop = loop
+        self._executor = executor
+        self._pid = os.getpid()
+        self._closed = False
+        self._latest_compromise: LeaseCompromise | None = None
+        table = _tables.get(settings.lock_path) if settings.is_singleton else None
+        if table is None or table.pid != self._pid:
+            table = _Table()
+            if settings.is_singleton:
+                _tables[settings.lock_path] = table
+        self._table = table
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self.lock_file!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AsyncSoftReadWriteLock):
+            return NotImplemented
+        return type(self) is type(other) and self._settings == other._settings
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._settings))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self._settings)
+
+    @property
+    def lock_file(self) -> str:
+        """The path as it was given."""
+        return self._settings.lock_file
+
+    @property
+    def lock_path(self) -> str:
+        """The directory where the lock lives, absolute."""
+        return self._settings.lock_path
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait by default; -1 for no limit."""
+        return self._settings.timeout
+
+    @property
+    def blocking(self) -> bool:
+        """Whether an acquire waits by default."""
+        return self._settings.blocking
+
+    @property
+    def heartbeat_interval(self) -> float:
+        """Seconds between heartbeats."""
+        return self._settings.heartbeat_interval
+
+    @property
+    def stale_threshold(self) -> float:
+        """The lease, seconds."""
+        return self._settings.stale_threshold
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds between looks while waiting."""
+        return self._settings.poll_interval
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop, ``None`` for the running one."""
+        return self._loop
+
+    @property
+    def executor(self) -> Executor | None:
+        """Where file-system calls run, ``None`` for this package's own threads."""
+        return self._executor
+
+    @property
+    def status(self) -> HoldStatus:
+        """Whether the calling task holds the lock."""
+        held = self._mine()
+        return HoldStatus.FREE if held is None else held.hold.status
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the calling task holds the lock and has not lost it."""
+        return self.status is HoldStatus.HELD
+
+    @property
+    def generation(self) -> int | None:
+        """
+        The fencing number of the calling task's hold, ``None`` when it holds nothing; see the class for threads.
+
+        :raises LockError: of a shared hold whose number was not read yet: that takes file-system calls, so ``await``
+            :meth:`read_generation`
+        """
+        held = self._mine()
+        if held is None:
+            return None
+        if held.hold.participant.generation is None:
+            raise LockError("the generation of a shared hold must be read from disk: await read_generation()")
+        return held.hold.participant.generation
+
+    async def read_generation(self) -> int | None:
+        """
+        Return the fencing number of the calling task's hold, exact also for a shared one; ``None`` when not held.
+
+        :raises OSError: if the lock directory cannot be read
+        """
+        held = self._mine()
+        return None if held is None else await self._settled(held.hold.participant.read_generation)
+
+    @property
+    def compromise(self) -> LeaseCompromise | None:
+        """How the calling task's hold was lost, ``None`` while it stands."""
+        held = self._mine()
+        return self._latest_compromise if held is None else held.hold.compromise
+
+    def check(self) -> None:
+        """
+        Make sure that the calling task still holds the lock. Costs no file-system call.
+
+        :raises LockLostError: if somebody has evicted this holder
+        :raises LeaseExpiredError: if the lease has run out, so that somebody may have
+        :raises LockNotHeldError: if the task does not hold it at all
+        """
+        held = self._mine()
+        if held is None:
+            raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by this task")
+        if (error := held.hold.error()) is not None:
+            raise error
+
+    def _mine(self) -> _TaskHold | None:
+        if self._pid != os.getpid():
+            return None
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            return None
+        return None if task is None else self._table.holds.get(task)
+
+    async def acquire_read(
+        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+    ) -> AsyncAcquireReturnProxy:
+        """Take the lock shared for the calling task; see :meth:`SoftReadWriteLock.acquire_read`."""
+        return await self._acquire(Mode.READ, timeout, blocking, on_wait)
+
+    async def acquire_write(
+        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+    ) -> AsyncAcquireReturnProxy:
+        """Take the lock exclusively for the calling task; see :meth:`SoftReadWriteLock.acquire_write`."""
+        return await self._acquire(Mode.WRITE, timeout, blocking, on_wait)
+
+    @asynccontextmanager
+    async def read_lock(
+        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+    ) -> AsyncIterator[None]:
+        """Hold the lock shared for an ``async with`` block; see :meth:`SoftReadWriteLock.read_lock`."""
+        async with await self.acquire_read(timeout, blocking=blocking, on_wait=on_wait):
+            yield
+
+    @asynccontextmanager
+    async def write_lock(
+        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+    ) -> AsyncIterator[None]:
+        """Hold the lock exclusively for an ``async with`` block; see :meth:`SoftReadWriteLock.write_lock`."""
+        async with await self.acquire_write(timeout, blocking=blocking, on_wait=on_wait):
+            yield
+
+    async def _acquire(
+        self, mode: Mode, timeout: float | None, blocking: bool | None, on_wait: OnWait | None
+    ) -> AsyncAcquireReturnProxy:
+        self._refuse_if_unusable()
+        blocking = self.blocking if blocking is None else blocking
+        limit = checked_timeout(self.timeout if timeout is None else timeout, blocking=blocking)
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("an asynchronous lock must be acquired in a task")
+        if (held := self._table.holds.get(task)) is not None:
+            self._enter_again(held, mode)
+            return AsyncAcquireReturnProxy(self)
+        attempt: Attempt = await self._settled(
+            Attempt, self._settings, mode, watch=self._table.watch, on_wait=on_wait, cancelled=lambda: self._closed
+        )
+        hold = await self._drive(acquiring(attempt, timeout=limit, blocking=blocking))
+        # No await may come between the grant and this entry, or a cancellation would lose the hold.
+        self._table.holds[task] = _TaskHold(hold, mode, {id(self): 1})
+        try:
+            await self._settled(keeper.keep, hold, self._settings.heartbeat)
+            self._refuse_if_unusable()
+        except BaseException:
+            await self._release(force=True)
+            raise
+        return AsyncAcquireReturnProxy(self)
+
+    def _enter_again(self, held: _TaskHold, mode: Mode) -> None:
+        if held.mode is not mode:
+            direction = "downgrade" if mode is Mode.READ else "upgrade"
+            raise RuntimeError(
+                f"cannot take the {mode.value} lock on {self.lock_file!r}: this task holds a {held.mode.value} lock, "
+                f"and {direction} is not allowed"
+            )
+        if (error := held.hold.error()) is not None:
+            raise error
+        held.levels[id(self)] = held.levels.get(id(self), 0) + 1
+
+    def _refuse_if_unusable(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"the lock on {self.lock_file!r} was inherited through fork() and is void; make a new one in the child"
+            )
+        if self._closed:
+            raise RuntimeError(f"the lock on {self.lock_file!r} has been closed")
+
+    async def release(self, *, force: bool = False) -> None:
+        """
+        Give back one level of the calling task; its last one ends its hold. In a forked child this does nothing.
+
+        :param force: give back all levels that the task took through this object
+        :raises RuntimeError: if the task holds no level through this object, and ``force`` is false
+        """
+        await self._release(force=force)
+
+    async def _leave_block(self, exception: BaseException | None) -> None:
+        error = await self._release(force=False)
+        if error is not None and exception is None:
+            raise error
+
+    async def _release(self, *, force: bool) -> LockLostError | None:
+        if self._pid != os.getpid():
+            return None
+        task = asyncio.current_task()
+        held = None if task is None else self._table.holds.get(task)
+        if task is None or held is None or id(self) not in held.levels:
+            if force:
+                return None
+            raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: this task does not hold it")
+        left = 0 if force else held.levels[id(self)] - 1
+        if left:
+            held.levels[id(self)] = left
+        else:
+            del held.levels[id(self)]
+        if held.levels:
+            return held.hold.error()
+        return await self._end(task, held)
+
+    async def _end(self, task: asyncio.Task[Any], held: _TaskHold) -> LockLostError | None:
+        del self._table.holds[task]
+        if await self._settled(keeper.release, held.hold):
+            return None
+        self._latest_compromise = held.hold.compromise
+        return held.hold.lost_error()
+
+    async def close(self) -> None:
+        """End the holds that tasks took through this object, and refuse to be acquired from now on."""
+        if self._pid != os.getpid():
+            return
+        self._closed = True
+        for task, held in list(self._table.holds.items()):
+            held.levels.pop(id(self), None)
+            if not held.levels:
+                await self._end(task, held)
+
+    # -- how the story is run on the loop -----------------------------------------------------------------------------
+
+    async def _drive(self, steps: Steps) -> Hold:
+        try:
+            wish = next(steps)
+            while True:
+                try:
+                    result = await self._grant_wish(wish)
+                except BaseException as error:
+                    wish = steps.throw(error)
+                else:
+                    wish = steps.send(result)
+        except StopIteration as end:
+            hold: Hold = end.value
+            return hold
+
+    async def _grant_wish(self, wish: Io | Pause) -> Any:
+        if isinstance(wish, Pause):
+            return await asyncio.sleep(wish.seconds)
+        limit = wish.limit
+        if limit is None and wish.closing:
+            limit = time.monotonic() + GRACE_S  # a cancelled task ends, even if the server that it waits for hangs
+        future = self._submit(wish.call)
+        await asyncio.wait([future], timeout=None if limit is None else max(limit - time.monotonic(), 0.1))
+        if not future.done():
+            raise Unanswered
+        return future.result()
+
+    def _submit(self, call: Callable[..., _R], *args: Any, **kwargs: Any) -> asyncio.Future[_R]:
+        loop = self._loop or asyncio.get_running_loop()
+        if self._executor is None:
+            future = asyncio.wrap_future(workers.submit(call, *args, **kwargs), loop=loop)
+        else:
+            future = loop.run_in_executor(self._executor, lambda: call(*args, **kwargs))
+        # A call that nobody waits for any more has told the protocol what it met; asyncio need not complain about it.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return future
+
+    async def _settled(self, call: Callable[..., _R], *args: Any, **kwargs: Any) -> _R:
+        # Waits for the call also when cancelled, and passes the cancellation on afterwards: nothing is left half done.
+        future = self._submit(call, *args, **kwargs)
+        cancellation: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as error:
+                cancellation = error
+        if cancellation is not None:
+            raise cancellation
+        return future.result()
+
+
+def _restore(cls: type[AsyncSoftReadWriteLock], settings: Settings) -> AsyncSoftReadWriteLock:
+    lock = cls.__new__(cls)
+    lock._set_up(settings)
+    return lock

@@ -1,0 +1,266 @@
+"""
+Every file-system call of the engine: the narrow interface that the protocol needs, and its real implementation.
+
+:class:`Files` is what PROTOCOL.md section 6 speaks about: ``mkdir``, ``rmdir``, list, exclusive create, ``rename`` and
+``unlink``, nothing else. The tests put a simulated NFS behind the same interface. Errors come out as ``OSError``,
+untranslated: what an error means depends on the step of the protocol that met it.
+
+Changes go through a descriptor of the lock directory that was opened without following a symbolic link. Listings open
+the directory anew by its path, because that is what makes an NFS client ask the server whether its copy is fresh;
+a listing through a descriptor kept open was seen 55 s late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from typing import Final, Literal, Protocol
+
+from .errors import LockPathError
+
+Share = Literal["user", "group"]
+
+SUFFIX: Final = ".rwlock"
+_USER_MODE: Final = 0o700
+_GROUP_MODE: Final = 0o2770
+#: O_PATH makes the open itself cost no round trip on NFS. Elsewhere an ordinary descriptor does.
+_OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
+#: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
+_HALF_MADE_S: Final = 2.0
+
+
+class Files(Protocol):
+    """The entries of one lock directory. Names are relative to it; ``<announcement>/beat.<k>`` is the deepest."""
+
+    def mkdir(self, name: str) -> None:
+        """Make a directory; ``FileExistsError`` if the name is taken."""
+
+    def rmdir(self, name: str) -> None:
+        """Remove an empty directory."""
+
+    def listdir(self, name: str = "") -> list[str]:
+        """List the lock directory, or one announcement, opened afresh."""
+
+    def create(self, name: str, record: bytes) -> None:
+        """Create a file that does not exist yet. That it exists is what counts; ``record`` is for people."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename ``old``, a name that only its maker renames."""
+
+    def unlink(self, name: str) -> None:
+        """Remove a file."""
+
+
+class LockDirectory:
+    """
+    The real files of one lock.
+
+    :param path: absolute path of the lock directory; made by :meth:`open` if it is missing, parents included
+    :param share: who may take part: ``"user"`` (mode 0700) or ``"group"`` (the parent directory's group)
+    """
+
+    def __init__(self, path: str, share: Share = "user") -> None:
+        self.path: Final = path
+        self.share: Final = share
+        #: Which file system the lock is on (``st_dev``); known once the directory was opened and checked.
+        self.device: int | None = None
+        self._fd = -1
+
+    def open(self) -> None:
+        """
+        Open the directory, making it if need be, and check that it is fit to be one.
+
+        The check costs a round trip on NFS, so it is made once per object; later calls only open.
+
+        :raises LockPathError: if it is a symbolic link or a file, another user's, or was made for another ``share``
+        :raises OSError: what the system said otherwise
+        """
+        if self._fd >= 0:
+            return
+        deadline = time.monotonic() + _HALF_MADE_S
+        while True:
+            self._fd = self._open_or_make()
+            try:
+                if self.device is None:
+                    self.device = self._check()
+            except _HalfMade as trouble:
+                self.close()
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                raise trouble.error from None
+            except BaseException:
+                self.close()
+                raise
+            return
+
+    def open_existing(self) -> None:
+        """
+        Open the directory for a lock that is held already: nothing is made or checked.
+
+        :raises OSError: if it is not there
+        """
+        if self._fd < 0:
+            self._fd = os.open(self.path, _OPEN_FLAGS)
+
+    def close(self) -> None:
+        """Give the descriptor back. The object can be opened again."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        # Also what frees the descriptor's copy in a forked child, where the hold that owns this object is dropped.
+        with contextlib.suppress(OSError, AttributeError):
+            self.close()
+
+    def mkdir(self, name: str) -> None:  # noqa: D102 - see Files
+        os.mkdir(name, _GROUP_MODE if self.share == "group" else _USER_MODE, dir_fd=self._fd)
+
+    def rmdir(self, name: str) -> None:  # noqa: D102
+        os.rmdir(name, dir_fd=self._fd)
+
+    def listdir(self, name: str = "") -> list[str]:  # noqa: D102
+        return os.listdir(f"{self.path}/{name}" if name else self.path)
+
+    def create(self, name: str, record: bytes) -> None:  # noqa: D102
+        if self.share == "group":
+            # The umask may have taken the group's right to remove a beat. It needs that right from the first beat on;
+            # without a beat, the right to the lock directory is enough. So short holds never pay for this call.
+            os.chmod(name.partition("/")[0], _GROUP_MODE, dir_fd=self._fd)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o640 if self.share == "group" else 0o600, dir_fd=self._fd)
+        # On a full disk the file exists, and that is the heartbeat; only the note for people is lost.
+        with contextlib.suppress(OSError):
+            try:
+                os.write(fd, record)
+            finally:
+                os.close(fd)
+
+    def rename(self, old: str, new: str) -> None:  # noqa: D102
+        os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def unlink(self, name: str) -> None:  # noqa: D102
+        os.unlink(name, dir_fd=self._fd)
+
+    def _open_or_make(self) -> int:
+        for _ in range(5):
+            try:
+                return os.open(self.path, _OPEN_FLAGS)
+            except FileNotFoundError:
+                self._make()
+            except NotADirectoryError:
+                # O_DIRECTORY with O_NOFOLLOW answers ENOTDIR for a symbolic link, too.
+                raise self._refusal_of_what_is_there() from None
+        raise FileNotFoundError(errno.ENOENT, "the lock directory is removed again and again", self.path)
+
+    def _make(self) -> None:
+        parent = os.path.dirname(self.path)
+        os.makedirs(parent, exist_ok=True)
+        try:
+            os.mkdir(self.path, _USER_MODE)
+        except FileExistsError:
+            return
+        if self.share == "group":
+            group = os.stat(parent).st_gid
+            if os.lstat(self.path).st_gid != group:
+                try:
+                    os.chown(self.path, -1, group, follow_symlinks=False)
+                except PermissionError:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(self.path)
+                    raise LockPathError(
+                        self.path,
+                        f"cannot be shared with group {group} of its parent directory: you are not a member",
+                        "become a member, or use share='user'",
+                        errno.EPERM,
+                    ) from None
+            os.chmod(self.path, _GROUP_MODE)
+
+    def _refusal_of_what_is_there(self) -> LockPathError:
+        try:
+            mode = os.lstat(self.path).st_mode
+        except OSError as error:
+            return LockPathError(self.path, f"cannot be looked at: {error.strerror}", "correct the path", error.errno)
+        if stat.S_ISLNK(mode):
+            return LockPathError(
+                self.path, "is a symbolic link, and a lock directory must not be one", "remove the link", errno.ELOOP
+            )
+        if stat.S_ISDIR(mode):
+            return LockPathError(
+                self.path, "lies below something that is no directory", "correct the path", errno.ENOTDIR
+            )
+        return LockPathError(
+            self.path, f"is a {_kind(mode)} where the lock directory should be", "move it away", errno.ENOTDIR
+        )
+
+    def _check(self) -> int:
+        found = os.fstat(self._fd)
+        for_group = bool(found.st_mode & 0o070)
+        mine = found.st_uid == os.geteuid() or (self.share == "user" and self._is_mapped_to(found.st_uid))
+        if self.share == "group":
+            if not for_group or (found.st_mode & 0o2070) != 0o2070:
+                error = LockPathError(
+                    self.path,
+                    "was made for one user (share='user')",
+                    "use share='user', or remove the directory while nobody holds the lock",
+                    errno.EPERM,
+                )
+                raise _HalfMade(error) if not for_group else error
+            return found.st_dev
+        if not mine:
+            raise LockPathError(
+                self.path,
+                f"belongs to user {_user(found.st_uid)}, you are {_user(os.geteuid())}",
+                "use share='group' for a lock that several users take, or another lock_dir",
+                errno.EPERM,
+            )
+        if for_group or found.st_mode & 0o007:
+            raise LockPathError(
+                self.path,
+                f"is open to others (mode {stat.S_IMODE(found.st_mode):04o})",
+                "use share='group' if it was made so, or restore its mode 0700",
+                errno.EPERM,
+            )
+        return found.st_dev
+
+    def _is_mapped_to(self, owner: int) -> bool:
+        # A server may map every client user to one (all_squash): then what we make belongs to that user, too.
+        probe = f"gone.{os.urandom(16).hex()}"
+        try:
+            os.mkdir(probe, _USER_MODE, dir_fd=self._fd)
+        except OSError:
+            return False
+        try:
+            return os.stat(probe, dir_fd=self._fd, follow_symlinks=False).st_uid == owner
+        finally:
+            os.rmdir(probe, dir_fd=self._fd)
+
+
+class _HalfMade(Exception):
+    def __init__(self, error: LockPathError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISREG, "file"),
+        (stat.S_ISFIFO, "FIFO"),
+        (stat.S_ISSOCK, "socket"),
+        (stat.S_ISBLK, "device"),
+        (stat.S_ISCHR, "device"),
+    )
+    return next((name for test, name in kinds if test(mode)), "special file")
+
+
+def _user(uid: int) -> str:
+    import pwd  # noqa: PLC0415 - only for a message
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return str(uid)

@@ -1,0 +1,186 @@
+"""
+A granted lock as its process knows it: whether it still stands, and who must be told when it does not.
+
+The state is derived from the lease and the clock whenever it is asked for, so no thread has to run for an expiry to
+be noticed: a process that wakes after a pause sees at once that its lease has run out.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Literal
+
+from .errors import LeaseExpiredError, LockLostError
+from .protocol import Beat, Participant, token_in
+
+if TYPE_CHECKING:
+    from filelock import LeaseCompromise
+
+logger: Final = logging.getLogger("nfsrwlock")
+
+#: A clock that runs through suspend, so that a laptop or a virtual machine that slept knows that its lease ran out.
+#: Elsewhere than on Linux, CLOCK_MONOTONIC does that.
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def now() -> float:
+    """Return seconds on the clock that leases are counted on."""
+    return time.clock_gettime(_CLOCK)
+
+
+class HoldStatus(StrEnum):
+    """Whether a lock is held."""
+
+    FREE = "free"
+    HELD = "held"
+    #: The lease has run out before a heartbeat succeeded. A peer may enter. A later heartbeat may restore the hold.
+    SUSPECT = "suspect"
+    #: Somebody evicted us. It will not come back.
+    LOST = "lost"
+
+
+class Hold:
+    """
+    One granted participant, its heartbeat, and what its owner is told of it.
+
+    :param participant: granted
+    :param lock_file: the path as the user named it
+    :param device: the file system, for the keeper
+    :param on_compromise: called once each time the hold becomes suspect or lost, from a thread of this package
+    """
+
+    def __init__(
+        self,
+        participant: Participant,
+        lock_file: str,
+        device: int,
+        on_compromise: Callable[[LeaseCompromise], None] | None,
+    ) -> None:
+        self.participant: Final = participant
+        self.lock_file: Final = lock_file
+        self.device: Final = device
+        self._on_compromise: Final = on_compromise
+        #: One heartbeat or one removal at a time.
+        self.mutex: Final = threading.Lock()
+        #: Set while something else than this process's own thread beats for the hold.
+        self.catch_up: Callable[[], bool] | None = None
+        #: The thread in which ``on_compromise`` runs now; it may release the hold although it does not own it.
+        self.callback_thread: int | None = None
+        self.due: float = participant.lease.renewed + participant.interval
+        self.ended: bool = False
+        #: Somebody is about to call :meth:`tell_owner`.
+        self.telling: bool = False
+        self._telling_lock = threading.Lock()
+        self._lost: bool = False
+        self._told: Literal["suspect", "lost"] | None = None
+        self._compromise: LeaseCompromise | None = None
+
+    @property
+    def status(self) -> HoldStatus:
+        """Whether the hold stands now."""
+        if self.catch_up is not None and self.participant.lease.has_run_out(now()):
+            self.catch_up()  # beats may have arrived while this process could not look
+        if self._lost:
+            return HoldStatus.LOST
+        return HoldStatus.SUSPECT if self.participant.lease.has_run_out(now()) else HoldStatus.HELD
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the lease runs out, unless it is renewed; negative after that."""
+        return self.participant.lease.expires - now()
+
+    @property
+    def compromise(self) -> LeaseCompromise | None:
+        """How the hold was lost, or ``None`` while it stands."""
+        status = self.status
+        if status is HoldStatus.HELD:
+            return None
+        return self._describe("evicted" if status is HoldStatus.LOST else "refresh-failed")
+
+    def error(self) -> LockLostError | None:
+        """Return the error that tells what is wrong with the hold, ``None`` if nothing is."""
+        status = self.status
+        if status is HoldStatus.LOST:
+            return self.lost_error()
+        if status is HoldStatus.SUSPECT:
+            lease = self.participant.lease
+            cause = f" ({self.participant.beat_error})" if self.participant.beat_error else ""
+            return LeaseExpiredError(
+                self.lock_file,
+                f"no heartbeat has succeeded for {now() - lease.renewed:.1f} s{cause}; with a lease of {lease.ttl:g} s "
+                "others may hold the lock now. Stop using what it protects",
+            )
+        return None
+
+    def lost_error(self) -> LockLostError:
+        """Return the error of a hold that somebody has ended."""
+        return LockLostError(
+            self.lock_file,
+            "somebody evicted this holder, after its lease had run out or by an operator's command; what was done "
+            "since may overlap with another holder's work and must not be published",
+        )
+
+    def beat(self) -> Beat:
+        """Send a heartbeat now and take in what comes of it. For the keeper."""
+        with self.mutex:
+            if self.ended or self._lost:
+                return Beat.LOST
+            outcome = self.participant.beat()
+            moment = now()
+            if outcome is Beat.DONE:
+                self.due = self.participant.lease.renewed + self.participant.interval
+            else:
+                self.due = moment + self.participant.interval / 10
+        self.take_in(outcome)
+        return outcome
+
+    def take_in(self, outcome: Beat) -> None:
+        """Take in the outcome of a heartbeat that was sent here or elsewhere, and tell the owner."""
+        if outcome is Beat.LOST:
+            self._lost = True
+            self.tell_owner()
+        elif outcome is Beat.DONE and self._told == "suspect" and not self.participant.lease.has_run_out(now()):
+            self._told = None
+            logger.warning(
+                "the lock on %r is safe again: a heartbeat has shown that the hold never ended", self.lock_file
+            )
+
+    def tell_owner(self) -> None:
+        """Call ``on_compromise`` if the hold is suspect or lost and its owner does not know that yet."""
+        self.telling = False
+        status = self.status
+        if status is HoldStatus.HELD or self.ended:
+            return
+        with self._telling_lock:
+            if self._told in (status.value, "lost"):
+                return
+            self._told = "lost" if status is HoldStatus.LOST else "suspect"
+        logger.warning("%s", self.error())
+        if self._on_compromise is None:
+            return
+        self.callback_thread = threading.get_ident()
+        try:
+            self._on_compromise(self._describe("evicted" if status is HoldStatus.LOST else "refresh-failed"))
+        except Exception:
+            logger.exception("on_compromise of the lock on %r failed", self.lock_file)
+        finally:
+            self.callback_thread = None
+
+    @property
+    def next_expiry(self) -> float | None:
+        """When the owner must be told of an expiry, ``None`` if it has been told already."""
+        return None if self._told is not None or self._lost or self.telling else self.participant.lease.expires
+
+    def _describe(self, reason: Literal["evicted", "refresh-failed"]) -> LeaseCompromise:
+        from filelock import LeaseCompromise  # noqa: PLC0415 - the beating helper process does without filelock
+
+        return LeaseCompromise(
+            lock_file=self.lock_file,
+            token=token_in(self.participant.name),
+            reason=reason,
+            error=self.participant.beat_error,
+        )

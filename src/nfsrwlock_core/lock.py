@@ -1,0 +1,593 @@
+"""
+The reader/writer lock for programs: threads, re-entrancy, forks, one instance per path, ``with`` statements.
+
+The names and their meaning are those of filelock's class of the same name, so that changing the import is enough. What
+happens on disk is in :mod:`nfsrwlock_core.protocol`, and the waiting in :mod:`nfsrwlock_core.acquire`; this is only the
+part that concerns one process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait as wait_for_all
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import WeakValueDictionary
+
+from . import keeper, workers
+from .acquire import Attempt, acquiring, run
+from .compat import Timeout
+from .directory import Share
+from .errors import LockLostError, LockNotHeldError
+from .hold import Hold, HoldStatus
+from .names import Mode
+from .settings import Heartbeat, Settings, checked, checked_timeout
+from .state import WaitInfo
+from .watch import Watch
+
+if TYPE_CHECKING:
+    from filelock import LeaseCompromise
+
+OnWait = Callable[[WaitInfo], None]
+
+#: How long the interpreter's exit waits for releases that the file server does not answer, seconds.
+_EXIT_WAIT_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class _Held:
+    """What exists only while the lock is held."""
+
+    hold: Hold
+    mode: Mode
+    writer: int | None
+    levels: dict[int, int] = field(default_factory=dict)
+
+
+class AcquireReturnProxy:
+    """What an acquire returns: leaving a ``with`` block on it releases one level of the lock."""
+
+    def __init__(self, lock: SoftReadWriteLock) -> None:
+        self.lock: Final = lock
+
+    def __enter__(self) -> SoftReadWriteLock:
+        return self.lock
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.lock._leave_block(exc_value)
+
+
+class _OnePerPath(type):
+    """Gives each class of locks its registry, and returns the instance that a path has already."""
+
+    _instances: WeakValueDictionary[str, SoftReadWriteLock]
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
+        super().__init__(name, bases, namespace)
+        cls._instances = WeakValueDictionary()
+
+    def __call__(
+        cls,
+        lock_file: str | os.PathLike[str],
+        timeout: float = -1,
+        *,
+        blocking: bool = True,
+        is_singleton: bool = True,
+        heartbeat_interval: float = 30.0,
+        stale_threshold: float | None = None,
+        poll_interval: float = 0.25,
+        on_compromise: Callable[[LeaseCompromise], None] | None = None,
+        heartbeat: Heartbeat = "thread",
+        share: Share = "user",
+        lock_dir: str | os.PathLike[str] | None = None,
+        **extra: Any,
+    ) -> Any:
+        def make() -> SoftReadWriteLock:
+            made: SoftReadWriteLock = super(_OnePerPath, cls).__call__(
+                lock_file,
+                timeout,
+                blocking=blocking,
+                is_singleton=is_singleton,
+                heartbeat_interval=heartbeat_interval,
+                stale_threshold=stale_threshold,
+                poll_interval=poll_interval,
+                on_compromise=on_compromise,
+                heartbeat=heartbeat,
+                share=share,
+                lock_dir=lock_dir,
+                **extra,
+            )
+            return made
+
+        if is_singleton is not True:
+            return make()
+        settings = checked(
+            lock_file,
+            timeout=timeout,
+            blocking=blocking,
+            is_singleton=is_singleton,
+            heartbeat_interval=heartbeat_interval,
+            stale_threshold=stale_threshold,
+            poll_interval=poll_interval,
+            on_compromise=on_compromise,
+            heartbeat=heartbeat,
+            share=share,
+            lock_dir=lock_dir,
+        )
+        with _registry.lock:
+            instance = cls._instances.get(settings.lock_path)
+            if instance is None:
+                instance = cls._instances[settings.lock_path] = make()
+                return instance
+        _refuse_other_contract(instance._settings, settings)
+        return instance
+
+
+def _refuse_other_contract(old: Settings, new: Settings) -> None:
+    # Tuning keeps the first caller's values. What changes what a caller may rely on is refused.
+    for name in ("timeout", "blocking", "on_compromise", "heartbeat", "share"):
+        was, wanted = getattr(old, name), getattr(new, name)
+        if was != wanted and not (was != was and wanted != wanted):  # noqa: PLR0124 - nan
+            raise ValueError(
+                f"the lock on {new.lock_file!r} exists in this process with {name}={was!r}, which cannot be changed to "
+                f"{wanted!r}; use is_singleton=False for a lock of its own"
+            )
+
+
+class _Registry:
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.all: WeakValueDictionary[int, SoftReadWriteLock] = WeakValueDictionary()
+
+
+_registry = _Registry()
+
+
+class SoftReadWriteLock(metaclass=_OnePerPath):
+    """
+    A reader/writer lock, named by a path, for processes on any number of hosts that share a file system.
+
+    Many readers or one writer. Writers are preferred: readers that come after a waiting writer wait behind it. Nothing
+    rests on kernel locks, on clocks of hosts agreeing, or on time stamps; the protocol and its proof are in the
+    project's documentation. Within a process it behaves as filelock's class of the same name: re-entrant, no upgrade or
+    downgrade, a write belongs to its thread, one instance per path, and a forked child's copy is void.
+
+    What it does not do: it cannot stop a process that goes on after its lease has run out (a machine that slept, a
+    server out of reach). Such a process can know: :meth:`check`, ``on_compromise``, and the error at the end of the
+    ``with`` block. Call :meth:`check` right before what was done is made final.
+
+    :param lock_file: what the lock protects; it need not exist. The lock lives beside it, in ``<lock_file>.rwlock``
+    :param timeout: seconds to wait at most; -1 waits without limit
+    :param blocking: ``False`` raises :class:`Timeout` at once if the lock is not free
+    :param is_singleton: give the instance that this process has for the path already
+    :param heartbeat_interval: seconds between heartbeats of a holder
+    :param stale_threshold: the lease, seconds: how long a holder may be silent before any host may evict it. By default
+        three heartbeat intervals. The holder itself stops trusting its hold after nine tenths of that
+    :param poll_interval: seconds between looks while waiting. The first pauses are shorter; after long waits they grow
+        to four times that
+    :param on_compromise: called with a :class:`filelock.LeaseCompromise` when the hold becomes suspect
+        (``"refresh-failed"``) or lost (``"evicted"``), from a thread of this package
+    :param heartbeat: ``"thread"``, or ``"process"`` for programs that hold the GIL for longer than a lease
+    :param share: ``"user"``: only processes of one user take part; ``"group"``: members of the parent directory's group
+    :param lock_dir: a directory to keep the lock in, for data in directories that cannot be written; every process that
+        shares the lock must use the same one. Default: the environment's ``NFSRWLOCK_DIR``
+    :raises TypeError: if a setting is of the wrong type
+    :raises ValueError: if settings are out of range or contradict each other or the path's existing instance
+    """
+
+    _instances: ClassVar[WeakValueDictionary[str, SoftReadWriteLock]]
+
+    def __init__(
+        self,
+        lock_file: str | os.PathLike[str],
+        timeout: float = -1,
+        *,
+        blocking: bool = True,
+        is_singleton: bool = True,
+        heartbeat_interval: float = 30.0,
+        stale_threshold: float | None = None,
+        poll_interval: float = 0.25,
+        on_compromise: Callable[[LeaseCompromise], None] | None = None,
+        heartbeat: Heartbeat = "thread",
+        share: Share = "user",
+        lock_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._set_up(
+            checked(
+                lock_file,
+                timeout=timeout,
+                blocking=blocking,
+                is_singleton=is_singleton,
+                heartbeat_interval=heartbeat_interval,
+                stale_threshold=stale_threshold,
+                poll_interval=poll_interval,
+                on_compromise=on_compromise,
+                heartbeat=heartbeat,
+                share=share,
+                lock_dir=lock_dir,
+            )
+        )
+
+    def _set_up(self, settings: Settings) -> None:
+        self._settings: Settings = settings
+        self._pid = os.getpid()
+        self._internal = threading.Lock()
+        self._transaction = threading.Lock()
+        self._held: _Held | None = None
+        self._latest_compromise: LeaseCompromise | None = None
+        self._closed = False
+        self._watch = Watch()
+        _registry.all[id(self)] = self
+
+    @classmethod
+    def get_lock(
+        cls, lock_file: str | os.PathLike[str], timeout: float = -1, *, blocking: bool = True
+    ) -> SoftReadWriteLock:
+        """
+        Return this process's instance for ``lock_file``, making it if there is none.
+
+        :raises ValueError: if it exists with another ``timeout`` or ``blocking``
+        """
+        return cls(lock_file, timeout, blocking=blocking)
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def lock_file(self) -> str:
+        """The path as it was given."""
+        return self._settings.lock_file
+
+    @property
+    def lock_path(self) -> str:
+        """The directory where the lock lives, absolute."""
+        return self._settings.lock_path
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait by default; -1 for no limit."""
+        return self._settings.timeout
+
+    @property
+    def blocking(self) -> bool:
+        """Whether an acquire waits by default."""
+        return self._settings.blocking
+
+    @property
+    def heartbeat_interval(self) -> float:
+        """Seconds between heartbeats."""
+        return self._settings.heartbeat_interval
+
+    @property
+    def stale_threshold(self) -> float:
+        """The lease: seconds of silence after which any host may evict this holder."""
+        return self._settings.stale_threshold
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds between looks while waiting."""
+        return self._settings.poll_interval
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """What heartbeats come from: ``"thread"`` or ``"process"``."""
+        return self._settings.heartbeat
+
+    @property
+    def share(self) -> Share:
+        """Who takes part: ``"user"`` or ``"group"``."""
+        return self._settings.share
+
+    @property
+    def lock_dir(self) -> str | None:
+        """The directory of locks as it was given, ``None`` if the lock lives where the default says."""
+        return self._settings.lock_dir
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self.lock_file!r}, {self.status.value}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SoftReadWriteLock):
+            return NotImplemented
+        return type(self) is type(other) and self._settings == other._settings
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._settings))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self._settings)
+
+    # -- whether it is held -------------------------------------------------------------------------------------------
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this instance holds the lock, by whatever thread, and has not lost it."""
+        return self.status is HoldStatus.HELD
+
+    @property
+    def status(self) -> HoldStatus:
+        """Whether the lock is held by this instance, suspect, lost or free."""
+        held = self._held_here()
+        return HoldStatus.FREE if held is None else held.hold.status
+
+    @property
+    def lease_remaining(self) -> float | None:
+        """Seconds until the hold becomes suspect unless a heartbeat renews it; ``None`` when not held."""
+        held = self._held_here()
+        return None if held is None else held.hold.remaining
+
+    @property
+    def generation(self) -> int | None:
+        """
+        The fencing number, ``None`` when not held.
+
+        Of a write: the number of its grant, higher than that of every earlier one. A store that refuses numbers lower
+        than the highest it has seen refuses a writer that went on after it was evicted. Of a read: the number of the
+        latest write before it, which serves as the version of the data; reading it costs a few file-system calls the
+        first time. Removing the lock directory starts the numbers anew.
+
+        :raises OSError: if the lock directory cannot be read
+        """
+        held = self._held_here()
+        return None if held is None else held.hold.participant.read_generation()
+
+    @property
+    def compromise(self) -> LeaseCompromise | None:
+        """How the latest hold was lost, ``None`` while it stands. Readable until the next hold begins."""
+        with self._internal:
+            return self._latest_compromise if self._held is None else self._held.hold.compromise
+
+    def check(self) -> None:
+        """
+        Make sure that the lock is still held. Costs no file-system call; call it right before a result is published.
+
+        :raises LockLostError: if somebody has evicted this holder
+        :raises LeaseExpiredError: if the lease has run out, so that somebody may have
+        :raises LockNotHeldError: if it is not held at all
+        """
+        held = self._held_here()
+        if held is None:
+            raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by this instance")
+        if (error := held.hold.error()) is not None:
+            raise error
+
+    def _held_here(self) -> _Held | None:
+        return self._held if self._pid == os.getpid() else None
+
+    # -- acquire ------------------------------------------------------------------------------------------------------
+
+    def acquire_read(
+        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+    ) -> AcquireReturnProxy:
+        """
+        Take the lock shared. Re-entrant: if this instance holds it shared already, its level is raised.
+
+        :param timeout: seconds; ``None``: the instance's; -1: no limit
+        :param blocking: ``False``: do not wait; ``None``: as the instance says
+        :param on_wait: called before each pause while waiting
+        :returns: a proxy that releases the lock at the end of a ``with`` block
+        :raises Timeout: if it could not be had in time; says who holds it
+        :raises LockPathError: if the lock cannot live at its path
+        :raises LockLostError: if this instance's hold was lost; release it first
+        :raises RuntimeError: if this instance holds it exclusively, was closed, or was inherited through ``fork``
+        :raises TypeError: if ``timeout`` or ``blocking`` is of the wrong type
+        :raises ValueError: if ``timeout`` is ``nan``, or negative and not -1
+        """
+        return self._acquire(Mode.READ, timeout, blocking, on_wait)
+
+    def acquire_write(
+        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+    ) -> AcquireReturnProxy:
+        """
+        Take the lock exclusively. Re-entrant in the thread that holds it.
+
+        Parameters, result and errors are those of :meth:`acquire_read`.
+
+        :raises RuntimeError: if this instance holds it shared, or another thread holds it exclusively
+        """
+        return self._acquire(Mode.WRITE, timeout, blocking, on_wait)
+
+    @contextmanager
+    def read_lock(
+        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+    ) -> Iterator[None]:
+        """
+        Hold the lock shared for a ``with`` block. Parameters and errors are those of :meth:`acquire_read`.
+
+        :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
+        """
+        with self.acquire_read(timeout, blocking=blocking, on_wait=on_wait):
+            yield
+
+    @contextmanager
+    def write_lock(
+        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+    ) -> Iterator[None]:
+        """
+        Hold the lock exclusively for a ``with`` block. Parameters and errors are those of :meth:`acquire_write`.
+
+        :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
+        """
+        with self.acquire_write(timeout, blocking=blocking, on_wait=on_wait):
+            yield
+
+    def _acquire(
+        self, mode: Mode, timeout: float | None, blocking: bool | None, on_wait: OnWait | None
+    ) -> AcquireReturnProxy:
+        self._refuse_after_fork()
+        blocking = self.blocking if blocking is None else blocking
+        limit = checked_timeout(self.timeout if timeout is None else timeout, blocking=blocking)
+        started = time.monotonic()
+        if self._enter_again(mode):
+            return AcquireReturnProxy(self)
+        if not self._take_turn(limit):
+            raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
+        try:
+            if not self._enter_again(mode):
+                left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
+                self._acquire_anew(mode, left, blocking, on_wait)
+            return AcquireReturnProxy(self)
+        finally:
+            self._transaction.release()
+
+    def _acquire_anew(self, mode: Mode, timeout: float, blocking: bool, on_wait: OnWait | None) -> None:
+        attempt = Attempt(self._settings, mode, watch=self._watch, on_wait=on_wait, cancelled=lambda: self._closed)
+        published = False
+        try:
+            hold = run(acquiring(attempt, timeout=timeout, blocking=blocking))
+            with self._internal:
+                self._refuse_if_closed()
+                keeper.keep(hold, self.heartbeat)
+                me = threading.get_ident()
+                self._held = _Held(hold, mode, me if mode is Mode.WRITE else None, {me: 1})
+                self._latest_compromise = None
+                published = True
+        except Timeout:
+            self._refuse_if_closed()
+            raise
+        finally:
+            if not published:
+                attempt.give_up_if_granted()
+
+    def _take_turn(self, limit: float) -> bool:
+        # One thread of the process at a time waits on disk; the others wait for it here.
+        if limit == 0:
+            return self._transaction.acquire(blocking=False)
+        return self._transaction.acquire(timeout=min(limit, threading.TIMEOUT_MAX) if limit > 0 else -1)
+
+    def _enter_again(self, mode: Mode) -> bool:
+        # Raises the level of a hold that this instance has; returns whether it has one.
+        with self._internal:
+            self._refuse_if_closed()
+            held = self._held
+            if held is None:
+                return False
+            me = threading.get_ident()
+            if held.mode is not mode:
+                direction = "downgrade" if mode is Mode.READ else "upgrade"
+                raise RuntimeError(
+                    f"cannot take the {mode.value} lock on {self.lock_file!r}: this instance holds a "
+                    f"{held.mode.value} lock, and {direction} is not allowed"
+                )
+            if mode is Mode.WRITE and held.writer != me:
+                raise RuntimeError(
+                    f"cannot take the write lock on {self.lock_file!r} in thread {me}: thread {held.writer} holds it"
+                )
+            if (error := held.hold.error()) is not None:
+                raise error  # joining it would mean to work under a lock that others may hold
+            held.levels[me] = held.levels.get(me, 0) + 1
+            return True
+
+    def _refuse_after_fork(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError(
+                f"the lock on {self.lock_file!r} was inherited through fork() and is void; make a new one in the child"
+            )
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"the lock on {self.lock_file!r} has been closed")
+
+    # -- release ------------------------------------------------------------------------------------------------------
+
+    def release(self, *, force: bool = False) -> None:
+        """
+        Give back one level; the last one ends the hold. In a forked child this does nothing.
+
+        :param force: give back all levels, of all threads
+        :raises RuntimeError: if the lock is not held, or not by this thread, and ``force`` is false
+        """
+        self._release(force=force)
+
+    def close(self) -> None:
+        """Release the lock if it is held, and refuse to be acquired from now on. An acquire under way gives up."""
+        if self._pid != os.getpid():
+            return
+        with self._internal:
+            self._closed = True
+        self._release(force=True)
+
+    def _leave_block(self, exception: BaseException | None) -> None:
+        error = self._release(force=False)
+        if error is not None and exception is None:
+            raise error
+
+    def _release(self, *, force: bool) -> LockLostError | None:
+        # Returns what to tell a caller who believes that the work under the lock was guarded to the end.
+        if self._pid != os.getpid():
+            return None
+        with self._internal:
+            held = self._held
+            if held is None:
+                if force:
+                    return None
+                raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: it is not held")
+            if not force and self._give_back_level(held):
+                return held.hold.error()
+            self._held = None
+        stood = keeper.release(held.hold)
+        if not stood:
+            self._latest_compromise = held.hold.compromise
+            return held.hold.lost_error()
+        return None
+
+    def _give_back_level(self, held: _Held) -> bool:
+        # Returns whether the lock stays held.
+        me = threading.get_ident()
+        if me not in held.levels:
+            if me != held.hold.callback_thread:
+                whose = f"thread {held.writer}" if held.writer is not None else "other threads"
+                raise LockNotHeldError(
+                    f"cannot release the lock on {self.lock_file!r} in thread {me}: it is held by {whose}"
+                )
+            me = next(iter(held.levels))  # on_compromise may release what it was told is lost
+        held.levels[me] -= 1
+        if not held.levels[me]:
+            del held.levels[me]
+        return bool(held.levels)
+
+    def _void(self) -> None:
+        # In a forked child: the hold is the parent's.
+        self._internal = threading.Lock()
+        self._transaction = threading.Lock()
+        self._held = None
+
+
+def _restore(cls: type[SoftReadWriteLock], settings: Settings) -> SoftReadWriteLock:
+    # A lock arrives not held, so it never becomes the instance that this process may be holding.
+    lock = cls.__new__(cls)
+    lock._set_up(settings)
+    if settings.is_singleton:
+        with _registry.lock:
+            cls._instances.setdefault(settings.lock_path, lock)
+    return lock
+
+
+def _release_all() -> None:
+    # In threads, so that a server that hangs cannot hang the exit.
+    held = [lock for lock in list(_registry.all.values()) if lock._held_here() is not None]
+    wait_for_all([workers.submit(lock.release, force=True) for lock in held], timeout=_EXIT_WAIT_S)
+
+
+def _reset_after_fork() -> None:
+    global _registry  # noqa: PLW0603 - another thread of the parent may have held its lock
+    inherited = list(_registry.all.values())
+    _registry = _Registry()
+    for lock in inherited:
+        lock._void()
+    classes: list[type[SoftReadWriteLock]] = [SoftReadWriteLock]
+    while classes:
+        cls = classes.pop()
+        cls._instances = WeakValueDictionary()
+        classes.extend(cls.__subclasses__())
+
+
+atexit.register(_release_all)
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,0 +1,208 @@
+"""Several locks as one: taken in one order by everybody, so that two sets can never wait for each other."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from .directory import Share
+from .errors import LockLostError, LockNotHeldError
+from .hold import HoldStatus
+from .lock import OnWait, SoftReadWriteLock
+from .names import Mode
+from .paths import canonical
+from .settings import Heartbeat, checked_timeout
+
+if TYPE_CHECKING:
+    from filelock import LeaseCompromise
+
+_WORST_FIRST: Final = (HoldStatus.LOST, HoldStatus.SUSPECT, HoldStatus.FREE, HoldStatus.HELD)
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+class LockSet:
+    """
+    Locks on several paths that are acquired and released as one: all or nothing, within one timeout.
+
+    They are taken in the order of their canonical paths, which is the same for everybody, so sets never deadlock each
+    other. A path that is both read and written is written. The locks are the set's own; a set does not join locks that
+    its process holds otherwise.
+
+    :param read: paths to lock shared; one path or several
+    :param write: paths to lock exclusively; one path or several
+    :param timeout: seconds for all of them together; -1: no limit
+    :raises ValueError: if no path is given, or settings contradict each other
+
+    The other parameters are those of :class:`SoftReadWriteLock`.
+    """
+
+    def __init__(
+        self,
+        read: Paths = (),
+        write: Paths = (),
+        timeout: float = -1,
+        *,
+        blocking: bool = True,
+        heartbeat_interval: float = 30.0,
+        stale_threshold: float | None = None,
+        poll_interval: float = 0.25,
+        on_compromise: Callable[[LeaseCompromise], None] | None = None,
+        heartbeat: Heartbeat = "thread",
+        share: Share = "user",
+        lock_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        modes: dict[str, tuple[SoftReadWriteLock, Mode]] = {}
+        for paths, mode in ((_several(read), Mode.READ), (_several(write), Mode.WRITE)):
+            for path in paths:
+                lock = SoftReadWriteLock(
+                    path,
+                    timeout,
+                    blocking=blocking,
+                    is_singleton=False,
+                    heartbeat_interval=heartbeat_interval,
+                    stale_threshold=stale_threshold,
+                    poll_interval=poll_interval,
+                    on_compromise=on_compromise,
+                    heartbeat=heartbeat,
+                    share=share,
+                    lock_dir=lock_dir,
+                )
+                modes[lock.lock_path] = (lock, mode)  # written last, so that a path in both is written
+        if not modes:
+            raise ValueError("a LockSet needs at least one path to read or to write")
+        self._members: tuple[tuple[SoftReadWriteLock, Mode], ...] = tuple(
+            modes[lock_path] for lock_path in sorted(modes, key=os.fsencode)
+        )
+        self._is_held = False
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def locks(self) -> tuple[SoftReadWriteLock, ...]:
+        """The locks, in the order in which they are taken."""
+        return tuple(lock for lock, _ in self._members)
+
+    @property
+    def paths_read(self) -> tuple[str, ...]:
+        """The canonical paths that are locked shared, in order."""
+        return tuple(canonical(lock.lock_file) for lock, mode in self._members if mode is Mode.READ)
+
+    @property
+    def paths_write(self) -> tuple[str, ...]:
+        """The canonical paths that are locked exclusively, in order."""
+        return tuple(canonical(lock.lock_file) for lock, mode in self._members if mode is Mode.WRITE)
+
+    @property
+    def status(self) -> HoldStatus:
+        """The worst state of all the locks."""
+        states = {lock.status for lock in self.locks}
+        return next(state for state in _WORST_FIRST if state in states)
+
+    @property
+    def lease_remaining(self) -> float | None:
+        """Seconds until the first of the holds becomes suspect; ``None`` when not held."""
+        left = [remaining for lock in self.locks if (remaining := lock.lease_remaining) is not None]
+        return min(left, default=None)
+
+    @property
+    def generations(self) -> dict[str, int]:
+        """
+        The fencing number of each lock, by canonical path; empty when not held.
+
+        :raises OSError: if a lock directory cannot be read
+        """
+        numbers = {canonical(lock.lock_file): lock.generation for lock in self.locks}
+        return {path: number for path, number in numbers.items() if number is not None}
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} read={list(self.paths_read)}, write={list(self.paths_write)}, {self.status.value}>"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return self._members == other._members if isinstance(other, LockSet) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._members)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_members": self._members, "_is_held": False}
+
+    def check(self) -> None:
+        """
+        Make sure that all locks are still held. Costs no file-system call.
+
+        :raises LockLostError: if one was lost
+        :raises LeaseExpiredError: if the lease of one has run out
+        :raises LockNotHeldError: if the set is not held
+        """
+        for lock in self.locks:
+            lock.check()
+
+    # -- take and leave -----------------------------------------------------------------------------------------------
+
+    def acquire(
+        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+    ) -> Self:
+        """
+        Take all locks, or none.
+
+        :param timeout: seconds for all together; ``None``: as the set says; -1: no limit
+        :param blocking: ``False``: do not wait; ``None``: as the set says
+        :param on_wait: called before each pause while waiting
+        :returns: the set, which releases itself at the end of a ``with`` block
+        :raises Timeout: if not all could be had in time
+        :raises LockPathError: if a lock cannot live at its path
+        :raises RuntimeError: if the set is held already
+        """
+        if self._is_held:
+            raise RuntimeError("this LockSet is held already; sets are not re-entrant")
+        first = self.locks[0]
+        blocking = first.blocking if blocking is None else blocking
+        limit = checked_timeout(first.timeout if timeout is None else timeout, blocking=blocking)
+        deadline = time.monotonic() + limit
+        try:
+            for lock, mode in self._members:
+                left = -1.0 if limit < 0 else max(deadline - time.monotonic(), 0.0)
+                acquire = lock.acquire_write if mode is Mode.WRITE else lock.acquire_read
+                acquire(left, blocking=blocking, on_wait=on_wait)
+        except BaseException:
+            for lock in reversed(self.locks):  # all: a signal may come right after one was taken
+                lock.release(force=True)
+            raise
+        self._is_held = True
+        return self
+
+    def release(self) -> None:
+        """
+        Release all locks.
+
+        :raises LockNotHeldError: if the set is not held
+        """
+        self._release()
+
+    def _release(self) -> LockLostError | None:
+        if not self._is_held:
+            raise LockNotHeldError("this LockSet is not held")
+        self._is_held = False
+        errors = [lock._release(force=True) for lock in reversed(self.locks)]
+        return next((error for error in errors if error is not None), None)
+
+    def __enter__(self) -> Self:
+        return self if self._is_held else self.acquire()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        error = self._release()
+        if error is not None and exc_value is None:
+            raise error
+
+
+def _several(paths: Paths) -> list[str | os.PathLike[str]]:
+    # One path is what a caller means who gives one; its characters are not.
+    return [paths] if isinstance(paths, str | bytes | os.PathLike) else list(paths)

@@ -1,0 +1,224 @@
+"""
+The names of the entries of a lock directory: how they are built and how they are read.
+
+Everything a peer must know to decide is in a name, so that one listing is the whole state of a lock. Parsing is total
+and bounded: any string, however hostile, gives an entry or ``None``, never an error. A name that has the shape of an
+announcement but is not understood (a newer format, damage, an attack) gives an :class:`Announcement` whose
+``understood`` is false; the protocol counts it as a holder in conflict with everybody.
+
+Nothing here touches a file system.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+TOKEN_HEX_DIGITS: Final = 32
+#: NAME_MAX of every file system this is for; longer strings cannot be entries and are not looked at.
+NAME_MAX_BYTES: Final = 255
+#: The longest lease that a name may state, about 115 days. It bounds what a damaged name can make its peers wait for.
+LEASE_MAX_MS: Final = 10**10 - 1
+#: What peers grant to an announcement that states no lease they can read.
+DEFAULT_LEASE_MS: Final = 90_000
+_HOST_MAX_CHARS: Final = 64
+
+
+class Mode(StrEnum):
+    """How a lock is asked for."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """
+    Who announces: enough for a peer on the same kernel to see whether the process lives, and for people to find it.
+
+    :param pid: process id, in the process's own pid namespace
+    :param start: start time of the process in clock ticks since boot; with ``pid`` it names one process for ever
+    :param kernel: fingerprint (hex) of the boot and the pid namespace; ``"0"`` where the system does not tell
+    :param uid: numeric user id, for people
+    :param host: host name, for people and as a second condition beside ``kernel``
+    """
+
+    pid: int
+    start: int
+    kernel: str
+    uid: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One participant, as its entry's name states it."""
+
+    name: str
+    mode: Mode
+    token: str
+    ticket: int = 0
+    lease_ms: int = DEFAULT_LEASE_MS
+    who: Identity | None = None
+    since_ms: int = 0
+    understood: bool = True
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether readers must give way: also true of what is not understood."""
+        return self.mode is Mode.WRITE or not self.understood
+
+    @property
+    def rank(self) -> tuple[int, str]:
+        """Order among writers; the smaller goes first."""
+        return self.ticket, self.token
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What a caller that gave up left behind: ``token`` showed ``beat`` all through ``watched_ms``."""
+
+    name: str
+    token: str
+    beat: int | None
+    watched_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One listing of a lock directory, sorted into its kinds."""
+
+    announcements: dict[str, Announcement]
+    generations: tuple[int, ...]
+    notes: tuple[Note, ...]
+    gone: tuple[str, ...]
+
+    @property
+    def highest_generation(self) -> int:
+        """The number of the latest grant that this listing shows, 0 if none."""
+        return max(self.generations, default=0)
+
+
+def announcement_name(mode: Mode, *, token: str, ticket: int, lease_ms: int, who: Identity, since_ms: int) -> str:
+    """Return the name under which a participant announces itself (at most 255 bytes)."""
+    head = f"write.{ticket:016x}.{token}" if mode is Mode.WRITE else f"read.{token}"
+    return f"{head}.{lease_ms}.{who.pid}.{who.start}.{who.kernel}.{who.uid}.{since_ms}.{_encode_host(who.host)}"
+
+
+def generation_name(number: int) -> str:
+    """Return the name of the entry that numbers a write grant."""
+    return f"gen.{number}"
+
+
+def note_name(token: str, beat: int | None, watched_ms: int) -> str:
+    """Return the name of a note: ``token`` still showed ``beat`` after ``watched_ms`` of watching."""
+    return f"seen.{token}.{'new' if beat is None else beat}.{watched_ms}"
+
+
+def gone_name(token: str) -> str:
+    """Return the name for what has ended but cannot be removed yet, and for private probes. Anyone may remove it."""
+    return f"gone.{token}"
+
+
+def beat_name(beat: int) -> str:
+    """Return the name of the ``beat``-th heartbeat inside an announcement."""
+    return f"beat.{beat}"
+
+
+_DEC = r"(?:0|[1-9][0-9]{0,18})"
+_FIELDS = (
+    rf"(?P<token>[0-9a-f]{{{TOKEN_HEX_DIGITS}}})\.(?P<lease>[1-9][0-9]{{0,9}})\.(?P<pid>{_DEC})\.(?P<start>{_DEC})"
+    rf"\.(?P<kernel>[0-9a-f]{{1,16}})\.(?P<uid>{_DEC})\.(?P<since>{_DEC})\.(?P<host>(?:[A-Za-z0-9._-]|%[0-9A-F]{{2}})*)"
+)
+_READ: Final = re.compile(rf"read\.{_FIELDS}", re.ASCII)
+_WRITE: Final = re.compile(rf"write\.(?P<ticket>[0-9a-f]{{16}})\.{_FIELDS}", re.ASCII)
+_GENERATION: Final = re.compile(rf"gen\.(?P<number>{_DEC})", re.ASCII)
+_NOTE: Final = re.compile(
+    rf"seen\.(?P<token>[0-9a-f]{{{TOKEN_HEX_DIGITS}}}|[0-9a-f]{{16}}x)\.(?P<beat>new|{_DEC})\.(?P<ms>{_DEC})", re.ASCII
+)
+_GONE: Final = re.compile(r"gone\.[0-9a-f]{1,64}", re.ASCII)
+_BEAT: Final = re.compile(rf"beat\.(?P<beat>{_DEC})", re.ASCII)
+
+
+def parse_announcement(name: str) -> Announcement | None:
+    """Read an announcement's name; ``None`` for a name of another shape. Never raises."""
+    if len(name) > NAME_MAX_BYTES or not name.startswith(("read.", "write.")):
+        return None
+    is_write = name.startswith("write.")
+    match = (_WRITE if is_write else _READ).fullmatch(name)
+    mode = Mode.WRITE if is_write else Mode.READ
+    if match is None:
+        return Announcement(name=name, mode=mode, token=_stand_in_token(name), understood=False)
+    return Announcement(
+        name=name,
+        mode=mode,
+        token=match["token"],
+        ticket=int(match["ticket"], 16) if is_write else 0,
+        lease_ms=int(match["lease"]),
+        who=Identity(
+            pid=int(match["pid"]),
+            start=int(match["start"]),
+            kernel=match["kernel"],
+            uid=int(match["uid"]),
+            host=_decode_host(match["host"]),
+        ),
+        since_ms=int(match["since"]),
+    )
+
+
+def parse_listing(names: list[str]) -> Listing:
+    """Sort the names of one listing into their kinds. Names that are not ours are left out. Never raises."""
+    announcements: dict[str, Announcement] = {}
+    generations: list[int] = []
+    notes: list[Note] = []
+    gone: list[str] = []
+    for name in names:
+        if (announcement := parse_announcement(name)) is not None:
+            announcements[name] = announcement
+        elif len(name) > NAME_MAX_BYTES:
+            continue
+        elif match := _GENERATION.fullmatch(name):
+            generations.append(int(match["number"]))
+        elif match := _NOTE.fullmatch(name):
+            beat = None if match["beat"] == "new" else int(match["beat"])
+            notes.append(Note(name, match["token"], beat, int(match["ms"])))
+        elif _GONE.fullmatch(name):
+            gone.append(name)
+    return Listing(announcements, tuple(generations), tuple(notes), tuple(gone))
+
+
+def parse_beats(names: list[str]) -> int | None:
+    """Return the highest heartbeat among the entries of one announcement, ``None`` if there is none yet."""
+    beats = [int(match["beat"]) for name in names if (match := _BEAT.fullmatch(name))]
+    return max(beats, default=None)
+
+
+def _stand_in_token(name: str) -> str:
+    # A note must be able to name what is not understood, so that callers with short time-outs can age it out, too.
+    # 16 digits and an "x": it can be no announcement's own token.
+    value = 0xCBF29CE484222325
+    for byte in name.encode("utf-8", "surrogateescape"):
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF  # FNV-1a, stable on every host
+    return f"{value:016x}x"
+
+
+def _encode_host(host: str) -> str:
+    # Percent-encoded bytes, cut at a whole character: a host name is for people, so losing its end is no harm.
+    encoded = ""
+    for char in host:
+        piece = char if re.fullmatch(r"[A-Za-z0-9._-]", char) else _percent(char)
+        if len(encoded) + len(piece) > _HOST_MAX_CHARS:
+            break
+        encoded += piece
+    return encoded
+
+
+def _percent(char: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
+
+
+def _decode_host(text: str) -> str:
+    raw = re.sub(r"%([0-9A-F]{2})", lambda match: chr(int(match[1], 16)), text)
+    return raw.encode("latin-1").decode("utf-8", "replace")

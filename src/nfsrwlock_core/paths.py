@@ -1,0 +1,48 @@
+"""
+Where a lock lives: the same path gives the same lock on every host.
+
+Beside the data, as ``<path>.rwlock``; or, for data in directories that cannot be written, below a directory of locks,
+under a name made from the path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from typing import Final
+
+from .directory import SUFFIX
+
+ENVIRONMENT_VARIABLE: Final = "NFSRWLOCK_DIR"
+_READABLE_PART_CHARS: Final = 80
+
+
+def canonical(path: str | os.PathLike[str]) -> str:
+    """
+    Return ``path`` absolute, with its parent resolved and its last component as it is.
+
+    The last component stays because the lock is named by it: a symbolic link has a lock of its own. The same rule as
+    filelock's, so that equal spellings give one lock. Takes bytes, newlines and names that are no UTF-8.
+    """
+    parent, name = os.path.split(os.fsdecode(path).rstrip("/") or "/")
+    if name in ("", ".", ".."):
+        return os.path.realpath(os.fsdecode(path))
+    return os.path.join(os.path.realpath(parent or os.curdir), name)
+
+
+def lock_path_of(path: str | os.PathLike[str], lock_dir: str | os.PathLike[str] | None = None) -> str:
+    """
+    Return the directory in which the lock on ``path`` lives.
+
+    :param lock_dir: a directory that holds the locks; ``None``: the environment's ``NFSRWLOCK_DIR``, and beside the
+        data if that is not set
+    """
+    data = canonical(path)
+    root = os.environ.get(ENVIRONMENT_VARIABLE) if lock_dir is None else os.fsdecode(lock_dir)
+    if not root:
+        return data + SUFFIX
+    # A digest keeps the name short and unique; the readable part is for people.
+    digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:32]
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(data))[:_READABLE_PART_CHARS]
+    return os.path.join(os.path.realpath(root), f"{readable}-{digest}{SUFFIX}")

@@ -1,0 +1,658 @@
+"""
+The lock protocol: announce, list, wait; beat; evict; release. PROTOCOL.md is its specification and holds its proof.
+
+What it does not do: it never sleeps, starts no thread, and reads no clock, no process table and no environment of its
+own. Each call takes one step of the story and returns; time, liveness and randomness come in by argument. So the same
+code runs on a real mount and in the simulation, and a late heartbeat is a fact that a test can make.
+
+What it does not promise: a holder that goes on after its lease ran out overlaps with whoever comes next. It can know
+(:meth:`Participant.lease`), and whoever commits under the lock must ask.
+
+Three rules carry everything:
+
+* A participant announces itself (``mkdir`` of a name nobody else ever uses) before it lists, and only the listing that
+  follows its own successful ``mkdir`` decides.
+* No name is used twice, so a removal that lands late removes nothing of anybody else's.
+* An eviction is one operation that the server carries out or refuses, and it refuses if the holder has beaten since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from .directory import Files
+from .errors import LockPathError
+from .names import (
+    Announcement,
+    Identity,
+    Listing,
+    Mode,
+    announcement_name,
+    beat_name,
+    generation_name,
+    gone_name,
+    note_name,
+    parse_beats,
+    parse_listing,
+)
+from .watch import Watch
+
+#: The holder gives up this part of its lease. Peers count the whole lease on their own clocks, so the rates of two
+#: clocks may differ by 5 % before a peer could evict a holder that still trusts its lease (0.9 * 1.05 < 1 / 1.05).
+MARGIN: Final = 0.1
+#: Looks at a peer's heartbeat are this part of its lease apart; more than 1/3 would not count as watching.
+_LOOK_EVERY: Final = 1 / 6
+#: A peer that goes within this part of its lease (at most :data:`_PATIENCE_MAX_S`) costs no look at all.
+_PATIENCE: Final = 1 / 60
+_PATIENCE_MAX_S: Final = 0.1
+#: Notes left by one caller that gives up; enough for the next caller to go on where it matters.
+_NOTES_MAX: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """
+    The time a participant may trust its announcement, seconds on its own clock.
+
+    :param ttl: how long peers wait in silence before they may evict
+    :param renewed: the moment *before* the latest successful announcement or beat was sent
+    """
+
+    ttl: float
+    renewed: float
+
+    @property
+    def expires(self) -> float:
+        """When the holder itself must stop trusting the hold: before any peer may evict it."""
+        return self.renewed + self.ttl * (1 - MARGIN)
+
+    def has_run_out(self, now: float) -> bool:
+        """Whether the hold is suspect at ``now``."""
+        return now > self.expires
+
+
+class Beat(Enum):
+    """What came of a heartbeat."""
+
+    DONE = "done"
+    #: It may or may not have arrived; try again. The lease runs on.
+    UNKNOWN = "unknown"
+    #: The announcement is gone from the server: somebody evicted it. It never comes back.
+    LOST = "lost"
+
+
+class Phase(Enum):
+    """Where a participant stands in the story of PROTOCOL.md section 2."""
+
+    #: Not announced, and nothing is known to be in the way.
+    OUTSIDE = "outside"
+    #: Not announced, waiting for those in the way to go.
+    POLLING = "polling"
+    #: A writer, announced, waits for those who were there before it.
+    DRAINING = "draining"
+    GRANTED = "granted"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """
+    What a participant cannot decide from listings, so that tests can decide it instead.
+
+    :param clock: seconds on a monotonic clock that runs through suspend
+    :param is_dead: whether this kernel proves that a process has ended
+    :param token: returns 32 fresh random hex digits
+    """
+
+    clock: Callable[[], float]
+    is_dead: Callable[[Identity], bool]
+    token: Callable[[], str]
+
+
+def fresh_token() -> str:
+    """Return 128 random bits as 32 hex digits."""
+    return os.urandom(16).hex()
+
+
+class Participant:
+    """
+    One attempt at one lock, from the announcement to the release.
+
+    :param files: the lock directory
+    :param who: the process that asks
+    :param mode: shared or exclusive
+    :param ttl: lease in seconds
+    :param interval: seconds between heartbeats
+    :param ticket: time of the first attempt, microseconds; decides who is first among writers, never more
+    :param since_ms: wall-clock time for people, milliseconds
+    :param record: what the first heartbeat's file says, for people
+    :param watch: what is known already of the peers on this lock
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        world: World,
+        who: Identity,
+        mode: Mode,
+        *,
+        ttl: float,
+        interval: float,
+        ticket: int,
+        since_ms: int,
+        record: bytes = b"",
+        watch: Watch | None = None,
+    ) -> None:
+        self.files: Final = files
+        self.mode: Final = mode
+        self.watch: Final = Watch() if watch is None else watch
+        self._world: Final = world
+        self._who: Final = who
+        self._ttl: Final = ttl
+        self.interval: Final = interval
+        self._ticket: Final = ticket
+        self._since_ms: Final = since_ms
+        self.record: Final = record
+        self.phase: Phase = Phase.OUTSIDE
+        #: The number of a granted write; a reader's is read by :meth:`read_generation`.
+        self.generation: int | None = None
+        #: Those whom the latest step found in the way.
+        self.blockers: tuple[Announcement, ...] = ()
+        #: How many peers this participant has evicted.
+        self.evictions: int = 0
+        #: What the announcement is called now, "" while not announced.
+        self.name: str = ""
+        self.lease: Lease = Lease(ttl, 0.0)
+        self._beat: int | None = None
+        # A beat that was sent and not heard of: when it was sent first. If it turns up, it counts from that moment.
+        self._unheard: float | None = None
+        self._ahead: frozenset[str] | None = None  # S of the protocol
+        self._listing: Listing | None = None
+        self._first_listing: Listing | None = None
+        self._looked_at: set[str] = set()
+        #: Why the latest heartbeat is :attr:`Beat.UNKNOWN`.
+        self.beat_error: OSError | None = None
+        # Own names whose removal was not confirmed. They are removed at every further step.
+        self._litter: list[str] = []
+
+    @classmethod
+    def resume(
+        cls,
+        files: Files,
+        world: World,
+        who: Identity,
+        *,
+        name: str,
+        beat: int | None,
+        lease: Lease,
+        interval: float,
+        record: bytes,
+    ) -> Participant:
+        """Return the participant that another process announced under ``name``, to beat and to release for it."""
+        mode = Mode(name.partition(".")[0])
+        self = cls(files, world, who, mode, ttl=lease.ttl, interval=interval, ticket=0, since_ms=0, record=record)
+        self.name, self._beat, self.lease, self.phase = name, beat, lease, Phase.GRANTED
+        return self
+
+    def take_over(self, beat: int | None, renewed: float) -> None:
+        """Take in what another process, which beats for this one, says of the latest heartbeat that arrived."""
+        self._beat = beat
+        self.lease = replace(self.lease, renewed=max(renewed, self.lease.renewed))
+
+    @property
+    def beats(self) -> int | None:
+        """The number of the latest heartbeat known to have arrived, ``None`` before the first."""
+        return self._beat
+
+    # -- acquire ------------------------------------------------------------------------------------------------------
+
+    def advance(self) -> bool:
+        """
+        Take the next step towards the grant.
+
+        :returns: whether the lock is granted now; if not, :attr:`blockers` says who is in the way
+        :raises OSError: what a system call said; nothing is half done, call again or :meth:`give_up`
+        :raises LockPathError: if the file system does not keep what the protocol needs of it
+        """
+        if self.phase is Phase.GRANTED:
+            return True
+        self._remove_litter()
+        if self.phase is Phase.DRAINING:
+            return self._drain()
+        if self.name:
+            self._withdraw()  # the latest step failed between its announcement and its decision
+        if self.phase is Phase.POLLING and self._attend(self._in_the_way(self._list())):
+            return False
+        self._announce()
+        listing = self._list()
+        if self.name not in listing.announcements:
+            self._explain_missing_announcement()
+            return False
+        if in_the_way := self._in_the_way(listing):
+            self._withdraw()
+            self.phase = Phase.POLLING
+            self._attend(in_the_way)
+            return False
+        if self.mode is Mode.READ:
+            return self._grant()
+        self._ahead = frozenset(listing.announcements) - {self.name}
+        self.phase = Phase.DRAINING
+        return self._drain_rest(listing)
+
+    def _announce(self) -> None:
+        name = announcement_name(
+            self.mode,
+            token=self._world.token(),
+            ticket=self._ticket,
+            lease_ms=round(self._ttl * 1000),
+            who=self._who,
+            since_ms=self._since_ms,
+        )
+        sent = self._world.clock()
+        # Litter until it is known to be ours to use: the call may fail after it made the name, or make it later, or a
+        # signal's exception may come between. EEXIST, too, can only be ours: a lost reply. But only a mkdir that
+        # *succeeded* makes the client drop its cached listing, so such an announcement must not decide anything.
+        self._litter.append(name)
+        self.files.mkdir(name)
+        self.name, self._beat, self._unheard, self.lease = name, None, None, Lease(self._ttl, sent)
+        self._litter.remove(name)
+
+    def _list(self) -> Listing:
+        listing = parse_listing(self.files.listdir())
+        self._listing = listing
+        if self._first_listing is None:
+            self._first_listing = listing
+        self.watch.keep_only(listing.announcements)
+        return listing
+
+    def _in_the_way(self, listing: Listing) -> list[Announcement]:
+        # Whom to give way to. A writer that is not announced has no token yet: equal tickets are settled by announcing.
+        others = [peer for name, peer in listing.announcements.items() if name != self.name]
+        if self.mode is Mode.READ:
+            return [peer for peer in others if peer.is_writer]
+        mine = (self._ticket, token_in(self.name))
+        # What is not understood may be a writer that waits for us: give way, or both would wait for ever.
+        return [peer for peer in others if peer.mode is Mode.WRITE and (not peer.understood or peer.rank < mine)]
+
+    def _drain(self) -> bool:
+        if self._world.clock() >= self.lease.renewed + self.interval and self.beat() is Beat.LOST:
+            self._forget_announcement()
+            return False
+        listing = self._list()
+        if self.name not in listing.announcements:
+            self._forget_announcement()  # evicted while waiting; the ticket keeps our place
+            return False
+        return self._drain_rest(listing)
+
+    def _drain_rest(self, listing: Listing) -> bool:
+        assert self._ahead is not None
+        # Names only ever leave this set, and none comes back: a stale listing can delay the grant, never give it.
+        self._ahead &= listing.announcements.keys()
+        self._attend([listing.announcements[name] for name in self._ahead])
+        return not self._ahead and self._number_the_grant(listing)
+
+    def _number_the_grant(self, listing: Listing) -> bool:
+        highest = listing.highest_generation
+        while True:
+            number = highest + 1
+            made = self._try_mkdir(generation_name(number))
+            listing = self._list()
+            if self.name not in listing.announcements:
+                self._forget_announcement()
+                return False
+            if made and listing.highest_generation == number:
+                break
+            # A mkdir that failed does not make the next listing fresh, so it may not show what is in the way.
+            highest = max(number, listing.highest_generation)
+        if not self._grant():
+            return False
+        self.generation = number
+        return True
+
+    def _try_mkdir(self, name: str) -> bool:
+        try:
+            self.files.mkdir(name)
+        except FileExistsError:
+            return False
+        return True
+
+    def _grant(self) -> bool:
+        # We may have slept since the announcement. A beat that succeeds proves that it was there all along.
+        if self.lease.has_run_out(self._world.clock()):
+            outcome = self.beat()
+            if outcome is Beat.LOST:
+                self._forget_announcement()
+            if outcome is not Beat.DONE or self.lease.has_run_out(self._world.clock()):
+                return self._not_yet()
+        self.phase, self.blockers = Phase.GRANTED, ()
+        return True
+
+    def _not_yet(self) -> bool:
+        # A reader has no state to wait in while it is announced, so it starts over. A writer keeps its place.
+        if self.mode is Mode.READ and self.name:
+            self._withdraw()
+        return False
+
+    def _explain_missing_announcement(self) -> None:
+        name = self.name
+        self._litter.append(name)
+        self._forget_announcement()
+        try:
+            self.files.rmdir(name)
+        except FileNotFoundError:
+            return  # evicted, or the whole lock directory was replaced: start over
+        self._litter.remove(name)
+        raise LockPathError(
+            getattr(self.files, "path", "the lock directory"),
+            "is on a file system whose listings do not show what this process has just made",
+            "locks cannot work there (PROTOCOL.md section 6 b); use another file system or other mount options",
+        )
+
+    def _withdraw(self) -> None:
+        name, beat = self.name, self._beat
+        self._litter.append(name)
+        self._forget_announcement()
+        remove_announcement(self.files, name, beat)
+        self._litter.remove(name)
+
+    def _forget_announcement(self) -> None:
+        self.name, self._beat, self._unheard, self._ahead = "", None, None, None
+        self.phase = Phase.OUTSIDE
+
+    def _remove_litter(self) -> None:
+        while self._litter:
+            remove_announcement(self.files, self._litter[-1], None)
+            self._litter.pop()
+
+    # -- peers --------------------------------------------------------------------------------------------------------
+
+    def _attend(self, blockers: list[Announcement]) -> bool:
+        # Watch those in the way, and evict who is dead or has been silent for its lease. Returns whether there are any.
+        self.blockers = tuple(blockers)
+        now = self._world.clock()
+        for peer in blockers:
+            proven_dead = peer.who is not None and self._world.is_dead(peer.who)
+            if proven_dead or self._is_due(peer, now):
+                self._look_and_judge(peer, proven_dead=proven_dead)
+        return bool(blockers)
+
+    def _is_due(self, peer: Announcement, now: float) -> bool:
+        lease = self._lease_of(peer)
+        met = self.watch.meet(peer.name, now)
+        last = self.watch.last_look(peer.name)
+        if last is None:
+            return now - met >= min(_PATIENCE_MAX_S, lease * _PATIENCE)
+        return now - last >= lease * _LOOK_EVERY or self.watch.watched(peer.name) + now - last >= lease
+
+    def _lease_of(self, peer: Announcement) -> float:
+        # What states no lease that we can read gets the longer of the default and our own.
+        return peer.lease_ms / 1000 if peer.understood else max(peer.lease_ms / 1000, self._ttl)
+
+    def _look_and_judge(self, peer: Announcement, *, proven_dead: bool) -> None:
+        # A look that fails is no look: the rule about gaps in watching takes care of it.
+        with contextlib.suppress(OSError):
+            lease = self._lease_of(peer)
+            beat = self._look_at_beat(peer)
+            beat_was_removed = beat is None and self.watch.beat(peer.name) is not None
+            if not proven_dead and not beat_was_removed:
+                credit = self._credit(peer, beat)
+                self.watch.look(peer.name, beat, lease=lease, now=self._world.clock(), credit=credit)
+                if self.watch.watched(peer.name) < lease:
+                    return
+            # Silent for a lease, or dead, or somebody has begun to evict it and anyone may finish that.
+            self.evictions += evict(self.files, peer, beat)
+
+    def _look_at_beat(self, peer: Announcement) -> int | None:
+        try:
+            return parse_beats(self.files.listdir(peer.name))
+        except PermissionError:
+            return None  # another member's, before its first beat: its maker opens it to the group just before that
+        except NotADirectoryError:
+            return None  # a file where a directory should be has no beat
+
+    def _credit(self, peer: Announcement, beat: int | None) -> float:
+        # Notes count once, at our first look, and only those that lay there when we began: their time and ours cannot
+        # overlap then. Notes written side by side do overlap, so the longest counts, never the sum.
+        if peer.name in self._looked_at or self._first_listing is None:
+            return 0.0
+        self._looked_at.add(peer.name)
+        notes = self._first_listing.notes
+        return max(
+            (note.watched_ms / 1000 for note in notes if note.token == peer.token and note.beat == beat), default=0.0
+        )
+
+    # -- heartbeat ----------------------------------------------------------------------------------------------------
+
+    def beat(self) -> Beat:
+        """
+        Send one heartbeat. Never raises ``OSError``: a failure is :attr:`Beat.UNKNOWN`, see :attr:`beat_error`.
+
+        Success renews :attr:`lease` from the moment before the call was sent, even if it had run out: success is
+        possible only while nobody has evicted the announcement.
+        """
+        self.beat_error = None
+        for _ in range(3):
+            sent = self._world.clock()
+            target = 0 if self._beat is None else self._beat + 1
+            try:
+                self._send_beat(target)
+            except OSError as error:
+                self.beat_error = error
+                failure = self._read_back_beat(target, sent)
+                if failure is not None:
+                    return failure
+                if self.lease.renewed >= sent:
+                    return Beat.DONE  # this very call arrived, only its reply was lost
+                continue  # an earlier try had arrived, long ago perhaps; that proves too little, so beat now
+            self._beat, self._unheard, self.lease = target, None, replace(self.lease, renewed=sent)
+            return Beat.DONE
+        return Beat.UNKNOWN
+
+    def _send_beat(self, target: int) -> None:
+        new = f"{self.name}/{beat_name(target)}"
+        if target == 0:
+            self.files.create(new, self.record)
+        else:
+            self.files.rename(f"{self.name}/{beat_name(target - 1)}", new)
+
+    def _read_back_beat(self, target: int, sent: float) -> Beat | None:
+        # The error of a call says nothing sure about what the server did. The names do, for only we make them.
+        # Returns None if a later beat than the one we knew of turned up.
+        sent = self._unheard = sent if self._unheard is None else self._unheard
+        try:
+            found = parse_beats(self.files.listdir(self.name))
+        except OSError as error:
+            if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ESTALE:
+                return self._read_back_announcement()
+            self.beat_error = error
+            return Beat.UNKNOWN
+        if found is not None and found >= target:
+            if found == target:
+                # Peers may have watched it ever since the first of our tries.
+                self.lease = replace(self.lease, renewed=max(sent, self.lease.renewed))
+            self._beat, self._unheard = found, None
+            return None
+        # A beat that was there and is not: an evictor's first half. Nobody but us puts one back, and we do not.
+        return Beat.LOST if found is None and self._beat is not None else Beat.UNKNOWN
+
+    def _read_back_announcement(self) -> Beat:
+        # ENOENT may come from the client's cache of missing names; a fresh listing that has lost our name does not.
+        try:
+            names = self.files.listdir()
+        except FileNotFoundError:
+            return Beat.LOST  # the whole lock directory was removed
+        except OSError as error:
+            self.beat_error = error
+            return Beat.UNKNOWN
+        return Beat.UNKNOWN if self.name in names else Beat.LOST
+
+    # -- the hold -----------------------------------------------------------------------------------------------------
+
+    def read_generation(self) -> int:
+        """
+        Return the generation of the lock, exact while this participant holds it.
+
+        No write can be granted during a shared hold, so one listing made after the grant is exact if it is fresh. It
+        is made fresh as every deciding listing is: by a ``mkdir`` of our own before it.
+
+        :raises OSError: what a system call said
+        """
+        if self.generation is None:
+            probe = gone_name(self._world.token())
+            self.files.mkdir(probe)
+            try:
+                self.generation = parse_listing(self.files.listdir()).highest_generation
+            finally:
+                _remove_quietly(self.files, [probe])
+        return self.generation
+
+    # -- leave --------------------------------------------------------------------------------------------------------
+
+    def release(self) -> bool:
+        """
+        End the hold.
+
+        :returns: whether it stood until now. Within the lease it did, by the rules. After it, only a removal that finds
+            the latest beat (or no beat, if there was none) proves that nobody had evicted us.
+        :raises OSError: what a system call said; call again, or let the lease end it
+        """
+        trusted = not self.lease.has_run_out(self._world.clock())
+        if not self.name:
+            self.phase = Phase.ENDED
+            return False
+        found = remove_announcement(self.files, self.name, self._beat)
+        self.phase = Phase.ENDED
+        self._tidy()
+        return trusted or found
+
+    def give_up(self) -> None:
+        """
+        Withdraw, whatever the phase, and note for the next caller how long those in the way have been silent.
+
+        :raises OSError: what a system call said; call again, or let the lease end it
+        """
+        waited = self.phase in (Phase.POLLING, Phase.DRAINING)
+        if self.name:
+            self._withdraw()
+        self._remove_litter()
+        self.phase = Phase.ENDED
+        if waited:
+            self._leave_notes()
+        self._tidy()
+
+    def _leave_notes(self) -> None:
+        watched: list[tuple[float, Announcement]] = []
+        for peer in self.blockers:
+            if self.watch.last_look(peer.name) is not None:
+                self._look_and_judge(peer, proven_dead=False)  # the time since the latest look counts, too
+                watched.append((self.watch.watched(peer.name), peer))
+        watched.sort(key=lambda pair: pair[0], reverse=True)
+        notes = self._listing.notes if self._listing is not None else ()
+        for seconds, peer in watched[:_NOTES_MAX]:
+            beat, ms = self.watch.beat(peer.name), int(seconds * 1000)
+            known = [note for note in notes if note.token == peer.token]
+            if ms > max((note.watched_ms for note in known if note.beat == beat), default=0):
+                with contextlib.suppress(OSError):  # a note is a favour to the next caller, and the disk may be full
+                    self.files.mkdir(note_name(peer.token, beat, ms))
+                    _remove_quietly(self.files, (note.name for note in known))
+
+    def _tidy(self) -> None:
+        # At leisure, and only what nobody can need: numbers below a granted one, notes on who is gone, leftovers.
+        listing = self._listing
+        if listing is None:
+            return
+        tokens = {peer.token for peer in listing.announcements.values()}
+        names = [note.name for note in listing.notes if note.token not in tokens]
+        names += listing.gone
+        if self.mode is Mode.WRITE and self.generation is not None:
+            names += [generation_name(number) for number in listing.generations if number < self.generation]
+        _remove_quietly(self.files, names)
+
+
+def token_in(name: str) -> str:
+    """Return the token in an announcement's name of our own making, "" for no name."""
+    return name.split(".", 3)[2 if name.startswith("write.") else 1] if name else ""
+
+
+def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
+    """
+    Remove ``peer`` if its heartbeat is still the observed one; the first operation that succeeds is the eviction.
+
+    It may be sent hours late or on a stale observation: then the server refuses it and nothing happens.
+
+    :param beat: the heartbeat that was observed, ``None`` for an announcement without one
+    :returns: whether this call removed it; ``False`` means: look again
+    :raises OSError: what a system call said, other than that the peer has moved
+    """
+    try:
+        if beat is not None:
+            files.unlink(f"{peer.name}/{beat_name(beat)}")
+        files.rmdir(peer.name)
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        files.unlink(peer.name)  # a file or FIFO under an announcement's name cannot beat, and nobody holds by it
+        return True
+    except OSError as error:
+        if not _is_not_empty(error):
+            raise
+        # What an NFS client leaves of a removed file that is still open (.nfs…) can only be there if a beat was
+        # removed, so the announcement is dead. Anything else: a beat has come, or it is not ours to remove.
+        entries = files.listdir(peer.name)
+        if not entries or any(not entry.startswith(".nfs") for entry in entries):
+            return False
+        files.rename(peer.name, gone_name(peer.token.rstrip("x")))
+    return True
+
+
+def remove_announcement(files: Files, name: str, beat: int | None) -> bool:
+    """
+    Remove an announcement of our own, with whatever beat it has.
+
+    :param beat: the latest beat we know of
+    :returns: whether the first removal found what we left: proof that nobody had evicted us
+    :raises OSError: what a system call said; call again
+    """
+    found = False
+    if beat is not None:
+        try:
+            files.unlink(f"{name}/{beat_name(beat)}")
+            found = True
+        except FileNotFoundError:
+            pass  # a beat that was not heard of came after it, or we were evicted: the directory will tell
+    for _ in range(8):
+        try:
+            files.rmdir(name)
+        except FileNotFoundError:
+            # It may be the client's cache of missing names that says so.
+            if name not in files.listdir():
+                return found
+        except OSError as error:
+            if not _is_not_empty(error):
+                raise
+            later = parse_beats(files.listdir(name))
+            if later is None:
+                files.rename(name, gone_name(token_in(name)))  # remains of open files, or not ours: out of the way
+                return found
+            with contextlib.suppress(FileNotFoundError):
+                files.unlink(f"{name}/{beat_name(later)}")
+                found = True  # only we make beats: this one ends our own, unbroken chain
+        else:
+            return found or beat is None
+    raise OSError(errno.EBUSY, "the announcement cannot be removed", name)
+
+
+def _remove_quietly(files: Files, names: Iterable[str]) -> None:
+    for name in names:
+        with contextlib.suppress(OSError):  # leftovers harm nobody, and the next one will try again
+            files.rmdir(name)
+
+
+def _is_not_empty(error: OSError) -> bool:
+    return error.errno in (errno.ENOTEMPTY, errno.EEXIST)  # rmdir(2): POSIX allows both

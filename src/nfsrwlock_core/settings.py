@@ -1,0 +1,148 @@
+"""The settings of a lock, checked: what two locks must agree on to be equal, and what a lock pickles as."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from numbers import Real
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+from .directory import Share
+from .names import LEASE_MAX_MS
+from .paths import lock_path_of
+
+if TYPE_CHECKING:
+    from filelock import LeaseCompromise
+
+Heartbeat = Literal["thread", "process"]
+#: A holder beats at least this often in its lease, so that two beats may fail before it runs out.
+_BEATS_PER_LEASE: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """See :class:`nfsrwlock_core.SoftReadWriteLock` for what each means. Locks are compared by these."""
+
+    lock_file: str = field(compare=False)
+    lock_path: str
+    timeout: float
+    blocking: bool
+    is_singleton: bool
+    heartbeat_interval: float
+    stale_threshold: float
+    poll_interval: float
+    on_compromise: Callable[[LeaseCompromise], None] | None
+    heartbeat: Heartbeat
+    share: Share
+    lock_dir: str | None = field(compare=False)
+
+    @property
+    def beat_interval(self) -> float:
+        """Seconds between heartbeats: as asked for, but never too few to keep the lease."""
+        return min(self.heartbeat_interval, self.stale_threshold / _BEATS_PER_LEASE)
+
+
+def checked(
+    lock_file: str | os.PathLike[str],
+    *,
+    timeout: float,
+    blocking: bool,
+    is_singleton: bool,
+    heartbeat_interval: float,
+    stale_threshold: float | None,
+    poll_interval: float,
+    on_compromise: Callable[[LeaseCompromise], None] | None,
+    heartbeat: Heartbeat,
+    share: Share,
+    lock_dir: str | os.PathLike[str] | None,
+) -> Settings:
+    """
+    Return the settings, or say what is wrong with them.
+
+    :raises TypeError: if one is of the wrong type
+    :raises ValueError: if one is out of range, or two contradict each other
+    """
+    interval = _positive("heartbeat_interval", heartbeat_interval)
+    stale = interval * _BEATS_PER_LEASE if stale_threshold is None else _positive("stale_threshold", stale_threshold)
+    poll = _positive("poll_interval", poll_interval)
+    if stale <= interval:
+        raise ValueError(f"stale_threshold must exceed heartbeat_interval ({interval:g} s), got {stale:g}")
+    if poll >= stale:
+        raise ValueError(f"poll_interval must be below stale_threshold ({stale:g} s), got {poll:g}")
+    if not 1 <= stale * 1000 <= LEASE_MAX_MS:
+        raise ValueError(f"stale_threshold must be between 0.001 s and {LEASE_MAX_MS // 1000} s, got {stale:g}")
+    for name, value, allowed in (("heartbeat", heartbeat, get_args(Heartbeat)), ("share", share, get_args(Share))):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    text = os.fsdecode(lock_file)
+    if not text or "\0" in text:
+        raise ValueError(f"lock_file must be a path, got {lock_file!r}")
+    return Settings(
+        lock_file=text,
+        lock_path=lock_path_of(text, lock_dir),
+        timeout=seconds("timeout", timeout),
+        blocking=boolean("blocking", blocking),
+        is_singleton=boolean("is_singleton", is_singleton),
+        heartbeat_interval=interval,
+        stale_threshold=stale,
+        poll_interval=poll,
+        on_compromise=on_compromise,
+        heartbeat=heartbeat,
+        share=share,
+        lock_dir=None if lock_dir is None else os.fsdecode(lock_dir),
+    )
+
+
+def checked_timeout(timeout: float, *, blocking: bool) -> float:
+    """
+    Return the timeout of one call as seconds, -1 for no limit.
+
+    :raises TypeError: if it is no number, or ``blocking`` no bool
+    :raises ValueError: if a blocking call gets ``nan``, or a negative number other than -1
+    """
+    boolean("blocking", blocking)
+    value = seconds("timeout", timeout)
+    if not blocking:
+        return 0.0
+    if math.isnan(value) or (value < 0 and value != -1):
+        raise ValueError(f"timeout must be a non-negative number or -1, not {timeout!r}")
+    return -1.0 if value == math.inf else value
+
+
+def boolean(name: str, value: bool) -> bool:
+    """
+    Return ``value`` if it is a bool.
+
+    :raises TypeError: if not; a string such as ``"false"`` would count as true
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+    return value
+
+
+def seconds(name: str, value: object) -> float:
+    """
+    Return ``value`` as a float.
+
+    :raises TypeError: if it is no real number
+    :raises ValueError: if it is too large
+    """
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large to be a number of seconds: {value!r}") from None
+
+
+def _positive(name: str, value: float) -> float:
+    number = seconds(name, value)
+    if not math.isfinite(number) or number <= 0:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    if number > threading.TIMEOUT_MAX:
+        raise ValueError(f"{name} must be at most {threading.TIMEOUT_MAX:g} s, got {value!r}")
+    return number

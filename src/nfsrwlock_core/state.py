@@ -1,0 +1,337 @@
+"""
+Who holds a lock and who waits for it, for people: needs no lock, changes nothing.
+
+Everything that decides anything is in the protocol. What is shown here may use wall clocks and the file server's time
+stamps, and says that it is an estimate where it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+from .directory import LockDirectory
+from .errors import LockBusyError, LockPathError, path_error
+from .identity import is_dead, is_same_kernel
+from .names import Announcement, Listing, Mode, beat_name, parse_beats, parse_listing
+from .paths import lock_path_of
+from .protocol import evict
+from .watch import Watch
+
+_RECORD_MAX_BYTES: Final = 4096
+_JOB_VARIABLES: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerInfo:
+    """
+    One participant of a lock.
+
+    :param name: its entry in the lock directory
+    :param token: 32 hex digits that name this attempt and no other
+    :param mode: ``"read"``, ``"write"``, or ``"unknown"`` for an entry that this version does not understand
+    :param state: ``"holding"`` or ``"waiting"``, as far as one listing tells
+    :param host: host name, as the participant states it
+    :param pid: its process id there
+    :param user: its user name, or number where this host knows no name
+    :param since: when it announced itself, seconds since the epoch on *its* clock
+    :param silent_for: seconds since its latest heartbeat: an estimate from the file server's time stamp
+    :param lease: seconds of silence after which any host may evict it
+    :param evictable_in: seconds until then, at the earliest; 0 if it may be evicted now
+    :param same_kernel: whether it runs on this boot of this machine
+    :param alive: whether its process lives; ``None`` on another machine, where it cannot be known
+    :param command: its command line, known once it has sent a heartbeat
+    :param job: the id of its batch job, known once it has sent a heartbeat
+    :param understood: ``False``: the entry counts as a holder because this version cannot read its name
+    """
+
+    name: str
+    token: str
+    mode: Literal["read", "write", "unknown"]
+    state: Literal["holding", "waiting"]
+    host: str | None
+    pid: int | None
+    user: str | None
+    since: float | None
+    silent_for: float
+    lease: float
+    evictable_in: float
+    same_kernel: bool
+    alive: bool | None
+    command: str | None = None
+    job: str | None = None
+    understood: bool = True
+
+    def describe(self) -> str:
+        """Return one line about this participant, for messages."""
+        if not self.understood:
+            return (
+                f"an entry of unknown format ({self.name[:80]!r}), which counts as held; if nothing uses it, "
+                "remove it with 'nfsrwlock break'"
+            )
+        doing = {"read": "reading", "write": "writing", "unknown": "holding"}[self.mode]
+        if self.state == "waiting":
+            doing = f"waiting for {doing}"
+        since = "" if self.since is None else f" since {time.strftime('%H:%M:%S', time.localtime(self.since))}"
+        job = f" (job {self.job})" if self.job else ""
+        ended = ", its process has ended" if self.alive is False else ""
+        return f"{self.user}@{self.host} pid {self.pid}{job}, {doing}{since}, silent for {self.silent_for:.0f} s{ended}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockState:
+    """
+    A lock as one listing shows it.
+
+    :param lock_file: the path as it was asked for
+    :param lock_path: the directory where the lock lives
+    :param exists: whether that directory exists; a lock that nobody ever took has none
+    :param holders: who holds the lock
+    :param waiters: who waits announced; readers that wait do so without a trace, so they are not here
+    :param generation: number of the latest granted write, 0 if there was none, ``None`` if the lock does not exist
+    """
+
+    lock_file: str
+    lock_path: str
+    exists: bool
+    holders: tuple[PeerInfo, ...] = ()
+    waiters: tuple[PeerInfo, ...] = ()
+    generation: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitInfo:
+    """
+    What a caller that waits can show.
+
+    :param lock_file: the path it waits for
+    :param mode: how it asked
+    :param waited: seconds so far
+    :param blockers: who is in the way; ``silent_for`` is what this process has watched itself, so at least that long
+    """
+
+    lock_file: str
+    mode: Literal["read", "write"]
+    waited: float
+    blockers: tuple[PeerInfo, ...]
+
+
+def inspect(
+    path: str | os.PathLike[str], *, lock_dir: str | os.PathLike[str] | None = None, previous: LockState | None = None
+) -> LockState:
+    """
+    Return who holds the lock on ``path`` and who waits for it. Takes no lock and changes nothing.
+
+    :param lock_dir: where locks live, if not beside the data; the default is ``NFSRWLOCK_DIR``, as for the lock itself
+    :param previous: an earlier result for the same path; a waiter it showed that has not moved is shown the same way
+    :raises LockPathError: if the lock directory cannot be read, or is no directory
+    """
+    lock_file = os.fsdecode(path)
+    lock_path = lock_path_of(path, lock_dir)
+    try:
+        listing = _list(lock_path)
+    except FileNotFoundError:
+        return LockState(lock_file=lock_file, lock_path=lock_path, exists=False)
+    peers = [_peer_info(lock_path, announcement) for announcement in listing.announcements.values()]
+    return _sorted_state(lock_file, lock_path, peers, listing.highest_generation, previous)
+
+
+def _list(lock_path: str) -> Listing:
+    try:
+        if stat.S_ISLNK(os.lstat(lock_path).st_mode):
+            raise LockPathError(
+                lock_path, "is a symbolic link, and a lock directory must not be one", "remove the link"
+            )
+        return parse_listing(os.listdir(lock_path))
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError as error:
+        raise LockPathError(lock_path, "is no directory", "move it away", error.errno) from None
+    except PermissionError as error:
+        raise LockPathError(
+            lock_path, "cannot be read: permission denied", "ask its owner, or use share='group'", error.errno
+        ) from None
+    except LockPathError:
+        raise
+    except OSError as error:
+        raise path_error(error, lock_path) or error from None
+
+
+def _sorted_state(
+    lock_file: str, lock_path: str, peers: list[PeerInfo], generation: int, previous: LockState | None
+) -> LockState:
+    # A reader stays announced only while it holds (it withdraws at once when it sees a writer), so readers hold, and
+    # a writer beside them waits. Among writers, the one that announced itself first holds: a later one waits for it.
+    readers = [peer for peer in peers if peer.mode == "read"]
+    others = sorted((peer for peer in peers if peer.mode != "read"), key=lambda peer: (peer.since or 0.0, peer.token))
+    was_holding = {peer.token for peer in previous.holders} if previous is not None else set()
+    others.sort(key=lambda peer: peer.token not in was_holding)
+    holders, waiters = (readers, others) if readers else (others[:1], others[1:])
+    by_age = sorted(holders, key=lambda peer: peer.since or 0.0)
+    return LockState(
+        lock_file=lock_file,
+        lock_path=lock_path,
+        exists=True,
+        holders=tuple(by_age),
+        waiters=tuple(_as_waiting(peer) for peer in waiters),
+        generation=generation,
+    )
+
+
+def _as_waiting(peer: PeerInfo) -> PeerInfo:
+    from dataclasses import replace  # noqa: PLC0415
+
+    return replace(peer, state="waiting")
+
+
+def _peer_info(lock_path: str, announcement: Announcement) -> PeerInfo:
+    directory = f"{lock_path}/{announcement.name}"
+    silent, record = 0.0, {}
+    with contextlib.suppress(OSError):
+        found = os.stat(directory, follow_symlinks=False)
+        silent = max(0.0, time.time() - found.st_mtime)  # the server stamps the directory at every beat
+        record = _read_record(directory)
+    return peer_info(announcement, silent_for=silent, record=record)
+
+
+def _read_record(directory: str) -> dict[str, Any]:
+    try:
+        beat = parse_beats(os.listdir(directory))
+        if beat is None:
+            return {}
+        fd = os.open(f"{directory}/{beat_name(beat)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            record = json.loads(os.read(fd, _RECORD_MAX_BYTES))
+        finally:
+            os.close(fd)
+    except (OSError, ValueError, RecursionError):
+        return {}  # it moved on, or its record was not written (full disk): only a courtesy is missing
+    return record if isinstance(record, dict) else {}
+
+
+def peer_info(
+    announcement: Announcement, *, silent_for: float, record: dict[str, Any] | None = None, waiting: bool = False
+) -> PeerInfo:
+    """Return what is known of a participant from its name, the time it was silent, and its record if it has one."""
+    who = announcement.who
+    lease = announcement.lease_ms / 1000
+    same_kernel = who is not None and is_same_kernel(who)
+    alive = (not is_dead(who)) if who is not None and same_kernel else None
+    record = record or {}
+    return PeerInfo(
+        name=announcement.name,
+        token=announcement.token,
+        mode=announcement.mode.value if announcement.understood else "unknown",
+        state="waiting" if waiting else "holding",
+        host=None if who is None else who.host,
+        pid=None if who is None else who.pid,
+        user=None if who is None else _user_name(who.uid),
+        since=announcement.since_ms / 1000 if announcement.understood else None,
+        silent_for=round(silent_for, 1),
+        lease=lease,
+        evictable_in=0.0 if alive is False else round(max(0.0, lease - silent_for), 1),
+        same_kernel=same_kernel,
+        alive=alive,
+        command=_text(record.get("command")),
+        job=_text(record.get("job")),
+        understood=announcement.understood,
+    )
+
+
+def _text(value: object) -> str | None:
+    return value[:300] if isinstance(value, str) else None
+
+
+def watched_peers(blockers: tuple[Announcement, ...], watch: Watch) -> tuple[PeerInfo, ...]:
+    """Return those in the way as a waiting participant knows them, without any file-system call."""
+    return tuple(peer_info(peer, silent_for=watch.watched(peer.name)) for peer in blockers)
+
+
+@lru_cache(maxsize=256)
+def _user_name(uid: int) -> str:
+    import pwd  # noqa: PLC0415
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
+
+
+@lru_cache(maxsize=1)
+def own_record(pid: int) -> bytes:
+    """Return what the first heartbeat's file says about this process, for people; JSON of at most 1 KiB."""
+    import sys  # noqa: PLC0415
+
+    record = {
+        "user": _user_name(os.geteuid()),
+        "pid": pid,
+        "command": " ".join(sys.argv)[:300],
+        "job": next((value[:80] for key in _JOB_VARIABLES if (value := os.environ.get(key))), None),
+    }
+    return json.dumps(record).encode()
+
+
+def break_lock(
+    path: str | os.PathLike[str],
+    *,
+    token: str | None = None,
+    force: bool = False,
+    lock_dir: str | os.PathLike[str] | None = None,
+) -> tuple[PeerInfo, ...]:
+    """
+    Remove participants of a lock by hand, for an operator who knows that they are gone.
+
+    Whoever is removed while it lives learns of it at its next heartbeat; until then it may overlap with its successor.
+
+    :param token: remove only this one; all if ``None``
+    :param force: remove also those whose process is alive on this machine
+    :returns: those that were removed
+    :raises LockBusyError: if one of them is alive on this machine and ``force`` is false; then nothing is removed
+    :raises LockPathError: if the lock directory cannot be read or changed
+    """
+    state = inspect(path, lock_dir=lock_dir)
+    wanted = [peer for peer in state.holders + state.waiters if token is None or peer.token == token]
+    alive = [peer for peer in wanted if peer.alive]
+    if alive and not force:
+        raise LockBusyError(
+            f"{alive[0].describe()} is alive on this machine; end that process, or use force if it must lose the lock"
+        )
+    files = LockDirectory(state.lock_path)
+    removed: list[PeerInfo] = []
+    try:
+        if wanted:
+            files.open_existing()
+        removed.extend(peer for peer in wanted if _remove_by_hand(files, peer))
+    except OSError as error:
+        raise path_error(error, state.lock_path) or error from None
+    finally:
+        files.close()
+    return tuple(removed)
+
+
+def _remove_by_hand(files: LockDirectory, peer: PeerInfo) -> bool:
+    announcement = Announcement(name=peer.name, mode=Mode.WRITE, token=peer.token)
+    for _ in range(100):  # a live holder beats on, so the observed beat may be gone; the operator insists
+        try:
+            beat = parse_beats(files.listdir(peer.name))
+        except NotADirectoryError:
+            beat = None
+        except FileNotFoundError:
+            return False
+        if evict(files, announcement, beat):
+            return True
+        if beat is None and files.listdir(peer.name):
+            # Entries that are no heartbeats: an operator may move them out of the way, nothing is deleted.
+            files.rename(peer.name, f"gone.{announcement.token.rstrip('x')}")
+            return True
+    return False

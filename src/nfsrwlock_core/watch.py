@@ -1,0 +1,78 @@
+"""
+How long a peer has been silent while we watched.
+
+Liveness is judged on the watcher's own monotonic clock only: no time of another host is ever read. What counts is
+watched time. If two looks lie further apart than a third of the peer's lease, the time between them was not watched
+(we slept, or the server did, and then the peer could not beat either), so the count starts anew.
+
+A verdict from here is never more than a permission to try: the eviction itself is a compare-and-swap on the server
+that fails if the peer has moved since it was observed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Record:
+    met: float
+    beat: int | None = None
+    since: float | None = None
+    last: float = 0.0
+    credit: float = 0.0
+
+
+class Watch:
+    """
+    What one observer knows of the peers on one lock. Times are seconds of one monotonic clock, passed in.
+
+    It may outlive an acquisition and serve several at once: the rule about gaps keeps it honest.
+    """
+
+    def __init__(self) -> None:
+        # Replaced as a whole, never shrunk in place, so that threads may share a watch without a lock.
+        self._records: dict[str, _Record] = {}
+
+    def meet(self, name: str, now: float) -> float:
+        """Note that ``name`` is there, without a look at its heartbeat; return when it was first met."""
+        return self._records.setdefault(name, _Record(met=now)).met
+
+    def look(self, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0) -> None:
+        """
+        Take in a successful look at ``name`` that showed ``beat``.
+
+        :param lease: the peer's lease, seconds
+        :param credit: seconds that others watched this very beat before we began, from their notes
+        """
+        record = self._records.setdefault(name, _Record(met=now))
+        if record.since is None or record.beat != beat:
+            record.beat, record.since, record.credit = beat, now, credit
+        elif now - record.last > lease / 3:
+            record.since, record.credit = now, credit
+        else:
+            # Others' time and ours may overlap: the longer counts.
+            record.credit = max(record.credit, credit - (now - record.since))
+        record.last = now
+
+    def watched(self, name: str) -> float:
+        """Return for how many seconds ``name`` was seen to show its latest known beat, notes of others included."""
+        record = self._records.get(name)
+        if record is None or record.since is None:
+            return 0.0
+        return record.last - record.since + record.credit
+
+    def last_look(self, name: str) -> float | None:
+        """Return when the latest look was, ``None`` if there was none."""
+        record = self._records.get(name)
+        return None if record is None or record.since is None else record.last
+
+    def beat(self, name: str) -> int | None:
+        """Return the beat that the latest look showed."""
+        record = self._records.get(name)
+        return None if record is None else record.beat
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Forget all others: a name that is gone never comes back."""
+        self._records = {name: record for name, record in list(self._records.items()) if name in names}

@@ -1,0 +1,83 @@
+"""
+Threads for file-system calls that may hang for as long as a file server does.
+
+``concurrent.futures`` joins its threads when the interpreter exits, so that one hung server would hang the exit. These
+are daemons, made when no idle one is left (a hung call never delays another), and gone soon after the last use.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final, ParamSpec, TypeVar
+
+#: How long an idle thread of this package stays, seconds. Test suites of others look for threads that outlive a lock.
+LINGER_S: Final = 2.0
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Workers:
+    """A pool without a limit: as many threads as there are calls at one time."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
+
+    def submit(self, func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
+        """Run ``func`` in a thread of the pool and return its future."""
+        future: Future[_R] = Future()
+
+        def task() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = func(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._lock:
+            if self._idle:
+                self._idle -= 1  # that thread's place is taken
+                self._tasks.put(task)
+                return future
+        threading.Thread(target=self._work, args=(task,), name="nfsrwlock-io", daemon=True).start()
+        return future
+
+    def _work(self, task: Callable[[], None] | None) -> None:
+        while task is not None:
+            task()
+            task = None
+            with self._lock:
+                self._idle += 1
+            try:
+                task = self._tasks.get(timeout=LINGER_S)
+            except queue.Empty:
+                with self._lock:
+                    if self._idle > 0:
+                        self._idle -= 1
+                    else:  # somebody counted on this thread just now: its task is in the queue
+                        task = self._tasks.get()
+
+
+_workers = Workers()
+
+
+def submit(func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
+    """Run ``func`` in a thread of this process's pool and return its future."""
+    return _workers.submit(func, *args, **kwargs)
+
+
+def _reset_after_fork() -> None:
+    global _workers  # noqa: PLW0603 - threads do not survive a fork
+    _workers = Workers()
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)
