@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .lockset import LockSet
     from .state import LockState, PeerInfo, WaitInfo, break_lock, inspect
 
-__version__: Final = "0.1.0"
-
 _HOMES: Final = {
     "AcquireReturnProxy": "lock",
     "AsyncAcquireReturnProxy": "aio",

@@ -246,7 +246,7 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
         seconds = time.monotonic() - started
         raise Timeout(
             attempt.settings.lock_file,
-            f"the file server has not answered for {seconds:.0f} s; what the call still makes is withdrawn when it does",
+            f"the file server has not answered for {seconds:.0f} s; what the call still makes will be withdrawn",
         ) from None
     except BaseException:
         with contextlib.suppress(Unanswered):
