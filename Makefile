@@ -22,10 +22,12 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs build clean distclean
+.PHONY: help setup demo test lint format docs build clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.dev ## the environment .venv with everything for development in it
 
 demo: .venv/.dev ## three workers, an updater and a killed job share a genome index (under a minute)
 	$(BIN)/python examples/demo/run.py

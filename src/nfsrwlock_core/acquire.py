@@ -32,6 +32,9 @@ from .watch import Watch
 
 #: How long after its deadline a call that the file server does not answer is given up, seconds.
 GRACE_S: Final = 2.0
+#: How often a withdrawal is tried while the server refuses it, and the pause in between, seconds.
+_GIVE_UP_TRIES: Final = 10
+_GIVE_UP_PAUSE_S: Final = 0.2
 #: Polls begin at this part of the poll interval, for locks that are held for milliseconds.
 _POLL_FIRST: Final = 1 / 16
 #: Long waits are polled less often: a waiter pauses for this part of the time it has waited …
@@ -87,6 +90,7 @@ class Attempt:
     :param settings: of the lock
     :param mode: shared or exclusive
     :param watch: what is known already of the peers on this lock
+    :param device: the file system of the lock, if an earlier attempt has found and checked it
     :param on_wait: called before each pause
     :param cancelled: asked between steps; once true, the attempt ends like one whose time is up
     """
@@ -97,6 +101,7 @@ class Attempt:
         mode: Mode,
         *,
         watch: Watch,
+        device: int | None = None,
         on_wait: Callable[[WaitInfo], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
@@ -105,7 +110,7 @@ class Attempt:
         self.on_wait: Final = on_wait
         self.cancelled: Final = cancelled
         self.trouble: OSError | None = None
-        self._files: Final = LockDirectory(settings.lock_path, settings.share)
+        self._files: Final = LockDirectory(settings.lock_path, settings.share, device)
         who = current_identity()
         wall = time.time_ns()
         self._participant: Final = Participant(
@@ -139,14 +144,17 @@ class Attempt:
                 while evictions < participant.evictions:  # who was in the way is gone: no reason to wait
                     evictions = participant.evictions
                     if participant.advance():
-                        device = self._files.device or 0
-                        return Hold(participant, self.settings.lock_file, device, self.settings.on_compromise)
+                        return Hold(
+                            participant, self.settings.lock_file, self._files.device or 0, self.settings.on_compromise
+                        )
             except LockError:
                 raise
             except OSError as error:
                 self._judge(error)
             else:
                 self.trouble = None
+            finally:
+                self._files.close()
             return None
 
     def _judge(self, error: OSError) -> None:
@@ -158,25 +166,21 @@ class Attempt:
         if self.trouble is None:
             logger.info("acquiring the lock on %r meets %s; trying again", self.settings.lock_file, error)
         self.trouble = error
-        if error.errno in (errno.ENOENT, errno.ESTALE):
-            self._files.close()  # the directory was replaced: open it anew at the next step
 
     def give_up(self) -> None:
         """Withdraw from the disk, whatever the last step left there; tries again while the server refuses."""
         with self._mutex:
-            for _ in range(10):
+            for _ in range(_GIVE_UP_TRIES):
                 try:
-                    self._files.open_existing()
                     self._participant.give_up()
-                    break
                 except FileNotFoundError:
-                    break  # the lock directory itself is gone, and with it all that we made
+                    return  # the lock directory itself is gone, and with it all that we made
                 except OSError as error:
                     if error.errno not in _PASSING:
-                        break  # nothing can be made or removed there
-                    self._files.close()
-                    time.sleep(0.2)
-            self._files.close()
+                        return  # nothing can be made or removed there
+                    time.sleep(_GIVE_UP_PAUSE_S)
+                else:
+                    return
 
     def give_up_if_granted(self) -> None:
         """Give back a grant that nobody took, because an exception came between."""

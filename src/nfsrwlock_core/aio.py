@@ -50,6 +50,7 @@ class _Table:
         self.pid: Final = os.getpid()
         self.holds: dict[asyncio.Task[Any], _TaskHold] = {}
         self.watch: Final = Watch()
+        self.device: int | None = None
 
 
 _tables: WeakValueDictionary[str, _Table] = WeakValueDictionary()
@@ -182,6 +183,21 @@ class AsyncSoftReadWriteLock:
         return self._settings.poll_interval
 
     @property
+    def heartbeat(self) -> Heartbeat:
+        """What heartbeats come from: ``"thread"`` or ``"process"``."""
+        return self._settings.heartbeat
+
+    @property
+    def share(self) -> Share:
+        """Who takes part: ``"user"`` or ``"group"``."""
+        return self._settings.share
+
+    @property
+    def lock_dir(self) -> str | None:
+        """The directory of locks as it was given, ``None`` if the lock lives where the default says."""
+        return self._settings.lock_dir
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop, ``None`` for the running one."""
         return self._loop
@@ -201,6 +217,12 @@ class AsyncSoftReadWriteLock:
     def is_locked(self) -> bool:
         """Whether the calling task holds the lock and has not lost it."""
         return self.status is HoldStatus.HELD
+
+    @property
+    def lease_remaining(self) -> float | None:
+        """Seconds until the calling task's hold becomes suspect unless a heartbeat renews it; ``None``: not held."""
+        held = self._mine()
+        return None if held is None else held.hold.remaining
 
     @property
     def generation(self) -> int | None:
@@ -296,11 +318,20 @@ class AsyncSoftReadWriteLock:
             self._enter_again(held, mode)
             return AsyncAcquireReturnProxy(self)
         attempt: Attempt = await self._settled(
-            Attempt, self._settings, mode, watch=self._table.watch, on_wait=on_wait, cancelled=lambda: self._closed
+            Attempt,
+            self._settings,
+            mode,
+            watch=self._table.watch,
+            device=self._table.device,
+            on_wait=on_wait,
+            cancelled=lambda: self._closed,
         )
         hold = await self._drive(acquiring(attempt, timeout=limit, blocking=blocking))
         # No await may come between the grant and this entry, or a cancellation would lose the hold.
         self._table.holds[task] = _TaskHold(hold, mode, {id(self): 1})
+        self._table.device = hold.device
+        self._latest_compromise = None
+        hold.owner = self
         try:
             await self._settled(keeper.keep, hold, self._settings.heartbeat)
             self._refuse_if_unusable()
@@ -362,9 +393,10 @@ class AsyncSoftReadWriteLock:
 
     async def _end(self, task: asyncio.Task[Any], held: _TaskHold) -> LockLostError | None:
         del self._table.holds[task]
+        self._latest_compromise = held.hold.compromise
         if await self._settled(keeper.release, held.hold):
             return None
-        self._latest_compromise = held.hold.compromise
+        self._latest_compromise = held.hold.compromise or self._latest_compromise
         return held.hold.lost_error()
 
     async def close(self) -> None:

@@ -24,9 +24,9 @@ from . import workers
 from .directory import LockDirectory
 from .hold import Hold, now
 from .identity import is_dead
-from .keeper import Scheduler
 from .names import Identity
 from .protocol import Beat, Lease, Participant, World, fresh_token
+from .scheduler import Scheduler
 
 #: The helper ends at most this long after its parent, whatever the file server does.
 _FAREWELL_S: Final = 0.9
@@ -54,36 +54,79 @@ class Beater:
 
     def __init__(self, sock: socket.socket, pid: int, start: int) -> None:
         self._socket = sock
+        self._socket.setblocking(False)
         self._parent = Identity(pid=pid, start=start, kernel="", uid=0, host="")
-        self._sending = threading.Lock()
         self._holds: dict[int, Hold] = {}
         self._keys: dict[int, int] = {}
         self._scheduler = Scheduler(on_beat=self._report)
+        # Beats must not wait for a parent that does not read (it is stopped, or holds the GIL): the latest report on
+        # each hold is kept here until it can be sent.
+        self._outbox: dict[int, dict[str, Any]] = {}
+        self._outgoing = b""
+        self._speaking = threading.Lock()
+        self._waker, self._alarm = os.pipe()
+        os.set_blocking(self._waker, False)
+        os.set_blocking(self._alarm, False)
 
     def run(self) -> None:
         """Serve until the parent ends or says that it needs no more heartbeats."""
         pidfd = self._watch_parent()
         buffer = b""
-        watched: list[Any] = [self._socket] if pidfd is None else [self._socket, pidfd]
         connected = True
         while True:
-            ready, _, _ = select.select(watched, [], [], _GLANCE_S if pidfd is None else None)  # few, low descriptors
-            if connected and self._socket in ready:
-                data = self._socket.recv(65536)
+            ready = self._wait(pidfd, connected=connected)
+            if self._waker in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._waker, 4096)
+            if connected and (self._outgoing or self._outbox):
+                connected = self._send_reports()
+            if connected and self._socket.fileno() in ready:
+                data = self._receive()
                 if data:
                     *lines, buffer = (buffer + data).split(b"\n")
                     for line in lines:
                         if not self._obey(json.loads(line)):
                             return
-                else:
+                elif data is not None:
                     connected = False
-                    watched.remove(self._socket)
                     if not self._holds:
                         return
             elif (pidfd is None and os.getppid() != self._parent.pid) or pidfd in ready:
                 # Only when all that the parent had said was read: it may have died right after asking.
                 self._clear_up()
                 return
+
+    def _wait(self, pidfd: int | None, *, connected: bool) -> set[int]:
+        poll = select.poll()  # not select: the socket has the number that it had in the parent, which may be high
+        poll.register(self._waker, select.POLLIN)
+        if pidfd is not None:
+            poll.register(pidfd, select.POLLIN)
+        if connected:
+            wants_to_speak = bool(self._outgoing or self._outbox)
+            poll.register(self._socket, select.POLLIN | (select.POLLOUT if wants_to_speak else 0))
+        return {fd for fd, _ in poll.poll(_GLANCE_S * 1000 if pidfd is None else None)}
+
+    def _receive(self) -> bytes | None:
+        try:
+            return self._socket.recv(65536)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def _send_reports(self) -> bool:
+        while self._outgoing or self._outbox:
+            if not self._outgoing:
+                with self._speaking:
+                    report = self._outbox.pop(next(iter(self._outbox)))
+                self._outgoing = json.dumps(report).encode() + b"\n"
+            try:
+                self._outgoing = self._outgoing[self._socket.send(self._outgoing) :]
+            except BlockingIOError:
+                break
+            except OSError:
+                return False
+        return True
 
     def _watch_parent(self) -> int | None:
         try:
@@ -102,6 +145,8 @@ class Beater:
             self._keep(order)
         elif "drop" in order:
             workers.submit(self._drop, order["drop"])  # it waits for a beat under way, which may hang
+        elif "tell" in order:
+            self._say(order["tell"], self._holds.get(order["tell"]), answer=True)
         else:
             return False
         return True
@@ -121,36 +166,38 @@ class Beater:
         hold = Hold(participant, "", order["device"], None)
         self._holds[order["keep"]] = hold
         self._keys[id(hold)] = order["keep"]
-        workers.submit(self._begin, files, hold)
-
-    def _begin(self, files: LockDirectory, hold: Hold) -> None:
-        with contextlib.suppress(OSError):
-            files.open_existing()
-        if not hold.ended:
-            self._scheduler.keep(hold)
+        self._scheduler.keep(hold)
 
     def _drop(self, key: int) -> None:
-        hold = self._holds.pop(key)
-        self._keys.pop(id(hold), None)
-        self._scheduler.drop(hold)
-        self._say(key, "dropped", hold)
+        hold = self._holds.pop(key, None)
+        if hold is not None:
+            self._keys.pop(id(hold), None)
+            self._scheduler.drop(hold)
+        self._say(key, hold, answer=True)
 
     def _report(self, hold: Hold, outcome: Beat) -> None:
+        del outcome  # the hold knows
         if (key := self._keys.get(id(hold))) is not None:
-            self._say(key, outcome.value, hold)
+            self._say(key, hold)
 
-    def _say(self, key: int, outcome: str, hold: Hold) -> None:
-        participant = hold.participant
-        report = {"hold": key, "outcome": outcome, "beat": participant.beats, "renewed": participant.lease.renewed}
-        with self._sending, contextlib.suppress(OSError):
-            self._socket.sendall(json.dumps(report).encode() + b"\n")
+    def _say(self, key: int, hold: Hold | None, *, answer: bool = False) -> None:
+        report: dict[str, Any] = {"hold": key, "known": hold is not None, "answer": answer}
+        if hold is not None:
+            participant = hold.participant
+            report["beat"] = participant.beats
+            report["renewed"] = participant.lease.renewed
+            report["lost"] = hold.is_known_lost
+            report["error"] = str(participant.beat_error or "")
+        with self._speaking:
+            unsaid = self._outbox.get(key)
+            report["answer"] = answer or (unsaid is not None and unsaid["answer"])
+            self._outbox[key] = report
+        with contextlib.suppress(BlockingIOError):  # it is awake already
+            os.write(self._alarm, b".")
 
     def _clear_up(self) -> None:
         wait([workers.submit(self._release, hold) for hold in self._holds.values()], timeout=_FAREWELL_S)
 
     def _release(self, hold: Hold) -> bool:
         self._scheduler.drop(hold)
-        files = hold.participant.files
-        if isinstance(files, LockDirectory):
-            files.open_existing()
         return hold.participant.release()

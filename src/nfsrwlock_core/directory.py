@@ -17,6 +17,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterator
 from typing import Final, Literal, Protocol
 
 from .errors import LockPathError
@@ -60,20 +61,23 @@ class LockDirectory:
 
     :param path: absolute path of the lock directory; made by :meth:`open` if it is missing, parents included
     :param share: who may take part: ``"user"`` (mode 0700) or ``"group"`` (the parent directory's group)
+    :param device: what an earlier object for the same path found; it spares the check
     """
 
-    def __init__(self, path: str, share: Share = "user") -> None:
+    def __init__(self, path: str, share: Share = "user", device: int | None = None) -> None:
         self.path: Final = path
         self.share: Final = share
         #: Which file system the lock is on (``st_dev``); known once the directory was opened and checked.
-        self.device: int | None = None
+        self.device: int | None = device
         self._fd = -1
 
     def open(self) -> None:
         """
-        Open the directory, making it if need be, and check that it is fit to be one.
+        Open the directory for the calls that follow, making it if need be; check that it is fit.
 
-        The check costs a round trip on NFS, so it is made once per object; later calls only open.
+        The check costs a round trip on NFS, so it is made once per object; later calls only open. A call while it is not
+        open opens the directory for itself, by its path, and neither makes nor checks it: so a hold, which may last for
+        days, keeps no descriptor, and notices if its directory was moved away.
 
         :raises LockPathError: if it is a symbolic link or a file, another user's, or was made for another ``share``
         :raises OSError: what the system said otherwise
@@ -97,15 +101,6 @@ class LockDirectory:
                 raise
             return
 
-    def open_existing(self) -> None:
-        """
-        Open the directory for a lock that is held already: nothing is made or checked.
-
-        :raises OSError: if it is not there
-        """
-        if self._fd < 0:
-            self._fd = os.open(self.path, _OPEN_FLAGS)
-
     def close(self) -> None:
         """Give the descriptor back. The object can be opened again."""
         fd, self._fd = self._fd, -1
@@ -118,21 +113,31 @@ class LockDirectory:
             self.close()
 
     def mkdir(self, name: str) -> None:  # noqa: D102 - see Files
-        os.mkdir(name, _GROUP_MODE if self.share == "group" else _USER_MODE, dir_fd=self._fd)
+        with self._at() as here:
+            os.mkdir(name, _GROUP_MODE if self.share == "group" else _USER_MODE, dir_fd=here)
 
     def rmdir(self, name: str) -> None:  # noqa: D102
-        os.rmdir(name, dir_fd=self._fd)
+        with self._at() as here:
+            os.rmdir(name, dir_fd=here)
 
     def listdir(self, name: str = "") -> list[str]:  # noqa: D102
-        return os.listdir(f"{self.path}/{name}" if name else self.path)
+        if not name:
+            return os.listdir(self.path)
+        with self._at() as here:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
 
     def create(self, name: str, record: bytes) -> None:  # noqa: D102
-        if self.share == "group":
-            # The umask may have taken the group's right to remove a beat. It needs that right from the first beat on;
-            # without a beat, the right to the lock directory is enough. So short holds never pay for this call.
-            os.chmod(name.partition("/")[0], _GROUP_MODE, dir_fd=self._fd)
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o640 if self.share == "group" else 0o600, dir_fd=self._fd)
+        with self._inside(name) as (parent, last):
+            if self.share == "group":
+                # The umask may have taken the group's right to remove a beat. It needs that right from the first beat
+                # on; without a beat, the right to the lock directory is enough. So short holds never pay for this call.
+                os.chmod(".", _GROUP_MODE, dir_fd=parent)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(last, flags, 0o640 if self.share == "group" else 0o600, dir_fd=parent)
         # On a full disk the file exists, and that is the heartbeat; only the note for people is lost.
         with contextlib.suppress(OSError):
             try:
@@ -141,10 +146,38 @@ class LockDirectory:
                 os.close(fd)
 
     def rename(self, old: str, new: str) -> None:  # noqa: D102
-        os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        with self._inside(old) as (parent, last):
+            os.rename(last, new.rpartition("/")[2], src_dir_fd=parent, dst_dir_fd=parent)
 
     def unlink(self, name: str) -> None:  # noqa: D102
-        os.unlink(name, dir_fd=self._fd)
+        with self._inside(name) as (parent, last):
+            os.unlink(last, dir_fd=parent)
+
+    @contextlib.contextmanager
+    def _inside(self, name: str) -> Iterator[tuple[int, str]]:
+        # Gives a descriptor of the directory that `name` lies in, and its last component. An announcement that is a
+        # symbolic link, which only an attacker makes, is refused (ENOTDIR) and not followed.
+        announcement, _, last = name.rpartition("/")
+        with self._at() as here:
+            if not announcement:
+                yield here, last
+                return
+            fd = os.open(announcement, _OPEN_FLAGS, dir_fd=here)
+        try:
+            yield fd, last
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _at(self) -> Iterator[int]:
+        if self._fd >= 0:
+            yield self._fd
+            return
+        fd = os.open(self.path, _OPEN_FLAGS)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def _open_or_make(self) -> int:
         for _ in range(5):
@@ -159,11 +192,16 @@ class LockDirectory:
 
     def _make(self) -> None:
         parent = os.path.dirname(self.path)
-        os.makedirs(parent, exist_ok=True)
+        made: list[str] = []
         try:
-            os.mkdir(self.path, _USER_MODE)
+            _make_directory(self.path, made)
         except FileExistsError:
             return
+        except OSError:
+            for directory in reversed(made):  # leave nothing behind; what others have begun to use is not empty
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+            raise
         if self.share == "group":
             group = os.stat(parent).st_gid
             if os.lstat(self.path).st_gid != group:
@@ -232,12 +270,32 @@ class LockDirectory:
         probe = f"gone.{os.urandom(16).hex()}"
         try:
             os.mkdir(probe, _USER_MODE, dir_fd=self._fd)
+            return os.stat(probe, dir_fd=self._fd, follow_symlinks=False).st_uid == owner
         except OSError:
             return False
-        try:
-            return os.stat(probe, dir_fd=self._fd, follow_symlinks=False).st_uid == owner
         finally:
-            os.rmdir(probe, dir_fd=self._fd)
+            with contextlib.suppress(OSError):
+                os.rmdir(probe, dir_fd=self._fd)
+
+
+def _make_directory(path: str, made: list[str]) -> None:
+    # As os.makedirs, but with the lock directory's mode for the last one, and it says what it has made.
+    try:
+        os.mkdir(path, _USER_MODE)
+    except FileNotFoundError:
+        _make_parent(os.path.dirname(path), made)
+        os.mkdir(path, _USER_MODE)
+
+
+def _make_parent(path: str, made: list[str]) -> None:
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return  # somebody else made it just now
+    except FileNotFoundError:
+        _make_parent(os.path.dirname(path), made)
+        os.mkdir(path)
+    made.append(path)
 
 
 class _HalfMade(Exception):

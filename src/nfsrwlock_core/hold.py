@@ -14,6 +14,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal
 
+from . import workers
 from .errors import LeaseExpiredError, LockLostError
 from .protocol import Beat, Participant, token_in
 
@@ -53,6 +54,9 @@ class Hold:
     :param on_compromise: called once each time the hold becomes suspect or lost, from a thread of this package
     """
 
+    #: What must not be garbage while the lock is held, because only through it can the lock be released.
+    owner: object = None
+
     def __init__(
         self,
         participant: Participant,
@@ -67,7 +71,7 @@ class Hold:
         #: One heartbeat or one removal at a time.
         self.mutex: Final = threading.Lock()
         #: Set while something else than this process's own thread beats for the hold.
-        self.catch_up: Callable[[], bool] | None = None
+        self.catch_up: Callable[[], None] | None = None
         #: The thread in which ``on_compromise`` runs now; it may release the hold although it does not own it.
         self.callback_thread: int | None = None
         self.due: float = participant.lease.renewed + participant.interval
@@ -87,6 +91,11 @@ class Hold:
         if self._lost:
             return HoldStatus.LOST
         return HoldStatus.SUSPECT if self.participant.lease.has_run_out(now()) else HoldStatus.HELD
+
+    @property
+    def is_known_lost(self) -> bool:
+        """Whether a heartbeat has found that somebody evicted this hold."""
+        return self._lost
 
     @property
     def remaining(self) -> float:
@@ -141,8 +150,10 @@ class Hold:
     def take_in(self, outcome: Beat) -> None:
         """Take in the outcome of a heartbeat that was sent here or elsewhere, and tell the owner."""
         if outcome is Beat.LOST:
-            self._lost = True
-            self.tell_owner()
+            self._lost = self.telling = True
+            # In a thread of its own: the owner's callback may release the hold, and whoever calls here may be what a
+            # release waits for.
+            workers.submit(self.tell_owner)
         elif outcome is Beat.DONE and self._told == "suspect" and not self.participant.lease.has_run_out(now()):
             self._told = None
             logger.warning(

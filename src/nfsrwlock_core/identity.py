@@ -17,6 +17,8 @@ from typing import Final
 from .names import Identity
 
 _UNKNOWN_KERNEL: Final = "0"
+#: Process ids are C ints; Linux has at most 2**22 of them.
+_PIDS: Final = 2**31
 
 
 def current_identity() -> Identity:
@@ -54,6 +56,8 @@ def is_dead(who: Identity) -> bool:
     """
     if not is_same_kernel(who):
         return False
+    if not 0 < who.pid < _PIDS:
+        return True  # no process has such a number: the name is not what a process made
     state, start, threads = _stat_of_or_gone(who.pid)
     if state == "unknown":
         return False

@@ -8,19 +8,18 @@ part that concerns one process.
 
 from __future__ import annotations
 
-import atexit
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait as wait_for_all
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakValueDictionary
 
-from . import keeper, workers
+from . import keeper
 from .acquire import Attempt, acquiring, run
 from .compat import Timeout
 from .directory import Share
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
 OnWait = Callable[[WaitInfo], None]
-
-#: How long the interpreter's exit waits for releases that the file server does not answer, seconds.
-_EXIT_WAIT_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -88,7 +84,6 @@ class _OnePerPath(type):
         heartbeat: Heartbeat = "thread",
         share: Share = "user",
         lock_dir: str | os.PathLike[str] | None = None,
-        **extra: Any,
     ) -> Any:
         def make() -> SoftReadWriteLock:
             made: SoftReadWriteLock = super(_OnePerPath, cls).__call__(
@@ -103,7 +98,6 @@ class _OnePerPath(type):
                 heartbeat=heartbeat,
                 share=share,
                 lock_dir=lock_dir,
-                **extra,
             )
             return made
 
@@ -132,14 +126,24 @@ class _OnePerPath(type):
 
 
 def _refuse_other_contract(old: Settings, new: Settings) -> None:
-    # Tuning keeps the first caller's values. What changes what a caller may rely on is refused.
-    for name in ("timeout", "blocking", "on_compromise", "heartbeat", "share"):
-        was, wanted = getattr(old, name), getattr(new, name)
-        if was != wanted and not (was != was and wanted != wanted):  # noqa: PLR0124 - nan
+    # Tuning keeps the first caller's values, and whoever asks for nothing special joins. What would take away something
+    # that a caller asks for is refused.
+    for name, joins in (
+        ("timeout", _same_seconds(old.timeout, new.timeout)),
+        ("blocking", old.blocking == new.blocking),
+        ("on_compromise", new.on_compromise in (None, old.on_compromise)),
+        ("heartbeat", new.heartbeat in ("thread", old.heartbeat)),
+        ("share", new.share in ("user", old.share)),
+    ):
+        if not joins:
             raise ValueError(
-                f"the lock on {new.lock_file!r} exists in this process with {name}={was!r}, which cannot be changed to "
-                f"{wanted!r}; use is_singleton=False for a lock of its own"
+                f"the lock on {new.lock_file!r} exists in this process with {name}={getattr(old, name)!r}, which "
+                f"cannot be changed to {getattr(new, name)!r}; use is_singleton=False for a lock of its own"
             )
+
+
+def _same_seconds(one: float, other: float) -> bool:
+    return one == other or {one, other} <= {-1.0, math.inf} or (math.isnan(one) and math.isnan(other))
 
 
 class _Registry:
@@ -225,6 +229,7 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
         self._latest_compromise: LeaseCompromise | None = None
         self._closed = False
         self._watch = Watch()
+        self._device: int | None = None
         _registry.all[id(self)] = self
 
     @classmethod
@@ -438,10 +443,19 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
             self._transaction.release()
 
     def _acquire_anew(self, mode: Mode, timeout: float, blocking: bool, on_wait: OnWait | None) -> None:
-        attempt = Attempt(self._settings, mode, watch=self._watch, on_wait=on_wait, cancelled=lambda: self._closed)
+        attempt = Attempt(
+            self._settings,
+            mode,
+            watch=self._watch,
+            device=self._device,
+            on_wait=on_wait,
+            cancelled=lambda: self._closed,
+        )
         published = False
         try:
             hold = run(acquiring(attempt, timeout=timeout, blocking=blocking))
+            hold.owner = self
+            self._device = hold.device
             with self._internal:
                 self._refuse_if_closed()
                 keeper.keep(hold, self.heartbeat)
@@ -531,12 +545,12 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
                 raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: it is not held")
             if not force and self._give_back_level(held):
                 return held.hold.error()
-            self._held = None
-        stood = keeper.release(held.hold)
-        if not stood:
             self._latest_compromise = held.hold.compromise
-            return held.hold.lost_error()
-        return None
+            self._held = None
+        if keeper.release(held.hold):
+            return None
+        self._latest_compromise = held.hold.compromise or self._latest_compromise
+        return held.hold.lost_error()
 
     def _give_back_level(self, held: _Held) -> bool:
         # Returns whether the lock stays held.
@@ -570,12 +584,6 @@ def _restore(cls: type[SoftReadWriteLock], settings: Settings) -> SoftReadWriteL
     return lock
 
 
-def _release_all() -> None:
-    # In threads, so that a server that hangs cannot hang the exit.
-    held = [lock for lock in list(_registry.all.values()) if lock._held_here() is not None]
-    wait_for_all([workers.submit(lock.release, force=True) for lock in held], timeout=_EXIT_WAIT_S)
-
-
 def _reset_after_fork() -> None:
     global _registry  # noqa: PLW0603 - another thread of the parent may have held its lock
     inherited = list(_registry.all.values())
@@ -589,5 +597,4 @@ def _reset_after_fork() -> None:
         classes.extend(cls.__subclasses__())
 
 
-atexit.register(_release_all)
 os.register_at_fork(after_in_child=_reset_after_fork)

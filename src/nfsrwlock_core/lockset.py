@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -22,6 +25,14 @@ if TYPE_CHECKING:
 _WORST_FIRST: Final = (HoldStatus.LOST, HoldStatus.SUSPECT, HoldStatus.FREE, HoldStatus.HELD)
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    lock: SoftReadWriteLock
+    mode: Mode
+    #: Resolved once: a relative path must keep its meaning after the process changes its directory.
+    path: str = field(compare=False)
 
 
 class LockSet:
@@ -74,27 +85,27 @@ class LockSet:
                 modes[lock.lock_path] = (lock, mode)  # written last, so that a path in both is written
         if not modes:
             raise ValueError("a LockSet needs at least one path to read or to write")
-        self._members: tuple[tuple[SoftReadWriteLock, Mode], ...] = tuple(
-            modes[lock_path] for lock_path in sorted(modes, key=os.fsencode)
-        )
+        members = [modes[lock_path] for lock_path in sorted(modes, key=os.fsencode)]
+        self._members = tuple(_Member(lock, mode, canonical(lock.lock_file)) for lock, mode in members)
         self._is_held = False
+        self._turn = threading.Lock()
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
     @property
     def locks(self) -> tuple[SoftReadWriteLock, ...]:
         """The locks, in the order in which they are taken."""
-        return tuple(lock for lock, _ in self._members)
+        return tuple(member.lock for member in self._members)
 
     @property
     def paths_read(self) -> tuple[str, ...]:
         """The canonical paths that are locked shared, in order."""
-        return tuple(canonical(lock.lock_file) for lock, mode in self._members if mode is Mode.READ)
+        return tuple(member.path for member in self._members if member.mode is Mode.READ)
 
     @property
     def paths_write(self) -> tuple[str, ...]:
         """The canonical paths that are locked exclusively, in order."""
-        return tuple(canonical(lock.lock_file) for lock, mode in self._members if mode is Mode.WRITE)
+        return tuple(member.path for member in self._members if member.mode is Mode.WRITE)
 
     @property
     def status(self) -> HoldStatus:
@@ -115,7 +126,7 @@ class LockSet:
 
         :raises OSError: if a lock directory cannot be read
         """
-        numbers = {canonical(lock.lock_file): lock.generation for lock in self.locks}
+        numbers = {member.path: member.lock.generation for member in self._members}
         return {path: number for path, number in numbers.items() if number is not None}
 
     def __repr__(self) -> str:
@@ -130,7 +141,12 @@ class LockSet:
         return hash(self._members)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_members": self._members, "_is_held": False}
+        return {"_members": self._members}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._members = state["_members"]
+        self._is_held = False
+        self._turn = threading.Lock()
 
     def check(self) -> None:
         """
@@ -159,22 +175,21 @@ class LockSet:
         :raises LockPathError: if a lock cannot live at its path
         :raises RuntimeError: if the set is held already
         """
-        if self._is_held:
-            raise RuntimeError("this LockSet is held already; sets are not re-entrant")
         first = self.locks[0]
         blocking = first.blocking if blocking is None else blocking
         limit = checked_timeout(first.timeout if timeout is None else timeout, blocking=blocking)
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError("this LockSet is held, or being acquired, already; sets are not re-entrant")
         deadline = time.monotonic() + limit
         try:
-            for lock, mode in self._members:
+            for member in self._members:
                 left = -1.0 if limit < 0 else max(deadline - time.monotonic(), 0.0)
-                acquire = lock.acquire_write if mode is Mode.WRITE else lock.acquire_read
+                acquire = member.lock.acquire_write if member.mode is Mode.WRITE else member.lock.acquire_read
                 acquire(left, blocking=blocking, on_wait=on_wait)
+            self._is_held = True
         except BaseException:
-            for lock in reversed(self.locks):  # all: a signal may come right after one was taken
-                lock.release(force=True)
+            self._release_members()  # all: a signal may have come right after one was taken
             raise
-        self._is_held = True
         return self
 
     def release(self) -> None:
@@ -188,8 +203,15 @@ class LockSet:
     def _release(self) -> LockLostError | None:
         if not self._is_held:
             raise LockNotHeldError("this LockSet is not held")
-        self._is_held = False
-        errors = [lock._release(force=True) for lock in reversed(self.locks)]
+        return self._release_members()
+
+    def _release_members(self) -> LockLostError | None:
+        errors: list[LockLostError | None] = []
+        with ExitStack() as stack:  # each of them, whatever comes between
+            stack.callback(self._turn.release)
+            self._is_held = False
+            for lock in self.locks:
+                stack.callback(_release_into, errors, lock)
         return next((error for error in errors if error is not None), None)
 
     def __enter__(self) -> Self:
@@ -206,3 +228,7 @@ class LockSet:
 def _several(paths: Paths) -> list[str | os.PathLike[str]]:
     # One path is what a caller means who gives one; its characters are not.
     return [paths] if isinstance(paths, str | bytes | os.PathLike) else list(paths)
+
+
+def _release_into(errors: list[LockLostError | None], lock: SoftReadWriteLock) -> None:
+    errors.append(lock._release(force=True))

@@ -128,18 +128,21 @@ def beat_name(beat: int) -> str:
 
 
 _DEC = r"(?:0|[1-9][0-9]{0,18})"
+_COUNT = r"(?:0|[1-9][0-9]{0,15})"
+#: The highest number that a generation or a beat can have.
+COUNT_MAX: Final = 10**16 - 1
 _FIELDS = (
     rf"(?P<token>[0-9a-f]{{{TOKEN_HEX_DIGITS}}})\.(?P<lease>[1-9][0-9]{{0,9}})\.(?P<pid>{_DEC})\.(?P<start>{_DEC})"
     rf"\.(?P<kernel>[0-9a-f]{{1,16}})\.(?P<uid>{_DEC})\.(?P<since>{_DEC})\.(?P<host>(?:[A-Za-z0-9._-]|%[0-9A-F]{{2}})*)"
 )
 _READ: Final = re.compile(rf"read\.{_FIELDS}", re.ASCII)
 _WRITE: Final = re.compile(rf"write\.(?P<ticket>[0-9a-f]{{16}})\.{_FIELDS}", re.ASCII)
-_GENERATION: Final = re.compile(rf"gen\.(?P<number>{_DEC})", re.ASCII)
+_GENERATION: Final = re.compile(rf"gen\.(?P<number>{_COUNT})", re.ASCII)
 _NOTE: Final = re.compile(
     rf"seen\.(?P<token>[0-9a-f]{{{TOKEN_HEX_DIGITS}}}|[0-9a-f]{{16}}x)\.(?P<beat>new|{_DEC})\.(?P<ms>{_DEC})", re.ASCII
 )
 _GONE: Final = re.compile(r"gone\.[0-9a-f]{1,64}", re.ASCII)
-_BEAT: Final = re.compile(rf"beat\.(?P<beat>{_DEC})", re.ASCII)
+_BEAT: Final = re.compile(rf"beat\.(?P<beat>{_COUNT})", re.ASCII)
 
 
 def parse_announcement(name: str) -> Announcement | None:

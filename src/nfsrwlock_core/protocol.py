@@ -29,6 +29,7 @@ from typing import Final
 from .directory import Files
 from .errors import LockPathError
 from .names import (
+    COUNT_MAX,
     Announcement,
     Identity,
     Listing,
@@ -48,9 +49,14 @@ from .watch import Watch
 MARGIN: Final = 0.1
 #: Looks at a peer's heartbeat are this part of its lease apart; more than 1/3 would not count as watching.
 _LOOK_EVERY: Final = 1 / 6
+#: A waiting writer stays announced this part of its lease at first, and at the most, before it makes room again.
+_STAY_FIRST: Final = 1 / 360
+_STAY_MOST: Final = 1 / 12
 #: A peer that goes within this part of its lease (at most :data:`_PATIENCE_MAX_S`) costs no look at all.
 _PATIENCE: Final = 1 / 60
 _PATIENCE_MAX_S: Final = 0.1
+#: So many own announcements in a row that are there and that no listing shows are the file system's fault.
+_UNLISTED_MAX: Final = 3
 #: Notes left by one caller that gives up; enough for the next caller to go on where it matters.
 _NOTES_MAX: Final = 16
 
@@ -92,7 +98,7 @@ class Phase(Enum):
 
     #: Not announced, and nothing is known to be in the way.
     OUTSIDE = "outside"
-    #: Not announced, waiting for those in the way to go.
+    #: A reader, not announced, because a writer is in the way.
     POLLING = "polling"
     #: A writer, announced, waits for those who were there before it.
     DRAINING = "draining"
@@ -173,9 +179,13 @@ class Participant:
         # A beat that was sent and not heard of: when it was sent first. If it turns up, it counts from that moment.
         self._unheard: float | None = None
         self._ahead: frozenset[str] | None = None  # S of the protocol
+        # Until when a writer stays announced behind one that was first, and for how long it does at a time.
+        self._stays_until = 0.0
+        self._stay = 0.0
         self._listing: Listing | None = None
         self._first_listing: Listing | None = None
         self._looked_at: set[str] = set()
+        self._unlisted = 0
         #: Why the latest heartbeat is :attr:`Beat.UNKNOWN`.
         self.beat_error: OSError | None = None
         # Own names whose removal was not confirmed. They are removed at every further step.
@@ -235,10 +245,14 @@ class Participant:
             self._explain_missing_announcement()
             return False
         if in_the_way := self._in_the_way(listing):
-            self._withdraw()
-            self.phase = Phase.POLLING
-            self._attend(in_the_way)
-            return False
+            if self.mode is Mode.READ:
+                self._withdraw()
+                self.phase = Phase.POLLING
+                self._attend(in_the_way)
+                return False
+            if self._must_give_way():
+                self._withdraw()
+                return self.advance()
         if self.mode is Mode.READ:
             return self._grant()
         self._ahead = frozenset(listing.announcements) - {self.name}
@@ -280,6 +294,17 @@ class Participant:
         # What is not understood may be a writer that waits for us: give way, or both would wait for ever.
         return [peer for peer in others if peer.mode is Mode.WRITE and (not peer.understood or peer.rank < mine)]
 
+    def _must_give_way(self) -> bool:
+        # A writer that was first may wait for us, and we for it. So we announce ourselves anew once right away, and then
+        # ever more rarely, as long as one that was first is there: after its first listing it does not wait for what
+        # we announce. In between we stay announced, so that no new reader gets in before us.
+        now = self._world.clock()
+        if now < self._stays_until:
+            return False
+        self._stay = min(max(2 * self._stay, self._ttl * _STAY_FIRST), self._ttl * _STAY_MOST)
+        self._stays_until = now + self._stay
+        return True
+
     def _drain(self) -> bool:
         if self._world.clock() >= self.lease.renewed + self.interval and self.beat() is Beat.LOST:
             self._forget_announcement()
@@ -288,18 +313,21 @@ class Participant:
         if self.name not in listing.announcements:
             self._forget_announcement()  # evicted while waiting; the ticket keeps our place
             return False
+        if any(peer.name in (self._ahead or ()) for peer in self._in_the_way(listing)) and self._must_give_way():
+            self._withdraw()
+            return self.advance()
         return self._drain_rest(listing)
 
     def _drain_rest(self, listing: Listing) -> bool:
         assert self._ahead is not None
         # Names only ever leave this set, and none comes back: a stale listing can delay the grant, never give it.
         self._ahead &= listing.announcements.keys()
-        self._attend([listing.announcements[name] for name in self._ahead])
+        self._attend([peer for name, peer in listing.announcements.items() if name in self._ahead])
         return not self._ahead and self._number_the_grant(listing)
 
     def _number_the_grant(self, listing: Listing) -> bool:
         highest = listing.highest_generation
-        while True:
+        while highest < COUNT_MAX:
             number = highest + 1
             made = self._try_mkdir(generation_name(number))
             listing = self._list()
@@ -307,13 +335,17 @@ class Participant:
                 self._forget_announcement()
                 return False
             if made and listing.highest_generation == number:
-                break
+                if not self._grant():
+                    return False
+                self.generation = number
+                return True
             # A mkdir that failed does not make the next listing fresh, so it may not show what is in the way.
             highest = max(number, listing.highest_generation)
-        if not self._grant():
-            return False
-        self.generation = number
-        return True
+        raise LockPathError(
+            self._where(),
+            f"has no room for another grant number after {highest}",
+            "remove its gen.* entries while nobody holds the lock; the numbers begin anew then",
+        )
 
     def _try_mkdir(self, name: str) -> bool:
         try:
@@ -348,11 +380,17 @@ class Participant:
         except FileNotFoundError:
             return  # evicted, or the whole lock directory was replaced: start over
         self._litter.remove(name)
+        self._unlisted += 1
+        if self._unlisted < _UNLISTED_MAX:
+            return  # the lock directory may have been moved away between the two calls
         raise LockPathError(
-            getattr(self.files, "path", "the lock directory"),
+            self._where(),
             "is on a file system whose listings do not show what this process has just made",
             "locks cannot work there (PROTOCOL.md section 6 b); use another file system or other mount options",
         )
+
+    def _where(self) -> str:
+        return getattr(self.files, "path", "the lock directory")
 
     def _withdraw(self) -> None:
         name, beat = self.name, self._beat
@@ -411,10 +449,12 @@ class Participant:
     def _look_at_beat(self, peer: Announcement) -> int | None:
         try:
             return parse_beats(self.files.listdir(peer.name))
-        except PermissionError:
-            return None  # another member's, before its first beat: its maker opens it to the group just before that
-        except NotADirectoryError:
-            return None  # a file where a directory should be has no beat
+        except OSError as error:
+            # Another member's before its first beat (its maker opens it to the group just before that), or a file, a
+            # FIFO, a link where a directory should be: no beat. If that is wrong, the server refuses the eviction.
+            if error.errno in (errno.EACCES, errno.ENOTDIR, errno.ELOOP):
+                return None
+            raise
 
     def _credit(self, peer: Announcement, beat: int | None) -> float:
         # Notes count once, at our first look, and only those that lay there when we began: their time and ours cannot
@@ -484,13 +524,10 @@ class Participant:
     def _read_back_announcement(self) -> Beat:
         # ENOENT may come from the client's cache of missing names; a fresh listing that has lost our name does not.
         try:
-            names = self.files.listdir()
-        except FileNotFoundError:
-            return Beat.LOST  # the whole lock directory was removed
+            return Beat.LOST if _is_unlisted(self.files, self.name) else Beat.UNKNOWN
         except OSError as error:
             self.beat_error = error
             return Beat.UNKNOWN
-        return Beat.UNKNOWN if self.name in names else Beat.LOST
 
     # -- the hold -----------------------------------------------------------------------------------------------------
 
@@ -631,7 +668,7 @@ def remove_announcement(files: Files, name: str, beat: int | None) -> bool:
             files.rmdir(name)
         except FileNotFoundError:
             # It may be the client's cache of missing names that says so.
-            if name not in files.listdir():
+            if _is_unlisted(files, name):
                 return found
         except OSError as error:
             if not _is_not_empty(error):
@@ -646,6 +683,13 @@ def remove_announcement(files: Files, name: str, beat: int | None) -> bool:
         else:
             return found or beat is None
     raise OSError(errno.EBUSY, "the announcement cannot be removed", name)
+
+
+def _is_unlisted(files: Files, name: str) -> bool:
+    try:
+        return name not in files.listdir()
+    except FileNotFoundError:
+        return True  # the whole lock directory was removed
 
 
 def _remove_quietly(files: Files, names: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ stamps, and says that it is an estimate where it does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -72,13 +73,13 @@ class PeerInfo:
         """Return one line about this participant, for messages."""
         if not self.understood:
             return (
-                f"an entry of unknown format ({self.name[:80]!r}), which counts as held; if nothing uses it, "
+                f"an entry of unknown format ({_text(self.name[:80])!r}), which counts as held; if nothing uses it, "
                 "remove it with 'nfsrwlock break'"
             )
         doing = {"read": "reading", "write": "writing", "unknown": "holding"}[self.mode]
         if self.state == "waiting":
             doing = f"waiting for {doing}"
-        since = "" if self.since is None else f" since {time.strftime('%H:%M:%S', time.localtime(self.since))}"
+        since = "" if self.since is None else f" since {_clock_time(self.since)}"
         job = f" (job {self.job})" if self.job else ""
         ended = ", its process has ended" if self.alive is False else ""
         return f"{self.user}@{self.host} pid {self.pid}{job}, {doing}{since}, silent for {self.silent_for:.0f} s{ended}"
@@ -233,7 +234,7 @@ def peer_info(
         token=announcement.token,
         mode=announcement.mode.value if announcement.understood else "unknown",
         state="waiting" if waiting else "holding",
-        host=None if who is None else who.host,
+        host=None if who is None else _text(who.host),
         pid=None if who is None else who.pid,
         user=None if who is None else _user_name(who.uid),
         since=announcement.since_ms / 1000 if announcement.understood else None,
@@ -249,7 +250,15 @@ def peer_info(
 
 
 def _text(value: object) -> str | None:
-    return value[:300] if isinstance(value, str) else None
+    # Others wrote it, and it is shown in one line on a terminal.
+    return "".join(c if c.isprintable() else "?" for c in value[:300]) if isinstance(value, str) else None
+
+
+def _clock_time(since: float) -> str:
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(since))
+    except (OverflowError, ValueError, OSError):
+        return "an impossible time"
 
 
 def watched_peers(blockers: tuple[Announcement, ...], watch: Watch) -> tuple[PeerInfo, ...]:
@@ -292,6 +301,7 @@ def break_lock(
     Remove participants of a lock by hand, for an operator who knows that they are gone.
 
     Whoever is removed while it lives learns of it at its next heartbeat; until then it may overlap with its successor.
+    A hold that ends before its next heartbeat does not learn of it.
 
     :param token: remove only this one; all if ``None``
     :param force: remove also those whose process is alive on this machine
@@ -307,16 +317,10 @@ def break_lock(
             f"{alive[0].describe()} is alive on this machine; end that process, or use force if it must lose the lock"
         )
     files = LockDirectory(state.lock_path)
-    removed: list[PeerInfo] = []
     try:
-        if wanted:
-            files.open_existing()
-        removed.extend(peer for peer in wanted if _remove_by_hand(files, peer))
+        return tuple(peer for peer in wanted if _remove_by_hand(files, peer))
     except OSError as error:
         raise path_error(error, state.lock_path) or error from None
-    finally:
-        files.close()
-    return tuple(removed)
 
 
 def _remove_by_hand(files: LockDirectory, peer: PeerInfo) -> bool:
@@ -324,10 +328,12 @@ def _remove_by_hand(files: LockDirectory, peer: PeerInfo) -> bool:
     for _ in range(100):  # a live holder beats on, so the observed beat may be gone; the operator insists
         try:
             beat = parse_beats(files.listdir(peer.name))
-        except NotADirectoryError:
-            beat = None
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            beat = None  # a file or a link under an announcement's name
         if evict(files, announcement, beat):
             return True
         if beat is None and files.listdir(peer.name):

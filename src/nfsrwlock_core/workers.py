@@ -48,7 +48,10 @@ class Workers:
                 self._idle -= 1  # that thread's place is taken
                 self._tasks.put(task)
                 return future
-        threading.Thread(target=self._work, args=(task,), name="nfsrwlock-io", daemon=True).start()
+        try:
+            threading.Thread(target=self._work, args=(task,), name="nfsrwlock-io", daemon=True).start()
+        except RuntimeError:  # the interpreter ends, or the user may have no more threads: better late than never
+            task()
         return future
 
     def _work(self, task: Callable[[], None] | None) -> None:

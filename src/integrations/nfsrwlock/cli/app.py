@@ -1,0 +1,170 @@
+"""The command line itself: options, help and exit codes. What the commands do is in the module of their name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from nfsrwlock import __version__
+from nfsrwlock.cli.options import PATH, holding, request
+from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
+from nfsrwlock.cli.signals import end_as_if_by
+from nfsrwlock.cli.terminal import Terminal
+from nfsrwlock.cli.text import PROGRAM, in_options, say
+from nfsrwlock_core import LockError, LockPathError
+
+_CODES = """
+\b
+Exit codes:
+  0    done; for run: the command's own success
+  1    something else failed
+  2    bad input, or refused; the message names the remedy
+  75   the locks could not be had within --timeout
+  76   the hold was lost: the command was killed, or not guarded to its end
+  126  the command cannot be executed
+  127  the command does not exist
+  128+ the command was ended by signal number CODE - 128
+Every other code is the command's own.
+"""
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"{PROGRAM} {__version__}")
+        context.exit()
+
+
+@click.group(context_settings=_SETTINGS, epilog=_CODES)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+)
+def cli() -> None:
+    """Shared and exclusive locks on files and directories, across all hosts of a network file system."""
+
+
+@cli.command("run", context_settings={**_SETTINGS, "allow_interspersed_args": False}, epilog=_CODES)
+@holding
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
+def _run(command: tuple[str, ...], **options: Any) -> int:
+    """
+    Hold locks while COMMAND runs.
+
+    Waits until all locks are held, runs COMMAND in a process group of its own, passes signals on to it and exits with
+    its code. When the lease runs out before a heartbeat succeeds, COMMAND is stopped; it goes on after a heartbeat
+    has shown that the hold never ended, and is killed if the hold is lost. Processes that COMMAND leaves behind when
+    it ends are not guarded.
+    """
+    from nfsrwlock.cli.run import run  # noqa: PLC0415 - each command imports what it needs: starting must cost little
+
+    if not command:
+        raise CliError("no command to run: put it after --, as in: nfsrwlock run --read PATH -- COMMAND")
+    return run(request(**options), command)
+
+
+@cli.command("hold", context_settings=_SETTINGS, epilog=_CODES)
+@holding
+@click.option(
+    "--pid", type=int, help="The process to hold the locks for; default: the parent process, the shell that asks."
+)
+def _hold(pid: int | None, **options: Any) -> int:
+    """
+    Hold locks until a process ends.
+
+    Returns as soon as the locks are held; two processes in the background keep them until process PID ends. As the
+    first line of a shell script or block: nfsrwlock hold --read PATH --pid $$ || exit
+
+    With an expired lease PID and its descendants are stopped, as COMMAND is by run. The message about it reaches you
+    only if stderr is a file or a terminal.
+    """
+    from nfsrwlock.cli.hold import hold  # noqa: PLC0415
+
+    return hold(request(**options), os.getppid() if pid is None else pid)
+
+
+@cli.command("status", context_settings=_SETTINGS)
+@click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
+@click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+@click.option("--watch", is_flag=True, help="Go on showing it until interrupted.")
+def _status(paths: tuple[str, ...], lock_dir: str | None, as_json: bool, watch: bool) -> int:
+    """
+    Show who holds and who waits for the locks on PATH...
+
+    Needs no lock and changes nothing. Ends with 0 if all locks could be looked at, held or not.
+    """
+    from nfsrwlock.cli.status import status  # noqa: PLC0415
+
+    if not paths:
+        raise CliError("no path given: nfsrwlock status PATH...")
+    return status(paths, lock_dir, as_json=as_json, watch=watch)
+
+
+@cli.command("break", context_settings=_SETTINGS)
+@click.argument("path", type=PATH)
+@click.option("--token", metavar="T", help="Only the holder or waiter whose token is, or begins with, T (see status).")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Also those whose process is alive on this host.")
+@click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str | None) -> int:
+    """
+    Take the lock on PATH away from its holders.
+
+    For an operator who knows that a holder is dead and does not want to wait for its lease to end. A holder that is
+    alive after all finds out at its next heartbeat; until then it works on, side by side with its successor.
+    """
+    from nfsrwlock.cli.breaking import break_holders  # noqa: PLC0415
+
+    return break_holders(path, token, lock_dir, yes=yes, force=force)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    Run the command line.
+
+    :param arguments: the arguments after the program's name; default: those of this process
+    :returns: the exit code, see :mod:`nfsrwlock.cli.outcome`
+    """
+    try:
+        result = cli.main(args=None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+        return int(result or 0)
+    except CliError as error:
+        say(str(error))
+        return error.code
+    except click.ClickException as error:
+        say(_with_help_hint(error))
+        return Exit.BAD_INPUT
+    except (LockPathError, ValueError) as error:
+        say(in_options(str(error)))
+        return Exit.BAD_INPUT
+    except Interrupted as interruption:
+        return _interrupted(interruption.signum)
+    except (KeyboardInterrupt, click.Abort):
+        return _interrupted(signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail as well
+        return 128 + signal.SIGPIPE
+    except (LockError, OSError) as error:
+        say(in_options(str(error)))
+        return Exit.FAILED
+
+
+def _with_help_hint(error: click.ClickException) -> str:
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    return message if context is None else f"{message.rstrip('.')}; see: {context.command_path} --help"
+
+
+def _interrupted(signum: int) -> int:
+    """End by the same signal where a person pressed Ctrl-C, so that a shell leaves its loop; ``$?`` is the same."""
+    if signum == signal.SIGINT and Terminal().in_foreground:
+        sys.stdout.flush()
+        end_as_if_by(signum, everyone=False)
+    return 128 + signum

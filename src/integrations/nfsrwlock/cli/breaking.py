@@ -1,0 +1,69 @@
+"""``nfsrwlock break``: an operator takes a lock away from its holders."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.cli.text import one_line, printable
+from nfsrwlock_core import LockBusyError, PeerInfo, break_lock, inspect
+
+
+def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bool, force: bool) -> int:
+    """
+    Name the participants, ask, remove exactly those that were named; return the exit code.
+
+    :raises CliError: one of them is alive on this host, or nobody can be asked
+    """
+    state = inspect(path, lock_dir=lock_dir)
+    wanted = [peer for peer in (*state.holders, *state.waiters) if token is None or peer.token.startswith(token)]
+    if not wanted:
+        if token is not None:
+            raise CliError(
+                f"{path}: nobody with token {token} holds or waits for this lock; see: nfsrwlock status PATH"
+            )
+        click.echo(f"{printable(path)}: nobody holds or waits for this lock, there is nothing to break")
+        return Exit.OK
+    if token is not None and len(wanted) > 1:
+        raise CliError(f"{path}: {len(wanted)} tokens begin with {token}; give more digits")
+    _refuse_the_living(wanted, force)
+    for peer in wanted:
+        click.echo(f"{printable(path)}: {one_line(peer.describe())} [token {printable(peer.token)}]")
+    if not yes and not _confirmed(len(wanted)):
+        click.echo("nothing was removed")
+        return Exit.FAILED
+    removed = [peer for one in wanted for peer in _remove(path, one, lock_dir, force)]
+    for peer in wanted:
+        outcome = (
+            "removed" if peer in removed or peer.token in {gone.token for gone in removed} else "had left by itself"
+        )
+        click.echo(f"{outcome}: token {printable(peer.token)}")
+    return Exit.OK
+
+
+def _refuse_the_living(peers: list[PeerInfo], force: bool) -> None:
+    alive = [peer for peer in peers if peer.alive]
+    if alive and not force:
+        raise CliError(_refusal(alive[0]))
+
+
+def _refusal(peer: PeerInfo) -> str:
+    return (
+        f"refused: {peer.describe()} is alive on this host; end that process, or use --force if it must lose the lock"
+    )
+
+
+def _confirmed(count: int) -> bool:
+    if not sys.stdin.isatty():
+        raise CliError("refused: there is no terminal to ask for a confirmation at; use --yes if you are sure")
+    what = "this hold" if count == 1 else f"these {count}"
+    return click.confirm(f"Is it certain that nobody uses the lock any more? Remove {what}?", default=False)
+
+
+def _remove(path: str, peer: PeerInfo, lock_dir: str | None, force: bool) -> tuple[PeerInfo, ...]:
+    try:
+        return break_lock(path, token=peer.token, force=force, lock_dir=lock_dir)
+    except LockBusyError:
+        raise CliError(_refusal(peer)) from None

@@ -1,0 +1,97 @@
+"""
+Messages between the two processes of ``run`` and ``hold``, over one socket pair.
+
+Both ends come from one fork of one program, so what travels is pickled. Nothing here blocks: a peer that is stopped
+must not stop the other, and a message that finds no room is not queued but left for the sender to send again in its
+newer form.
+"""
+
+from __future__ import annotations
+
+import pickle
+import select
+import socket
+import struct
+from typing import Final
+
+_LENGTH: Final = struct.Struct("!I")
+_ROOM_BYTES: Final = 1 << 16
+
+
+def readable(*descriptors: int | None, seconds: float) -> bool:
+    """Wait until one of the descriptors has something to read, for at most so long; return whether one has."""
+    poller = select.poll()  # select() cannot take the descriptors of a program that was started with many open files
+    for descriptor in descriptors:
+        if descriptor is not None:
+            poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
+class Channel:
+    """One end. ``closed`` becomes true when the other process has closed its end or has died."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._socket.setblocking(False)
+        self._incoming = bytearray()
+        self._outgoing = bytearray()
+        self.closed = False
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Two connected ends; after a fork each side closes the one it does not use."""
+        ours, theirs = socket.socketpair()
+        return cls(ours), cls(theirs)
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close this end in this process."""
+        self.closed = True
+        self._socket.close()
+
+    def send(self, message: object) -> bool:
+        """Send ``message``; False if nothing was sent: there was no room, or nobody is there to read it."""
+        self._flush()
+        if self._outgoing or self.closed:
+            return False
+        body = pickle.dumps(message)
+        self._outgoing += _LENGTH.pack(len(body)) + body
+        self._flush()
+        return True
+
+    def _flush(self) -> None:
+        while self._outgoing and not self.closed:
+            try:
+                del self._outgoing[: self._socket.send(self._outgoing)]
+            except BlockingIOError:
+                return
+            except OSError:
+                self.closed = True
+
+    def receive(self) -> list[object]:
+        """Return what has arrived, at once, in order."""
+        self._flush()
+        while not self.closed:
+            try:
+                chunk = self._socket.recv(_ROOM_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                chunk = b""
+            self._incoming += chunk
+            self.closed = not chunk
+        return list(self._complete())
+
+    def _complete(self) -> list[object]:
+        messages: list[object] = []
+        while len(self._incoming) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._incoming)
+            end = _LENGTH.size + length
+            if len(self._incoming) < end:
+                break
+            messages.append(pickle.loads(self._incoming[_LENGTH.size : end]))
+            del self._incoming[:end]
+        return messages

@@ -1,0 +1,374 @@
+"""
+The process that holds the locks for ``run`` and ``hold``, and how the other one sees it.
+
+Two processes share the work, so that neither a kill nor a stop of one of them leaves the command writing without a
+lock:
+
+- The *keeper* holds the locks and beats. It runs nothing else, in a session of its own, out of the terminal's reach.
+- The *guard* is the process that the user started. It owns the command and knows from the keeper until when the lease
+  is good; it stops the command when that moment passes, whatever has become of the keeper by then.
+
+If the keeper dies, the guard ends the command. If the guard dies, the keeper ends the command and only then releases
+the locks. The keeper is forked before there is a lock or a thread, because a fork would invalidate holds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, NoReturn
+
+from nfsrwlock.cli.channel import Channel, readable
+from nfsrwlock.cli.outcome import Exit
+from nfsrwlock.cli.processes import (
+    KEEPER_NAME,
+    Process,
+    call_yourself,
+    close_descriptors,
+    family,
+    kill,
+    null_for,
+    send_to_group,
+)
+from nfsrwlock.cli.text import PROGRAM, in_options
+from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, Timeout, WaitInfo, inspect
+
+_TICK_LIMITS_SECONDS: Final = (0.02, 0.2)
+_CANCEL_GRACE_SECONDS: Final = 1.0
+_FAREWELL_SECONDS: Final = 0.5
+#: How long the end of the command is held back by a release that does not finish: the file server does not answer.
+_PATIENCE_SECONDS: Final = 20.0
+
+
+def now() -> float:
+    """Seconds on a clock that all processes of this kernel share and that runs through suspend."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class OnExpiry(Enum):
+    """What happens to the command when the lease has run out before a heartbeat succeeded."""
+
+    STOP = "stop"
+    KILL = "kill"
+    IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to hold, and how; the command line in a checked form."""
+
+    read: tuple[str, ...]
+    write: tuple[str, ...]
+    timeout: float
+    on_expiry: OnExpiry
+    settings: dict[str, Any]
+
+    @property
+    def tick(self) -> float:
+        """Seconds between two looks at the hold: a look may be late by that, so it is little against the lease."""
+        shortest, longest = _TICK_LIMITS_SECONDS
+        return min(longest, max(shortest, float(self.settings["stale_threshold"]) / 50))
+
+    @property
+    def paths(self) -> str:
+        """The paths, for messages."""
+        return ", ".join(dict.fromkeys([*self.write, *self.read]))
+
+
+# What the keeper tells the guard.
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The locks are not free yet."""
+
+    info: WaitInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The locks are held; the lease runs out at ``deadline`` (see :func:`now`) unless a beat renews it."""
+
+    status: HoldStatus
+    deadline: float
+    reason: str = ""
+
+    def at(self, moment: float) -> HoldStatus:
+        """The status, by the clock of the process that asks."""
+        if self.status is HoldStatus.HELD and moment >= self.deadline:
+            return HoldStatus.SUSPECT
+        return self.status
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The locks could not be had."""
+
+    message: str
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signalled:
+    """Somebody has sent the keeper, whose number ``status`` shows, a signal that is meant for the command."""
+
+    signum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The locks are released. ``lost`` says why what was done under them was not guarded to its end, or is empty."""
+
+    lost: str
+
+
+# What the guard tells the keeper.
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """This process (and its group, if it was made for it) is what the locks are held for."""
+
+    pid: int
+    group: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What was guarded has ended: release."""
+
+
+class Keeper:
+    """The keeper as the guard sees it. Making one starts the process, which begins to acquire the locks."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.channel, theirs = Channel.pair()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.channel.close()
+            _keep_and_exit(request, theirs)
+        theirs.close()
+
+    def cancel(self) -> None:
+        """Give up waiting: have what was announced withdrawn, and end the keeper."""
+        self.channel.close()
+        os.kill(self.pid, signal.SIGCONT)
+        if self._ended_within(_CANCEL_GRACE_SECONDS):
+            return
+        for signum in (signal.SIGTERM, signal.SIGKILL):  # it sleeps longer than that, or the file server hangs
+            os.kill(self.pid, signum)
+            if self._ended_within(_CANCEL_GRACE_SECONDS):
+                return
+
+    def _ended_within(self, seconds: float) -> bool:
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if self._ended():
+                return True
+            time.sleep(0.002)
+        return self._ended()
+
+    def _ended(self) -> bool:
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            return True
+
+    def finish(self) -> Released | None:
+        """Have the locks released. None: no answer came in time; the keeper goes on trying by itself."""
+        self.channel.send(Finish())
+        limit = time.monotonic() + _PATIENCE_SECONDS
+        while (left := limit - time.monotonic()) > 0:
+            readable(self.channel.fileno(), seconds=left)
+            for message in self.channel.receive():
+                if isinstance(message, Released):
+                    self._ended_within(_FAREWELL_SECONDS)  # usually: it must not be left to a lazy init as a zombie
+                    return message
+            if self.channel.closed:
+                return Released(lost="the process that held the lock has died")
+        return None
+
+
+class _Cancelled(BaseException):
+    """The guard has given up waiting, or is gone. No ``Exception``: nothing on the way may take it for a failure."""
+
+
+def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
+    """Be the keeper."""
+    code = 1
+    try:
+        _leave_the_caller(channel)
+        _keep(request, channel)
+        code = 0
+    except BaseException as error:  # nothing may unwind into the guard's stack, of which this process has a copy
+        channel.send(Failed(_internal(error), Exit.FAILED))
+    finally:
+        channel.close()
+        os._exit(code)
+
+
+def _leave_the_caller(channel: Channel) -> None:
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    call_yourself(KEEPER_NAME)
+    sys.argv[0] = PROGRAM  # what `status` shows people
+    null_for((0, 1, 2))
+    close_descriptors(keep=[channel.fileno()])
+
+
+def _keep(request: Request, channel: Channel) -> None:
+    phase = _Phase(channel)
+    try:
+        locks = LockSet(read=list(request.read), write=list(request.write), timeout=request.timeout, **request.settings)
+        locks.acquire(on_wait=phase.waiting)
+    except _Cancelled:
+        return
+    except Exception as error:
+        channel.send(_failure(error))
+    else:
+        phase.over()
+        lost = ""
+        try:
+            with locks:
+                _hold(request, locks, channel)
+        except LockLostError as error:
+            lost = str(error)
+        channel.send(Released(lost))
+    channel.close()
+    _outlast_the_server(request)
+
+
+def _outlast_the_server(request: Request) -> None:
+    """
+    Stay while something of this process is on disk.
+
+    The engine withdraws it in the background when a file server that hangs or refuses comes back, for which the guard
+    does not wait. For one lease: after that, peers may remove it.
+    """
+    paths = [os.path.abspath(path) for path in (*request.read, *request.write)]
+    os.chdir("/")
+    limit = now() + float(request.settings["stale_threshold"])
+    while now() < limit and any(_is_announced(path, request.settings["lock_dir"]) for path in paths):
+        time.sleep(request.tick)
+
+
+def _is_announced(path: str, lock_dir: str | None) -> bool:
+    try:
+        state = inspect(path, lock_dir=lock_dir)
+    except LockPathError:
+        return False
+    except (LockError, OSError):
+        return True
+    return any(peer.same_kernel and peer.pid == os.getpid() for peer in (*state.holders, *state.waiters))
+
+
+class _Phase:
+    """The time before the locks are held, in which the guard may change its mind."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._waiting = True
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, self._on_signal)
+        for signum in (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP):
+            signal.signal(signum, signal.SIG_DFL)
+
+    def over(self) -> None:
+        self._waiting = False
+
+    def waiting(self, info: WaitInfo) -> None:
+        """Be called at each poll of the engine; raising here is the clean way out of it."""
+        self._end_with_the_guard()
+        self._channel.send(Waiting(info))
+
+    def _on_signal(self, signum: int, _frame: object) -> None:
+        self._channel.send(Signalled(signum))
+        if self._waiting:
+            self._end_with_the_guard()
+
+    def _end_with_the_guard(self) -> None:
+        self._channel.receive()
+        if self._channel.closed:
+            raise _Cancelled
+
+
+def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
+    """Tell the guard about the hold until it says that the work is done; do its work where it has died."""
+    subject: Process | None = None
+    group: int | None = None
+    told: Hold | None = None
+    while True:
+        hold = _look(locks)
+        if told is None or _differs(hold, told, request.tick):
+            told = hold if channel.send(hold) else told
+        readable(channel.fileno(), seconds=request.tick)
+        for message in channel.receive():
+            if isinstance(message, Guarded):
+                subject, group = _process(message.pid), message.group
+            elif isinstance(message, Finish):
+                return
+        if channel.closed:
+            break
+    if subject is not None:
+        _be_the_guard(request, subject, group)
+
+
+def _look(locks: LockSet) -> Hold:
+    moment = now()  # before the lease is read, so that the deadline errs on the early side
+    status, remaining = locks.status, locks.lease_remaining
+    if status is HoldStatus.HELD:
+        return Hold(status, moment + (remaining or 0.0))
+    return Hold(status, moment, _why(locks.check))
+
+
+def _differs(hold: Hold, told: Hold, tick: float) -> bool:
+    if hold.status is not told.status:
+        return True
+    return hold.status is HoldStatus.HELD and hold.deadline > told.deadline + tick / 2
+
+
+def _why(check: Callable[[], object]) -> str:
+    try:
+        check()
+    except LockError as error:
+        return str(error)
+    return ""
+
+
+def _process(pid: int) -> Process | None:
+    try:
+        return Process(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _be_the_guard(request: Request, subject: Process, group: int | None) -> None:
+    """The guard has been killed, so nobody stops the command in time any more: end it, then let go of the locks."""
+    while not subject.ended:
+        if request.on_expiry is not OnExpiry.IGNORE:
+            kill(lambda: family([subject.pid], group))
+        time.sleep(request.tick)
+    if group is not None and request.on_expiry is not OnExpiry.IGNORE:
+        send_to_group(group, signal.SIGKILL)
+
+
+def _failure(error: Exception) -> Failed:
+    if isinstance(error, Timeout):
+        return Failed(str(error), Exit.TIMED_OUT)
+    if isinstance(error, (LockPathError, ValueError, TypeError)):
+        return Failed(in_options(str(error)), Exit.BAD_INPUT)
+    if isinstance(error, (LockError, OSError)):
+        return Failed(str(error), Exit.FAILED)
+    return Failed(_internal(error), Exit.FAILED)
+
+
+def _internal(error: BaseException) -> str:
+    return f"internal error, please report it: {type(error).__name__}: {error}"

@@ -1,0 +1,51 @@
+"""
+How a command of this program can end.
+
+==== ==========================================================================================================
+code meaning
+==== ==========================================================================================================
+0    done; for ``run``: the command's own success
+1    something failed that is neither of the below (input/output error, an answer of "no")
+2    bad input, or an operation refused; the message names the path and the remedy
+75   the locks could not be had within ``--timeout`` (``EX_TEMPFAIL``: try again later)
+76   the hold was lost, so the command was killed, or what it did was not guarded to its end
+126  the command cannot be executed
+127  the command does not exist
+128+ the command was ended by signal number *code* - 128
+==== ==========================================================================================================
+
+``run`` passes on every other code of the command. A command that itself ends with 75 or 76 looks the same: the message
+on stderr tells.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """The exit codes of this program's own; see the table above."""
+
+    OK = 0
+    FAILED = 1
+    BAD_INPUT = 2
+    TIMED_OUT = 75
+    LOST = 76
+    NOT_EXECUTABLE = 126
+    NOT_FOUND = 127
+
+
+class CliError(Exception):
+    """The command ends here, with one line on stderr and this exit code."""
+
+    def __init__(self, message: str, code: int = Exit.BAD_INPUT) -> None:
+        super().__init__(message)
+        self.code = int(code)
+
+
+class Interrupted(Exception):
+    """A signal asked to end before the locks were held."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum

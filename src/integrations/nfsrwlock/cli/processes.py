@@ -1,0 +1,285 @@
+"""
+The processes that belong to a command: who they are; stop, continue and kill all of them.
+
+A command's process group is not enough: an interactive shell, ``setsid`` and many pipeline tools give their children
+groups of their own, and those would write on while the group stands still. So the tree is read from the kernel's
+process table, again and again until nobody new turns up, because a process may fork while the table is being read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from nfsrwlock.cli.channel import readable
+
+#: The names in the process table of those who hold locks for a command or a shell. They are never stopped or killed
+#: with the tree they are found in: in ``nfsrwlock run … nfsrwlock run …`` the inner keeper must go on beating while
+#: the outer one's command stands still, and must see the inner command's end to release its lock.
+KEEPER_NAME: Final = "nfsrwlock-keep"
+GUARD_NAME: Final = "nfsrwlock-guard"
+_LINUX: Final = sys.platform.startswith("linux")
+#: A bound for "until nobody new turns up", against a command that forks faster than the table can be read.
+_ROUNDS: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the process table."""
+
+    pid: int
+    parent: int
+    group: int
+    name: str
+    state: str
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it stands still already."""
+        return self.state in "Tt"
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended, and only its parent has not looked yet."""
+        return self.state in "ZXx"
+
+
+def process_table() -> dict[int, Entry]:
+    """All processes this one can see. A process that ends while the table is read may be missing."""
+    source = _from_proc if _LINUX else _from_ps
+    return {entry.pid: entry for entry in source()}
+
+
+def _from_proc() -> Iterator[Entry]:
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (fields := _stat(int(name))) is not None:
+            comm, rest = fields
+            yield Entry(int(name), parent=int(rest[1]), group=int(rest[2]), name=comm, state=rest[0])
+
+
+def _stat(pid: int) -> tuple[str, list[str]] | None:
+    """Name and fields after it (state first) of ``/proc/<pid>/stat``; the name may hold ``)``, spaces, newlines."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            head, _, tail = file.read().decode("utf-8", "replace").rpartition(")")
+    except OSError:
+        return None
+    return head.partition("(")[2], tail.split()
+
+
+def _from_ps() -> Iterator[Entry]:
+    """The same by the means of POSIX, where there is no ``/proc``."""
+    columns = ["-o", "pid=", "-o", "ppid=", "-o", "pgid=", "-o", "stat=", "-o", "comm="]
+    listing = subprocess.run(["ps", "-A", *columns], capture_output=True, text=True, errors="replace", check=False)
+    for line in listing.stdout.splitlines():
+        fields = line.split(None, 4)
+        if len(fields) == 5:
+            yield Entry(int(fields[0]), int(fields[1]), int(fields[2]), os.path.basename(fields[4]), fields[3][:1])
+
+
+def family(roots: Iterable[int], group: int | None = None, spare: Iterable[int] = ()) -> list[Entry]:
+    """
+    The live processes ``roots``, the members of ``group`` and all their descendants, parents before children.
+
+    The process that asks may be a root, but is left out itself.
+
+    :param spare: process numbers to leave out, with what is below them; keepers and guards are left out always
+    """
+    table = process_table()
+    me = os.getpid()
+    children: dict[int, list[int]] = {}
+    for entry in table.values():
+        children.setdefault(entry.parent, []).append(entry.pid)
+    queue = [pid for root in roots for pid in (children.get(root, ()) if root == me else (root,))]
+    queue += [entry.pid for entry in table.values() if group is not None and entry.group == group]
+    found: dict[int, Entry] = {}
+    visited = {me, *spare}
+    for pid in queue:  # grows while it is walked: breadth first
+        entry_or_none = table.get(pid)
+        if pid in visited or entry_or_none is None or entry_or_none.name in (KEEPER_NAME, GUARD_NAME):
+            continue
+        visited.add(pid)
+        found[pid] = entry_or_none
+        queue.extend(children.get(pid, ()))
+    # A group's member may be listed before its parent; a parent that runs while its child stands still might take
+    # that for job control.
+    depth: dict[int, int] = {}
+    for pid in found:
+        depth[pid] = _depth(pid, found)
+    return [found[pid] for pid in sorted(found, key=lambda pid: depth[pid]) if not found[pid].dead]
+
+
+def _depth(pid: int, found: dict[int, Entry]) -> int:
+    depth = 0
+    while (parent := found[pid].parent) in found and depth < len(found):
+        pid, depth = parent, depth + 1
+    return depth
+
+
+Find = Callable[[], list[Entry]]
+
+
+def freeze(find: Find, stopped: dict[int, None]) -> None:
+    """
+    Stop what ``find`` lists, parents first, until nobody runs; add the numbers of those stopped here to ``stopped``.
+
+    Processes that stand still already (a job that its user has suspended) are not added: they are not ours to continue.
+    """
+    for _ in range(_ROUNDS):
+        new = False
+        for entry in find():
+            if not entry.stopped and send(entry.pid, signal.SIGSTOP) and entry.pid not in stopped:
+                stopped[entry.pid] = None
+                new = True
+        if not new:
+            return
+
+
+def thaw(stopped: dict[int, None]) -> None:
+    """
+    Continue what :func:`freeze` stopped, children first.
+
+    So no parent sees a stopped child and takes it for job control.
+    """
+    for pid in reversed(stopped):
+        send(pid, signal.SIGCONT)
+    stopped.clear()
+
+
+def kill(find: Find) -> None:
+    """Kill what ``find`` lists. All are stopped first, so that none can fork its way out."""
+    doomed: dict[int, None] = {}
+    for _ in range(_ROUNDS):
+        freeze(find, doomed)
+        members = find()
+        for entry in members:
+            send(entry.pid, signal.SIGKILL)
+        if not members:
+            return
+
+
+def send(pid: int, signum: int) -> bool:
+    """Send a signal to one process; False if it is gone or not ours to signal."""
+    try:
+        os.kill(pid, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def send_to_group(group: int, signum: int) -> None:
+    """Send a signal to a process group, if there is still somebody in it."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signum)
+
+
+def adopt_orphans() -> None:
+    """
+    Become the parent of descendants whose own parent ends (Linux), so that a daemon below the command is still found.
+
+    Without it (another system, a hardened kernel) such processes are found only while they stay in the command's
+    process group.
+    """
+    if not _LINUX:
+        return
+    pr_set_child_subreaper = 36
+    try:
+        import ctypes  # noqa: PLC0415 - for this alone
+
+        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        pass
+
+
+def call_yourself(name: str) -> None:
+    """Set this process's name in the process table (Linux; elsewhere the command line must do)."""
+    try:
+        with open("/proc/self/comm", "w", encoding="ascii") as file:
+            file.write(name)
+    except OSError:
+        pass
+
+
+def close_descriptors(keep: Iterable[int]) -> None:
+    """
+    Close all but stdin, stdout, stderr and ``keep``.
+
+    What a caller has open (a pipe, a locked file) must not stay open in the background.
+    """
+    kept = {0, 1, 2, *keep}
+    try:
+        numbers = [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:
+        numbers = list(range(3, 1024))
+    for number in numbers:
+        if number not in kept:
+            with suppress(OSError):
+                os.close(number)
+
+
+def null_for(descriptors: Iterable[int]) -> None:
+    """Connect these of the standard descriptors to nothing."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
+
+
+class Process:
+    """
+    One particular process. Its number may be given to another one later; this handle is not fooled by that.
+
+    :raises ProcessLookupError: there is no such process
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._descriptor: int | None = None
+        try:
+            self._descriptor = os.pidfd_open(pid)
+        except AttributeError:
+            pass  # not Linux
+        except OverflowError as error:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # the number of a thread, or no number of a process at all
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+            if error.errno not in (errno.ENOSYS, errno.EPERM):  # an old kernel, a sandbox
+                raise
+        self._started = _start_time(pid)
+        if self._descriptor is None:
+            with suppress(PermissionError):
+                os.kill(pid, 0)
+
+    def fileno(self) -> int | None:
+        """The descriptor by which the kernel knows the process, if there is one."""
+        return self._descriptor
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended; one that its parent has not yet waited for has ended too."""
+        if self._descriptor is not None:
+            return readable(self._descriptor, seconds=0)
+        if self._started is not None:
+            fields = _stat(self.pid)
+            return fields is None or fields[1][0] in "ZX" or fields[1][19] != self._started
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+
+def _start_time(pid: int) -> str | None:
+    fields = _stat(pid)
+    return None if fields is None else fields[1][19]

@@ -1,0 +1,248 @@
+"""``nfsrwlock status``: who holds and who waits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from nfsrwlock.cli.outcome import Exit
+from nfsrwlock.cli.text import duration, one_line, printable, say
+from nfsrwlock_core import LockError, LockPathError, LockState, PeerInfo, inspect
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_REFRESH_SECONDS: Final = 1.0
+_WIDTH_WITHOUT_TERMINAL: Final = 160
+#: How much of a token is shown: enough to name one of a lock's participants.
+TOKEN_DIGITS: Final = 8
+
+
+def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: bool) -> int:
+    """Show the state of the locks on ``paths``, once or until interrupted; return the exit code."""
+    look = _Look(paths, lock_dir)
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch_json(look) if as_json else _watch(look)
+        return Exit.OK
+    states = look()
+    look.tell_news()
+    if as_json:
+        print(_as_json(states, indent=2))
+    else:
+        console = _console()
+        for state in states:
+            console.print(_report(state, console.width))
+    return look.code
+
+
+class _Look:
+    """Looks at all the locks; each look builds on the one before, by which it can tell holders from waiters better."""
+
+    def __init__(self, paths: Sequence[str], lock_dir: str | None) -> None:
+        self._paths = tuple(dict.fromkeys(paths))
+        self._lock_dir = lock_dir
+        self._previous: dict[str, LockState] = {}
+        self._told: list[str] = []
+        self.errors: list[str] = []
+        self.code: int = Exit.OK
+
+    def __call__(self) -> list[LockState]:
+        """Return the states of those locks that could be looked at."""
+        self.errors = []
+        self.code = Exit.OK
+        states = []
+        for path in self._paths:
+            try:
+                state = inspect(path, lock_dir=self._lock_dir, previous=self._previous.get(path))
+            except (LockError, OSError) as error:
+                self.errors.append(str(error))
+                self.code = max(self.code, Exit.BAD_INPUT if isinstance(error, LockPathError) else Exit.FAILED)
+            else:
+                self._previous[path] = state
+                states.append(state)
+        return states
+
+    def tell_news(self) -> None:
+        """Print what went wrong in the latest look, unless the one before said the same."""
+        for message in self.errors:
+            if message not in self._told:
+                say(message)
+        self._told = [*self.errors]
+
+
+def _as_json(states: Iterable[LockState], indent: int | None = None) -> str:
+    # Plain ASCII: a byte of a path that is no UTF-8 appears as the escape of the lone surrogate that stands for it in
+    # Python.
+    return json.dumps([state.to_dict() for state in states], indent=indent)
+
+
+def _watch_json(look: _Look) -> NoReturn:
+    """One line per change, for programs."""
+    shown: object = None
+    while True:
+        states = look()
+        look.tell_news()
+        if (facts := [_facts(state) for state in states]) != shown:
+            shown = facts
+            print(_as_json(states), flush=True)
+        time.sleep(_REFRESH_SECONDS)
+
+
+def _facts(state: LockState) -> object:
+    """What of a state changes by an event, not by the mere passing of time."""
+    return (
+        state.lock_path,
+        state.generation,
+        [(peer.name, peer.state, peer.alive) for peer in (*state.holders, *state.waiters)],
+    )
+
+
+def _watch(look: _Look) -> NoReturn:
+    from rich.console import Group  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    def view() -> RenderableType:
+        parts: list[RenderableType] = [_report(state, console.width) for state in look()]
+        return Group(*parts, *(Text(one_line(message), style="red") for message in look.errors))
+
+    console = _console()
+    if not console.is_terminal:
+        _watch_lines(look, console)
+    with Live(view(), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(_REFRESH_SECONDS)
+            live.update(view(), refresh=True)
+
+
+def _watch_lines(look: _Look, console: Console) -> NoReturn:
+    """Into a file or a pipe: a report with its time whenever something has changed."""
+    shown: object = None
+    while True:
+        states = look()
+        look.tell_news()
+        if (facts := [_facts(state) for state in states]) != shown:
+            shown = facts
+            console.print(time.strftime("%Y-%m-%d %H:%M:%S"))
+            for state in states:
+                console.print(_report(state, console.width))
+            sys.stdout.flush()
+        time.sleep(_REFRESH_SECONDS)
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415
+
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return Console(highlight=False)
+    return Console(highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
+
+
+def _report(state: LockState, width: int) -> RenderableType:
+    from rich.console import Group  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    headline = Text(printable(state.lock_file), style="bold").append(f": {_summary(state)}", style="not bold")
+    peers = (*state.holders, *state.waiters)
+    return Group(headline, table(peers, width)) if peers else headline
+
+
+def _summary(state: LockState) -> str:
+    if not state.exists:
+        return "free, and never locked so far"
+    generation = f"generation {state.generation}"
+    if not state.holders and not state.waiters:
+        return f"free ({generation})"
+    kinds = {peer.mode for peer in state.holders}
+    count = len(state.holders)
+    if kinds == {"read"}:
+        text = f"shared by {count} reader{'s' if count > 1 else ''}"
+    elif kinds == {"write"}:
+        text = "held by a writer; readers that wait are not listed"
+    else:
+        text = "held"
+    if state.waiters:
+        text += f"; {len(state.waiters)} wait" + ("s" if len(state.waiters) == 1 else "")
+    return f"{text} ({generation})"
+
+
+def table(peers: Sequence[PeerInfo], width: int) -> RenderableType:
+    """
+    Return a table of participants; nothing in it can steer the terminal, whatever their names say.
+
+    :param width: of the terminal, in columns; what a participant runs is shown where there is room for it
+    """
+    from rich.cells import cell_len  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    rows = [[one_line(content(peer)) for _, content in _COLUMNS] for peer in peers]
+    result = Table(box=None, padding=(0, _GAP, 0, 0), header_style="dim")
+    left = width
+    for (heading, _), cells in zip(_COLUMNS, zip(*rows, strict=True), strict=True):
+        needed = max(map(cell_len, (heading, *cells)))
+        if heading == _LAST:
+            if left < _LEAST_FOR_LAST or not any(cells):
+                rows = [row[:-1] for row in rows]
+                break
+            needed = min(needed, left)
+        result.add_column(heading, min_width=needed, max_width=needed, no_wrap=True, overflow="ellipsis")
+        left -= needed + _GAP
+    for peer, row in zip(peers, rows, strict=True):
+        style = "red" if peer.alive is False or not peer.understood else _STYLES[peer.state, peer.mode == "write"]
+        result.add_row(Text(row[0], style=style), *map(Text, row[1:]))
+    return result
+
+
+def _what(peer: PeerInfo) -> str:
+    if not peer.understood:
+        return f"counts as held: {peer.name[:80]}"
+    job = f"job {peer.job}: " if peer.job else ""
+    return job + (peer.command or "")
+
+
+def _clock(moment: float) -> str:
+    try:
+        then = time.localtime(moment)
+    except (OverflowError, OSError, ValueError):  # a name may state any time
+        return "?"
+    today = time.localtime()
+    same_day = (then.tm_year, then.tm_yday) == (today.tm_year, today.tm_yday)
+    return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M", then)
+
+
+def _short(seconds: float) -> str:
+    return duration(round(seconds))
+
+
+def _does(peer: PeerInfo) -> str:
+    verb = {"read": "read", "write": "write", "unknown": "hold"}[peer.mode]
+    return f"{verb}s" if peer.state == "holding" else f"waits to {verb}"
+
+
+_GAP: Final = 2
+_LAST: Final = "what"
+_LEAST_FOR_LAST: Final = 16
+_STYLES: Final = {
+    ("holding", True): "yellow",
+    ("holding", False): "green",
+    ("waiting", True): "",
+    ("waiting", False): "",
+}
+_LIFE: Final = {True: "", None: "", False: " (dead)"}
+_COLUMNS: Final[tuple[tuple[str, Callable[[PeerInfo], str]], ...]] = (
+    ("", _does),
+    ("who", lambda peer: f"{peer.user}@{peer.host}" if peer.understood else "unknown format"),
+    ("pid", lambda peer: "" if peer.pid is None else f"{peer.pid}{_LIFE[peer.alive]}"),
+    ("since", lambda peer: "" if peer.since is None else _clock(peer.since)),
+    ("silent", lambda peer: _short(peer.silent_for)),
+    ("evictable", lambda peer: "now" if peer.evictable_in <= 0 else f"in {_short(peer.evictable_in)}"),
+    ("token", lambda peer: peer.token[:TOKEN_DIGITS]),
+    (_LAST, _what),
+)

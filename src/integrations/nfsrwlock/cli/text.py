@@ -1,0 +1,82 @@
+"""
+What is printed: one line per message, and no byte of it able to steer the terminal.
+
+Paths may hold newlines and bytes that are no UTF-8; host, user and command of a peer come from names and files that
+anybody with access to the lock directory may have written.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Final
+
+PROGRAM = "nfsrwlock"
+
+
+def printable(text: str) -> str:
+    r"""
+    ``text`` with everything escaped that is not plainly printable: control characters, undecodable bytes.
+
+    An undecodable byte shows as ``\\xff``, as it was before Python decoded it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def one_line(text: str) -> str:
+    """``text`` as a single safe line: line breaks between sentences become spaces."""
+    return printable(" ".join(part.strip() for part in text.splitlines() if part.strip()))
+
+
+_OPTIONS: Final = {
+    "stale_threshold": "--stale",
+    "heartbeat_interval": "--heartbeat",
+    "poll_interval": "--poll",
+    "share=": "--share ",
+    "lock_dir=": "--lock-dir",
+}
+
+
+def in_options(message: str) -> str:
+    """Return a message of the engine with the parameters it names turned into options of the command line."""
+    for parameter, option in _OPTIONS.items():
+        message = message.replace(parameter, option)
+    return message
+
+
+def duration(seconds: float) -> str:
+    """
+    A time span as a person says it: ``0.4 s``, ``45 s``, ``3 min 20 s``, ``2 h 5 min``, ``3 d 4 h``.
+
+    >>> duration(200)
+    '3 min 20 s'
+    """
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.1f}".removesuffix(".0") + " s"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return _two(whole // 60, "min", whole % 60, "s")
+    if whole < 86400:
+        return _two(whole // 3600, "h", whole % 3600 // 60, "min")
+    return _two(whole // 86400, "d", whole % 86400 // 3600, "h")
+
+
+def _two(major: int, major_unit: str, minor: int, minor_unit: str) -> str:
+    return f"{major} {major_unit} {minor} {minor_unit}" if minor else f"{major} {major_unit}"
+
+
+def say(message: str) -> None:
+    """Print one line to stderr. A reader that has gone away is no reason to fail."""
+    with suppress(OSError, ValueError):
+        print(f"{PROGRAM}: {one_line(message)}", file=sys.stderr, flush=True)

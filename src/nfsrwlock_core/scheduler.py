@@ -1,0 +1,134 @@
+"""
+When heartbeats are sent, and when owners are told that their lease has run out.
+
+One thread per process does no file-system call itself. It hands the beats that are due to worker threads, one file
+system at a time each, so that a server that hangs delays only the beats of locks that lie on it. It ends soon after the
+last release.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from . import workers
+from .hold import Hold, logger, now
+from .protocol import Beat
+
+#: The thread wakes at least this often, seconds, for its waits do not run through suspend and leases do.
+_WAKE_S: Final = 5.0
+
+
+class Scheduler:
+    """
+    Beats for every hold of this process that beats by thread, and watches the leases of all.
+
+    :param on_beat: told of every heartbeat's outcome, for a helper process that reports them
+    """
+
+    def __init__(self, on_beat: Callable[[Hold, Beat], None] | None = None) -> None:
+        self._changed = threading.Condition()
+        self._holds: dict[int, tuple[Hold, bool]] = {}
+        self._busy: set[int] = set()
+        self._thread: threading.Thread | None = None
+        self._last_words: Callable[[list[Hold]], None] | None = None
+        self._wakes_at = 0.0
+        self._on_beat = on_beat
+
+    def keep(self, hold: Hold, *, remote: bool = False) -> None:
+        """
+        Begin to beat for ``hold``, or, if something ``remote`` beats for it, only to watch its lease.
+
+        :raises RuntimeError: if no thread can be started; then nothing is kept
+        """
+        with self._changed:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="nfsrwlock-heartbeat", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._holds[id(hold)] = (hold, remote)
+            if self._wakes_at > self._next_time(hold, remote=remote):
+                self._changed.notify()
+
+    def drop(self, hold: Hold) -> None:
+        """Stop beating for ``hold``; waits for a beat under way."""
+        with self._changed:
+            self._holds.pop(id(hold), None)
+        with hold.mutex:
+            hold.ended = True
+
+    def end(self, last_words: Callable[[list[Hold]], None]) -> bool:
+        """
+        Let the scheduler's thread call ``last_words`` with all holds, those whose server hangs last, and then end.
+
+        For the end of the interpreter, when no other thread can be started any more (Python 3.12).
+
+        :returns: whether there is anything held
+        """
+        with self._changed:
+            if not self._holds:
+                return False
+            self._last_words = last_words
+            self._changed.notify()
+            return True
+
+    def _next_time(self, hold: Hold, *, remote: bool) -> float:
+        expiry = hold.next_expiry
+        due = float("inf") if remote or hold.device in self._busy else hold.due
+        return due if expiry is None else min(due, expiry)
+
+    def _run(self) -> None:
+        idle_since = now()
+        while True:
+            with self._changed:
+                if self._last_words is not None:
+                    break
+                moment = now()
+                if self._holds:
+                    idle_since = moment
+                elif moment >= idle_since + workers.LINGER_S:
+                    self._thread = None
+                    return
+                calls = self._beats_due(moment) + self._expiries_to_tell(moment)
+                if not calls:
+                    times = [self._next_time(hold, remote=remote) for hold, remote in self._holds.values()]
+                    self._wakes_at = min(times, default=idle_since + workers.LINGER_S)
+                    self._wakes_at = min(self._wakes_at, moment + _WAKE_S)
+                    self._changed.wait(max(self._wakes_at - now(), 0.001))
+                    self._wakes_at = 0.0
+            for call in calls:  # without the lock: where no thread is to be had, this one does the work
+                workers.submit(call)
+        self._last_words(sorted((hold for hold, _ in self._holds.values()), key=lambda hold: hold.device in self._busy))
+
+    def _beats_due(self, moment: float) -> list[Callable[[], None]]:
+        due: dict[int, list[Hold]] = {}
+        for hold, remote in self._holds.values():
+            if not remote and hold.due <= moment and hold.device not in self._busy:
+                due.setdefault(hold.device, []).append(hold)
+        self._busy.update(due)
+        return [partial(self._beat_all, device, holds) for device, holds in due.items()]
+
+    def _beat_all(self, device: int, holds: list[Hold]) -> None:
+        try:
+            for hold in holds:
+                outcome = hold.beat()
+                if self._on_beat is not None:
+                    self._on_beat(hold, outcome)
+                if outcome is Beat.LOST:
+                    with self._changed:
+                        self._holds.pop(id(hold), None)
+        except Exception:  # whatever it is, the other locks must go on beating
+            logger.exception("heartbeats failed")
+        finally:
+            with self._changed:
+                self._busy.discard(device)
+                self._changed.notify()
+
+    def _expiries_to_tell(self, moment: float) -> list[Callable[[], None]]:
+        expired = [hold for hold, _ in self._holds.values() if (hold.next_expiry or moment) < moment]
+        for hold in expired:
+            hold.telling = True
+        # In a worker: the owner's callback may take its time, and telling must not depend on the file server.
+        return [hold.tell_owner for hold in expired]

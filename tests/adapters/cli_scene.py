@@ -1,0 +1,149 @@
+"""What the tests of the command line have in common: real processes, short leases, and nothing left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfsrwlock.cli.processes import GUARD_NAME, KEEPER_NAME, Entry, process_table
+
+PROGRAM = [sys.executable, "-m", "nfsrwlock"]
+#: A lease short enough to watch it run out.
+SHORT = ["--heartbeat", "0.3", "--stale", "1", "--poll", "0.1"]
+#: Writes a line every now and then, until somebody ends it.
+TICKING = "while :; do echo tick >> ticks; sleep 0.05; done"
+
+
+class Scene:
+    """A directory to work in, and the processes that a test has started there."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._started: list[subprocess.Popen[str]] = []
+        self._mark = f"NFSRWLOCK_TEST={directory}"
+        self.environment = {**os.environ, "NFSRWLOCK_TEST": str(directory)}
+
+    def run(self, *arguments: str | bytes, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run ``nfsrwlock`` to its end."""
+        return subprocess.run(
+            [*PROGRAM, *arguments],
+            cwd=self.directory,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env={**self.environment, **environment},
+        )
+
+    def start(self, *arguments: str, program: list[str] = PROGRAM, **settings: Any) -> subprocess.Popen[str]:
+        """Start ``nfsrwlock`` in a process group of its own, as a shell would."""
+        process = subprocess.Popen(
+            [*program, *arguments],
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            env=self.environment,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "process_group": 0, "text": True, **settings},
+        )
+        self._started.append(process)
+        return process
+
+    def hold(self, mode: str, path: str = "data", *arguments: str) -> subprocess.Popen[str]:
+        """Start a ``run`` that holds the lock until it is told to end, and wait until it does."""
+        process = self.start("run", f"--{mode}", path, *SHORT, *arguments, "--", "sh", "-c", f"echo > held; {TICKING}")
+        self.wait_for(lambda: self.exists("held"))
+        (self.directory / "held").unlink()
+        return process
+
+    def state(self, path: str = "data") -> dict[str, Any]:
+        """What ``status`` says of the lock on ``path``."""
+        state: dict[str, Any] = json.loads(self.run("status", "--json", path).stdout)[0]
+        return state
+
+    def announced(self, path: str = "data") -> list[str]:
+        """The announcements in the lock directory."""
+        with suppress(FileNotFoundError):
+            return [
+                name for name in os.listdir(self.directory / f"{path}.rwlock") if name.startswith(("read.", "write."))
+            ]
+        return []
+
+    def keeper(self, process: subprocess.Popen[str]) -> int:
+        """The process that holds the locks for a ``run``."""
+        (keeper,) = (entry.pid for entry in self.children(process.pid) if entry.name == KEEPER_NAME)
+        return keeper
+
+    def command(self, process: subprocess.Popen[str]) -> int:
+        """The process of the command of a ``run``."""
+        (command,) = (entry.pid for entry in self.children(process.pid) if entry.name != KEEPER_NAME)
+        return command
+
+    def children(self, pid: int) -> list[Entry]:
+        """The live children of a process."""
+        return [entry for entry in process_table().values() if entry.parent == pid and not entry.dead]
+
+    def guards(self) -> list[int]:
+        """The guards in the background that ``hold`` has left there."""
+        return [entry.pid for entry in self.processes() if entry.name == GUARD_NAME]
+
+    def processes(self) -> list[Entry]:
+        """All live processes that come from this test: they carry its mark in their environment."""
+        return [entry for entry in process_table().values() if not entry.dead and self._is_ours(entry.pid)]
+
+    def _is_ours(self, pid: int) -> bool:
+        with suppress(OSError):
+            return self._mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return False
+
+    def ticks(self) -> int:
+        """How much the command has written."""
+        with suppress(FileNotFoundError):
+            return (self.directory / "ticks").stat().st_size
+        return 0
+
+    def is_ticking(self, seconds: float = 0.3) -> bool:
+        """Whether the command writes."""
+        before = self.ticks()
+        time.sleep(seconds)
+        return self.ticks() > before
+
+    def exists(self, name: str) -> bool:
+        """Whether the command has made this file."""
+        return (self.directory / name).exists()
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 10) -> None:
+        """Wait until something has come about."""
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, "it did not come about"
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """End what the test has started, by number, and with it what that has left running."""
+        while left := self.processes():
+            for entry in left:
+                with suppress(ProcessLookupError):
+                    os.kill(entry.pid, signal.SIGKILL)
+            for process in self._started:
+                process.poll()
+        for process in self._started:
+            process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(tmp_path)
+    yield scene
+    scene.close()

@@ -1,0 +1,145 @@
+"""Bad input: one line that names the path and the remedy, exit code 2, nothing left behind, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapters.cli_scene import Scene, scene
+from nfsrwlock.cli import main
+
+__all__ = ["scene"]
+
+
+def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Check that it was refused with one line that contains ``parts``."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("nfsrwlock: ")
+    assert result.stderr.count("\n") == 1
+    for part in parts:
+        assert part in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["--read PATH"]),
+        (["--read", "data"], ["no command"]),
+        (["--read", "", "true"], ["empty path"]),
+        (["--reed", "data", "true"], ["--reed", "--help"]),
+        (["--read", "data", "--on-expiry", "explode", "true"], ["explode"]),
+        (["--read", "missing/data", "true"], ["missing", "--parents"]),
+        (["--read", "file/data", "true"], ["file", "not a directory"]),
+        (["--read", "data", "--lock-dir", "missing", "true"], ["missing", "--parents"]),
+        (["--read", "x" * 300, "true"], ["too long", "shorter name"]),
+        *(
+            (["--read", "data", option, value, "true"], [option, value])
+            for option in ("--timeout", "--heartbeat", "--stale", "--poll")
+            for value in ("-1", "nan", "soon")
+        ),
+        (["--read", "data", "--heartbeat", "0", "true"], ["--heartbeat"]),
+        (["--read", "data", "--stale", "inf", "true"], ["--stale"]),
+        (["--read", "data", "--heartbeat", "5", "--stale", "4", "true"], ["--stale", "--heartbeat"]),
+        (["--read", "data", "--stale", "1", "--poll", "2", "true"], ["--poll", "--stale"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_it_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    parts: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    code = main(["run", *arguments])  # in this process: a new one for each would take most of the time
+    refused(subprocess.CompletedProcess(arguments, code, *capfd.readouterr()), *parts)
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["file", "fifo", "link", "dangling link"])
+def test_a_lock_directory_that_is_none_is_refused(scene: Scene, kind: str) -> None:
+    lock = scene.directory / "data.rwlock"
+    if kind == "file":
+        lock.touch()
+    elif kind == "fifo":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to("elsewhere")
+    if kind == "link":
+        (scene.directory / "elsewhere").mkdir()
+    before = sorted(scene.directory.rglob("*"))
+    refused(scene.run("run", "--write", "data", "true"), "data.rwlock")
+    assert sorted(scene.directory.rglob("*")) == before
+
+
+def test_a_lock_directory_of_another_user_is_refused(scene: Scene) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    lock = scene.directory / "data.rwlock"
+    lock.mkdir(mode=0o700)
+    os.chown(lock, 12345, 12345)
+    refused(scene.run("run", "--write", "data", "true"), "data.rwlock")
+    assert os.listdir(lock) == []
+
+
+def test_a_directory_that_cannot_be_written_is_refused_and_lock_dir_is_the_way_out(scene: Scene) -> None:
+    if os.geteuid() == 0:
+        data = "/sys/data"  # refuses new directories even to root
+        if not Path("/sys").is_dir():
+            pytest.skip("needs a directory that root cannot write")
+    else:
+        data = str(scene.directory / "read-only" / "data")
+        Path(data).parent.mkdir(mode=0o500)
+    refused(scene.run("run", "--read", data, "true"), "--lock-dir")
+    assert scene.run("run", "--read", data, "--lock-dir", "locks", "--parents", "true").returncode == 0
+    assert scene.run("run", "--read", data, "true", NFSRWLOCK_DIR="locks").returncode == 0
+    (lock,) = os.listdir(scene.directory / "locks")
+    assert lock.endswith(".rwlock")
+
+
+def test_parents_makes_missing_directories(scene: Scene) -> None:
+    assert scene.run("run", "--write", "a/b/data", "--parents", "true").returncode == 0
+    assert (scene.directory / "a" / "b" / "data.rwlock").is_dir()
+
+
+@pytest.mark.parametrize("name", [b"new\nline", b"no utf-8 \xff", b"-dash", "ünï".encode(), b"trailing/"])
+def test_odd_names_work(scene: Scene, name: bytes) -> None:
+    assert scene.run("run", b"--write=" + name, "--", "true").returncode == 0
+    assert os.path.isdir(os.path.join(os.fsencode(scene.directory), name.rstrip(b"/") + b".rwlock"))
+
+
+def test_an_odd_name_is_one_line_in_messages(scene: Scene) -> None:
+    refused(
+        scene.run("run", "--read", os.fsencode("no\nsuch\x1b[2Jdirectory/data"), "true"), "no\\nsuch\\x1b[2Jdirectory"
+    )
+
+
+def test_entries_of_an_unknown_format_count_as_held_and_say_so(scene: Scene) -> None:
+    (scene.directory / "data.rwlock").mkdir(mode=0o700)
+    (scene.directory / "data.rwlock" / "write.junk").mkdir()
+    result = scene.run("run", "--read", "data", "--timeout", "0", "true")
+    assert result.returncode == 75
+    assert "unknown format" in result.stderr
+
+
+def test_main_returns_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("nfsrwlock ")
+    assert main(["run"]) == 2
+
+
+def test_neither_click_nor_rich_is_imported_by_the_package_and_rich_not_by_a_free_lock(scene: Scene) -> None:
+    code = "import sys, nfsrwlock, nfsrwlock.cli; sys.exit(bool({'click', 'rich'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    code = (
+        "import sys; from nfsrwlock.cli import main; main(['run', '--read', 'data', 'true']);"
+        "sys.exit('rich' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=scene.directory).returncode == 0

@@ -1,0 +1,371 @@
+"""``nfsrwlock run``: the command when all goes well, when it is signalled, and when the hold is in doubt."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from adapters.cli_scene import PROGRAM, SHORT, TICKING, Scene, scene
+
+__all__ = ["scene"]
+
+
+# The command's own life
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("true", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)]
+)
+def test_the_exit_code_is_the_commands(scene: Scene, script: str, code: int) -> None:
+    result = scene.run("run", "--write", "data", "--", "sh", "-c", script)
+    assert (result.returncode, result.stderr) == (code, "")
+    assert scene.announced() == []
+
+
+def test_the_command_has_stdin_stdout_and_stderr(scene: Scene) -> None:
+    result = scene.run("run", "--read", "data", "sh", "-c", "cat; echo to stderr >&2", stdin="from stdin")
+    assert (result.stdout, result.stderr) == ("from stdin", "to stderr\n")
+
+
+def test_the_lock_is_held_while_the_command_runs(scene: Scene) -> None:
+    holder = scene.hold("write")
+    state = scene.state()
+    assert [(peer["mode"], peer["pid"]) for peer in state["holders"]] == [("write", scene.keeper(holder))]
+    holder.terminate()
+    assert holder.wait() == 143
+    assert scene.state()["holders"] == []
+
+
+def test_readers_share_and_a_path_in_both_lists_is_written(scene: Scene) -> None:
+    scene.hold("read", "shared")
+    assert scene.run("run", "--read", "shared", "--timeout", "0", "true").returncode == 0
+    scene.hold("read", "both", "--write", "both")
+    assert [peer["mode"] for peer in scene.state("both")["holders"]] == ["write"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("no-such-command", 127), ("./no-such-file", 127), ("./plain-file", 126), ("./", 126)]
+)
+def test_what_cannot_run_is_refused_before_the_lock_is_asked_for(scene: Scene, command: str, code: int) -> None:
+    (scene.directory / "plain-file").touch(mode=0o600)
+    result = scene.run("run", "--write", "data", "--", command)
+    assert result.returncode == code
+    assert result.stderr.startswith(f"nfsrwlock: {command}: ")
+    assert result.stderr.count("\n") == 1
+    assert not scene.exists("data.rwlock")
+
+
+def test_a_script_without_a_first_line_runs_in_the_shell(scene: Scene) -> None:
+    script = scene.directory / "script"
+    script.write_text('echo "$1"\n')
+    script.chmod(0o700)
+    assert scene.run("run", "--read", "data", "./script", "hello").stdout == "hello\n"
+
+
+def test_the_keeper_keeps_nothing_open_that_the_caller_has_open(scene: Scene) -> None:
+    reader, writer = os.pipe()
+    holder = scene.start("run", "--read", "data", *SHORT, "sh", "-c", TICKING, pass_fds=[writer], stdout=writer)
+    os.close(writer)
+    scene.wait_for(scene.ticks)
+    keeper = scene.keeper(holder)
+    pipe = os.readlink(f"/proc/self/fd/{reader}")
+    assert pipe not in [os.readlink(f"/proc/{keeper}/fd/{name}") for name in os.listdir(f"/proc/{keeper}/fd")]
+    os.close(reader)
+
+
+# Waiting
+
+
+def test_who_need_not_wait_sees_nothing_and_who_must_is_told_for_whom_once(scene: Scene) -> None:
+    holder = scene.hold("write")
+    waiter = scene.start("run", "--read", "data", *SHORT, "true")
+    time.sleep(1)
+    holder.terminate()
+    _, stderr = waiter.communicate(timeout=10)
+    assert waiter.returncode == 0
+    assert stderr.startswith("nfsrwlock: waiting to read data: ")
+    assert "writing since" in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_a_time_out_ends_with_75_and_names_the_holder(scene: Scene) -> None:
+    holder = scene.hold("write")
+    result = scene.run("run", "--read", "data", "--timeout", "0", "true")
+    assert result.returncode == 75
+    assert f"pid {scene.keeper(holder)}, writing since" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_wait_and_leaves_nothing_behind(scene: Scene, signum: int) -> None:
+    scene.hold("read")
+    waiter = scene.start("run", "--write", "data", *SHORT, "--", "touch", "ran")
+    scene.wait_for(lambda: len(scene.announced()) == 2)
+    waiter.send_signal(signum)
+    assert waiter.wait(10) == 128 + signum
+    assert len(scene.announced()) == 1
+    assert not scene.exists("ran")
+
+
+def test_a_wait_between_long_looks_is_ended_soon_as_well(scene: Scene) -> None:
+    scene.hold("read")
+    waiter = scene.start("run", "--write", "data", "--poll", "60", "--", "touch", "ran")
+    scene.wait_for(lambda: len(scene.announced()) == 2)
+    time.sleep(0.5)
+    waiter.terminate()
+    assert waiter.wait(5) == 143
+    assert len(scene.announced()) == 1
+
+
+def test_a_suspended_wait_is_not_given_the_lock_behind_its_users_back(scene: Scene) -> None:
+    holder = scene.hold("write")
+    waiter = scene.start("run", "--read", "data", *SHORT, "--", "touch", "ran")
+    assert waiter.stderr is not None
+    assert "waiting" in waiter.stderr.readline()
+    waiter.send_signal(signal.SIGTSTP)
+    os.waitid(os.P_PID, waiter.pid, os.WSTOPPED)
+    holder.terminate()
+    holder.wait()
+    time.sleep(0.5)
+    assert scene.announced() == []
+    waiter.send_signal(signal.SIGCONT)
+    assert waiter.wait(10) == 0
+    assert scene.exists("ran")
+
+
+# Signals
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2"])
+def test_signals_reach_the_whole_process_group(scene: Scene, name: str) -> None:
+    trap = f"trap 'exit 42' {name}; : > ready; while :; do sleep 0.05; done"
+    script = f"sh -c \"trap 'touch below; exit' {name}; : > ready-below; while :; do sleep 0.05; done\" & {trap}"
+    process = scene.start("run", "--write", "data", *SHORT, "sh", "-c", script)
+    scene.wait_for(lambda: scene.exists("ready") and scene.exists("ready-below"))
+    process.send_signal(getattr(signal, f"SIG{name}"))
+    assert process.wait(10) == 42
+    # Shells without job control let their background jobs ignore INT and QUIT.
+    if name not in ("INT", "QUIT"):
+        scene.wait_for(lambda: scene.exists("below"))
+
+
+def test_a_signal_to_the_process_that_status_names_reaches_the_command(scene: Scene) -> None:
+    process = scene.hold("write")
+    os.kill(scene.state()["holders"][0]["pid"], signal.SIGTERM)
+    assert process.wait(10) == 143
+    assert scene.announced() == []
+
+
+def test_an_ignored_hangup_stays_ignored(scene: Scene) -> None:
+    process = scene.start(
+        "-c",
+        "trap '' HUP; exec \"$@\"",
+        "sh",
+        *PROGRAM,
+        "run",
+        "--read",
+        "data",
+        *SHORT,
+        "sh",
+        "-c",
+        TICKING,
+        program=["sh"],
+    )
+    scene.wait_for(scene.ticks)
+    process.send_signal(signal.SIGHUP)
+    os.kill(scene.command(process), signal.SIGHUP)
+    assert scene.is_ticking()
+    assert process.poll() is None
+
+
+def test_a_suspended_run_suspends_its_command_and_keeps_its_lock(scene: Scene) -> None:
+    process = scene.hold("write")
+    process.send_signal(signal.SIGTSTP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    assert not scene.is_ticking(1.2)  # longer than the lease
+    assert len(scene.announced()) == 1
+    process.send_signal(signal.SIGCONT)
+    assert scene.is_ticking()
+    process.terminate()
+    assert process.wait(10) == 143
+
+
+# When the hold is in doubt
+
+
+def test_an_expired_lease_stops_the_command_until_a_beat_confirms_the_hold(scene: Scene) -> None:
+    process = scene.hold("write")
+    keeper = scene.keeper(process)
+    os.kill(keeper, signal.SIGSTOP)
+    time.sleep(1)  # the lease, of which nine tenths are safe to use
+    assert not scene.is_ticking()
+    os.kill(keeper, signal.SIGCONT)
+    scene.wait_for(scene.is_ticking)
+    process.terminate()
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 143
+    stopped, confirmed = stderr.splitlines()
+    assert "the command is stopped until the hold is confirmed" in stopped
+    assert "it never ended; the command goes on" in confirmed
+
+
+@pytest.mark.parametrize(
+    "escape",
+    ["setsid sh -c '{}' & wait", "sh -c 'setsid sh -c \"{}\" &'; wait; exec sleep 60"],
+    ids=["own-session", "daemon"],
+)
+def test_processes_that_left_the_group_are_stopped_and_killed_as_well(scene: Scene, escape: str) -> None:
+    if shutil.which("setsid") is None:
+        pytest.skip("needs setsid(1)")
+    process = scene.start("run", "--write", "data", *SHORT, "sh", "-c", escape.format(TICKING))
+    scene.wait_for(scene.ticks)
+    keeper = scene.keeper(process)
+    os.kill(keeper, signal.SIGSTOP)
+    time.sleep(1)
+    assert not scene.is_ticking()
+    os.kill(keeper, signal.SIGKILL)
+    assert process.wait(10) == 76
+    assert not scene.is_ticking()
+
+
+def test_a_hold_lost_behind_a_pause_kills_the_command(scene: Scene) -> None:
+    process = scene.hold("write")
+    keeper = scene.keeper(process)
+    os.kill(keeper, signal.SIGSTOP)
+    time.sleep(1)
+    assert scene.run("break", "data", "--yes", "--force").returncode == 0
+    assert scene.run("run", "--write", "data", "--timeout", "5", "true").returncode == 0
+    os.kill(keeper, signal.SIGCONT)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 76
+    assert "the command was killed: The lock on 'data' was lost" in stderr
+    assert not scene.is_ticking()
+
+
+def test_an_eviction_is_noticed_at_the_next_beat(scene: Scene) -> None:
+    process = scene.hold("write")
+    assert scene.run("break", "data", "--yes", "--force").returncode == 0
+    assert process.wait(2) == 76
+
+
+def test_a_command_that_ends_by_itself_with_0_after_a_loss_ends_with_76(scene: Scene) -> None:
+    process = scene.start(
+        "run",
+        "--write",
+        "data",
+        *SHORT,
+        "--on-expiry",
+        "ignore",
+        "sh",
+        "-c",
+        ": > held; while ! test -e go; do sleep 0.05; done",
+    )
+    scene.wait_for(lambda: scene.exists("held"))
+    assert scene.run("break", "data", "--yes", "--force").returncode == 0
+    time.sleep(0.5)  # a heartbeat finds out
+    (scene.directory / "go").touch()
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 76
+    assert "what the command did (it ended with 0) was not guarded to its end" in stderr
+
+
+def test_kill_kills_at_once_when_the_lease_has_run_out(scene: Scene) -> None:
+    process = scene.hold("write", "data", "--on-expiry", "kill")
+    keeper = scene.keeper(process)
+    os.kill(keeper, signal.SIGSTOP)
+    scene.wait_for(
+        lambda: scene.children(process.pid) == [entry for entry in scene.children(process.pid) if entry.pid == keeper]
+    )
+    os.kill(keeper, signal.SIGCONT)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 76
+    assert "the command was killed (--on-expiry=kill)" in stderr
+
+
+def test_ignore_only_says_so(scene: Scene) -> None:
+    process = scene.hold("write", "data", "--on-expiry", "ignore")
+    keeper = scene.keeper(process)
+    os.kill(keeper, signal.SIGSTOP)
+    time.sleep(1.2)
+    assert scene.is_ticking()
+    os.kill(keeper, signal.SIGCONT)
+    time.sleep(0.5)
+    process.terminate()
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert "the command goes on although the lock is not certain" in stderr
+
+
+def test_a_stopped_command_that_is_asked_to_end_is_killed_without_running_again(scene: Scene) -> None:
+    script = f"trap 'touch cleaned; exit 3' TERM; {TICKING}"
+    process = scene.start("run", "--write", "data", *SHORT, "sh", "-c", script)
+    scene.wait_for(scene.ticks)
+    keeper = scene.keeper(process)
+    os.kill(keeper, signal.SIGSTOP)
+    time.sleep(1.2)
+    process.terminate()
+    time.sleep(0.3)
+    os.kill(keeper, signal.SIGCONT)
+    assert process.wait(10) == 76
+    assert not scene.exists("cleaned")
+
+
+# When one of the two processes is killed or stopped
+
+
+def test_when_the_keeper_is_killed_the_command_is_killed(scene: Scene) -> None:
+    process = scene.hold("write")
+    os.kill(scene.keeper(process), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 76
+    assert "the process that held it has died" in stderr
+    assert not scene.is_ticking()
+
+
+def test_when_the_guard_is_killed_the_command_is_killed_before_the_lock_is_free(scene: Scene) -> None:
+    process = scene.hold("write")
+    process.kill()
+    assert scene.run("run", "--write", "data", "--timeout", "5", "true").returncode == 0
+    assert not scene.is_ticking()
+
+
+def test_when_the_guard_is_killed_ignore_keeps_the_lock_until_the_command_ends(scene: Scene) -> None:
+    process = scene.hold("write", "data", "--on-expiry", "ignore")
+    command = scene.command(process)
+    process.kill()
+    process.wait()
+    assert scene.is_ticking(1.2)
+    assert len(scene.announced()) == 1
+    os.kill(command, signal.SIGKILL)
+    scene.wait_for(lambda: scene.announced() == [])
+
+
+def test_a_stopped_guard_is_no_reason_to_lose_the_lock(scene: Scene) -> None:
+    process = scene.hold("write")
+    process.send_signal(signal.SIGSTOP)
+    assert scene.is_ticking(1.2)
+    assert len(scene.announced()) == 1
+    process.send_signal(signal.SIGCONT)
+    process.terminate()
+    assert process.wait(10) == 143
+
+
+def test_an_inner_run_keeps_its_lock_while_the_outer_one_is_in_doubt(scene: Scene) -> None:
+    process = scene.start(
+        "run", "--write", "outer", *SHORT, "--", *PROGRAM, "run", "--write", "inner", *SHORT, "sh", "-c", TICKING
+    )
+    scene.wait_for(scene.ticks)
+    keeper = scene.keeper(process)
+    os.kill(keeper, signal.SIGSTOP)
+    time.sleep(1)
+    assert not scene.is_ticking(1.2)  # longer than the inner one's lease
+    os.kill(keeper, signal.SIGCONT)
+    scene.wait_for(scene.is_ticking)
+    process.terminate()
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert stderr.count("is stopped until") == 1

@@ -1,0 +1,184 @@
+"""``nfsrwlock status`` and ``break``: what people see of a lock, and how an operator removes a dead holder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from adapters.cli_scene import SHORT, Scene, scene
+
+__all__ = ["scene"]
+
+TOKEN = "0123456789abcdef" * 2
+#: A holder on a host that nobody can look at.
+ELSEWHERE = f"write.0000000000000001.{TOKEN}.90000.4711.12345.abcdef0123456789.4294967290.1700000000000.far-away"
+
+
+def announce(scene: Scene, name: str, path: str = "data") -> None:
+    """Put an entry into the lock directory."""
+    os.makedirs(
+        os.path.join(os.fsencode(scene.directory), os.fsencode(f"{path}.rwlock"), os.fsencode(name)), mode=0o700
+    )
+    os.chmod(scene.directory / f"{path}.rwlock", 0o700)
+
+
+# status
+
+
+def test_a_lock_that_nobody_ever_took_is_free_and_looking_makes_nothing(scene: Scene) -> None:
+    result = scene.run("status", "data", "no/such/directory")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("free, and never locked so far") == 2
+    assert os.listdir(scene.directory) == []
+
+
+def test_it_shows_holders_and_waiters(scene: Scene) -> None:
+    reader = scene.hold("read")
+    writer = scene.start("run", "--write", "data", *SHORT, "true")
+    scene.wait_for(lambda: len(scene.announced()) == 2)
+    lines = scene.run("status", "data").stdout.splitlines()
+    assert "shared by 1 reader; 1 waits" in lines[0]
+    assert lines[2].split()[0] == "reads"
+    assert str(scene.keeper(reader)) in lines[2].split()
+    assert lines[3].split()[:3] == ["waits", "to", "write"]
+    assert str(scene.keeper(writer)) in lines[3].split()
+
+
+def test_it_shows_what_runs_once_a_beat_has_told(scene: Scene) -> None:
+    scene.hold("write")
+    scene.wait_for(lambda: "nfsrwlock run --write data" in scene.run("status", "data").stdout, seconds=5)
+
+
+def test_json_is_always_an_array_with_the_fields_of_the_state(scene: Scene) -> None:
+    announce(scene, ELSEWHERE)
+    (state,) = json.loads(scene.run("status", "--json", "data").stdout)
+    assert {"lock_file", "lock_path", "exists", "holders", "waiters", "generation"} <= state.keys()
+    (peer,) = state["holders"]
+    assert (peer["mode"], peer["token"], peer["host"], peer["pid"], peer["alive"]) == (
+        "write",
+        TOKEN,
+        "far-away",
+        4711,
+        None,
+    )
+    assert len(json.loads(scene.run("status", "--json", "data", "data2", "data").stdout)) == 2
+
+
+def test_hostile_names_are_shown_without_steering_the_terminal(scene: Scene) -> None:
+    announce(scene, "write.\x1b[2J\n[red]" + "x" * 200)
+    result = scene.run("status", "data")
+    assert result.returncode == 0
+    assert "\x1b" not in result.stdout
+    assert "unknown format" in result.stdout
+    assert "counts as held" in result.stdout
+
+
+def test_paths_with_newlines_and_undecodable_bytes_are_shown_escaped(scene: Scene) -> None:
+    path = os.fsdecode(b"new\nline \xff")
+    announce(scene, ELSEWHERE, path)
+    result = scene.run("status", os.fsencode(path))
+    assert "new\\nline \\xff: held by a writer" in result.stdout
+    (state,) = json.loads(scene.run("status", "--json", os.fsencode(path)).stdout)
+    assert state["lock_file"] == path
+
+
+@pytest.mark.parametrize("make", ["file", "link"])
+def test_what_is_no_lock_directory_is_an_error_and_the_others_are_shown(scene: Scene, make: str) -> None:
+    if make == "file":
+        (scene.directory / "bad.rwlock").touch()
+    else:
+        (scene.directory / "bad.rwlock").symlink_to(scene.directory)
+    result = scene.run("status", "bad", "good")
+    assert result.returncode == 2
+    assert "bad.rwlock" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "good: free" in result.stdout
+
+
+def test_watching_into_a_pipe_reports_each_change(scene: Scene) -> None:
+    watcher = scene.start("status", "--watch", "--json", "data")
+    assert watcher.stdout is not None
+    assert json.loads(watcher.stdout.readline())[0]["holders"] == []
+    holder = scene.hold("write")
+    assert json.loads(watcher.stdout.readline())[0]["holders"][0]["pid"] == scene.keeper(holder)
+    holder.terminate()
+    assert json.loads(watcher.stdout.readline())[0]["holders"] == []
+    watcher.send_signal(signal.SIGINT)
+    assert watcher.wait(5) == 0
+
+
+def test_a_reader_that_has_gone_away_is_no_reason_for_a_traceback(scene: Scene) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = scene.start("status", "data", stdout=writer)
+    os.close(writer)
+    _, stderr = process.communicate(timeout=10)
+    assert stderr == ""
+
+
+# break
+
+
+def test_break_names_what_it_removes_and_removes_it(scene: Scene) -> None:
+    announce(scene, ELSEWHERE)
+    result = scene.run("break", "data", "--yes")
+    assert result.returncode == 0
+    assert "far-away pid 4711, writing since" in result.stdout
+    assert f"removed: token {TOKEN}" in result.stdout
+    assert scene.announced() == []
+
+
+def test_break_refuses_where_nobody_can_be_asked(scene: Scene) -> None:
+    announce(scene, ELSEWHERE)
+    result = scene.run("break", "data", stdin="y\n")
+    assert result.returncode == 2
+    assert "use --yes" in result.stderr
+    assert scene.announced() == [ELSEWHERE]
+
+
+def test_break_refuses_a_holder_that_is_alive_here_unless_forced(scene: Scene) -> None:
+    holder = scene.hold("write")
+    result = scene.run("break", "data", "--yes")
+    assert result.returncode == 2
+    assert f"pid {scene.keeper(holder)}" in result.stderr
+    assert "--force" in result.stderr
+    assert holder.poll() is None
+    assert len(scene.announced()) == 1
+    assert scene.run("break", "data", "--yes", "--force").returncode == 0
+    assert scene.announced() == []
+    assert holder.wait(5) == 76
+
+
+def test_break_takes_the_one_that_its_token_begins(scene: Scene) -> None:
+    announce(scene, ELSEWHERE)
+    other = ELSEWHERE.replace(TOKEN, "f" * 32)
+    announce(scene, other)
+    assert scene.run("break", "data", "--token", "e", "--yes").returncode == 2
+    assert scene.run("break", "data", "--token", TOKEN[:8], "--yes").returncode == 0
+    assert scene.announced() == [other]
+    announce(scene, ELSEWHERE.replace(TOKEN, "f" * 31 + "0"))
+    assert "give more digits" in scene.run("break", "data", "--token", "ff", "--yes").stderr
+
+
+def test_break_has_nothing_to_do_for_a_free_lock(scene: Scene) -> None:
+    result = scene.run("break", "data")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "nothing to break" in result.stdout
+    assert os.listdir(scene.directory) == []
+
+
+def test_break_removes_an_entry_of_unknown_format(scene: Scene) -> None:
+    announce(scene, "write.of-another-version")
+    result = scene.run("break", "data", "--yes")
+    assert result.returncode == 0
+    assert scene.announced() == []
+
+
+def test_a_broken_lock_can_be_taken_at_once(scene: Scene) -> None:
+    announce(scene, ELSEWHERE)
+    assert scene.run("run", "--read", "data", "--timeout", "0", "true").returncode == 75
+    assert scene.run("break", "data", "--yes").returncode == 0
+    assert scene.run("run", "--read", "data", "--timeout", "0", "true").returncode == 0

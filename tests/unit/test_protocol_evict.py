@@ -1,0 +1,596 @@
+"""Evict and release (PROTOCOL.md sections 4 and 5): one operation that the server carries out or refuses."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from faults import INTERVAL, TTL, Before, Clock, Fails, Late, LostReply, MemoryFiles, Stage
+from nfsrwlock_core.names import Announcement, Mode, gone_name, note_name, parse_announcement
+from nfsrwlock_core.protocol import Beat, Participant, Phase, evict
+
+
+@pytest.fixture
+def stage() -> Stage:
+    return Stage()
+
+
+def seen_by(stage: Stage, participant: Participant) -> Announcement:
+    """What an observer reads from the participant's name."""
+    announcement = parse_announcement(participant.name)
+    assert announcement is not None
+    return announcement
+
+
+def holder_at(stage: Stage, beat: int | None) -> Participant:
+    """A holder whose latest heartbeat is this one."""
+    holder = stage.holding_writer()
+    while holder.beats != beat:
+        assert holder.beat() is Beat.DONE
+    return holder
+
+
+# -- the compare-and-swap ----------------------------------------------------------------------------------------------
+
+
+def test_an_announcement_without_a_beat_is_evicted_by_one_rmdir(stage):
+    """Section 4: observed no beat: rmdir announcement."""
+    holder, files = holder_at(stage, None), MemoryFiles(stage.server)
+    assert evict(files, seen_by(stage, holder), None)
+    assert files.calls == [("rmdir", holder.name)]
+    assert holder.beat() is Beat.LOST
+
+
+def test_an_announcement_with_a_beat_is_evicted_by_removing_that_beat(stage):
+    """Section 4: observed beat.k: unlink beat.k. After it succeeded: rmdir."""
+    holder, files = holder_at(stage, 3), MemoryFiles(stage.server)
+    assert evict(files, seen_by(stage, holder), 3)
+    assert files.calls == [("unlink", f"{holder.name}/beat.3"), ("rmdir", holder.name)]
+    assert holder.beat() is Beat.LOST
+
+
+@pytest.mark.parametrize("observed", [None, 0, 3])
+def test_an_eviction_fails_if_the_holder_has_beaten_since(stage, observed):
+    """Section 4: it fails (not empty, or missing) if the holder has beaten since; then nothing happened."""
+    holder = holder_at(stage, observed)
+    peer = seen_by(stage, holder)
+    assert holder.beat() is Beat.DONE
+    before = stage.server.inside(holder.name)
+    assert not evict(MemoryFiles(stage.server), peer, observed)
+    assert stage.server.inside(holder.name) == before
+    assert holder.beat() is Beat.DONE
+
+
+@pytest.mark.parametrize("observed", [None, 0, 3])
+def test_a_heartbeat_that_comes_second_finds_that_it_was_evicted(stage, observed):
+    """Section 4: holder's call against observer's, the other way round: exactly one succeeds."""
+    holder = holder_at(stage, observed)
+    evicted = []
+    op = "create" if observed is None else "rename"
+    other = MemoryFiles(stage.server)
+    holder.files.inject(Before(op, lambda: evicted.append(evict(other, seen_by(stage, holder), observed))))
+    assert holder.beat() is Beat.LOST
+    assert evicted == [True]
+    assert stage.server.announced == set()
+
+
+@pytest.mark.parametrize("observed", [None, 3])
+def test_of_two_observers_exactly_one_evicts(stage, observed):
+    """Section 4: the first operation that succeeds is the eviction."""
+    holder = holder_at(stage, observed)
+    peer = seen_by(stage, holder)
+    one, two = MemoryFiles(stage.server), MemoryFiles(stage.server)
+    outcome = []
+    one.inject(
+        Before("rmdir" if observed is None else "unlink", lambda: outcome.append(evict(two, peer, observed))),
+    )
+    outcome.append(evict(one, peer, observed))
+    assert outcome == [True, False]
+
+
+@pytest.mark.parametrize("observed", [None, 3])
+def test_an_eviction_that_lands_an_age_late_touches_no_successor(stage, observed):
+    """Section 4: it may be sent by a process that slept for an hour; no name is ever used twice."""
+    holder = holder_at(stage, observed)
+    peer = seen_by(stage, holder)
+    holder.release()
+    successor = holder_at(stage, observed)
+    before = stage.server.inside(successor.name)
+    assert not evict(MemoryFiles(stage.server), peer, observed)
+    assert stage.server.inside(successor.name) == before
+    assert successor.beat() is Beat.DONE
+
+
+def test_an_eviction_that_stops_half_way_is_final(stage):
+    """Section 4: an announcement whose beat was removed can never beat again (its holder only renames)."""
+    holder = holder_at(stage, 3)
+    files = MemoryFiles(stage.server, Fails("rmdir", errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        evict(files, seen_by(stage, holder), 3)
+    assert stage.server.inside(holder.name) == set()
+    assert holder.beat() is Beat.LOST
+    assert stage.server.inside(holder.name) == set()
+
+
+def test_anyone_who_saw_the_beat_may_finish_an_eviction_at_once(stage):
+    """Sections 4 and 5: an announcement without a beat that an observer has itself seen with one."""
+    peer = stage.peer(Mode.WRITE, beat=3)
+    reader = stage.reader()
+    assert not stage.poll(reader, 20)
+    stage.server.entries[peer.name] = {}  # somebody evicts it and dies
+    assert stage.poll(reader, 20)
+    assert reader.evictions == 1
+
+
+def test_who_never_saw_the_beat_waits_for_a_lease(stage):
+    """Section 5: to it, this is an announcement that has not beaten yet."""
+    peer = stage.peer(Mode.WRITE, beat=3)
+    stage.server.entries[peer.name] = {}
+    reader = stage.reader()
+    assert not stage.poll(reader, TTL - 1)
+    assert stage.poll(reader, 5)
+
+
+def test_the_evictor_of_the_first_half_is_not_paid_for_with_the_successor(stage):
+    """Sections 4 and 7: two evictors in a row must not clear the way for a paused holder."""
+    holder = holder_at(stage, 3)
+    observed = seen_by(stage, holder)
+    slow = MemoryFiles(stage.server, Before("rmdir", lambda: None))
+    stage.server.unlink(f"{holder.name}/beat.3")
+    assert evict(slow, observed, None)
+    successor = stage.holding_writer()
+    assert not evict(MemoryFiles(stage.server), observed, 3)
+    assert not evict(MemoryFiles(stage.server), observed, None)
+    assert holder.beat() is Beat.LOST
+    assert stage.server.announced == {successor.name}
+
+
+@pytest.mark.parametrize("op", ["unlink", "rmdir"])
+def test_an_eviction_whose_reply_was_lost_is_looked_at_again(stage, op):
+    """Section 6: an evictor whose rmdir or unlink fails looks again; the name tells, not the error."""
+    peer = stage.peer(Mode.WRITE, beat=3)
+    reader = stage.reader()
+    reader.files.inject(LostReply(op))
+    assert stage.poll(reader, TTL + 20)
+    assert peer.name not in stage.server.names
+
+
+@pytest.mark.parametrize("op", ["unlink", "rmdir"])
+def test_a_missing_name_is_no_proof_that_a_peer_is_gone(stage, op):
+    """Section 6: ENOENT may come from the client's own cache: the peer is still there, and nobody enters."""
+    peer = stage.peer(Mode.WRITE, beat=3)
+    reader = stage.reader()
+    reader.files.inject(Fails(op, errno.ENOENT, on="write."))
+    entered_beside = []
+    for _ in range(200):
+        if reader.advance():
+            entered_beside.append(peer.name in stage.server.names)
+            break
+        stage.clock.sleep(1)
+    assert entered_beside == [False]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_the_server_says_otherwise_is_told(stage, number):
+    """Section 4: only "not empty" and "missing" mean that the peer has moved."""
+    holder = holder_at(stage, None)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is checked
+        evict(MemoryFiles(stage.server, Fails("rmdir", number)), seen_by(stage, holder), None)
+    assert caught.value.errno == number
+    assert holder.beat() is Beat.DONE
+
+
+def test_a_waiter_bears_an_eviction_that_fails(stage):
+    """Sections 4 and 6: it looks again, and tries again."""
+    stage.peer(Mode.WRITE, beat=3)
+    reader = stage.reader()
+    reader.files.inject(Fails("unlink", errno.EACCES, times=3))
+    assert stage.poll(reader, TTL + 60)
+
+
+@pytest.mark.parametrize("number", [errno.ENOTEMPTY, errno.EEXIST])
+def test_both_ways_to_say_not_empty_are_understood(stage, number):
+    """Section 4; rmdir(2): POSIX allows ENOTEMPTY and EEXIST."""
+    holder = holder_at(stage, None)
+    peer = seen_by(stage, holder)
+    holder.beat()
+    assert not evict(MemoryFiles(stage.server, Fails("rmdir", number)), peer, None)
+    assert holder.beat() is Beat.DONE
+
+
+def test_a_listing_that_races_with_a_heartbeat_evicts_nobody(stage):
+    """Sections 4 and 5: it may show neither the old nor the new name; rmdir is asked, and refuses."""
+    writer = stage.peer(Mode.WRITE, beat=3)
+    reader = stage.reader()
+    stage.poll(reader, 20)
+    listed = reader.files.listdir
+
+    def racing(name=""):
+        return [] if name else listed(name)
+
+    reader.files.listdir = racing
+    for _ in range(30):
+        reader.advance()
+        stage.clock.sleep(1)
+    assert stage.server.inside(writer.name) == {"beat.3"}
+    assert reader.evictions == 0
+
+
+@pytest.mark.parametrize("beat", [None, 3])
+def test_entries_that_are_no_heartbeats_are_never_removed(stage, beat):
+    """Sections 1 and 4: a newer format may beat in another way; only an operator may end that."""
+    peer = stage.peer(Mode.WRITE, beat=beat)
+    stage.server.create(f"{peer.name}/pulse.7", b"")
+    before = stage.server.inside(peer.name)
+    reader = stage.reader()
+    assert not stage.poll(reader, 4 * TTL)
+    assert stage.server.inside(peer.name) >= before - {f"beat.{beat}"}
+    assert "pulse.7" in stage.server.inside(peer.name)
+
+
+@pytest.mark.parametrize("beat", [None, 3])
+def test_what_a_client_leaves_of_an_open_file_does_not_keep_the_dead_announced(stage, beat):
+    """Sections 4 and 5: a removed file that is still open stays as .nfs…; it is moved out of the way."""
+    peer = stage.peer(Mode.WRITE, beat=beat)
+    stage.server.create(f"{peer.name}/.nfs0042", b"")
+    assert evict(MemoryFiles(stage.server), peer, beat)
+    assert stage.server.names == {gone_name(peer.token)}
+    assert stage.server.inside(gone_name(peer.token)) == {".nfs0042"}
+
+
+def test_a_leftover_beside_a_newer_beat_does_not_excuse_an_eviction(stage):
+    """Section 4: what has a beat is alive, whatever else lies there."""
+    peer = stage.peer(Mode.WRITE, beat=4)
+    stage.server.create(f"{peer.name}/.nfs0042", b"")
+    assert not evict(MemoryFiles(stage.server), peer, None)
+    assert not evict(MemoryFiles(stage.server), peer, 3)
+    assert stage.server.inside(peer.name) == {"beat.4", ".nfs0042"}
+
+
+@pytest.mark.parametrize("beat", [None, 3])
+def test_a_file_under_an_announcements_name_is_removed(stage, beat):
+    """Section 1: a file or FIFO cannot beat, and nobody holds by it."""
+    stage.server.entries["write.v2.x"] = b""
+    assert evict(MemoryFiles(stage.server), parse_announcement("write.v2.x"), beat)
+    assert stage.server.names == set()
+
+
+def test_an_operators_and_an_observers_removal_are_told_apart_by_nobody(stage):
+    """Section 4: each is an eviction; the holder learns of it at its next heartbeat."""
+    holder = holder_at(stage, 0)
+    assert evict(MemoryFiles(stage.server), seen_by(stage, holder), 0)
+    assert holder.beat() is Beat.LOST
+    assert not holder.lease.has_run_out(stage.clock())
+
+
+# -- nobody is evicted before its own lease has run out ----------------------------------------------------------------
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["beat", "late", "arrive", "look", "look", "look", "change"]), st.floats(0.1, 40)),
+    min_size=20,
+    max_size=120,
+)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS, st.floats(0.96, 1.04), st.floats(0.96, 1.04))
+def test_whoever_is_evicted_has_stopped_trusting_its_lease_before(story, holders_rate, peers_rate):
+    """
+    Sections 3 and 4, what the proof comes down to: an eviction succeeds only after the holder's own expiry.
+
+    Beats succeed, fail, and arrive late; callers look, give up, leave notes and follow one another; and the clocks of
+    the two run at rates that differ by up to 4 %.
+    """
+    stage = Stage()
+    true_time = stage.clock
+
+    def clock(rate: float):
+        return lambda: true_time() * rate
+
+    holder = stage.holding_writer(clock=clock(holders_rate), ticket=0)
+    late = Late("rename", times=0)
+    late_create = Late("create", times=0)
+    holder.files.inject(late, late_create)
+
+    def next_caller() -> Participant:
+        return stage.participant(Mode.READ, ticket=1, clock=clock(peers_rate))
+
+    caller = next_caller()
+    for what, seconds in story:
+        true_time.sleep(seconds)
+        if what == "beat":
+            holder.beat()
+        elif what == "late":
+            late.times, late_create.times = late.struck + 1, late_create.struck + 1
+            holder.beat()
+            late.times, late_create.times = late.struck, late_create.struck
+        elif what == "arrive":
+            for fault in (late, late_create):
+                try:
+                    fault.arrive()
+                except OSError:
+                    fault._on_their_way.clear()
+        elif what == "change":
+            caller.give_up()
+            caller = next_caller()
+        else:
+            caller.advance()
+        if holder.name not in stage.server.names or not (stage.server.inside(holder.name) or holder.beats is None):
+            assert holder.lease.has_run_out(true_time() * holders_rate)
+            assert holder.beat() is not Beat.DONE
+            return
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.floats(1, 30), min_size=1, max_size=12), st.integers(0, 3))
+def test_a_chain_of_callers_never_counts_more_than_has_passed(timeouts, side_by_side):
+    """Section 3: the sum is real elapsed time, whatever callers overlap."""
+    stage = Stage()
+    peer = stage.peer(Mode.WRITE, beat=1)
+    began = stage.clock()
+    crowd = [stage.reader() for _ in range(side_by_side)]
+    for timeout in timeouts:
+        caller = stage.reader()
+        end = stage.clock() + timeout
+        while stage.clock() < end:
+            stage.clock.sleep(1.0)
+            for one in [caller, *crowd]:
+                one.advance()
+                if peer.name not in stage.server.names:
+                    assert stage.clock() - began >= TTL
+                    return
+        caller.give_up()
+        if crowd:
+            crowd.pop().give_up()
+            crowd.append(stage.reader())
+
+
+# -- release -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_hold_without_a_heartbeat_is_released_by_one_rmdir(stage):
+    """Section 5; section 8."""
+    holder = holder_at(stage, None)
+    holder.files.ops()
+    assert holder.release()
+    assert holder.files.ops() == ["rmdir"]
+    assert holder.phase is Phase.ENDED
+
+
+def test_a_hold_with_a_heartbeat_is_released_by_unlink_and_rmdir(stage):
+    """Section 5: unlink the beat if there is one, then rmdir."""
+    holder = holder_at(stage, 3)
+    holder.files.ops()
+    assert holder.release()
+    assert holder.files.ops() == ["unlink", "rmdir"]
+    assert stage.server.announced == set()
+
+
+@pytest.mark.parametrize("beat", [None, 0, 3])
+def test_a_lock_can_be_released_on_a_full_disk(stage, beat):
+    """Section 5: both free space and need none."""
+    holder = holder_at(stage, beat)
+    holder.files.inject(*(Fails(op, errno.ENOSPC, times=None) for op in ("mkdir", "create", "rename")))
+    assert holder.release()
+    assert stage.server.announced == set()
+
+
+@pytest.mark.parametrize("beat", [None, 0, 3])
+def test_a_heartbeat_that_was_not_heard_of_does_not_hinder_a_release(stage, beat):
+    """Sections 5 and 6: it arrived late, so the name is not the one that we know of."""
+    holder = holder_at(stage, beat)
+    late = Late("create" if beat is None else "rename")
+    holder.files.inject(late)
+    assert holder.beat() is Beat.UNKNOWN
+    late.arrive()
+    assert holder.release()
+    assert stage.server.announced == set()
+
+
+@pytest.mark.parametrize("beat", [None, 0, 3])
+def test_a_late_release_proves_the_hold_by_what_it_finds(stage, beat):
+    """Sections 3 and 5: the lease has run out, but the removal finds the latest beat (or none, as we left it)."""
+    holder = holder_at(stage, beat)
+    stage.clock.sleep(10 * TTL)
+    assert holder.lease.has_run_out(stage.clock())
+    assert holder.release()
+
+
+@pytest.mark.parametrize("beat", [None, 0])
+def test_a_late_release_is_proved_by_an_unheard_heartbeat_too(stage, beat):
+    """Sections 3 and 5: only we make beats, so one that came after the known one ends our own unbroken chain."""
+    holder = holder_at(stage, beat)
+    late = Late("create" if beat is None else "rename")
+    holder.files.inject(late)
+    holder.beat()
+    late.arrive()
+    stage.clock.sleep(10 * TTL)
+    assert holder.release()
+    assert stage.server.announced == set()
+
+
+@pytest.mark.parametrize("beat", [None, 0, 3])
+def test_a_late_release_of_an_evicted_hold_says_so(stage, beat):
+    """Sections 3 and 5: what was done under it may have overlapped."""
+    holder = holder_at(stage, beat)
+    stage.clock.sleep(10 * TTL)
+    assert evict(MemoryFiles(stage.server), seen_by(stage, holder), beat)
+    successor = stage.holding_writer()
+    assert not holder.release()
+    assert stage.server.announced == {successor.name}
+    assert successor.beat() is Beat.DONE
+
+
+def test_a_late_release_of_a_half_evicted_hold_says_so(stage):
+    """Sections 4 and 5: the removal of the beat was the eviction, although the name is still there."""
+    holder = holder_at(stage, 3)
+    stage.clock.sleep(10 * TTL)
+    stage.server.unlink(f"{holder.name}/beat.3")
+    assert not holder.release()
+    assert stage.server.announced == set()
+
+
+def test_a_release_within_the_lease_stood_until_then(stage):
+    """Section 3: by the rules nobody may have evicted it."""
+    holder = holder_at(stage, 3)
+    stage.clock.sleep(TTL * 0.5)
+    assert holder.release()
+
+
+def test_an_ended_participant_releases_nothing(stage):
+    """Section 5: releasing twice, or what was never announced, is harmless."""
+    holder = holder_at(stage, None)
+    assert holder.release()
+    holder.files.ops()
+    holder.release()
+    assert not stage.reader().release()
+    assert stage.server.announced == set()
+
+
+@pytest.mark.parametrize("beat", [None, 0, 3])
+def test_a_release_gives_up_on_no_error_that_the_server_recovers_from(stage, beat):
+    """Sections 5 and 6: call again, or let the lease end it."""
+    holder = holder_at(stage, beat)
+    holder.files.inject(Fails("rmdir", errno.EIO), Fails("unlink", errno.EIO))
+    for _ in range(3):
+        try:
+            stood = holder.release()
+        except OSError:
+            continue
+        break
+    assert stood
+    assert stage.server.announced == set()
+
+
+@pytest.mark.parametrize("beat", [None, 3])
+@pytest.mark.parametrize("op", ["unlink", "rmdir"])
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO])
+def test_a_release_whose_reply_was_lost_ends_the_hold_within_its_lease(stage, op, beat, number):
+    """Section 6: the outcome is read back from the name."""
+    holder = holder_at(stage, beat)
+    holder.files.inject(LostReply(op, number))
+    try:
+        stood = holder.release()
+    except OSError:
+        stood = holder.release()
+    assert stood
+    assert stage.server.announced == set()
+
+
+@pytest.mark.parametrize("beat", [None, 3])
+@pytest.mark.parametrize("op", ["unlink", "rmdir"])
+def test_a_missing_name_does_not_end_a_release(stage, op, beat):
+    """Section 6: ENOENT is never evidence that something is gone; a fresh listing is."""
+    holder = holder_at(stage, beat)
+    holder.files.inject(Fails(op, errno.ENOENT))
+    assert holder.release()
+    assert stage.server.announced == set()
+
+
+def test_a_name_that_can_never_be_removed_is_an_error_and_no_endless_loop(stage):
+    """Section 5."""
+    holder = holder_at(stage, None)
+    holder.files.inject(Fails("rmdir", errno.ENOENT, times=None))
+    with pytest.raises(OSError, match="cannot be removed"):
+        holder.release()
+    assert len(holder.files.calls) < 50
+
+
+@pytest.mark.parametrize("beat", [None, 3])
+def test_what_an_open_file_leaves_is_renamed_out_of_the_way(stage, beat):
+    """Section 5: a .nfs… leftover of a file open on this client: gone.<token>, and let anyone clean it."""
+    holder = holder_at(stage, beat)
+    token = seen_by(stage, holder).token
+    stage.server.create(f"{holder.name}/.nfs0042", b"")
+    assert holder.release()
+    assert stage.server.announced == set()
+    assert stage.server.inside(gone_name(token)) == {".nfs0042"}
+    # The file is closed, its leftover vanishes, and the next one who comes cleans up.
+    stage.server.entries[gone_name(token)] = {}
+    passer_by = stage.holding_reader()
+    passer_by.release()
+    assert gone_name(token) not in stage.server.names
+
+
+def test_what_is_renamed_out_of_the_way_blocks_nobody(stage):
+    """Section 5: gone.* is no announcement."""
+    stage.server.entries[gone_name("a" * 32)] = {".nfs0042": b""}
+    for participant in (stage.reader(), stage.writer()):
+        assert participant.advance()
+        participant.release()
+    assert stage.server.inside(gone_name("a" * 32)) == {".nfs0042"}, "what cannot be removed yet stays"
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_leaving_cleans_what_nobody_can_need(stage, mode):
+    """Sections 2, 3 and 5: notes on who is gone and leftovers; of this lock only what parses as such."""
+    here = stage.peer(mode) if mode is Mode.READ else None
+    useless = {note_name(stage.token(), 2, 100), gone_name(stage.token())}
+    for name in {*useless, "README"}:
+        stage.server.mkdir(name)
+    if here is not None:
+        stage.server.mkdir(note_name(here.token, None, 100))
+    participant = stage.participant(mode)
+    assert participant.advance()
+    participant.release()
+    assert not useless & stage.server.names
+    assert "README" in stage.server.names
+    if here is not None:
+        assert note_name(here.token, None, 100) in stage.server.names
+
+
+def test_cleaning_that_fails_is_no_error(stage):
+    """Sections 2 and 5: at leisure; leftovers harm nobody, and the next one will try again."""
+    stage.server.mkdir(gone_name(stage.token()))
+    reader = stage.holding_reader()
+    reader.files.inject(Fails("rmdir", errno.EACCES, on="gone."))
+    assert reader.release()
+    assert stage.server.announced == set()
+
+
+def test_an_uncontended_release_cleans_without_a_call(stage):
+    """Section 8: what the listing of the grant did not show is not looked for."""
+    reader = stage.holding_reader()
+    reader.files.ops()
+    reader.release()
+    assert reader.files.ops() == ["rmdir"]
+
+
+# -- the story as a whole ----------------------------------------------------------------------------------------------
+
+
+def test_a_holder_that_was_frozen_learns_of_its_successor_and_harms_nothing(stage):
+    """Sections 3 to 5 in one: frozen, evicted, succeeded, woken up."""
+    holder = holder_at(stage, 1)
+    waiting = stage.writer(ticket=2)
+    assert stage.poll(waiting, TTL + 10)
+    assert waiting.generation > holder.generation, "whoever checks numbers refuses the late one"
+    assert holder.lease.has_run_out(stage.clock())
+    assert holder.beat() is Beat.LOST
+    assert not holder.release()
+    assert waiting.beat() is Beat.DONE
+    assert waiting.release()
+
+
+def test_a_frozen_holder_that_nobody_wanted_goes_on(stage):
+    """Section 3: a beat that succeeds proves that the announcement was there all along."""
+    holder = holder_at(stage, 1)
+    stage.clock.sleep(100 * TTL)
+    assert holder.lease.has_run_out(stage.clock())
+    assert holder.beat() is Beat.DONE
+    assert not holder.lease.has_run_out(stage.clock())
+    waiting = stage.writer(ticket=2)
+    for _ in range(8):
+        assert not stage.poll(waiting, INTERVAL)
+        assert holder.beat() is Beat.DONE
+
+
+def test_a_clock_that_stands_still_grants_nothing_away(stage):
+    """Section 3: watched time is the watcher's own, so a stopped clock evicts nobody."""
+    stage.peer(Mode.WRITE, beat=1)
+    reader = stage.reader(clock=Clock(5.0))
+    for _ in range(1000):
+        assert not reader.advance()
