@@ -8,14 +8,14 @@ So timeouts, back-off, giving up and cleaning up exist once.
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 from . import workers
@@ -125,6 +125,8 @@ class Attempt:
             record=own_record(who.pid),
             watch=watch,
         )
+        self._pid: Final = os.getpid()
+        self._is_abandoned = False
         # A step that hangs in a thread and the one that gives it up must not overlap.
         self._mutex = threading.Lock()
 
@@ -137,7 +139,11 @@ class Attempt:
         :raises OSError: for trouble that will not pass by itself
         """
         participant = self._participant
+        if self._is_foreign():
+            raise RuntimeError(f"acquiring {self.settings.lock_file!r} was under way in the parent of this fork()")
         with self._mutex:
+            if participant.phase is Phase.ENDED:
+                return None  # given up while this step was on its way to its thread
             try:
                 self._files.open()
                 evictions = -1
@@ -169,6 +175,8 @@ class Attempt:
 
     def give_up(self) -> None:
         """Withdraw from the disk, whatever the last step left there; tries again while the server refuses."""
+        if self._is_foreign():
+            return
         with self._mutex:
             for _ in range(_GIVE_UP_TRIES):
                 try:
@@ -182,13 +190,18 @@ class Attempt:
                 else:
                     return
 
-    def give_up_if_granted(self) -> None:
-        """Give back a grant that nobody took, because an exception came between."""
-        if self._participant.phase is Phase.GRANTED:
+    def _is_foreign(self) -> bool:
+        # What a forked child unwinds is its parent's, and on disk it must stay.
+        return self._pid != os.getpid()
+
+    def settle(self) -> None:
+        """Give up if that has not been done: an exception may come between any two steps, and the first to give up."""
+        if not self._is_abandoned and self._participant.phase is not Phase.ENDED:
             self.give_up()
 
     def abandon(self) -> None:
         """Give up in the background, after the step that hangs has ended."""
+        self._is_abandoned = True
         workers.submit(self.give_up)
 
     def timed_out(self, waited: float) -> Timeout:
@@ -202,12 +215,11 @@ class Attempt:
             return Timeout(lock_file, f"the file system answers {self.trouble}")
         return Timeout(lock_file, f"others came first for {waited:.1f} s")
 
-    def tell(self, waited: float) -> None:
-        """Tell ``on_wait`` how things stand."""
-        if self.on_wait is not None:
-            blockers = watched_peers(self._participant.blockers, self._participant.watch)
-            mode: Literal["read", "write"] = self.mode.value
-            self.on_wait(WaitInfo(lock_file=self.settings.lock_file, mode=mode, waited=waited, blockers=blockers))
+    def wait_info(self, waited: float) -> WaitInfo:
+        """Return how things stand."""
+        blockers = watched_peers(self._participant.blockers, self._participant.watch)
+        mode: Literal["read", "write"] = self.mode.value
+        return WaitInfo(lock_file=self.settings.lock_file, mode=mode, waited=waited, blockers=blockers)
 
     def pause(self, waited: float) -> float:
         """Return how long to pause before the next step, in seconds."""
@@ -241,8 +253,9 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
             moment = time.monotonic()
             waited = moment - started
             if (deadline is not None and moment >= deadline) or (attempt.cancelled is not None and attempt.cancelled()):
-                raise attempt.timed_out(waited)
-            attempt.tell(waited)
+                raise (yield Io(partial(attempt.timed_out, waited), None))
+            if attempt.on_wait is not None:
+                attempt.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
             pause = attempt.pause(waited)
             yield Pause(pause if deadline is None else min(pause, max(deadline - moment, 0.0)))
     except Unanswered:
@@ -252,9 +265,14 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
             attempt.settings.lock_file,
             f"the file server has not answered for {seconds:.0f} s; what the call still makes will be withdrawn",
         ) from None
+    except GeneratorExit:
+        attempt.abandon()
+        raise  # the runner was interrupted: no wish of ours would be granted any more
     except BaseException:
-        with contextlib.suppress(Unanswered):
+        try:
             yield Io(attempt.give_up, None if limit is None else time.monotonic() + GRACE_S, closing=True)
+        except Unanswered:
+            attempt.abandon()
         raise
 
 
@@ -280,10 +298,9 @@ def _grant_wish(wish: Io | Pause) -> Any:
     if wish.limit is None:
         return wish.call()
     # In another thread, because a call to a hard-mounted server that is down cannot be interrupted.
-    future = workers.submit(wish.call)
     try:
-        return future.result(timeout=max(wish.limit - time.monotonic(), 0.1))
-    except FutureTimeout:
-        if future.done():
-            return future.result()
+        return workers.call(wish.call, max(wish.limit - time.monotonic(), 0.1))
+    except TimeoutError as error:
+        if isinstance(error, Timeout) or error.errno is not None:
+            raise  # the call's own
         raise Unanswered from None

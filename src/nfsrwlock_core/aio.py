@@ -392,7 +392,8 @@ class AsyncSoftReadWriteLock:
         return await self._end(task, held)
 
     async def _end(self, task: asyncio.Task[Any], held: _TaskHold) -> LockLostError | None:
-        del self._table.holds[task]
+        if self._table.holds.pop(task, None) is not held:
+            return None  # close() and a release at the same time
         self._latest_compromise = held.hold.compromise
         if await self._settled(keeper.release, held.hold):
             return None

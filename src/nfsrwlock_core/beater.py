@@ -39,7 +39,7 @@ def main(arguments: dict[str, Any]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)  # it ends with its parent, not before
     with contextlib.suppress(OSError):
-        Beater(socket.socket(fileno=arguments["socket"]), arguments["pid"], arguments["start"]).run()
+        Beater(socket.socket(fileno=arguments["socket"]), arguments["pid"]).run()
     os._exit(0)  # no waiting for threads that may hang in a file-system call
 
 
@@ -49,13 +49,12 @@ class Beater:
 
     :param sock: connected to the parent
     :param pid: the parent
-    :param start: its start time, clock ticks since boot, so that a later process with its number is not mistaken for it
     """
 
-    def __init__(self, sock: socket.socket, pid: int, start: int) -> None:
+    def __init__(self, sock: socket.socket, pid: int) -> None:
         self._socket = sock
         self._socket.setblocking(False)
-        self._parent = Identity(pid=pid, start=start, kernel="", uid=0, host="")
+        self._parent = Identity(pid=pid, start=0, kernel="", uid=0, host="")
         self._holds: dict[int, Hold] = {}
         self._keys: dict[int, int] = {}
         self._scheduler = Scheduler(on_beat=self._report)

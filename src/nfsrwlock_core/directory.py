@@ -73,11 +73,11 @@ class LockDirectory:
 
     def open(self) -> None:
         """
-        Open the directory for the calls that follow, making it if need be; check that it is fit.
+        Open the directory for the calls that follow; make it if need be, and check that it is fit.
 
-        The check costs a round trip on NFS, so it is made once per object; later calls only open. A call while it is not
-        open opens the directory for itself, by its path, and neither makes nor checks it: so a hold, which may last for
-        days, keeps no descriptor, and notices if its directory was moved away.
+        The check costs a round trip on NFS, so it is made once per object; later calls only open. A call while it is
+        not open opens the directory for itself, by its path, and neither makes nor checks it: so a hold, which may
+        last for days, keeps no descriptor, and notices if its directory was moved away.
 
         :raises LockPathError: if it is a symbolic link or a file, another user's, or was made for another ``share``
         :raises OSError: what the system said otherwise
@@ -106,11 +106,6 @@ class LockDirectory:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __del__(self) -> None:
-        # Also what frees the descriptor's copy in a forked child, where the hold that owns this object is dropped.
-        with contextlib.suppress(OSError, AttributeError):
-            self.close()
 
     def mkdir(self, name: str) -> None:  # noqa: D102 - see Files
         with self._at() as here:
@@ -188,7 +183,9 @@ class LockDirectory:
             except NotADirectoryError:
                 # O_DIRECTORY with O_NOFOLLOW answers ENOTDIR for a symbolic link, too.
                 raise self._refusal_of_what_is_there() from None
-        raise FileNotFoundError(errno.ENOENT, "the lock directory is removed again and again", self.path)
+        raise LockPathError(
+            self.path, "cannot be made, or is removed again at once", "check its parent directory", errno.ENOENT
+        )
 
     def _make(self) -> None:
         parent = os.path.dirname(self.path)

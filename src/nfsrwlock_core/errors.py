@@ -92,6 +92,8 @@ _PERMANENT: Final[dict[int, tuple[str, str]]] = {
         "makes a lock name that is too long for this file system",
         f"use a shorter name, or {_ELSEWHERE}",
     ),
+    errno.EMFILE: ("cannot be opened: this process has too many files open", "close some, or raise 'ulimit -n'"),
+    errno.ENFILE: ("cannot be opened: this machine has too many files open", "close some"),
     errno.ENOTDIR: ("is not a directory, or lies below something that is none", "correct the path"),
     errno.ELOOP: ("is a symbolic link", "name the lock by the path that the link leads to"),
     errno.EMLINK: ("has too many subdirectories for this file system", "wait until holders leave, or use another path"),

@@ -15,6 +15,7 @@ import base64
 import contextlib
 import json
 import os
+import queue
 import select
 import socket
 import subprocess
@@ -27,7 +28,6 @@ from typing import Any, Final
 from . import workers
 from .directory import LockDirectory
 from .hold import Hold, logger, now
-from .identity import current_identity
 from .protocol import Beat
 from .scheduler import Scheduler
 
@@ -38,6 +38,8 @@ _ANSWER_S: Final = 0.5
 #: Helpers that end unexpectedly one after the other before a thread takes over.
 _STARTS_MAX: Final = 5
 
+#: Where this package is imported from; taken now, for a relative entry of sys.path loses its meaning later.
+_ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _START: Final = (
     "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments['path']; "
     "from nfsrwlock_core.beater import main; main(arguments)"
@@ -53,11 +55,11 @@ class Helper:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler: Final = scheduler
-        #: For everything below but reading.
-        self._lock = threading.Lock()
-        self._reading = threading.Lock()
+        #: For everything below but reading. Re-entrant, as all of them: a signal's handler may release a lock.
+        self._lock = threading.RLock()
+        self._reading = threading.RLock()
         self._holds: dict[int, Hold] = {}
-        self._awaited: dict[int, tuple[Hold, threading.Event]] = {}
+        self._awaited: dict[int, tuple[Hold, queue.SimpleQueue[None]]] = {}
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
@@ -94,7 +96,7 @@ class Helper:
         self._ask(hold, "tell", _ANSWER_S)
 
     def _ask(self, hold: Hold, verb: str, seconds: float) -> bool:
-        answered = threading.Event()
+        answered: queue.SimpleQueue[None] = queue.SimpleQueue()  # an Event is not atomic to a signal's exception
         with self._lock:
             sock = self._socket
             if sock is None:
@@ -103,12 +105,12 @@ class Helper:
             self._send({verb: id(hold)})
         deadline = time.monotonic() + seconds
         # Read here, too: it saves waiting for the reader to be scheduled. A dead helper counts as an answer.
-        while not answered.is_set() and (left := deadline - time.monotonic()) > 0:
+        while answered.empty() and (left := deadline - time.monotonic()) > 0:
             if not _wait(sock, select.POLLIN, min(left, 0.1)) or not self._read_reports(sock):
-                answered.wait(0.005)
-        if not answered.is_set():
+                time.sleep(0.002)
+        if answered.empty():
             self._awaited.pop(id(hold), None)
-        return answered.is_set()
+        return not answered.empty()
 
     def forget(self) -> None:
         """Let go of the parent's helper, in a forked child."""
@@ -119,15 +121,15 @@ class Helper:
 
     def _start(self) -> None:
         here, there = socket.socketpair()
-        me = current_identity()
         arguments = {
-            "path": [os.path.abspath(entry) for entry in sys.path],
+            "path": [_ROOT, *map(os.path.abspath, sys.path)],
             "socket": there.fileno(),
-            "pid": me.pid,
-            "start": me.start,
+            "pid": os.getpid(),
         }
         self._starts += 1
         try:
+            if getattr(sys, "frozen", False) or not sys.executable:
+                raise OSError("this program has no Python interpreter to start")
             process = subprocess.Popen(
                 # -S -E: no site-packages start-up files; the parent's own path says where everything is.
                 [sys.executable, "-S", "-E", "-c", _START, json.dumps(arguments)],
@@ -178,7 +180,7 @@ class Helper:
     def _disconnect(self) -> None:
         self._socket = self._process = None
         for _, answered in list(self._awaited.values()):
-            answered.set()
+            answered.put(None)
         self._awaited.clear()
 
     def _fall_back(self, error: Exception) -> None:
@@ -242,7 +244,7 @@ class Helper:
             hold.take_in(Beat.LOST if report["lost"] else Beat.DONE)
         if awaited is not None:
             self._awaited.pop(key, None)
-            awaited[1].set()
+            awaited[1].put(None)
 
 
 def _order(hold: Hold) -> dict[str, Any]:

@@ -8,6 +8,7 @@ be noticed: a process that wakes after a pause sees at once that its lease has r
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -69,7 +70,9 @@ class Hold:
         self.device: Final = device
         self._on_compromise: Final = on_compromise
         #: One heartbeat or one removal at a time.
-        self.mutex: Final = threading.Lock()
+        self.mutex: Final = threading.RLock()
+        #: The process that holds; in a forked child of it, this object must not touch the disk.
+        self.pid: Final = os.getpid()
         #: Set while something else than this process's own thread beats for the hold.
         self.catch_up: Callable[[], None] | None = None
         #: The thread in which ``on_compromise`` runs now; it may release the hold although it does not own it.
@@ -78,7 +81,7 @@ class Hold:
         self.ended: bool = False
         #: Somebody is about to call :meth:`tell_owner`.
         self.telling: bool = False
-        self._telling_lock = threading.Lock()
+        self._telling_lock = threading.RLock()
         self._lost: bool = False
         self._told: Literal["suspect", "lost"] | None = None
         self._compromise: LeaseCompromise | None = None

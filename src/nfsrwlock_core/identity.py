@@ -8,6 +8,7 @@ kernel's own word (``/proc``), and never for a process that is merely stopped or
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -32,7 +33,6 @@ def current_identity() -> Identity:
 
 @lru_cache(maxsize=1)
 def _identity_of(pid: int) -> Identity:
-    # Cached by pid: a forked child has another one, and so never inherits its parent's identity.
     return Identity(
         pid=pid,
         start=_stat_of(pid)[1],
@@ -99,10 +99,23 @@ def _stat_of(pid: int) -> tuple[str, int, int]:
 
 @lru_cache(maxsize=1)
 def _kernel() -> str:
+    # Two processes with one fingerprint see each other's numbers and start times as they are: same boot, same pid
+    # namespace, same time namespace (which shifts start times), and a /proc that shows that pid namespace.
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
+            parts = [file.read().strip(), os.readlink("/proc/self/ns/pid")]
+        with contextlib.suppress(FileNotFoundError):  # Linux before 5.6 has no time namespaces
+            parts.append(os.readlink("/proc/self/ns/time"))
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return _UNKNOWN_KERNEL  # /proc is another namespace's: its numbers are not ours
     except OSError:
         return _UNKNOWN_KERNEL
-    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:16]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def _forget() -> None:
+    _kernel.cache_clear()  # a child may be in another namespace than its parent (unshare, then fork)
+    _identity_of.cache_clear()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 from typing import Final
@@ -30,6 +31,7 @@ class _Keepers:
     def __init__(self) -> None:
         self.scheduler = Scheduler()
         self.helper = Helper(self.scheduler)
+        self.has_finalizer = False
 
 
 _keepers = _Keepers()
@@ -41,10 +43,22 @@ def keep(hold: Hold, form: str) -> None:
 
     :raises RuntimeError: if no thread can be started; then nobody beats for it
     """
+    _release_at_worker_exit()
     if form == "process":
         _keepers.helper.keep(hold)
     else:
         _keepers.scheduler.keep(hold)
+
+
+def _release_at_worker_exit() -> None:
+    # multiprocessing ends its children without atexit; it has finalizers of its own.
+    if _keepers.has_finalizer or "multiprocessing.util" not in sys.modules:
+        return
+    _keepers.has_finalizer = True
+    from multiprocessing import process, util  # noqa: PLC0415 - loaded already
+
+    if process.parent_process() is not None:
+        util.Finalize(None, _release_all, exitpriority=10)
 
 
 def drop(hold: Hold) -> None:
@@ -65,6 +79,8 @@ def release(hold: Hold) -> bool:
     :returns: whether the hold stood to the end
     """
     participant = hold.participant
+    if hold.pid != os.getpid():
+        return True
     try:
         drop(hold)
         stood = participant.release()
@@ -72,10 +88,12 @@ def release(hold: Hold) -> bool:
         logger.warning("releasing the lock on %r is tried again: %s", hold.lock_file, error)
         stood = not participant.lease.has_run_out(now())
         workers.submit(_release_later, participant)
-    except BaseException:  # a signal handler's exception: the lock must go all the same
-        workers.submit(_release_later, participant)
-        raise
     return stood and not hold.is_known_lost
+
+
+def release_soon(hold: Hold) -> None:
+    """End ``hold`` in the background, whatever state its release was in when an exception came between."""
+    workers.submit(release, hold)
 
 
 def _release_later(participant: Participant) -> None:

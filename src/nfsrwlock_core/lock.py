@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakValueDictionary
 
@@ -223,8 +224,9 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
     def _set_up(self, settings: Settings) -> None:
         self._settings: Settings = settings
         self._pid = os.getpid()
-        self._internal = threading.Lock()
-        self._transaction = threading.Lock()
+        # Re-entrant, for a signal's handler may use the lock. Who acquires it twice at a time in one thread is refused.
+        self._internal = threading.RLock()
+        self._turn = threading.RLock()
         self._held: _Held | None = None
         self._latest_compromise: LeaseCompromise | None = None
         self._closed = False
@@ -432,15 +434,29 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
         started = time.monotonic()
         if self._enter_again(mode):
             return AcquireReturnProxy(self)
-        if not self._take_turn(limit):
-            raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
+        turn = self._turn
+        if _is_mine(turn) and self._is_acquiring(sys._getframe(1)):
+            raise RuntimeError(f"the lock on {self.lock_file!r} is being acquired by this very thread")
         try:
+            if not self._take_turn(limit):
+                raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
             if not self._enter_again(mode):
                 left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
                 self._acquire_anew(mode, left, blocking, on_wait)
             return AcquireReturnProxy(self)
         finally:
-            self._transaction.release()
+            # As often as it is ours: not at all if an exception came before we had it, and more than once if a signal's
+            # exception came right here the last time.
+            while _is_mine(turn):
+                turn.release()
+
+    def _is_acquiring(self, frame: FrameType | None) -> bool:
+        # Whether this call comes from within an acquire of this lock: from its on_wait, or from a signal's handler.
+        while frame is not None:
+            if frame.f_code is SoftReadWriteLock._acquire.__code__ and frame.f_locals.get("self") is self:
+                return True
+            frame = frame.f_back
+        return False
 
     def _acquire_anew(self, mode: Mode, timeout: float, blocking: bool, on_wait: OnWait | None) -> None:
         attempt = Attempt(
@@ -451,7 +467,8 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
             on_wait=on_wait,
             cancelled=lambda: self._closed,
         )
-        published = False
+        hold: Hold | None = None
+        done = False
         try:
             hold = run(acquiring(attempt, timeout=timeout, blocking=blocking))
             hold.owner = self
@@ -462,19 +479,22 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
                 me = threading.get_ident()
                 self._held = _Held(hold, mode, me if mode is Mode.WRITE else None, {me: 1})
                 self._latest_compromise = None
-                published = True
+            done = True
         except Timeout:
             self._refuse_if_closed()
             raise
         finally:
-            if not published:
-                attempt.give_up_if_granted()
+            if not done:  # also when a signal's exception came right after the grant: nobody would ever release it
+                self._held = None
+                if hold is not None:
+                    keeper.release(hold)
+                attempt.settle()
 
     def _take_turn(self, limit: float) -> bool:
         # One thread of the process at a time waits on disk; the others wait for it here.
         if limit == 0:
-            return self._transaction.acquire(blocking=False)
-        return self._transaction.acquire(timeout=min(limit, threading.TIMEOUT_MAX) if limit > 0 else -1)
+            return self._turn.acquire(blocking=False)
+        return self._turn.acquire(timeout=min(limit, threading.TIMEOUT_MAX) if limit > 0 else -1)
 
     def _enter_again(self, mode: Mode) -> bool:
         # Raises the level of a hold that this instance has; returns whether it has one.
@@ -537,20 +557,28 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
         # Returns what to tell a caller who believes that the work under the lock was guarded to the end.
         if self._pid != os.getpid():
             return None
-        with self._internal:
-            held = self._held
-            if held is None:
-                if force:
-                    return None
-                raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: it is not held")
-            if not force and self._give_back_level(held):
-                return held.hold.error()
-            self._latest_compromise = held.hold.compromise
-            self._held = None
-        if keeper.release(held.hold):
-            return None
-        self._latest_compromise = held.hold.compromise or self._latest_compromise
-        return held.hold.lost_error()
+        ending: _Held | None = None
+        try:
+            with self._internal:
+                held = self._held
+                if held is None:
+                    if force:
+                        return None
+                    raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: it is not held")
+                if not force and self._give_back_level(held):
+                    return held.hold.error()
+                ending = held
+                self._latest_compromise = held.hold.compromise
+                self._held = None
+            if keeper.release(ending.hold):
+                return None
+        except BaseException:
+            if ending is not None:  # a signal's exception came between: the lock must go all the same
+                self._held = None
+                keeper.release_soon(ending.hold)
+            raise
+        self._latest_compromise = ending.hold.compromise or self._latest_compromise
+        return ending.hold.lost_error()
 
     def _give_back_level(self, held: _Held) -> bool:
         # Returns whether the lock stays held.
@@ -569,9 +597,14 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
 
     def _void(self) -> None:
         # In a forked child: the hold is the parent's.
-        self._internal = threading.Lock()
-        self._transaction = threading.Lock()
+        self._internal = threading.RLock()
+        self._turn = threading.RLock()
         self._held = None
+
+
+def _is_mine(turn: Any) -> bool:
+    # What threading.Condition asks of an RLock, too; both implementations have it.
+    return bool(turn._is_owned())
 
 
 def _restore(cls: type[SoftReadWriteLock], settings: Settings) -> SoftReadWriteLock:

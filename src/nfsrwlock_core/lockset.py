@@ -180,8 +180,8 @@ class LockSet:
         limit = checked_timeout(first.timeout if timeout is None else timeout, blocking=blocking)
         if not self._turn.acquire(blocking=False):
             raise RuntimeError("this LockSet is held, or being acquired, already; sets are not re-entrant")
-        deadline = time.monotonic() + limit
         try:
+            deadline = time.monotonic() + limit
             for member in self._members:
                 left = -1.0 if limit < 0 else max(deadline - time.monotonic(), 0.0)
                 acquire = member.lock.acquire_write if member.mode is Mode.WRITE else member.lock.acquire_read

@@ -37,7 +37,10 @@ def lock_path_of(path: str | os.PathLike[str], lock_dir: str | os.PathLike[str] 
 
     :param lock_dir: a directory that holds the locks; ``None``: the environment's ``NFSRWLOCK_DIR``, and beside the
         data if that is not set
+    :raises ValueError: if ``path`` is empty or holds a NUL
     """
+    if not os.fspath(path) or "\0" in os.fsdecode(path):
+        raise ValueError(f"the lock needs a path, got {path!r}")
     data = canonical(path)
     root = os.environ.get(ENVIRONMENT_VARIABLE) if lock_dir is None else os.fsdecode(lock_dir)
     if not root:

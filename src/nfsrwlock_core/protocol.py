@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -55,6 +56,8 @@ _STAY_MOST: Final = 1 / 12
 #: A peer that goes within this part of its lease (at most :data:`_PATIENCE_MAX_S`) costs no look at all.
 _PATIENCE: Final = 1 / 60
 _PATIENCE_MAX_S: Final = 0.1
+#: Grant numbers that may be found taken in one step; each is another writer's, so there are few.
+_NUMBERS_AT_ONCE: Final = 50
 #: So many own announcements in a row that are there and that no listing shows are the file system's fault.
 _UNLISTED_MAX: Final = 3
 #: Notes left by one caller that gives up; enough for the next caller to go on where it matters.
@@ -239,32 +242,38 @@ class Participant:
             self._withdraw()  # the latest step failed between its announcement and its decision
         if self.phase is Phase.POLLING and self._attend(self._in_the_way(self._list())):
             return False
+        return self._announce_and_decide()
+
+    def _announce_and_decide(self, *, may_give_way: bool = True) -> bool:
         self._announce()
         listing = self._list()
         if self.name not in listing.announcements:
             self._explain_missing_announcement()
             return False
-        if in_the_way := self._in_the_way(listing):
-            if self.mode is Mode.READ:
-                self._withdraw()
-                self.phase = Phase.POLLING
-                self._attend(in_the_way)
-                return False
-            if self._must_give_way():
-                self._withdraw()
-                return self.advance()
+        in_the_way = self._in_the_way(listing)
         if self.mode is Mode.READ:
-            return self._grant()
+            if not in_the_way:
+                return self._grant()
+            self._withdraw()
+            self.phase = Phase.POLLING
+            self._attend(in_the_way)
+            return False
+        if in_the_way and may_give_way and self._must_give_way():
+            return self._announce_anew()
         self._ahead = frozenset(listing.announcements) - {self.name}
         self.phase = Phase.DRAINING
         return self._drain_rest(listing)
+
+    def _announce_anew(self) -> bool:
+        self._withdraw()
+        return self._announce_and_decide(may_give_way=False)
 
     def _announce(self) -> None:
         name = announcement_name(
             self.mode,
             token=self._world.token(),
             ticket=self._ticket,
-            lease_ms=round(self._ttl * 1000),
+            lease_ms=math.ceil(self._ttl * 1000),
             who=self._who,
             since_ms=self._since_ms,
         )
@@ -295,8 +304,8 @@ class Participant:
         return [peer for peer in others if peer.mode is Mode.WRITE and (not peer.understood or peer.rank < mine)]
 
     def _must_give_way(self) -> bool:
-        # A writer that was first may wait for us, and we for it. So we announce ourselves anew once right away, and then
-        # ever more rarely, as long as one that was first is there: after its first listing it does not wait for what
+        # A writer that was first may wait for us, and we for it. So we announce ourselves anew once right away, and
+        # then ever more rarely, as long as one that was first is there: after its first listing it does not wait for what
         # we announce. In between we stay announced, so that no new reader gets in before us.
         now = self._world.clock()
         if now < self._stays_until:
@@ -307,15 +316,14 @@ class Participant:
 
     def _drain(self) -> bool:
         if self._world.clock() >= self.lease.renewed + self.interval and self.beat() is Beat.LOST:
-            self._forget_announcement()
+            self._write_off()
             return False
         listing = self._list()
         if self.name not in listing.announcements:
-            self._forget_announcement()  # evicted while waiting; the ticket keeps our place
+            self._write_off()  # evicted while waiting; the ticket keeps our place
             return False
         if any(peer.name in (self._ahead or ()) for peer in self._in_the_way(listing)) and self._must_give_way():
-            self._withdraw()
-            return self.advance()
+            return self._announce_anew()
         return self._drain_rest(listing)
 
     def _drain_rest(self, listing: Listing) -> bool:
@@ -327,12 +335,18 @@ class Participant:
 
     def _number_the_grant(self, listing: Listing) -> bool:
         highest = listing.highest_generation
-        while highest < COUNT_MAX:
+        for _ in range(_NUMBERS_AT_ONCE):
+            if highest >= COUNT_MAX:
+                raise LockPathError(
+                    self._where(),
+                    f"has no room for another grant number after {highest}",
+                    "remove its gen.* entries while nobody holds the lock; the numbers begin anew then",
+                )
             number = highest + 1
             made = self._try_mkdir(generation_name(number))
             listing = self._list()
             if self.name not in listing.announcements:
-                self._forget_announcement()
+                self._write_off()
                 return False
             if made and listing.highest_generation == number:
                 if not self._grant():
@@ -341,11 +355,7 @@ class Participant:
                 return True
             # A mkdir that failed does not make the next listing fresh, so it may not show what is in the way.
             highest = max(number, listing.highest_generation)
-        raise LockPathError(
-            self._where(),
-            f"has no room for another grant number after {highest}",
-            "remove its gen.* entries while nobody holds the lock; the numbers begin anew then",
-        )
+        return False
 
     def _try_mkdir(self, name: str) -> bool:
         try:
@@ -359,7 +369,7 @@ class Participant:
         if self.lease.has_run_out(self._world.clock()):
             outcome = self.beat()
             if outcome is Beat.LOST:
-                self._forget_announcement()
+                self._write_off()
             if outcome is not Beat.DONE or self.lease.has_run_out(self._world.clock()):
                 return self._not_yet()
         self.phase, self.blockers = Phase.GRANTED, ()
@@ -402,6 +412,11 @@ class Participant:
     def _forget_announcement(self) -> None:
         self.name, self._beat, self._unheard, self._ahead = "", None, None, None
         self.phase = Phase.OUTSIDE
+
+    def _write_off(self) -> None:
+        # A listing says that it is gone. Should it be there after all, it must not stay: nobody would beat for it.
+        self._litter.append(self.name)
+        self._forget_announcement()
 
     def _remove_litter(self) -> None:
         while self._litter:
@@ -477,6 +492,8 @@ class Participant:
         possible only while nobody has evicted the announcement.
         """
         self.beat_error = None
+        if not self.name:
+            return Beat.LOST
         for _ in range(3):
             sent = self._world.clock()
             target = 0 if self._beat is None else self._beat + 1
@@ -587,8 +604,10 @@ class Participant:
         watched: list[tuple[float, Announcement]] = []
         for peer in self.blockers:
             if self.watch.last_look(peer.name) is not None:
+                evictions = self.evictions
                 self._look_and_judge(peer, proven_dead=False)  # the time since the latest look counts, too
-                watched.append((self.watch.watched(peer.name), peer))
+                if self.evictions == evictions:
+                    watched.append((self.watch.watched(peer.name), peer))
         watched.sort(key=lambda pair: pair[0], reverse=True)
         notes = self._listing.notes if self._listing is not None else ()
         for seconds, peer in watched[:_NOTES_MAX]:
@@ -639,10 +658,12 @@ def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
     except OSError as error:
         if not _is_not_empty(error):
             raise
-        # What an NFS client leaves of a removed file that is still open (.nfs…) can only be there if a beat was
-        # removed, so the announcement is dead. Anything else: a beat has come, or it is not ours to remove.
         entries = files.listdir(peer.name)
-        if not entries or any(not entry.startswith(".nfs") for entry in entries):
+        if parse_beats(entries) is not None or not entries:
+            return False  # a beat has come
+        # Without a beat, what is left is in the way of the rmdir only. If we have just removed the beat, or an NFS
+        # client has left of it what is still open somewhere (.nfs…), then there was one and the announcement is dead.
+        if beat is None and any(not entry.startswith(".nfs") for entry in entries):
             return False
         files.rename(peer.name, gone_name(peer.token.rstrip("x")))
     return True

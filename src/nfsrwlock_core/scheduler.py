@@ -8,8 +8,10 @@ last release.
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -29,7 +31,9 @@ class Scheduler:
     """
 
     def __init__(self, on_beat: Callable[[Hold, Beat], None] | None = None) -> None:
-        self._changed = threading.Condition()
+        # Both are atomic to signals' handlers, which a Condition is not: an exception in it would leave it locked.
+        self._lock = threading.RLock()
+        self._alarm: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._holds: dict[int, tuple[Hold, bool]] = {}
         self._busy: set[int] = set()
         self._thread: threading.Thread | None = None
@@ -43,18 +47,18 @@ class Scheduler:
 
         :raises RuntimeError: if no thread can be started; then nothing is kept
         """
-        with self._changed:
+        with self._lock:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="nfsrwlock-heartbeat", daemon=True)
                 thread.start()
                 self._thread = thread
             self._holds[id(hold)] = (hold, remote)
             if self._wakes_at > self._next_time(hold, remote=remote):
-                self._changed.notify()
+                self._alarm.put(None)
 
     def drop(self, hold: Hold) -> None:
         """Stop beating for ``hold``; waits for a beat under way."""
-        with self._changed:
+        with self._lock:
             self._holds.pop(id(hold), None)
         with hold.mutex:
             hold.ended = True
@@ -67,11 +71,11 @@ class Scheduler:
 
         :returns: whether there is anything held
         """
-        with self._changed:
+        with self._lock:
             if not self._holds:
                 return False
             self._last_words = last_words
-            self._changed.notify()
+            self._alarm.put(None)
             return True
 
     def _next_time(self, hold: Hold, *, remote: bool) -> float:
@@ -82,7 +86,7 @@ class Scheduler:
     def _run(self) -> None:
         idle_since = now()
         while True:
-            with self._changed:
+            with self._lock:
                 if self._last_words is not None:
                     break
                 moment = now()
@@ -92,14 +96,15 @@ class Scheduler:
                     self._thread = None
                     return
                 calls = self._beats_due(moment) + self._expiries_to_tell(moment)
-                if not calls:
-                    times = [self._next_time(hold, remote=remote) for hold, remote in self._holds.values()]
-                    self._wakes_at = min(times, default=idle_since + workers.LINGER_S)
-                    self._wakes_at = min(self._wakes_at, moment + _WAKE_S)
-                    self._changed.wait(max(self._wakes_at - now(), 0.001))
-                    self._wakes_at = 0.0
+                times = [self._next_time(hold, remote=remote) for hold, remote in self._holds.values()]
+                wake = min(times, default=idle_since + workers.LINGER_S)
+                self._wakes_at = 0.0 if calls else min(wake, moment + _WAKE_S)
             for call in calls:  # without the lock: where no thread is to be had, this one does the work
                 workers.submit(call)
+            if not calls:
+                with suppress(queue.Empty):
+                    self._alarm.get(timeout=max(self._wakes_at - now(), 0.001))
+                self._wakes_at = 0.0
         self._last_words(sorted((hold for hold, _ in self._holds.values()), key=lambda hold: hold.device in self._busy))
 
     def _beats_due(self, moment: float) -> list[Callable[[], None]]:
@@ -117,14 +122,14 @@ class Scheduler:
                 if self._on_beat is not None:
                     self._on_beat(hold, outcome)
                 if outcome is Beat.LOST:
-                    with self._changed:
+                    with self._lock:
                         self._holds.pop(id(hold), None)
         except Exception:  # whatever it is, the other locks must go on beating
             logger.exception("heartbeats failed")
         finally:
-            with self._changed:
+            with self._lock:
                 self._busy.discard(device)
-                self._changed.notify()
+                self._alarm.put(None)
 
     def _expiries_to_tell(self, moment: float) -> list[Callable[[], None]]:
         expired = [hold for hold, _ in self._holds.values() if (hold.next_expiry or moment) < moment]

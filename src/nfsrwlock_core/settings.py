@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Heartbeat = Literal["thread", "process"]
 #: A holder beats at least this often in its lease, so that two beats may fail before it runs out.
 _BEATS_PER_LEASE: Final = 3
+#: No file system answers so surely that a shorter lease could be kept.
+_LEASE_MIN_S: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +75,16 @@ def checked(
         raise ValueError(f"stale_threshold must exceed heartbeat_interval ({interval:g} s), got {stale:g}")
     if poll >= stale:
         raise ValueError(f"poll_interval must be below stale_threshold ({stale:g} s), got {poll:g}")
-    if not 1 <= stale * 1000 <= LEASE_MAX_MS:
-        raise ValueError(f"stale_threshold must be between 0.001 s and {LEASE_MAX_MS // 1000} s, got {stale:g}")
+    if not _LEASE_MIN_S <= stale <= LEASE_MAX_MS / 1000:
+        raise ValueError(
+            f"stale_threshold must be between {_LEASE_MIN_S} s and {LEASE_MAX_MS // 1000} s, got {stale:g}"
+        )
+    if on_compromise is not None and not callable(on_compromise):
+        raise TypeError(f"on_compromise must be callable, not {type(on_compromise).__name__}")
     for name, value, allowed in (("heartbeat", heartbeat, get_args(Heartbeat)), ("share", share, get_args(Share))):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     text = os.fsdecode(lock_file)
-    if not text or "\0" in text:
-        raise ValueError(f"lock_file must be a path, got {lock_file!r}")
     return Settings(
         lock_file=text,
         lock_path=lock_path_of(text, lock_dir),

@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar, cast
 
 #: How long an idle thread of this package stays, seconds. Test suites of others look for threads that outlive a lock.
 LINGER_S: Final = 2.0
@@ -26,7 +26,7 @@ class Workers:
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal's handler may release a lock
         self._idle = 0
 
     def submit(self, func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
@@ -38,21 +38,49 @@ class Workers:
                 return
             try:
                 result = func(*args, **kwargs)
-            except BaseException as error:
+            except BaseException as error:  # handed to whoever asked
                 future.set_exception(error)
             else:
                 future.set_result(result)
 
+        self._start(task)
+        return future
+
+    def call(self, func: Callable[[], _R], seconds: float) -> _R:
+        """
+        Run ``func`` in a thread of the pool and wait for its result.
+
+        Unlike a future's, this waiting may be ended by a signal's exception at any moment without harm.
+
+        :raises TimeoutError: if it has not ended after ``seconds``; it goes on
+        """
+        results: queue.SimpleQueue[tuple[_R | None, BaseException | None]] = queue.SimpleQueue()
+
+        def task() -> None:
+            try:
+                results.put((func(), None))
+            except BaseException as error:  # handed to whoever asked
+                results.put((None, error))
+
+        self._start(task)
+        try:
+            result, error = results.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+        if error is not None:
+            raise error
+        return cast("_R", result)
+
+    def _start(self, task: Callable[[], None]) -> None:
         with self._lock:
             if self._idle:
                 self._idle -= 1  # that thread's place is taken
                 self._tasks.put(task)
-                return future
+                return
         try:
             threading.Thread(target=self._work, args=(task,), name="nfsrwlock-io", daemon=True).start()
         except RuntimeError:  # the interpreter ends, or the user may have no more threads: better late than never
             task()
-        return future
 
     def _work(self, task: Callable[[], None] | None) -> None:
         while task is not None:
@@ -76,6 +104,15 @@ _workers = Workers()
 def submit(func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
     """Run ``func`` in a thread of this process's pool and return its future."""
     return _workers.submit(func, *args, **kwargs)
+
+
+def call(func: Callable[[], _R], seconds: float) -> _R:
+    """
+    Run ``func`` in a thread of this process's pool and wait for its result.
+
+    :raises TimeoutError: if it has not ended after ``seconds``; it goes on
+    """
+    return _workers.call(func, seconds)
 
 
 def _reset_after_fork() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -75,6 +76,13 @@ def test_the_keeper_keeps_nothing_open_that_the_caller_has_open(scene: Scene) ->
     pipe = os.readlink(f"/proc/self/fd/{reader}")
     assert pipe not in [os.readlink(f"/proc/{keeper}/fd/{name}") for name in os.listdir(f"/proc/{keeper}/fd")]
     os.close(reader)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_it_works_with_standard_streams_closed(scene: Scene, closed: str) -> None:
+    line = f"{shlex.join(PROGRAM)} run --write data -- sh -c 'ls data.rwlock > listing' {closed}"
+    assert scene.start("-c", line, program=["sh"]).wait(10) == 0
+    assert "write." in (scene.directory / "listing").read_text()
 
 
 # Waiting

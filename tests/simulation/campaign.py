@@ -99,6 +99,7 @@ class Run:
         for process in self.processes:
             self.agenda.at(self.agenda.now, lambda process=process: self.die(process))
         self.agenda.run(self.agenda.now + quiet_after)
+        self.closing = False
         began = self.agenda.now
         longest = max((_lease_of(name) for name in self.server.root.entries), default=0.0)
 
@@ -343,7 +344,7 @@ def _nemesis(run: Run, hosts: list[Host], story: Callable[[User], None], length:
         host = rng.choice(hosts)
         run.log.say(host.name, "REBOOTS")
         host.kernel = f"{rng.getrandbits(40):x}"
-        for process in run.processes:
+        for process in list(run.processes):
             if process.host is host and process.alive:
                 agenda.at(agenda.now, lambda process=process: run.die(process))
                 run.add_process(host, story, after=duration())

@@ -73,6 +73,8 @@ class Announced:
 
     process: Process
     evicted_at: float | None = None
+    #: Its own process has removed its heartbeat, so anyone may remove the rest.
+    ending: bool = False
 
 
 class Witness:
@@ -107,7 +109,10 @@ class Witness:
         announced = self.announced[top]
         if not inside:
             self.removed_at[top] = self.agenda.now
-        if announced.process is by or announced.evicted_at is not None:
+        if announced.process is by:
+            announced.ending = announced.ending or kind == "unlink"
+            return
+        if announced.ending or announced.evicted_at is not None:
             return
         announced.evicted_at = self.agenda.now
         self.counts.evictions += 1

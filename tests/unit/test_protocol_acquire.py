@@ -25,6 +25,11 @@ def announced_as(stage: Stage) -> list:
     return [parse_announcement(name) for name in stage.server.entries if name.startswith(("read.", "write."))]
 
 
+def first_name(participant) -> str:
+    """The name by which a participant announced itself first."""
+    return next(call[1] for call in participant.files.calls if call[0] == "mkdir")
+
+
 def tokens_used(files: MemoryFiles) -> list[str]:
     """The tokens by which a client announced itself, in order."""
     made = (parse_announcement(call[1]) for call in files.calls if call[0] == "mkdir")
@@ -132,15 +137,19 @@ def test_nobody_uses_a_token_twice(stage, mode):
     """Sections 2 and 4: no name is ever used twice, so a removal that lands late removes nothing of anybody."""
     late = stage.participant(mode, ticket=9)
     for _ in range(4):
-        intruder = []  # comes after the poll that shows nobody
-        late.files.inject(Before("mkdir", lambda here=intruder: here.append(stage.peer(Mode.WRITE))))
-        assert not late.advance()
-        assert not late.advance()
-        stage.leave(intruder[0])
-    assert late.advance()
+        here = stage.peer(Mode.WRITE)
+        assert not stage.poll(late, 20)
+        following = []  # comes between the poll that shows nobody and the announcement
+        late.files.inject(Before("mkdir", lambda next_=following: next_.append(stage.peer(Mode.WRITE))))
+        stage.leave(here)
+        if late.advance():
+            late.release()
+            late = stage.participant(mode, ticket=9, files=late.files)
+        for peer in following:
+            stage.leave(peer)
     used = tokens_used(late.files)
-    assert len(used) == 5
-    assert len(set(used)) == 5
+    assert len(used) > 4
+    assert len(set(used)) == len(used)
 
 
 def test_a_writer_that_comes_between_a_readers_two_steps_is_seen(stage):
@@ -177,13 +186,13 @@ def test_two_that_announce_before_either_lists_do_not_both_enter(stage):
 
 
 def test_the_writer_with_the_larger_ticket_withdraws(stage):
-    """Section 2, writer 2: S holds a writer with a smaller (ticket, token): withdraw, poll."""
+    """Section 2, writer 2: S holds a writer with a smaller (ticket, token): withdraw, so that it need not wait."""
     early = stage.peer(Mode.WRITE, ticket=5)
     writer = stage.writer(ticket=6)
     assert not writer.advance()
-    assert stage.server.announced == {early.name}
-    assert writer.phase is Phase.POLLING
-    assert writer.files.ops() == ["mkdir", "listdir", "rmdir"]
+    assert early.name in stage.server.announced
+    assert first_name(writer) not in stage.server.announced
+    assert [peer.name for peer in writer.blockers] == [early.name]
 
 
 def test_the_writer_with_the_smaller_ticket_stays_and_waits(stage):
@@ -213,31 +222,64 @@ def test_equal_tickets_are_settled_by_the_token(stage, mine, other, stays):
     stage.peer(Mode.WRITE, ticket=6, token=other)
     writer = stage.writer(ticket=6, tokens=[mine])
     assert not writer.advance()
-    assert (writer.name in stage.server.announced) is stays
+    assert (first_name(writer) in stage.server.announced) is stays
 
 
-def test_of_two_writers_that_see_each_other_exactly_one_stays(stage):
-    """Section 2: the same argument holds for two writers."""
-    one, two = stage.writer(ticket=6, tokens=[LOW]), stage.writer(ticket=6, tokens=[HIGH])
-    outcome = {}
-    two.files.inject(After("mkdir", lambda: outcome.update(one=one.advance())))
-    outcome["two"] = two.advance()
-    assert outcome == {"one": False, "two": False}
-    assert two.phase is Phase.POLLING
-    assert one.advance(), "the larger has withdrawn"
-    assert not two.advance()
+@pytest.mark.parametrize(("one", "two"), [((5, HIGH), (6, LOW)), ((6, LOW), (6, HIGH)), ((6, HIGH), (6, LOW))])
+def test_two_writers_that_see_each_other_enter_one_after_the_other(stage, one, two):
+    """Section 2: the same argument holds for two writers; the smaller (ticket, token) stays, so none waits for ever."""
+    first, second = (stage.writer(ticket=ticket, tokens=[token]) for ticket, token in (one, two))
+    outcome = []
+    second.files.inject(After("mkdir", lambda: outcome.append(first.advance())))
+    outcome.append(second.advance())
+    order = []
+    for _ in range(60):
+        for writer in (first, second):
+            if writer.phase is Phase.GRANTED:
+                assert [one.phase for one in (first, second)].count(Phase.GRANTED) == 1
+                order.append(writer)
+                writer.release()
+            elif writer.phase is not Phase.ENDED:
+                writer.advance()
+        stage.clock.sleep(0.25)
+    assert outcome[0] is False or outcome[1] is False
+    assert set(order) == {first, second}
 
 
-def test_a_writer_that_withdrew_polls_until_those_before_it_are_gone(stage):
-    """Section 2, writer 2: withdraw, poll, go to 1."""
+def test_a_writer_that_gave_way_is_granted_as_soon_as_those_before_it_are_gone(stage):
+    """Section 2, writer 2: poll, go to 1."""
     early = stage.peer(Mode.WRITE, ticket=5)
     writer = stage.writer(ticket=6)
-    writer.advance()
-    writer.files.ops()
-    assert not stage.poll(writer, 0.01)
-    assert set(writer.files.ops()) == {"listdir"}
+    assert not stage.poll(writer, 20)
     stage.leave(early)
-    assert writer.advance()
+    assert stage.poll(writer, 1, every=0.25)
+
+
+def test_no_reader_slips_in_between_two_writers(stage):
+    """Section 2, writer preference: readers that come after a waiting writer wait behind it, whoever holds the lock."""
+    holder = stage.holding_writer(ticket=5)
+    writer, reader = stage.writer(ticket=6), stage.reader()
+    for _ in range(40):
+        assert not writer.advance()
+        assert not reader.advance()
+        stage.clock.sleep(0.25)
+        assert holder.beat()
+    holder.release()
+    assert not reader.advance()
+    assert stage.poll(writer, 1)
+    assert not reader.advance()
+
+
+def test_a_slow_server_does_not_keep_a_writer_in_one_step(stage):
+    """Section 2, writer 2: each step ends, or no time-out could be kept."""
+    early = stage.peer(Mode.WRITE, ticket=5, lease=10_000)
+    writer = stage.writer(ticket=6)
+    writer.files.inject(After("mkdir", lambda: stage.clock.sleep(TTL / 3), times=None))
+    for _ in range(5):
+        writer.files.ops()
+        assert not writer.advance()
+        assert len(writer.files.ops()) < 30
+    assert early.name in stage.server.announced
 
 
 def test_a_writer_keeps_its_ticket_across_retries(stage):
@@ -246,12 +288,12 @@ def test_a_writer_keeps_its_ticket_across_retries(stage):
     writer = stage.writer(ticket=6)
     writer.advance()
     stage.leave(early)
-    assert writer.advance()
+    assert stage.poll(writer, 1)
     made = [parse_announcement(call[1]) for call in writer.files.calls if call[0] == "mkdir"]
     made = [announcement for announcement in made if announcement is not None]
-    assert len(made) == 2
+    assert len(made) >= 2
     assert {announcement.ticket for announcement in made} == {6}
-    assert len({announcement.token for announcement in made}) == 2, "but never its token"
+    assert len({announcement.token for announcement in made}) == len(made), "but never its token"
 
 
 def test_a_waiting_writer_that_was_evicted_comes_back_with_the_same_ticket(stage):
@@ -364,8 +406,11 @@ def test_a_name_that_is_taken_decides_nothing_and_a_fresh_token_is_used(stage, m
     with pytest.raises(FileExistsError):
         late.advance()
     assert not late.advance()
-    assert len(set(tokens_used(files))) == 2
-    assert stage.server.announced == {writer.name}, "the first announcement was found and removed"
+    used = tokens_used(files)
+    assert len(used) >= 2
+    assert len(set(used)) == len(used)
+    assert first_name(late) not in stage.server.announced, "the first announcement was found and removed"
+    assert [peer.name for peer in late.blockers] == [writer.name]
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -386,7 +431,7 @@ def test_a_file_system_that_does_not_show_what_was_just_made_is_refused(stage, m
     late = stage.participant(mode)
     late.files.inject(Shows([], times=None))
     with pytest.raises(LockPathError, match=r"memory\.rwlock.*listings.*; .*use another file system") as caught:
-        late.advance()
+        stage.poll(late, 5)  # once may be chance: the directory may have been moved away between the two calls
     assert "\n" not in str(caught.value)
     assert stage.server.names == set()
 
@@ -683,7 +728,7 @@ def test_a_writer_of_unknown_format_is_given_way(stage):
     stage.server.mkdir("write.v2.x")
     writer = stage.writer(ticket=0)
     assert not writer.advance()
-    assert stage.server.announced == {"write.v2.x"}
+    assert first_name(writer) not in stage.server.announced
 
 
 @pytest.mark.parametrize("name", ["README", "read", "writes.x", ".nfs0001", "lost+found", "x" * 255, "gen.x", "\n"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from nfsrwlock.cli.options import PATH, holding, request
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.cli.signals import end_as_if_by
 from nfsrwlock.cli.terminal import Terminal
-from nfsrwlock.cli.text import PROGRAM, in_options, say
+from nfsrwlock.cli.text import PROGRAM, flush, in_options, say
 from nfsrwlock_core import LockError, LockPathError
 
 _CODES = """
@@ -131,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: the arguments after the program's name; default: those of this process
     :returns: the exit code, see :mod:`nfsrwlock.cli.outcome`
     """
+    _fill_standard_streams()
     try:
         result = cli.main(args=None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
@@ -156,6 +156,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Exit.FAILED
 
 
+def _fill_standard_streams() -> None:
+    """Started with one of them closed, we must not give its number to a socket of ours. The command finds it closed."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+
+
 def _with_help_hint(error: click.ClickException) -> str:
     message = error.format_message()
     context = getattr(error, "ctx", None)
@@ -165,6 +176,6 @@ def _with_help_hint(error: click.ClickException) -> str:
 def _interrupted(signum: int) -> int:
     """End by the same signal where a person pressed Ctrl-C, so that a shell leaves its loop; ``$?`` is the same."""
     if signum == signal.SIGINT and Terminal().in_foreground:
-        sys.stdout.flush()
+        flush()
         end_as_if_by(signum, everyone=False)
     return 128 + signum

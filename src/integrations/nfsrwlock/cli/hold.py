@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import sys
 
 from nfsrwlock.cli.keeper import Guarded, Hold, Keeper, OnExpiry, Request, Signalled, now
 from nfsrwlock.cli.leash import Leash
@@ -22,7 +21,7 @@ from nfsrwlock.cli.processes import (
 )
 from nfsrwlock.cli.run import wait_until_held
 from nfsrwlock.cli.signals import FORWARDED, Signals
-from nfsrwlock.cli.text import say
+from nfsrwlock.cli.text import flush, say
 from nfsrwlock_core import HoldStatus
 
 
@@ -38,8 +37,7 @@ def hold(request: Request, pid: int) -> int:
         keeper = Keeper(request)
         last = wait_until_held(keeper, signals)
         keeper.channel.send(Guarded(pid, group=None))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         if os.fork() == 0:
             try:
                 _guard(process, keeper, last)

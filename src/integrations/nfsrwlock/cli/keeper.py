@@ -35,7 +35,7 @@ from nfsrwlock.cli.processes import (
     null_for,
     send_to_group,
 )
-from nfsrwlock.cli.text import PROGRAM, in_options
+from nfsrwlock.cli.text import PROGRAM, flush, in_options
 from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, Timeout, WaitInfo, inspect
 
 _TICK_LIMITS_SECONDS: Final = (0.02, 0.2)
@@ -149,8 +149,7 @@ class Keeper:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.channel, theirs = Channel.pair()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         self.pid = os.fork()
         if self.pid == 0:
             self.channel.close()

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import signal
-import sys
 from contextlib import suppress
 from typing import Final, NoReturn
 
@@ -16,7 +15,7 @@ from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.cli.processes import Entry, adopt_orphans, family, send_to_group
 from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, end_as_if_by, stop_as_if_by
 from nfsrwlock.cli.terminal import Terminal
-from nfsrwlock.cli.text import say
+from nfsrwlock.cli.text import flush, say
 from nfsrwlock.cli.waiting import FRAME_SECONDS, Progress
 from nfsrwlock_core import HoldStatus
 
@@ -142,8 +141,7 @@ class _Run:
         """Fork the command into a process group of its own. It begins to run only when the keeper knows about it."""
         gate_reader, gate_writer = os.pipe()
         has_terminal = self._terminal.for_the_command_alone
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         pid = os.fork()
         if pid == 0:
             try:

@@ -80,3 +80,10 @@ def say(message: str) -> None:
     """Print one line to stderr. A reader that has gone away is no reason to fail."""
     with suppress(OSError, ValueError):
         print(f"{PROGRAM}: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def flush() -> None:
+    """Write out what is buffered, before a fork would double it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()

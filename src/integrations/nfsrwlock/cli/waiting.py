@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nfsrwlock_core import WaitInfo
 
 _LINE_EVERY_SECONDS: Final = 60.0
+_ODD_SECONDS: Final = 5.0
 FRAME_SECONDS: Final = 0.1
 
 
@@ -30,6 +31,8 @@ def describe(info: WaitInfo) -> str:
         text += f": {info.blockers[0].describe()}"
         if len(info.blockers) > 1:
             text += f" (and {len(info.blockers) - 1} more)"
+    elif info.waited > _ODD_SECONDS:
+        text += ": nobody is known to be in the way, so the file system may be in trouble"
     return text
 
 
@@ -64,7 +67,7 @@ class Progress:
             live.refresh()
         elif time.monotonic() >= self._line_due:
             self._line_due += _LINE_EVERY_SECONDS
-            say(f"waiting {'' if passed < 1 else f'since {duration(passed)} '}{describe(self._info)}")
+            say(f"waiting {f'{duration(passed)} ' if passed >= 1 else ''}{describe(self._info)}")
 
     def close(self) -> None:
         """End the display; nothing of the spinner remains."""

@@ -1,0 +1,459 @@
+"""
+Ways to break the protocol, each of them one that somebody might call an improvement.
+
+A mutant changes the shipped code while it is applied, and only in the one respect that its name says. The tests assert
+that the simulation finds every one: an instrument that passes the shipped code proves something only if it fails these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+from nfsrwlock_core import protocol, watch
+from nfsrwlock_core.names import Announcement, Mode, beat_name, generation_name, gone_name, note_name, parse_beats
+from nfsrwlock_core.protocol import Beat, Participant, Phase
+
+Changes = Callable[[ExitStack], None]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One broken protocol."""
+
+    name: str
+    rule: str
+    _change: Changes
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Break the shipped code for a while."""
+        with ExitStack() as stack:
+            self._change(stack)
+            yield
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def _mutant(rule: str) -> Callable[[Changes], Changes]:
+    def register(change: Changes) -> Changes:
+        name = change.__name__
+        MUTANTS[name] = Mutant(name, rule, change)
+        return change
+
+    return register
+
+
+def _replace(stack: ExitStack, owner: Any, **changes: Any) -> None:
+    for name, value in changes.items():
+        stack.enter_context(mock.patch.object(owner, name, value))
+
+
+# -- acquire ----------------------------------------------------------------------------------------------------------
+
+
+@_mutant("a participant announces itself before it lists")
+def list_before_announcing(stack: ExitStack) -> None:
+    announce, list_ = Participant._announce, Participant._list
+
+    def list_then_announce(self: Participant) -> None:
+        self._early = list_(self)  # type: ignore[attr-defined]
+        announce(self)
+
+    def list_or_remember(self: Participant) -> Any:
+        early, self._early = getattr(self, "_early", None), None  # type: ignore[attr-defined]
+        if early is None or not self.name:
+            return list_(self)
+        listing = replace(early, announcements={**early.announcements, self.name: _own(self)})
+        self._listing = listing
+        return listing
+
+    _replace(stack, Participant, _announce=list_then_announce, _list=list_or_remember)
+
+
+@_mutant("an announcement whose mkdir did not succeed decides nothing: the listing after it need not be fresh")
+def own_eexist_is_success(stack: ExitStack) -> None:
+    announce = Participant._announce
+
+    def announce_anyhow(self: Participant) -> None:
+        sent = self._world.clock()
+        try:
+            announce(self)
+        except FileExistsError:
+            self.name = self._litter.pop()
+            self._beat, self._unheard, self.lease = None, None, protocol.Lease(self._ttl, sent)
+
+    _replace(stack, Participant, _announce=announce_anyhow)
+
+
+@_mutant("a writer waits for the writers of lower rank that were announced before it")
+def forget_lower_writers(stack: ExitStack) -> None:
+    drain = Participant._drain_rest
+
+    def drain_readers_and_higher(self: Participant, listing: Any) -> bool:
+        assert self._ahead is not None
+        mine = (self._ticket, protocol.token_in(self.name))
+        self._ahead = frozenset(
+            name
+            for name in self._ahead & listing.announcements.keys()
+            if listing.announcements[name].mode is Mode.READ or listing.announcements[name].rank < mine
+        )
+        return drain(self, listing)
+
+    _replace(stack, Participant, _drain_rest=drain_readers_and_higher)
+
+
+@_mutant("a writer that finds one of higher rank withdraws")
+def ignore_rank(stack: ExitStack) -> None:
+    in_the_way = Participant._in_the_way
+
+    def only_readers_give_way(self: Participant, listing: Any) -> list[Announcement]:
+        return in_the_way(self, listing) if self.mode is Mode.READ else []
+
+    _replace(stack, Participant, _in_the_way=only_readers_give_way)
+
+
+@_mutant("S is fixed at the first listing: those who come later wait for the writer")
+def add_to_s(stack: ExitStack) -> None:
+    drain = Participant._drain_rest
+
+    def drain_everybody(self: Participant, listing: Any) -> bool:
+        self._ahead = frozenset(listing.announcements) - {self.name}
+        return drain(self, listing)
+
+    _replace(stack, Participant, _drain_rest=drain_everybody)
+
+
+@_mutant("no announcement's name is ever used twice")
+def reuse_token(stack: ExitStack) -> None:
+    announce = Participant._announce
+
+    def announce_as_before(self: Participant) -> None:
+        def one_token_per_process() -> str:
+            return f"{self._who.pid:032x}"
+
+        world = self._world
+        self._world = replace(world, token=one_token_per_process)  # type: ignore[misc]
+        self._since_ms = 0  # type: ignore[misc]
+        self._ticket = self._who.pid  # type: ignore[misc]
+        try:
+            announce(self)
+        finally:
+            self._world = world  # type: ignore[misc]
+
+    _replace(stack, Participant, _announce=announce_as_before)
+
+
+@_mutant("ENOENT is never evidence that somebody is gone; a fresh listing is")
+def believe_enoent(stack: ExitStack) -> None:
+    look = Participant._look_at_beat
+
+    def look_and_believe(self: Participant, peer: Announcement) -> int | None:
+        try:
+            return look(self, peer)
+        except FileNotFoundError:
+            if self._ahead is not None:
+                self._ahead -= {peer.name}
+            raise
+
+    _replace(stack, Participant, _look_at_beat=look_and_believe)
+
+
+@_mutant("what a call that failed may have made is removed later")
+def forget_litter(stack: ExitStack) -> None:
+    def forget(self: Participant) -> None:
+        self._litter.clear()
+
+    def forget_at_once(self: Participant) -> None:
+        name, beat = self.name, self._beat
+        self._forget_announcement()
+        with contextlib.suppress(OSError):
+            protocol.remove_announcement(self.files, name, beat)
+
+    _replace(stack, Participant, _remove_litter=forget, _withdraw=forget_at_once)
+
+
+# -- number the grant -------------------------------------------------------------------------------------------------
+
+
+@_mutant("a number is granted only after a fresh listing shows that it is the highest")
+def trust_first_listing(stack: ExitStack) -> None:
+    def number_the_grant(self: Participant, listing: Any) -> bool:
+        number = listing.highest_generation + 1
+        while not self._try_mkdir(generation_name(number)):
+            number += 1
+        listing = self._list()
+        if self.name not in listing.announcements:
+            self._forget_announcement()
+            return False
+        if not self._grant():
+            return False
+        self.generation = number
+        return True
+
+    _replace(stack, Participant, _number_the_grant=number_the_grant)
+
+
+@_mutant("a number that could not be made is not ours")
+def taken_number_is_fine(stack: ExitStack) -> None:
+    make = Participant._try_mkdir
+
+    def make_or_take(self: Participant, name: str) -> bool:
+        make(self, name)
+        return True
+
+    _replace(stack, Participant, _try_mkdir=make_or_take)
+
+
+@_mutant("the latest number stays on disk")
+def clean_all_numbers(stack: ExitStack) -> None:
+    tidy = Participant._tidy
+
+    def tidy_too_much(self: Participant) -> None:
+        tidy(self)
+        if self._listing is not None and self.mode is Mode.WRITE and self.generation is not None:
+            numbers = [generation_name(n) for n in (*self._listing.generations, self.generation)]
+            protocol._remove_quietly(self.files, numbers)
+
+    _replace(stack, Participant, _tidy=tidy_too_much)
+
+
+@_mutant("a reader's generation is read after its grant, from a fresh listing")
+def generation_of_first_listing(stack: ExitStack) -> None:
+    def read_generation(self: Participant) -> int:
+        if self.generation is None:
+            assert self._first_listing is not None
+            self.generation = self._first_listing.highest_generation
+        return self.generation
+
+    _replace(stack, Participant, read_generation=read_generation)
+
+
+# -- leases -----------------------------------------------------------------------------------------------------------
+
+
+@_mutant("a grant requires that the lease has not run out since the announcement")
+def no_lease_check_at_grant(stack: ExitStack) -> None:
+    def grant(self: Participant) -> bool:
+        self.phase, self.blockers = Phase.GRANTED, ()
+        self.lease = replace(self.lease, renewed=max(self.lease.renewed, self._world.clock()))
+        return True
+
+    _replace(stack, Participant, _grant=grant)
+
+
+@_mutant("a holder gives up a part of its lease, for clocks do not run equally fast")
+def no_margin(stack: ExitStack) -> None:
+    _replace(stack, protocol, MARGIN=0.0)
+
+
+@_mutant("a holder's lease is no longer than what its peers wait for")
+def lease_longer_than_peers(stack: ExitStack) -> None:
+    _replace(stack, protocol, MARGIN=-0.3)
+
+
+@_mutant("a peer's lease is what its name says, not the observer's own")
+def own_lease_for_all(stack: ExitStack) -> None:
+    def lease_of(self: Participant, peer: Announcement) -> float:
+        return self._ttl
+
+    _replace(stack, Participant, _lease_of=lease_of)
+
+
+@_mutant("a heartbeat counts from before the call was sent")
+def beat_counts_from_after_the_call(stack: ExitStack) -> None:
+    beat = Participant.beat
+
+    def beat_then_look_at_clock(self: Participant) -> Beat:
+        outcome = beat(self)
+        if outcome is Beat.DONE:
+            self.lease = replace(self.lease, renewed=self._world.clock())
+        return outcome
+
+    _replace(stack, Participant, beat=beat_then_look_at_clock)
+
+
+@_mutant("a heartbeat that turns up counts from when it was sent first")
+def unheard_beat_counts_from_now(stack: ExitStack) -> None:
+    read_back = Participant._read_back_beat
+
+    def read_back_as_of_now(self: Participant, target: int, sent: float) -> Beat | None:
+        self._unheard = None
+        return read_back(self, target, self._world.clock())
+
+    _replace(stack, Participant, _read_back_beat=read_back_as_of_now)
+
+
+@_mutant("a failed heartbeat renews nothing")
+def failed_beat_counts(stack: ExitStack) -> None:
+    beat = Participant.beat
+
+    def beat_optimistically(self: Participant) -> Beat:
+        sent = self._world.clock()
+        outcome = beat(self)
+        if outcome is Beat.UNKNOWN:
+            self.lease = replace(self.lease, renewed=sent)
+        return outcome
+
+    _replace(stack, Participant, beat=beat_optimistically)
+
+
+@_mutant("an announcement that is gone is never made again under its name")
+def recreate_after_eviction(stack: ExitStack) -> None:
+    beat = Participant.beat
+
+    def beat_or_come_back(self: Participant) -> Beat:
+        sent = self._world.clock()
+        outcome = beat(self)
+        if outcome is Beat.LOST and self.name:
+            with contextlib.suppress(OSError):
+                self.files.mkdir(self.name)
+                self._beat, self._unheard, self.lease = None, None, protocol.Lease(self._ttl, sent)
+                return Beat.DONE
+        return outcome
+
+    _replace(stack, Participant, beat=beat_or_come_back)
+
+
+@_mutant("each heartbeat has a name of its own")
+def beat_by_touching(stack: ExitStack) -> None:
+    def send(self: Participant, target: int) -> None:
+        name = f"{self.name}/{beat_name(0)}"
+        if target == 0:
+            self.files.create(name, self.record)
+        else:
+            self.files.rename(name, name)
+
+    _replace(stack, Participant, _send_beat=send)
+
+
+# -- evict ------------------------------------------------------------------------------------------------------------
+
+
+@_mutant("an eviction is one operation that fails if the holder has beaten since it was observed")
+def blind_removal(stack: ExitStack) -> None:
+    def evict(files: Any, peer: Announcement, beat: int | None) -> bool:
+        now = parse_beats(files.listdir(peer.name))
+        try:
+            if now is not None:
+                files.unlink(f"{peer.name}/{beat_name(now)}")
+            files.rmdir(peer.name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    _replace(stack, protocol, evict=evict)
+
+
+@_mutant("an announcement is removed only when it is empty, never moved away")
+def evict_by_rename(stack: ExitStack) -> None:
+    def evict(files: Any, peer: Announcement, beat: int | None) -> bool:
+        moved = gone_name(peer.token.rstrip("x"))
+        try:
+            files.rename(peer.name, moved)
+        except FileNotFoundError:
+            return False
+        found = parse_beats(files.listdir(moved))
+        with contextlib.suppress(FileNotFoundError):
+            if found is not None:
+                files.unlink(f"{moved}/{beat_name(found)}")
+            files.rmdir(moved)
+        return True
+
+    _replace(stack, protocol, evict=evict)
+
+
+# -- watch ------------------------------------------------------------------------------------------------------------
+
+
+@_mutant("time that nobody watched does not count: not across an outage")
+def count_time_across_outage(stack: ExitStack) -> None:
+    def look(
+        self: watch.Watch, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0
+    ) -> None:
+        record = self._records.setdefault(name, watch._Record(met=now))
+        if record.since is None or record.beat != beat:
+            record.beat, record.since, record.credit = beat, now, credit
+        record.last = now
+
+    _replace(stack, watch.Watch, look=look)
+
+
+@_mutant("a change of the heartbeat starts the watching anew")
+def count_on_after_a_beat(stack: ExitStack) -> None:
+    look = watch.Watch.look
+
+    def look_at_presence(
+        self: watch.Watch, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0
+    ) -> None:
+        record = self._records.get(name)
+        if record is not None and record.since is not None and beat is not None:
+            record.beat = beat
+        look(self, name, beat, lease=lease, now=now, credit=credit)
+
+    _replace(stack, watch.Watch, look=look_at_presence)
+
+
+@_mutant("notes written side by side count as their maximum, never as their sum")
+def sum_of_notes(stack: ExitStack) -> None:
+    def credit(self: Participant, peer: Announcement, beat: int | None) -> float:
+        if peer.name in self._looked_at or self._first_listing is None:
+            return 0.0
+        self._looked_at.add(peer.name)
+        notes = [n for n in self._first_listing.notes if n.token == peer.token and n.beat == beat]
+        return sum(note.watched_ms / 1000 for note in notes)
+
+    _keep_all_notes(stack)
+    _replace(stack, Participant, _credit=credit)
+
+
+@_mutant("a note counts only if it lay there when the caller started")
+def note_counts_at_any_time(stack: ExitStack) -> None:
+    def credit(self: Participant, peer: Announcement, beat: int | None) -> float:
+        assert self._listing is not None
+        notes = [n for n in self._listing.notes if n.token == peer.token and n.beat == beat]
+        known = self.watch.watched(peer.name)
+        return known + max((note.watched_ms / 1000 for note in notes), default=0.0)
+
+    _replace(stack, Participant, _credit=credit)
+
+
+@_mutant("a note is void as soon as the heartbeat differs")
+def note_of_any_beat(stack: ExitStack) -> None:
+    def credit(self: Participant, peer: Announcement, beat: int | None) -> float:
+        if peer.name in self._looked_at or self._first_listing is None:
+            return 0.0
+        self._looked_at.add(peer.name)
+        notes = [n for n in self._first_listing.notes if n.token == peer.token]
+        return max((note.watched_ms / 1000 for note in notes), default=0.0)
+
+    _replace(stack, Participant, _credit=credit)
+
+
+@_mutant("callers that give up leave a note, so that short callers can clear a dead holder together")
+def leave_no_notes(stack: ExitStack) -> None:
+    _replace(stack, Participant, _leave_notes=lambda self: None)
+
+
+def _keep_all_notes(stack: ExitStack) -> None:
+    def leave_notes(self: Participant) -> None:
+        for peer in self.blockers:
+            if self.watch.last_look(peer.name) is not None:
+                self._look_and_judge(peer, proven_dead=False)
+                milliseconds = int(self.watch.watched(peer.name) * 1000)
+                with contextlib.suppress(OSError):
+                    self.files.mkdir(note_name(peer.token, self.watch.beat(peer.name), milliseconds))
+
+    _replace(stack, Participant, _leave_notes=leave_notes)
+
+
+def _own(participant: Participant) -> Announcement:
+    own = protocol.parse_listing([participant.name]).announcements[participant.name]
+    assert own.understood, errno.EINVAL
+    return own

@@ -1,0 +1,175 @@
+"""Who is dead (PROTOCOL.md section 3): only what this kernel says of its own processes, never a stopped one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nfsrwlock_core.identity import current_identity, is_dead, is_same_kernel
+from nfsrwlock_core.names import Identity
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def identity_of(pid: int) -> Identity:
+    """What a process on this machine would announce itself by."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return replace(current_identity(), pid=pid, start=int(fields[19]))
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def wait_for_state(pid: int, state: str) -> None:
+    deadline = time.monotonic() + 30
+    while state_of(pid) != state:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_this_process_is_alive_and_on_its_own_kernel():
+    me = current_identity()
+    assert me.pid == os.getpid()
+    assert is_same_kernel(me) or me.kernel == "0"
+    assert not is_dead(me)
+
+
+@linux
+def test_a_process_that_runs_is_not_dead(sleeper):
+    """Section 3."""
+    assert not is_dead(identity_of(sleeper.pid))
+
+
+@linux
+def test_a_stopped_process_is_not_dead(sleeper):
+    """Section 3: it still holds its files and may go on at any moment."""
+    who = identity_of(sleeper.pid)
+    sleeper.send_signal(signal.SIGSTOP)
+    wait_for_state(sleeper.pid, "T")
+    assert not is_dead(who)
+    sleeper.send_signal(signal.SIGCONT)
+
+
+@linux
+def test_a_zombie_is_dead_and_so_is_what_was_reaped(sleeper):
+    """Section 3: its files are closed, it cannot write any more."""
+    who = identity_of(sleeper.pid)
+    sleeper.kill()
+    wait_for_state(sleeper.pid, "Z")
+    assert is_dead(who)
+    sleeper.wait()
+    assert is_dead(who)
+
+
+@linux
+def test_another_process_with_the_same_number_is_not_mistaken_for_it(sleeper):
+    """Section 3: pid and start time together name one process for ever."""
+    who = identity_of(sleeper.pid)
+    assert is_dead(replace(who, start=who.start - 1))
+
+
+@linux
+def test_a_zombie_whose_other_threads_go_on_is_not_dead():
+    """Section 3: a main thread may end by pthread_exit while others still write."""
+    code = (
+        "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(600,)).start();"
+        "ctypes.CDLL(None).syscall({nr}, 0)"
+    )
+    number = {"x86_64": 60, "aarch64": 93}.get(os.uname().machine)
+    if number is None:
+        pytest.skip("does not know the number of exit() on this machine")
+    process = subprocess.Popen([sys.executable, "-c", code.format(nr=number)])
+    try:
+        wait_for_state(process.pid, "Z")
+        assert not is_dead(identity_of(process.pid))
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("kernel", ["0", "feedfeedfeedfeed"])
+def test_a_process_of_another_kernel_is_never_called_dead(kernel):
+    """Section 3: same boot id and pid namespace; of others nothing is known, and their pids mean nothing here."""
+    stranger = replace(current_identity(), kernel=kernel, pid=2**22 - 1, start=1)
+    assert not is_same_kernel(stranger)
+    assert not is_dead(stranger)
+
+
+def test_a_process_on_a_host_of_another_name_is_never_called_dead():
+    """Section 3: two machines may have been copied from one image, with the same boot id for a moment."""
+    assert not is_dead(replace(current_identity(), host="elsewhere", pid=2**22 - 1, start=1))
+
+
+@linux
+@pytest.mark.parametrize("pid", [0, 2**22 + 1, 2**31, 2**63, 10**18])
+def test_a_number_that_no_process_has_is_no_error(pid):
+    """Section 1: names may be damaged or hostile."""
+    assert is_dead(replace(current_identity(), pid=pid, start=1))
+
+
+def test_a_child_has_an_identity_of_its_own():
+    """A forked child must not announce itself as its parent."""
+    parent = current_identity()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child = current_identity()
+            os.write(writer, repr((child.pid, child.start, child.kernel)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        child_pid, _, kernel = eval(pipe.read())
+    os.waitpid(pid, 0)
+    assert child_pid == pid != parent.pid
+    assert kernel == parent.kernel
+
+
+def test_the_identity_is_the_same_in_all_threads():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(current_identity()))
+    thread.start()
+    thread.join()
+    assert found == [current_identity()]
+
+
+def test_the_host_name_can_be_given_by_the_environment():
+    """For machines on which several nodes report one name."""
+    code = "from nfsrwlock_core.identity import current_identity as c; print(c().host, c().pid)"
+    process = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "NFSRWLOCK_HOST": "node7"}, capture_output=True, text=True
+    )
+    assert process.stdout.split()[0] == "node7"
+
+
+@linux
+def test_a_command_with_spaces_and_parentheses_is_read_past(tmp_path):
+    """proc(5): the second field is whatever the program calls itself."""
+    odd = tmp_path / "a) R 1 (b"
+    odd.symlink_to("/bin/sleep")
+    process = subprocess.Popen([str(odd), "600"])
+    try:
+        assert not is_dead(identity_of(process.pid))
+    finally:
+        process.kill()
+        process.wait()
+    assert is_dead(replace(current_identity(), pid=process.pid, start=1))
