@@ -78,7 +78,7 @@ class Beater:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._waker, 4096)
             if connected and (self._outgoing or self._outbox):
-                connected = self._send_reports()
+                self._send_reports()
             if connected and self._socket.fileno() in ready:
                 data = self._receive()
                 if data:
@@ -113,7 +113,7 @@ class Beater:
         except OSError:
             return b""
 
-    def _send_reports(self) -> bool:
+    def _send_reports(self) -> None:
         while self._outgoing or self._outbox:
             if not self._outgoing:
                 with self._speaking:
@@ -123,9 +123,9 @@ class Beater:
                 self._outgoing = self._outgoing[self._socket.send(self._outgoing) :]
             except BlockingIOError:
                 break
-            except OSError:
-                return False
-        return True
+            except OSError:  # nobody listens any more; what was said to us is still to be read
+                self._outbox.clear()
+                self._outgoing = b""
 
     def _watch_parent(self) -> int | None:
         try:
@@ -143,9 +143,11 @@ class Beater:
         if "keep" in order:
             self._keep(order)
         elif "drop" in order:
-            workers.submit(self._drop, order["drop"])  # it waits for a beat under way, which may hang
+            workers.submit(
+                self._drop, order["drop"], order["question"]
+            )  # it waits for a beat under way, which may hang
         elif "tell" in order:
-            self._say(order["tell"], self._holds.get(order["tell"]), answer=True)
+            self._say(order["tell"], self._holds.get(order["tell"]), order["question"])
         else:
             return False
         return True
@@ -167,20 +169,20 @@ class Beater:
         self._keys[id(hold)] = order["keep"]
         self._scheduler.keep(hold)
 
-    def _drop(self, key: int) -> None:
+    def _drop(self, key: int, question: int) -> None:
         hold = self._holds.pop(key, None)
         if hold is not None:
             self._keys.pop(id(hold), None)
             self._scheduler.drop(hold)
-        self._say(key, hold, answer=True)
+        self._say(key, hold, question)
 
     def _report(self, hold: Hold, outcome: Beat) -> None:
         del outcome  # the hold knows
         if (key := self._keys.get(id(hold))) is not None:
             self._say(key, hold)
 
-    def _say(self, key: int, hold: Hold | None, *, answer: bool = False) -> None:
-        report: dict[str, Any] = {"hold": key, "known": hold is not None, "answer": answer}
+    def _say(self, key: int, hold: Hold | None, question: int | None = None) -> None:
+        report: dict[str, Any] = {"hold": key, "known": hold is not None, "answers": []}
         if hold is not None:
             participant = hold.participant
             report["beat"] = participant.beats
@@ -189,7 +191,7 @@ class Beater:
             report["error"] = str(participant.beat_error or "")
         with self._speaking:
             unsaid = self._outbox.get(key)
-            report["answer"] = answer or (unsaid is not None and unsaid["answer"])
+            report["answers"] = ([] if unsaid is None else unsaid["answers"]) + ([] if question is None else [question])
             self._outbox[key] = report
         with contextlib.suppress(BlockingIOError):  # it is awake already
             os.write(self._alarm, b".")

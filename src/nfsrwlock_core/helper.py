@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -59,7 +60,10 @@ class Helper:
         self._lock = threading.RLock()
         self._reading = threading.RLock()
         self._holds: dict[int, Hold] = {}
+        #: Questions that it has not answered yet, by their number.
         self._awaited: dict[int, tuple[Hold, queue.SimpleQueue[None]]] = {}
+        #: Holds and questions are numbered; an object's id() would come back.
+        self._numbers = itertools.count()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
@@ -71,7 +75,8 @@ class Helper:
         self._scheduler.keep(hold, remote=True)
         hold.catch_up = partial(self._catch_up, hold)
         with self._lock:
-            self._holds[id(hold)] = hold
+            hold.key = next(self._numbers)
+            self._holds[hold.key] = hold
             if self._socket is None:
                 self._start()
             else:
@@ -81,7 +86,7 @@ class Helper:
         """Take ``hold`` back; afterwards the helper touches none of its files any more."""
         self._scheduler.drop(hold)
         with self._lock:
-            self._holds.pop(id(hold), None)
+            self._holds.pop(hold.key, None)
             self._idle_since = time.monotonic()
         if not self._ask(hold, "drop", _DROP_S):
             with self._lock:
@@ -101,15 +106,16 @@ class Helper:
             sock = self._socket
             if sock is None:
                 return True  # there is no helper that could do anything
-            self._awaited[id(hold)] = (hold, answered)
-            self._send({verb: id(hold)})
+            question = next(self._numbers)
+            self._awaited[question] = (hold, answered)
+            self._send({verb: hold.key, "question": question})
         deadline = time.monotonic() + seconds
         # Read here, too: it saves waiting for the reader to be scheduled. A dead helper counts as an answer.
         while answered.empty() and (left := deadline - time.monotonic()) > 0:
             if not _wait(sock, select.POLLIN, min(left, 0.1)) or not self._read_reports(sock):
                 time.sleep(0.002)
         if answered.empty():
-            self._awaited.pop(id(hold), None)
+            self._awaited.pop(question, None)
         return not answered.empty()
 
     def forget(self) -> None:
@@ -234,17 +240,14 @@ class Helper:
             return False
 
     def _take_in(self, report: dict[str, Any]) -> None:
-        key = report["hold"]
-        kept = self._holds.get(key)
-        awaited = self._awaited.get(key) if report["answer"] else None
-        hold = kept if awaited is None else awaited[0]
+        answered = [asked for number in report["answers"] if (asked := self._awaited.pop(number, None)) is not None]
+        hold = answered[0][0] if answered else self._holds.get(report["hold"])
         if hold is not None and report["known"]:
             hold.participant.take_over(report["beat"], report["renewed"])
             hold.participant.beat_error = OSError(report["error"]) if report["error"] else None
             hold.take_in(Beat.LOST if report["lost"] else Beat.DONE)
-        if awaited is not None:
-            self._awaited.pop(key, None)
-            awaited[1].put(None)
+        for _, answer in answered:
+            answer.put(None)
 
 
 def _order(hold: Hold) -> dict[str, Any]:
@@ -252,7 +255,7 @@ def _order(hold: Hold) -> dict[str, Any]:
     files = participant.files
     assert isinstance(files, LockDirectory)
     return {
-        "keep": id(hold),
+        "keep": hold.key,
         "path": base64.b64encode(os.fsencode(files.path)).decode(),
         "share": files.share,
         "name": participant.name,

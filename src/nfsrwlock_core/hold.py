@@ -77,6 +77,8 @@ class Hold:
         self.catch_up: Callable[[], None] | None = None
         #: The thread in which ``on_compromise`` runs now; it may release the hold although it does not own it.
         self.callback_thread: int | None = None
+        #: What the helper process calls this hold.
+        self.key: int = -1
         self.due: float = participant.lease.renewed + participant.interval
         self.ended: bool = False
         #: Somebody is about to call :meth:`tell_owner`.

@@ -305,8 +305,8 @@ class Participant:
 
     def _must_give_way(self) -> bool:
         # A writer that was first may wait for us, and we for it. So we announce ourselves anew once right away, and
-        # then ever more rarely, as long as one that was first is there: after its first listing it does not wait for what
-        # we announce. In between we stay announced, so that no new reader gets in before us.
+        # then ever more rarely, as long as one that was first is there: after its first listing it does not wait for
+        # what we announce. In between we stay announced, so that no new reader gets in before us.
         now = self._world.clock()
         if now < self._stays_until:
             return False
@@ -535,8 +535,11 @@ class Participant:
                 self.lease = replace(self.lease, renewed=max(sent, self.lease.renewed))
             self._beat, self._unheard = found, None
             return None
-        # A beat that was there and is not: an evictor's first half. Nobody but us puts one back, and we do not.
-        return Beat.LOST if found is None and self._beat is not None else Beat.UNKNOWN
+        if found is None and self._beat is not None:
+            # An evictor's first half; or a listing that raced with our own call, for nothing makes the listings of an
+            # announcement fresh. The lock directory's are: our announcement was made there.
+            return self._read_back_announcement()
+        return Beat.UNKNOWN
 
     def _read_back_announcement(self) -> Beat:
         # ENOENT may come from the client's cache of missing names; a fresh listing that has lost our name does not.
@@ -652,6 +655,8 @@ def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
         files.rmdir(peer.name)
     except FileNotFoundError:
         return False
+    except IsADirectoryError:
+        return False  # a directory under a heartbeat's name: for an operator
     except NotADirectoryError:
         files.unlink(peer.name)  # a file or FIFO under an announcement's name cannot beat, and nobody holds by it
         return True
@@ -694,16 +699,25 @@ def remove_announcement(files: Files, name: str, beat: int | None) -> bool:
         except OSError as error:
             if not _is_not_empty(error):
                 raise
-            later = parse_beats(files.listdir(name))
-            if later is None:
-                files.rename(name, gone_name(token_in(name)))  # remains of open files, or not ours: out of the way
-                return found
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile: the next round will tell
+                later = _beat_to_remove(files.listdir(name), beat)
+                if later is None:
+                    files.rename(name, gone_name(token_in(name)))  # remains of open files: out of the way
+                    return found
                 files.unlink(f"{name}/{beat_name(later)}")
                 found = True  # only we make beats: this one ends our own, unbroken chain
         else:
             return found or beat is None
     raise OSError(errno.EBUSY, "the announcement cannot be removed", name)
+
+
+def _beat_to_remove(entries: list[str], known: int | None) -> int | None:
+    # Which beat keeps our own announcement from being removed, None if something else does. A listing without any entry
+    # is older than what the rmdir met: then it can only be the beat after the one that we know of, of which we did not
+    # hear.
+    if entries:
+        return parse_beats(entries)
+    return 0 if known is None else known + 1
 
 
 def _is_unlisted(files: Files, name: str) -> bool:

@@ -20,12 +20,14 @@ from typing import Any, Final, Literal
 from .directory import LockDirectory
 from .errors import LockBusyError, LockPathError, path_error
 from .identity import is_dead, is_same_kernel
-from .names import Announcement, Listing, Mode, beat_name, parse_beats, parse_listing
+from .names import Announcement, Listing, Mode, beat_name, gone_name, parse_beats, parse_listing
 from .paths import lock_path_of
 from .protocol import evict
 from .watch import Watch
 
 _RECORD_MAX_BYTES: Final = 4096
+#: How often an operator's removal is tried against a holder that beats.
+_TRIES: Final = 50
 _JOB_VARIABLES: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
 
@@ -325,7 +327,7 @@ def break_lock(
 
 def _remove_by_hand(files: LockDirectory, peer: PeerInfo) -> bool:
     announcement = Announcement(name=peer.name, mode=Mode.WRITE, token=peer.token)
-    for _ in range(100):  # a live holder beats on, so the observed beat may be gone; the operator insists
+    for _ in range(_TRIES):  # a live holder beats on, so the observed beat may be gone; the operator insists
         try:
             beat = parse_beats(files.listdir(peer.name))
         except FileNotFoundError:
@@ -336,8 +338,6 @@ def _remove_by_hand(files: LockDirectory, peer: PeerInfo) -> bool:
             beat = None  # a file or a link under an announcement's name
         if evict(files, announcement, beat):
             return True
-        if beat is None and files.listdir(peer.name):
-            # Entries that are no heartbeats: an operator may move them out of the way, nothing is deleted.
-            files.rename(peer.name, f"gone.{announcement.token.rstrip('x')}")
-            return True
-    return False
+    # Entries that are no heartbeats: an operator may move them out of the way; nothing is deleted.
+    files.rename(peer.name, gone_name(announcement.token.rstrip("x")))
+    return True
