@@ -56,6 +56,8 @@ class Run:
         self.hosts: list[Host] = []
         self.closing = False
         self.has_process_table = True
+        #: The hosts agree on the time of day, so that writers come in their order.
+        self.fair = True
         self.weather = Weather()
         self._pids = 100
 
@@ -69,8 +71,9 @@ class Run:
         name = f"host{len(self.hosts)}"
         rng = self.rng
         client = Client(name, self.server, self.network, Weather() if perfect else self.weather, rng)
-        rate = 1.0 if perfect else rng.choice((1.0, 1 - DRIFT, 1 + DRIFT, rng.uniform(1 - DRIFT, 1 + DRIFT)))
-        host = Host(name, self.agenda, client, offset=rng.uniform(0, 1e6), rate=rate)
+        rate = 1.0 if perfect else rng.choice((1 - DRIFT, 1 + DRIFT, rng.uniform(1 - DRIFT, 1 + DRIFT)))
+        skew_s = 0.0 if self.fair else rng.choice((0.0, rng.uniform(-600, 600)))
+        host = Host(name, self.agenda, client, offset=rng.uniform(0, 1e6), rate=rate, skew_s=skew_s)
         self.hosts.append(host)
         return host
 
@@ -143,7 +146,7 @@ class User:
         self.watch = watch.Watch()
 
     def participant(self, mode: Mode, ttl: float = TTL, known: watch.Watch | None = None) -> protocol.Participant:
-        skew_us = 0
+        wall_s = 1000 + self.run.agenda.now + self.process.host.skew_s
         world = protocol.World(
             clock=self.clock,
             is_dead=lambda who: self.run.is_dead(self.process.host, who),
@@ -156,8 +159,8 @@ class User:
             mode,
             ttl=ttl,
             interval=ttl / 3,
-            ticket=int(self.run.agenda.now * 1_000_000) + skew_us,
-            since_ms=int(self.run.agenda.now * 1000),
+            ticket=int(wall_s * 1_000_000),
+            since_ms=int(wall_s * 1000),
             watch=known,
         )
 
@@ -255,6 +258,7 @@ class User:
 def mixed(run: Run) -> None:
     """Everything at once: two to eight processes that come and go, and all that may go wrong."""
     rng = run.rng
+    run.fair = False
     run.set_weather(
         Weather(
             stale_s=rng.choice((0.0, 1.0, 10.0, math.inf)),
@@ -276,7 +280,7 @@ def mixed(run: Run) -> None:
     writing = rng.choice((0.2, 0.5, 0.8))
     short = rng.choice((0.0, 0.3, 0.8))
     leases = rng.choice(((TTL,), (TTL,), (TTL, TTL / 2, TTL * 1.5)))
-    longest_hold = rng.choice((0.1, 1.0, TTL))
+    longest_hold = rng.choice((0.1, 1.0, TTL, 3 * TTL))
 
     def story(user: User) -> None:
         own = rng.random() < 0.5
@@ -323,7 +327,9 @@ def _nemesis(run: Run, hosts: list[Host], story: Callable[[User], None], length:
 
     def a_process() -> Process | None:
         living = [process for process in run.processes if process.alive]
-        return rng.choice(living) if living else None
+        holders = {hold.process for hold in run.witness.holds}
+        holding = [process for process in living if process in holders]
+        return rng.choice(holding if holding and rng.random() < 0.6 else living) if living else None
 
     def pause() -> None:
         if (process := a_process()) is not None and not run.closing:
@@ -352,7 +358,7 @@ def _nemesis(run: Run, hosts: list[Host], story: Callable[[User], None], length:
     def drift() -> None:
         rng.choice(hosts).drift(rng.uniform(1 - DRIFT, 1 + DRIFT))
 
-    for action, how_many in ((pause, (0, 2, 10)), (crash, (0, 2, 8)), (reboot, (0, 0, 1)), (drift, (0, 5))):
+    for action, how_many in ((pause, (0, 3, 15)), (crash, (0, 2, 8)), (reboot, (0, 0, 1)), (drift, (0, 5))):
         for _ in range(rng.choice(how_many)):
             agenda.at(rng.random() * length, action)
     for _ in range(rng.choice((0, 0, 1, 3))):
@@ -365,6 +371,66 @@ def _nemesis(run: Run, hosts: list[Host], story: Callable[[User], None], length:
         end = start + duration()
         run.log.say("NETWORK", f"{host.name} will be cut off from {start:.2f} to {end:.2f}")
         host.client.link.cut(start, end)
+
+
+def lapses(run: Run) -> None:
+    """Long holds on hosts whose calls fail for a while, watched closely from others: whose lease ends first?"""
+    rng = run.rng
+    run.fair = False
+    stale_s = rng.choice((0.0, 1.0, math.inf))
+    well = Weather(stale_s=stale_s, strict=rng.random() < 0.5, delay_s=rng.choice((0.002, 0.02)))
+    run.set_weather(well)
+    run.has_process_table = False
+    short = rng.choice((0.0, 0.5, 1.0))
+    length = 8 * TTL
+
+    def story(user: User) -> None:
+        own = rng.random() < 0.5
+        user.process.sleep(rng.random())
+        while not run.closing:
+            mode = Mode.WRITE if rng.random() < 0.6 else Mode.READ
+            timeout = rng.uniform(0.2, TTL) if rng.random() < short else -1.0
+            hold = user.acquire(mode, timeout, known=user.watch if own else None)
+            if hold is not None:
+                user.keep(hold, rng.uniform(0.2, 5) * TTL, commits=20)
+                user.release(hold)
+            user.process.sleep(rng.random())
+
+    hosts = [run.add_host() for _ in range(rng.randint(2, 4))]
+    for host in hosts:
+        run.add_process(host, story)
+
+    def fall_ill(host: Host) -> None:
+        kind = rng.choice(("cut", "slow", "errors", "paused"))
+        seconds = rng.choice((TTL / 4, TTL / 2, TTL, 1.5 * TTL)) * rng.uniform(0.7, 1.2)
+        end = run.agenda.now + seconds
+        run.log.say(host.name, f"FALLS ILL ({kind}) until {end:.2f}")
+        if kind == "cut":
+            host.client.link.cut(run.agenda.now, end)
+        elif kind == "paused":
+            for process in run.processes:
+                if process.host is host:
+                    process.paused_until = end
+        else:
+            changes: dict[str, Any] = (
+                {"slow": 0.5, "slow_s": TTL}
+                if kind == "slow"
+                else {"error": rng.choice((0.5, 0.95)), "lost_reply": 0.05, "negative": 0.1, "late": 0.1, "late_s": TTL}
+            )
+            host.client.weather = replace(run.weather, **changes)
+            run.agenda.at(end, lambda: _recover(host, run.weather))
+        run.agenda.at(end + rng.random() * TTL, lambda: fall_ill(host))
+
+    for host in hosts[: rng.randint(1, 2)]:
+        run.agenda.at(rng.random() * TTL, lambda host=host: fall_ill(host))
+    run.agenda.run(length)
+    run.closing = True
+    run.agenda.run(length + 3 * TTL)
+    run.clear_up(6 * TTL)
+
+
+def _recover(host: Host, weather: Weather) -> None:
+    host.client.weather = weather
 
 
 def outages(run: Run) -> None:
@@ -525,13 +591,14 @@ def turn(run: Run) -> None:
 
 KINDS: dict[str, Callable[[Run], None]] = {
     "mixed": mixed,
+    "lapses": lapses,
     "outages": outages,
     "dead_holder": dead_holder,
     "chain": chain,
     "turn": turn,
 }
 #: How often each kind is drawn.
-SHARES = ("mixed",) * 7 + ("outages",) * 2 + ("dead_holder", "chain", "turn")
+SHARES = ("mixed",) * 5 + ("lapses",) * 3 + ("outages",) + ("dead_holder", "chain", "turn")
 
 
 def kind_of(seed: int) -> str:

@@ -315,15 +315,19 @@ class Host:
 
     :param offset: what the clock shows at the beginning
     :param rate: seconds it counts in a second
+    :param skew_s: by how much its time of day is wrong
     """
 
-    def __init__(self, name: str, agenda: Agenda, client: Client, *, offset: float = 0.0, rate: float = 1.0) -> None:
+    def __init__(
+        self, name: str, agenda: Agenda, client: Client, *, offset: float = 0.0, rate: float = 1.0, skew_s: float = 0.0
+    ) -> None:
         self.name = name
         self.agenda = agenda
         self.client = client
         self.kernel = f"{abs(hash_of(name)):x}"
         self._base = (agenda.now, offset)
         self.rate = rate
+        self.skew_s = skew_s
 
     def clock(self) -> float:
         """The host's monotonic clock, which runs through suspend."""
