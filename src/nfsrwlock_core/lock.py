@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -24,7 +24,7 @@ from . import keeper
 from .acquire import Attempt, acquiring, run
 from .compat import Timeout
 from .directory import Share
-from .errors import LockLostError, LockNotHeldError
+from .errors import LockError, LockLostError, LockNotHeldError
 from .hold import Hold, HoldStatus
 from .names import Mode
 from .settings import Heartbeat, Settings, checked, checked_timeout
@@ -410,8 +410,7 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
 
         :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
         """
-        with self.acquire_read(timeout, blocking=blocking, on_wait=on_wait):
-            yield
+        yield from self._block(Mode.READ, timeout, blocking, on_wait)
 
     @contextmanager
     def write_lock(
@@ -422,28 +421,62 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
 
         :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
         """
-        with self.acquire_write(timeout, blocking=blocking, on_wait=on_wait):
+        yield from self._block(Mode.WRITE, timeout, blocking, on_wait)
+
+    def _block(
+        self, mode: Mode, timeout: float | None, blocking: bool | None, on_wait: OnWait | None
+    ) -> Iterator[None]:
+        taken: list[Mode] = []
+        try:
+            self._acquire(mode, timeout, blocking, on_wait, taken)
             yield
+        except BaseException:
+            if taken:
+                self._release(force=False)
+            raise
+        if (error := self._release(force=False)) is not None:
+            raise error
 
     def _acquire(
-        self, mode: Mode, timeout: float | None, blocking: bool | None, on_wait: OnWait | None
+        self,
+        mode: Mode,
+        timeout: float | None,
+        blocking: bool | None,
+        on_wait: OnWait | None,
+        taken: list[Mode] | None = None,
     ) -> AcquireReturnProxy:
+        # `taken` holds the mode exactly while the caller has a level that it must give back. The exception of a
+        # signal's handler may come at any moment, so it is changed together with what it tells about.
         self._refuse_after_fork()
         blocking = self.blocking if blocking is None else blocking
         limit = checked_timeout(self.timeout if timeout is None else timeout, blocking=blocking)
-        started = time.monotonic()
-        if self._enter_again(mode):
-            return AcquireReturnProxy(self)
+        taken = [] if taken is None else taken
         turn = self._turn
-        if _is_mine(turn) and self._is_acquiring(sys._getframe(1)):
+        try:
+            self._acquire_in_turn(turn, mode, limit, blocking, on_wait, taken)
+            return AcquireReturnProxy(self)
+        except BaseException:
+            while _is_mine(turn) and not self._is_acquiring(sys._getframe(1)):
+                turn.release()
+            if taken:
+                taken.clear()
+                self._release(force=False)
+            raise
+
+    def _acquire_in_turn(
+        self, turn: threading.RLock, mode: Mode, limit: float, blocking: bool, on_wait: OnWait | None, taken: list[Mode]
+    ) -> None:
+        started = time.monotonic()
+        if self._enter_again(mode, taken):
+            return
+        if _is_mine(turn) and self._is_acquiring(sys._getframe(2)):
             raise RuntimeError(f"the lock on {self.lock_file!r} is being acquired by this very thread")
         try:
             if not self._take_turn(limit):
                 raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
-            if not self._enter_again(mode):
+            if not self._enter_again(mode, taken):
                 left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
-                self._acquire_anew(mode, left, blocking, on_wait)
-            return AcquireReturnProxy(self)
+                self._acquire_anew(mode, left, blocking, on_wait, taken)
         finally:
             # As often as it is ours: not at all if an exception came before we had it, and more than once if a signal's
             # exception came right here the last time.
@@ -458,7 +491,9 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
             frame = frame.f_back
         return False
 
-    def _acquire_anew(self, mode: Mode, timeout: float, blocking: bool, on_wait: OnWait | None) -> None:
+    def _acquire_anew(
+        self, mode: Mode, timeout: float, blocking: bool, on_wait: OnWait | None, taken: list[Mode]
+    ) -> None:
         attempt = Attempt(
             self._settings,
             mode,
@@ -479,12 +514,14 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
                 me = threading.get_ident()
                 self._held = _Held(hold, mode, me if mode is Mode.WRITE else None, {me: 1})
                 self._latest_compromise = None
+                taken.append(mode)
             done = True
         except Timeout:
             self._refuse_if_closed()
             raise
         finally:
             if not done:  # also when a signal's exception came right after the grant: nobody would ever release it
+                taken.clear()
                 self._held = None
                 if hold is not None:
                     keeper.release(hold)
@@ -496,7 +533,7 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
             return self._turn.acquire(blocking=False)
         return self._turn.acquire(timeout=min(limit, threading.TIMEOUT_MAX) if limit > 0 else -1)
 
-    def _enter_again(self, mode: Mode) -> bool:
+    def _enter_again(self, mode: Mode, taken: list[Mode]) -> bool:
         # Raises the level of a hold that this instance has; returns whether it has one.
         with self._internal:
             self._refuse_if_closed()
@@ -517,6 +554,7 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
             if (error := held.hold.error()) is not None:
                 raise error  # joining it would mean to work under a lock that others may hold
             held.levels[me] = held.levels.get(me, 0) + 1
+            taken.append(mode)
             return True
 
     def _refuse_after_fork(self) -> None:
@@ -557,32 +595,44 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
         # Returns what to tell a caller who believes that the work under the lock was guarded to the end.
         if self._pid != os.getpid():
             return None
-        ending: _Held | None = None
+        given_back: list[_Held] = []
         try:
-            with self._internal:
-                held = self._held
-                if held is None:
-                    if force:
-                        return None
-                    raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: it is not held")
-                if not force and self._give_back_level(held):
-                    return held.hold.error()
-                ending = held
-                self._latest_compromise = held.hold.compromise
-                self._held = None
-            if keeper.release(ending.hold):
-                return None
-        except BaseException:
-            if ending is not None:  # a signal's exception came between: the lock must go all the same
-                self._held = None
-                keeper.release_soon(ending.hold)
+            return self._give_back(force, given_back)
+        except LockError:
             raise
-        self._latest_compromise = ending.hold.compromise or self._latest_compromise
-        return ending.hold.lost_error()
+        except BaseException:
+            # A signal's exception came between. What a `with` block's end was to release must go all the same.
+            if not given_back:
+                with suppress(LockNotHeldError):
+                    self._give_back(force, given_back)
+            elif not given_back[0].levels:
+                self._held = None
+                keeper.release_soon(given_back[0].hold)
+            raise
 
-    def _give_back_level(self, held: _Held) -> bool:
-        # Returns whether the lock stays held.
+    def _give_back(self, force: bool, given_back: list[_Held]) -> LockLostError | None:
+        with self._internal:
+            held = self._held
+            if held is None:
+                if force:
+                    return None
+                raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: it is not held")
+            self._give_back_level(held, force=force)
+            given_back.append(held)
+            if held.levels:
+                return held.hold.error()
+            self._latest_compromise = held.hold.compromise
+            self._held = None
+        if keeper.release(held.hold):
+            return None
+        self._latest_compromise = held.hold.compromise or self._latest_compromise
+        return held.hold.lost_error()
+
+    def _give_back_level(self, held: _Held, *, force: bool) -> None:
         me = threading.get_ident()
+        if force:
+            held.levels = {}
+            return
         if me not in held.levels:
             if me != held.hold.callback_thread:
                 whose = f"thread {held.writer}" if held.writer is not None else "other threads"
@@ -590,10 +640,10 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
                     f"cannot release the lock on {self.lock_file!r} in thread {me}: it is held by {whose}"
                 )
             me = next(iter(held.levels))  # on_compromise may release what it was told is lost
-        held.levels[me] -= 1
-        if not held.levels[me]:
+        if held.levels[me] > 1:
+            held.levels[me] -= 1
+        else:
             del held.levels[me]
-        return bool(held.levels)
 
     def _void(self) -> None:
         # In a forked child: the hold is the parent's.

@@ -26,6 +26,7 @@ from .protocol import evict
 from .watch import Watch
 
 _RECORD_MAX_BYTES: Final = 4096
+_OWN_RECORD_MAX_BYTES: Final = 2048
 #: How often an operator's removal is tried against a holder that beats.
 _TRIES: Final = 50
 _JOB_VARIABLES: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
@@ -198,21 +199,25 @@ def _as_waiting(peer: PeerInfo) -> PeerInfo:
 
 
 def _peer_info(lock_path: str, announcement: Announcement) -> PeerInfo:
-    directory = f"{lock_path}/{announcement.name}"
-    silent, record = 0.0, {}
+    silent: float = 0.0
+    record: dict[str, Any] = {}
     with contextlib.suppress(OSError):
-        found = os.stat(directory, follow_symlinks=False)
-        silent = max(0.0, time.time() - found.st_mtime)  # the server stamps the directory at every beat
-        record = _read_record(directory)
+        fd = os.open(f"{lock_path}/{announcement.name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            silent = max(0.0, time.time() - os.fstat(fd).st_mtime)  # the server stamps the directory at every beat
+            record = _read_record(fd)
+        finally:
+            os.close(fd)
     return peer_info(announcement, silent_for=silent, record=record)
 
 
-def _read_record(directory: str) -> dict[str, Any]:
+def _read_record(directory: int) -> dict[str, Any]:
     try:
         beat = parse_beats(os.listdir(directory))
         if beat is None:
             return {}
-        fd = os.open(f"{directory}/{beat_name(beat)}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(beat_name(beat), flags, dir_fd=directory)
         try:
             record = json.loads(os.read(fd, _RECORD_MAX_BYTES))
         finally:
@@ -280,7 +285,7 @@ def _user_name(uid: int) -> str:
 
 @lru_cache(maxsize=1)
 def own_record(pid: int) -> bytes:
-    """Return what the first heartbeat's file says about this process, for people; JSON of at most 1 KiB."""
+    """Return what the first heartbeat's file says about this process, for people: a short piece of JSON."""
     import sys  # noqa: PLC0415
 
     record = {
@@ -289,7 +294,10 @@ def own_record(pid: int) -> bytes:
         "command": " ".join(sys.argv)[:300],
         "job": next((value[:80] for key in _JOB_VARIABLES if (value := os.environ.get(key))), None),
     }
-    return json.dumps(record).encode()
+    text = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")
+    if len(text) <= _OWN_RECORD_MAX_BYTES:
+        return text
+    return json.dumps(record | {"command": os.path.basename(sys.argv[0])[:80]}).encode()
 
 
 def break_lock(
