@@ -536,10 +536,20 @@ class Participant:
             self._beat, self._unheard = found, None
             return None
         if found is None and self._beat is not None:
-            # An evictor's first half; or a listing that raced with our own call, for nothing makes the listings of an
-            # announcement fresh. The lock directory's are: our announcement was made there.
-            return self._read_back_announcement()
+            return self._finish_eviction()
         return Beat.UNKNOWN
+
+    def _finish_eviction(self) -> Beat:
+        # We had a beat and the listing shows none: an evictor's first half, which nobody can undo, for only we make
+        # beats and we only rename. Or the listing is old. The server knows: it removes only what is empty.
+        try:
+            self.files.rmdir(self.name)
+        except FileNotFoundError:
+            return self._read_back_announcement()
+        except OSError as error:
+            self.beat_error = error
+            return Beat.UNKNOWN
+        return Beat.LOST
 
     def _read_back_announcement(self) -> Beat:
         # ENOENT may come from the client's cache of missing names; a fresh listing that has lost our name does not.
