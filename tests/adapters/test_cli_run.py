@@ -221,15 +221,14 @@ def test_an_expired_lease_stops_the_command_until_a_beat_confirms_the_hold(scene
     assert "it never ended; the command goes on" in confirmed
 
 
-@pytest.mark.parametrize(
-    "escape",
-    ["setsid sh -c '{}' & wait", "sh -c 'setsid sh -c \"{}\" &'; wait; exec sleep 60"],
-    ids=["own-session", "daemon"],
-)
-def test_processes_that_left_the_group_are_stopped_and_killed_as_well(scene: Scene, escape: str) -> None:
+def test_processes_that_left_the_group_are_stopped_and_killed_as_well(scene: Scene) -> None:
     if shutil.which("setsid") is None:
         pytest.skip("needs setsid(1)")
-    process = scene.start("run", "--write", "data", *SHORT, "sh", "-c", escape.format(TICKING))
+    daemon = f"sh -c 'setsid sh -c \"{TICKING}\" &'"
+    process = scene.start(
+        "run", "--write", "data", *SHORT, "sh", "-c", f"{daemon}; setsid sh -c '{TICKING}' & exec sleep 60"
+    )
+    scene.wait_for(lambda: len([entry for entry in scene.processes() if entry.pid == os.getsid(entry.pid)]) >= 3)
     scene.wait_for(scene.ticks)
     keeper = scene.keeper(process)
     os.kill(keeper, signal.SIGSTOP)

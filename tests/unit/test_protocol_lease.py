@@ -134,7 +134,7 @@ def test_a_heartbeat_that_was_removed_means_lost(stage, beats):
         holder.beat()
     stage.server.entries[holder.name] = {}
     assert holder.beat() is Beat.LOST
-    assert stage.server.inside(holder.name) == set(), "nothing was created anew"
+    assert stage.server.announced == set(), "nothing was created anew, and the eviction is finished"
 
 
 def test_a_lost_hold_stays_lost_when_another_takes_the_lock(stage):
