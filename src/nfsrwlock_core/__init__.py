@@ -44,6 +44,7 @@ _HOMES: Final = {
     "inspect": "state",
 }
 
+# Spelled out for type checkers, which do not run code; a test compares it with the above.
 __all__ = [
     "AcquireReturnProxy",
     "AsyncAcquireReturnProxy",

@@ -26,7 +26,7 @@ from .errors import LockError, LockLostError, LockNotHeldError
 from .hold import Hold, HoldStatus
 from .lock import OnWait
 from .names import Mode
-from .settings import Heartbeat, Settings, checked, checked_timeout
+from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -71,12 +71,17 @@ class AsyncAcquireReturnProxy:
         await self.lock._leave_block(exc_value)
 
 
-class AsyncSoftReadWriteLock:
+class AsyncSoftReadWriteLock(HasSettings):
     """
     :class:`SoftReadWriteLock` for asyncio: the same settings, the same files, the same promises.
 
     A hold belongs to the task that took it. Tasks share a read lock; a task that asks for the write lock waits until
-    the others have released. Locks on one path share their tasks' holds unless ``is_singleton`` is false.
+    the others have released. Locks on one path share their tasks' holds unless ``is_singleton`` is false. Every task
+    that holds or waits costs an entry in the lock directory, which all listings then show: for thousands of tasks that
+    only read, take the lock once around them.
+
+    The constructor resolves the path, which takes file-system calls: make the lock before the loop runs if that
+    matters.
 
     :param loop: the event loop; ``None``: the running one
     :param executor: where file-system calls run; ``None``: daemon threads of this package, which a hung file server
@@ -120,7 +125,7 @@ class AsyncSoftReadWriteLock:
     def _set_up(
         self, settings: Settings, loop: asyncio.AbstractEventLoop | None = None, executor: Executor | None = None
     ) -> None:
-        self._settings: Settings = settings
+        super()._set_up(settings)
         self._loop = loop
         self._executor = executor
         self._pid = os.getpid()
@@ -135,67 +140,6 @@ class AsyncSoftReadWriteLock:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.lock_file!r}>"
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, AsyncSoftReadWriteLock):
-            return NotImplemented
-        return type(self) is type(other) and self._settings == other._settings
-
-    def __hash__(self) -> int:
-        return hash((type(self), self._settings))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._settings)
-
-    @property
-    def lock_file(self) -> str:
-        """The path as it was given."""
-        return self._settings.lock_file
-
-    @property
-    def lock_path(self) -> str:
-        """The directory where the lock lives, absolute."""
-        return self._settings.lock_path
-
-    @property
-    def timeout(self) -> float:
-        """Seconds to wait by default; -1 for no limit."""
-        return self._settings.timeout
-
-    @property
-    def blocking(self) -> bool:
-        """Whether an acquire waits by default."""
-        return self._settings.blocking
-
-    @property
-    def heartbeat_interval(self) -> float:
-        """Seconds between heartbeats."""
-        return self._settings.heartbeat_interval
-
-    @property
-    def stale_threshold(self) -> float:
-        """The lease, seconds."""
-        return self._settings.stale_threshold
-
-    @property
-    def poll_interval(self) -> float:
-        """Seconds between looks while waiting."""
-        return self._settings.poll_interval
-
-    @property
-    def heartbeat(self) -> Heartbeat:
-        """What heartbeats come from: ``"thread"`` or ``"process"``."""
-        return self._settings.heartbeat
-
-    @property
-    def share(self) -> Share:
-        """Who takes part: ``"user"`` or ``"group"``."""
-        return self._settings.share
-
-    @property
-    def lock_dir(self) -> str | None:
-        """The directory of locks as it was given, ``None`` if the lock lives where the default says."""
-        return self._settings.lock_dir
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -460,9 +404,3 @@ class AsyncSoftReadWriteLock:
         if cancellation is not None:
             raise cancellation
         return future.result()
-
-
-def _restore(cls: type[AsyncSoftReadWriteLock], settings: Settings) -> AsyncSoftReadWriteLock:
-    lock = cls.__new__(cls)
-    lock._set_up(settings)
-    return lock

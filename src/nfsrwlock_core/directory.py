@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Final, Literal, Protocol
 
 from .errors import LockPathError
+from .names import gone_name
 
 Share = Literal["user", "group"]
 
@@ -179,6 +180,7 @@ class LockDirectory:
             try:
                 return os.open(self.path, _OPEN_FLAGS)
             except FileNotFoundError:
+                self.device = None  # whoever makes it now: what is found next must be checked
                 self._make()
             except NotADirectoryError:
                 # O_DIRECTORY with O_NOFOLLOW answers ENOTDIR for a symbolic link, too.
@@ -264,7 +266,7 @@ class LockDirectory:
 
     def _is_mapped_to(self, owner: int) -> bool:
         # A server may map every client user to one (all_squash): then what we make belongs to that user, too.
-        probe = f"gone.{os.urandom(16).hex()}"
+        probe = gone_name(os.urandom(16).hex())
         try:
             os.mkdir(probe, _USER_MODE, dir_fd=self._fd)
             return os.stat(probe, dir_fd=self._fd, follow_symlinks=False).st_uid == owner

@@ -91,9 +91,10 @@ class Helper:
         if not self._ask(hold, "drop", _DROP_S):
             with self._lock:
                 if self._process is not None:
-                    # Stopped, or hung in a call to a server. Its end is noticed by the reader, which starts another
-                    # helper for the other holds. A beat that it has sent finds nothing after the release.
+                    # Stopped, or hung in a call to a server, and perhaps it cannot even end: another helper takes the
+                    # other holds at once. A beat that this one has sent finds nothing after the release.
                     self._process.kill()
+                    self._take_stock_after_death()
         hold.catch_up = None
 
     def _catch_up(self, hold: Hold) -> None:

@@ -86,7 +86,6 @@ class Hold:
         self._telling_lock = threading.RLock()
         self._lost: bool = False
         self._told: Literal["suspect", "lost"] | None = None
-        self._compromise: LeaseCompromise | None = None
 
     @property
     def status(self) -> HoldStatus:

@@ -9,9 +9,10 @@ released, by whatever object it was taken.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import queue
 import sys
-import threading
 import time
 from typing import Final
 
@@ -108,15 +109,25 @@ def _release_later(participant: Participant) -> None:
 
 
 def _release_all() -> None:
-    done = threading.Event()
+    done: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def last_words(holds: list[Hold]) -> None:
-        for hold in holds:
-            release(hold)
-        done.set()
+        # A thread for each file system, so that a server that hangs concerns only the locks on it. Where none can be
+        # started any more (Python 3.12), workers run what they are given here and now, those that may hang last.
+        devices = dict.fromkeys(hold.device for hold in holds)
+        ended = [workers.submit(_release_several, [h for h in holds if h.device == device]) for device in devices]
+        for future in ended:
+            future.exception()
+        done.put(None)
 
     if _keepers.scheduler.end(last_words):
-        done.wait(_EXIT_WAIT_S)  # a file server that hangs must not hang the exit
+        with contextlib.suppress(queue.Empty):
+            done.get(timeout=_EXIT_WAIT_S)  # a file server that hangs must not hang the exit
+
+
+def _release_several(holds: list[Hold]) -> None:
+    for hold in holds:
+        release(hold)
 
 
 def _reset_after_fork() -> None:

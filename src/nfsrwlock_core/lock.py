@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 from weakref import WeakValueDictionary
 
 from . import keeper
@@ -27,7 +28,7 @@ from .directory import Share
 from .errors import LockError, LockLostError, LockNotHeldError
 from .hold import Hold, HoldStatus
 from .names import Mode
-from .settings import Heartbeat, Settings, checked, checked_timeout
+from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
 from .state import WaitInfo
 from .watch import Watch
 
@@ -86,22 +87,28 @@ class _OnePerPath(type):
         share: Share = "user",
         lock_dir: str | os.PathLike[str] | None = None,
     ) -> Any:
-        def make() -> SoftReadWriteLock:
-            made: SoftReadWriteLock = super(_OnePerPath, cls).__call__(
-                lock_file,
-                timeout,
-                blocking=blocking,
-                is_singleton=is_singleton,
-                heartbeat_interval=heartbeat_interval,
-                stale_threshold=stale_threshold,
-                poll_interval=poll_interval,
-                on_compromise=on_compromise,
-                heartbeat=heartbeat,
-                share=share,
-                lock_dir=lock_dir,
+        # Passed on only when asked for, so that a subclass whose own constructor does without them keeps working.
+        extensions = {
+            name: value
+            for name, value, default in (
+                ("on_compromise", on_compromise, None),
+                ("heartbeat", heartbeat, "thread"),
+                ("share", share, "user"),
+                ("lock_dir", lock_dir, None),
             )
-            return made
-
+            if value != default
+        }
+        make = partial(
+            super().__call__,
+            lock_file,
+            timeout,
+            blocking=blocking,
+            is_singleton=is_singleton,
+            heartbeat_interval=heartbeat_interval,
+            stale_threshold=stale_threshold,
+            poll_interval=poll_interval,
+            **extensions,
+        )
         if is_singleton is not True:
             return make()
         settings = checked(
@@ -156,7 +163,7 @@ class _Registry:
 _registry = _Registry()
 
 
-class SoftReadWriteLock(metaclass=_OnePerPath):
+class SoftReadWriteLock(HasSettings, metaclass=_OnePerPath):
     """
     A reader/writer lock, named by a path, for processes on any number of hosts that share a file system.
 
@@ -222,7 +229,7 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
         )
 
     def _set_up(self, settings: Settings) -> None:
-        self._settings: Settings = settings
+        super()._set_up(settings)
         self._pid = os.getpid()
         # Re-entrant, for a signal's handler may use the lock. Who acquires it twice at a time in one thread is refused.
         self._internal = threading.RLock()
@@ -247,69 +254,8 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
-    @property
-    def lock_file(self) -> str:
-        """The path as it was given."""
-        return self._settings.lock_file
-
-    @property
-    def lock_path(self) -> str:
-        """The directory where the lock lives, absolute."""
-        return self._settings.lock_path
-
-    @property
-    def timeout(self) -> float:
-        """Seconds to wait by default; -1 for no limit."""
-        return self._settings.timeout
-
-    @property
-    def blocking(self) -> bool:
-        """Whether an acquire waits by default."""
-        return self._settings.blocking
-
-    @property
-    def heartbeat_interval(self) -> float:
-        """Seconds between heartbeats."""
-        return self._settings.heartbeat_interval
-
-    @property
-    def stale_threshold(self) -> float:
-        """The lease: seconds of silence after which any host may evict this holder."""
-        return self._settings.stale_threshold
-
-    @property
-    def poll_interval(self) -> float:
-        """Seconds between looks while waiting."""
-        return self._settings.poll_interval
-
-    @property
-    def heartbeat(self) -> Heartbeat:
-        """What heartbeats come from: ``"thread"`` or ``"process"``."""
-        return self._settings.heartbeat
-
-    @property
-    def share(self) -> Share:
-        """Who takes part: ``"user"`` or ``"group"``."""
-        return self._settings.share
-
-    @property
-    def lock_dir(self) -> str | None:
-        """The directory of locks as it was given, ``None`` if the lock lives where the default says."""
-        return self._settings.lock_dir
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.lock_file!r}, {self.status.value}>"
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SoftReadWriteLock):
-            return NotImplemented
-        return type(self) is type(other) and self._settings == other._settings
-
-    def __hash__(self) -> int:
-        return hash((type(self), self._settings))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._settings)
 
     # -- whether it is held -------------------------------------------------------------------------------------------
 
@@ -645,6 +591,15 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
         else:
             del held.levels[me]
 
+    @classmethod
+    def _restore(cls, settings: Settings) -> Self:
+        # A lock arrives not held, so it never becomes the instance that this process may be holding.
+        lock = super()._restore(settings)
+        if settings.is_singleton:
+            with _registry.lock:
+                cls._instances.setdefault(settings.lock_path, lock)
+        return lock
+
     def _void(self) -> None:
         # In a forked child: the hold is the parent's.
         self._internal = threading.RLock()
@@ -655,16 +610,6 @@ class SoftReadWriteLock(metaclass=_OnePerPath):
 def _is_mine(turn: Any) -> bool:
     # What threading.Condition asks of an RLock, too; both implementations have it.
     return bool(turn._is_owned())
-
-
-def _restore(cls: type[SoftReadWriteLock], settings: Settings) -> SoftReadWriteLock:
-    # A lock arrives not held, so it never becomes the instance that this process may be holding.
-    lock = cls.__new__(cls)
-    lock._set_up(settings)
-    if settings.is_singleton:
-        with _registry.lock:
-            cls._instances.setdefault(settings.lock_path, lock)
-    return lock
 
 
 def _reset_after_fork() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from numbers import Real
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
 from .directory import Share
 from .names import LEASE_MAX_MS
@@ -46,6 +46,86 @@ class Settings:
     def beat_interval(self) -> float:
         """Seconds between heartbeats: as asked for, but never too few to keep the lease."""
         return min(self.heartbeat_interval, self.stale_threshold / _BEATS_PER_LEASE)
+
+
+class HasSettings:
+    """
+    What the locks for threads and for asyncio are alike in: what they were made with.
+
+    Locks are equal if their settings are, and pickle as their settings: what arrives is not held.
+    """
+
+    _settings: Settings
+
+    def _set_up(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @property
+    def lock_file(self) -> str:
+        """The path as it was given."""
+        return self._settings.lock_file
+
+    @property
+    def lock_path(self) -> str:
+        """The directory where the lock lives, absolute."""
+        return self._settings.lock_path
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait by default; -1 for no limit."""
+        return self._settings.timeout
+
+    @property
+    def blocking(self) -> bool:
+        """Whether an acquire waits by default."""
+        return self._settings.blocking
+
+    @property
+    def heartbeat_interval(self) -> float:
+        """Seconds between heartbeats."""
+        return self._settings.heartbeat_interval
+
+    @property
+    def stale_threshold(self) -> float:
+        """The lease: seconds of silence after which any host may evict this holder."""
+        return self._settings.stale_threshold
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds between looks while waiting."""
+        return self._settings.poll_interval
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """What heartbeats come from: ``"thread"`` or ``"process"``."""
+        return self._settings.heartbeat
+
+    @property
+    def share(self) -> Share:
+        """Who takes part: ``"user"`` or ``"group"``."""
+        return self._settings.share
+
+    @property
+    def lock_dir(self) -> str | None:
+        """The directory of locks as it was given, ``None`` if the lock lives where the default says."""
+        return self._settings.lock_dir
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, HasSettings):
+            return NotImplemented
+        return type(self) is type(other) and self._settings == other._settings
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._settings))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self)._restore, (self._settings,)
+
+    @classmethod
+    def _restore(cls, settings: Settings) -> Self:
+        lock = cls.__new__(cls)
+        lock._set_up(settings)
+        return lock
 
 
 def checked(
