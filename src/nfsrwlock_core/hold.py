@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from . import workers
 from .errors import LeaseExpiredError, LockLostError
-from .protocol import Beat, Participant, token_in
+from .names import token_in
+from .protocol import Beat, Participant
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise

@@ -8,7 +8,6 @@ part that concerns one process.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import threading
@@ -16,10 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import keeper
 from .acquire import Attempt, acquiring, run
@@ -29,6 +26,7 @@ from .errors import LockError, LockLostError, LockNotHeldError
 from .hold import Hold, HoldStatus
 from .names import Mode
 from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
+from .singletons import OnePerPath, offer, register
 from .state import WaitInfo
 from .watch import Watch
 
@@ -63,107 +61,7 @@ class AcquireReturnProxy:
         self.lock._leave_block(exc_value)
 
 
-class _OnePerPath(type):
-    """Gives each class of locks its registry, and returns the instance that a path has already."""
-
-    _instances: WeakValueDictionary[str, SoftReadWriteLock]
-
-    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
-        super().__init__(name, bases, namespace)
-        cls._instances = WeakValueDictionary()
-
-    def __call__(
-        cls,
-        lock_file: str | os.PathLike[str],
-        timeout: float = -1,
-        *,
-        blocking: bool = True,
-        is_singleton: bool = True,
-        heartbeat_interval: float = 30.0,
-        stale_threshold: float | None = None,
-        poll_interval: float = 0.25,
-        on_compromise: Callable[[LeaseCompromise], None] | None = None,
-        heartbeat: Heartbeat = "thread",
-        share: Share = "user",
-        lock_dir: str | os.PathLike[str] | None = None,
-    ) -> Any:
-        # Passed on only when asked for, so that a subclass whose own constructor does without them keeps working.
-        extensions = {
-            name: value
-            for name, value, default in (
-                ("on_compromise", on_compromise, None),
-                ("heartbeat", heartbeat, "thread"),
-                ("share", share, "user"),
-                ("lock_dir", lock_dir, None),
-            )
-            if value != default
-        }
-        make = partial(
-            super().__call__,
-            lock_file,
-            timeout,
-            blocking=blocking,
-            is_singleton=is_singleton,
-            heartbeat_interval=heartbeat_interval,
-            stale_threshold=stale_threshold,
-            poll_interval=poll_interval,
-            **extensions,
-        )
-        if is_singleton is not True:
-            return make()
-        settings = checked(
-            lock_file,
-            timeout=timeout,
-            blocking=blocking,
-            is_singleton=is_singleton,
-            heartbeat_interval=heartbeat_interval,
-            stale_threshold=stale_threshold,
-            poll_interval=poll_interval,
-            on_compromise=on_compromise,
-            heartbeat=heartbeat,
-            share=share,
-            lock_dir=lock_dir,
-        )
-        with _registry.lock:
-            instance = cls._instances.get(settings.lock_path)
-            if instance is None:
-                instance = cls._instances[settings.lock_path] = make()
-                return instance
-        _refuse_other_contract(instance._settings, settings)
-        return instance
-
-
-def _refuse_other_contract(old: Settings, new: Settings) -> None:
-    # Tuning keeps the first caller's values, and whoever asks for nothing special joins. What would take away something
-    # that a caller asks for is refused.
-    for name, joins in (
-        ("timeout", _same_seconds(old.timeout, new.timeout)),
-        ("blocking", old.blocking == new.blocking),
-        ("on_compromise", new.on_compromise in (None, old.on_compromise)),
-        ("heartbeat", new.heartbeat in ("thread", old.heartbeat)),
-        ("share", new.share in ("user", old.share)),
-    ):
-        if not joins:
-            raise ValueError(
-                f"the lock on {new.lock_file!r} exists in this process with {name}={getattr(old, name)!r}, which "
-                f"cannot be changed to {getattr(new, name)!r}; use is_singleton=False for a lock of its own"
-            )
-
-
-def _same_seconds(one: float, other: float) -> bool:
-    return one == other or {one, other} <= {-1.0, math.inf} or (math.isnan(one) and math.isnan(other))
-
-
-class _Registry:
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.all: WeakValueDictionary[int, SoftReadWriteLock] = WeakValueDictionary()
-
-
-_registry = _Registry()
-
-
-class SoftReadWriteLock(HasSettings, metaclass=_OnePerPath):
+class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
     """
     A reader/writer lock, named by a path, for processes on any number of hosts that share a file system.
 
@@ -194,8 +92,6 @@ class SoftReadWriteLock(HasSettings, metaclass=_OnePerPath):
     :raises TypeError: if a setting is of the wrong type
     :raises ValueError: if settings are out of range or contradict each other or the path's existing instance
     """
-
-    _instances: ClassVar[WeakValueDictionary[str, SoftReadWriteLock]]
 
     def __init__(
         self,
@@ -239,7 +135,7 @@ class SoftReadWriteLock(HasSettings, metaclass=_OnePerPath):
         self._closed = False
         self._watch = Watch()
         self._device: int | None = None
-        _registry.all[id(self)] = self
+        register(self)
 
     @classmethod
     def get_lock(
@@ -596,8 +492,7 @@ class SoftReadWriteLock(HasSettings, metaclass=_OnePerPath):
         # A lock arrives not held, so it never becomes the instance that this process may be holding.
         lock = super()._restore(settings)
         if settings.is_singleton:
-            with _registry.lock:
-                cls._instances.setdefault(settings.lock_path, lock)
+            offer(lock)
         return lock
 
     def _void(self) -> None:
@@ -610,19 +505,3 @@ class SoftReadWriteLock(HasSettings, metaclass=_OnePerPath):
 def _is_mine(turn: Any) -> bool:
     # What threading.Condition asks of an RLock, too; both implementations have it.
     return bool(turn._is_owned())
-
-
-def _reset_after_fork() -> None:
-    global _registry  # noqa: PLW0603 - another thread of the parent may have held its lock
-    inherited = list(_registry.all.values())
-    _registry = _Registry()
-    for lock in inherited:
-        lock._void()
-    classes: list[type[SoftReadWriteLock]] = [SoftReadWriteLock]
-    while classes:
-        cls = classes.pop()
-        cls._instances = WeakValueDictionary()
-        classes.extend(cls.__subclasses__())
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)

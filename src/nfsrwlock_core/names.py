@@ -127,6 +127,11 @@ def beat_name(beat: int) -> str:
     return f"beat.{beat}"
 
 
+def token_in(name: str) -> str:
+    """Return the token in an announcement's name of our own making, "" for no name."""
+    return name.split(".", 3)[2 if name.startswith("write.") else 1] if name else ""
+
+
 _DEC = r"(?:0|[1-9][0-9]{0,18})"
 _COUNT = r"(?:0|[1-9][0-9]{0,15})"
 #: The highest number that a generation or a beat can have.

@@ -22,7 +22,7 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -42,7 +42,9 @@ from .names import (
     note_name,
     parse_beats,
     parse_listing,
+    token_in,
 )
+from .removal import evict, is_unlisted, remove_announcement, remove_quietly
 from .watch import Watch
 
 #: The holder gives up this part of its lease. Peers count the whole lease on their own clocks, so the rates of two
@@ -554,7 +556,7 @@ class Participant:
     def _read_back_announcement(self) -> Beat:
         # ENOENT may come from the client's cache of missing names; a fresh listing that has lost our name does not.
         try:
-            return Beat.LOST if _is_unlisted(self.files, self.name) else Beat.UNKNOWN
+            return Beat.LOST if is_unlisted(self.files, self.name) else Beat.UNKNOWN
         except OSError as error:
             self.beat_error = error
             return Beat.UNKNOWN
@@ -576,7 +578,7 @@ class Participant:
             try:
                 self.generation = parse_listing(self.files.listdir()).highest_generation
             finally:
-                _remove_quietly(self.files, [probe])
+                remove_quietly(self.files, [probe])
         return self.generation
 
     # -- leave --------------------------------------------------------------------------------------------------------
@@ -629,7 +631,7 @@ class Participant:
             if ms > max((note.watched_ms for note in known if note.beat == beat), default=0):
                 with contextlib.suppress(OSError):  # a note is a favour to the next caller, and the disk may be full
                     self.files.mkdir(note_name(peer.token, beat, ms))
-                    _remove_quietly(self.files, (note.name for note in known))
+                    remove_quietly(self.files, (note.name for note in known))
 
     def _tidy(self) -> None:
         # At leisure, and only what nobody can need: numbers below a granted one, notes on who is gone, leftovers.
@@ -641,107 +643,4 @@ class Participant:
         names += listing.gone
         if self.mode is Mode.WRITE and self.generation is not None:
             names += [generation_name(number) for number in listing.generations if number < self.generation]
-        _remove_quietly(self.files, names)
-
-
-def token_in(name: str) -> str:
-    """Return the token in an announcement's name of our own making, "" for no name."""
-    return name.split(".", 3)[2 if name.startswith("write.") else 1] if name else ""
-
-
-def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
-    """
-    Remove ``peer`` if its heartbeat is still the observed one; the first operation that succeeds is the eviction.
-
-    It may be sent hours late or on a stale observation: then the server refuses it and nothing happens.
-
-    :param beat: the heartbeat that was observed, ``None`` for an announcement without one
-    :returns: whether this call removed it; ``False`` means: look again
-    :raises OSError: what a system call said, other than that the peer has moved
-    """
-    try:
-        if beat is not None:
-            files.unlink(f"{peer.name}/{beat_name(beat)}")
-        files.rmdir(peer.name)
-    except FileNotFoundError:
-        return False
-    except IsADirectoryError:
-        return False  # a directory under a heartbeat's name: for an operator
-    except NotADirectoryError:
-        files.unlink(peer.name)  # a file or FIFO under an announcement's name cannot beat, and nobody holds by it
-        return True
-    except OSError as error:
-        if not _is_not_empty(error):
-            raise
-        entries = files.listdir(peer.name)
-        if parse_beats(entries) is not None or not entries:
-            return False  # a beat has come
-        # Without a beat, what is left is in the way of the rmdir only. If we have just removed the beat, or an NFS
-        # client has left of it what is still open somewhere (.nfs…), then there was one and the announcement is dead.
-        if beat is None and any(not entry.startswith(".nfs") for entry in entries):
-            return False
-        files.rename(peer.name, gone_name(peer.token.rstrip("x")))
-    return True
-
-
-def remove_announcement(files: Files, name: str, beat: int | None) -> bool:
-    """
-    Remove an announcement of our own, with whatever beat it has.
-
-    :param beat: the latest beat we know of
-    :returns: whether the first removal found what we left: proof that nobody had evicted us
-    :raises OSError: what a system call said; call again
-    """
-    found = False
-    if beat is not None:
-        try:
-            files.unlink(f"{name}/{beat_name(beat)}")
-            found = True
-        except FileNotFoundError:
-            pass  # a beat that was not heard of came after it, or we were evicted: the directory will tell
-    for _ in range(8):
-        try:
-            files.rmdir(name)
-        except FileNotFoundError:
-            # It may be the client's cache of missing names that says so.
-            if _is_unlisted(files, name):
-                return found
-        except OSError as error:
-            if not _is_not_empty(error):
-                raise
-            with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile: the next round will tell
-                later = _beat_to_remove(files.listdir(name), beat)
-                if later is None:
-                    files.rename(name, gone_name(token_in(name)))  # remains of open files: out of the way
-                    return found
-                files.unlink(f"{name}/{beat_name(later)}")
-                found = True  # only we make beats: this one ends our own, unbroken chain
-        else:
-            return found or beat is None
-    raise OSError(errno.EBUSY, "the announcement cannot be removed", name)
-
-
-def _beat_to_remove(entries: list[str], known: int | None) -> int | None:
-    # Which beat keeps our own announcement from being removed, None if something else does. A listing without any entry
-    # is older than what the rmdir met: then it can only be the beat after the one that we know of, of which we did not
-    # hear.
-    if entries:
-        return parse_beats(entries)
-    return 0 if known is None else known + 1
-
-
-def _is_unlisted(files: Files, name: str) -> bool:
-    try:
-        return name not in files.listdir()
-    except FileNotFoundError:
-        return True  # the whole lock directory was removed
-
-
-def _remove_quietly(files: Files, names: Iterable[str]) -> None:
-    for name in names:
-        with contextlib.suppress(OSError):  # leftovers harm nobody, and the next one will try again
-            files.rmdir(name)
-
-
-def _is_not_empty(error: OSError) -> bool:
-    return error.errno in (errno.ENOTEMPTY, errno.EEXIST)  # rmdir(2): POSIX allows both
+        remove_quietly(self.files, names)

@@ -22,7 +22,7 @@ from .errors import LockBusyError, LockPathError, path_error
 from .identity import is_dead, is_same_kernel
 from .names import Announcement, Listing, Mode, beat_name, gone_name, parse_beats, parse_listing
 from .paths import lock_path_of
-from .protocol import evict
+from .removal import evict
 from .watch import Watch
 
 _RECORD_MAX_BYTES: Final = 4096

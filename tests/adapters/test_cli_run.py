@@ -11,6 +11,7 @@ import time
 import pytest
 
 from adapters.cli_scene import PROGRAM, SHORT, TICKING, Scene, scene
+from nfsrwlock.cli.processes import KEEPER_NAME
 
 __all__ = ["scene"]
 
@@ -370,6 +371,8 @@ def test_an_inner_run_keeps_its_lock_while_the_outer_one_is_in_doubt(scene: Scen
     os.kill(keeper, signal.SIGSTOP)
     time.sleep(1)
     assert not scene.is_ticking(1.2)  # longer than the inner one's lease
+    (inner,) = (entry for entry in scene.processes() if entry.name == KEEPER_NAME and entry.pid != keeper)
+    assert not inner.stopped
     os.kill(keeper, signal.SIGCONT)
     scene.wait_for(scene.is_ticking)
     process.terminate()

@@ -210,6 +210,13 @@ def test_a_spinner_shows_who_is_in_the_way_and_vanishes(shell: Shell, scene: Sce
     shell.ready()
 
 
+def test_a_wait_in_the_background_is_one_line_and_no_spinner(shell: Shell, scene: Scene) -> None:
+    scene.hold("write")
+    shell.do("nfsrwlock run --read data true &")
+    assert "\x1b" not in shell.expect("nfsrwlock: waiting to read data: .*\n")
+    shell.do("kill %1")
+
+
 def test_ctrl_c_ends_the_wait_and_the_loop_around_it(shell: Shell, scene: Scene) -> None:
     scene.hold("write")
     shell.enter("for i in 1 2; do echo round $i; nfsrwlock run --read data true; done")

@@ -219,7 +219,7 @@ def clean_all_numbers(stack: ExitStack) -> None:
         tidy(self)
         if self._listing is not None and self.mode is Mode.WRITE and self.generation is not None:
             numbers = [generation_name(n) for n in (*self._listing.generations, self.generation)]
-            protocol._remove_quietly(self.files, numbers)
+            protocol.remove_quietly(self.files, numbers)
 
     _replace(stack, Participant, _tidy=tidy_too_much)
 
