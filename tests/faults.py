@@ -208,14 +208,18 @@ class After(Before):
 
 
 class Shows(Fault):
-    """A listing of the lock directory shows these names (or what a function says at that time), whatever is there."""
+    """
+    A listing shows these names (or what a function says at that time), whatever is there.
 
-    def __init__(self, names: Iterable[str] | Callable[[], Iterable[str]], **when: Any) -> None:
-        super().__init__("listdir", **when)
+    :param of: a part of the name of the announcement that is listed; by default the lock directory is
+    """
+
+    def __init__(self, names: Iterable[str] | Callable[[], Iterable[str]], *, of: str = "", **when: Any) -> None:
+        super().__init__("listdir", on=of, **when)
         self.names = names
 
     def strikes(self, op: str, name: str) -> bool:
-        return not name and super().strikes(op, name)
+        return bool(name) == bool(self.on) and super().strikes(op, name)
 
     def apply(self, call: Callable[[], Any], name: str) -> Any:
         return list(self.names() if callable(self.names) else self.names)

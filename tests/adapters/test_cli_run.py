@@ -92,7 +92,7 @@ def test_it_works_with_standard_streams_closed(scene: Scene, closed: str) -> Non
 def test_who_need_not_wait_sees_nothing_and_who_must_is_told_for_whom_once(scene: Scene) -> None:
     holder = scene.hold("write")
     waiter = scene.start("run", "--read", "data", *SHORT, "true")
-    time.sleep(1)
+    time.sleep(0.6)
     holder.terminate()
     _, stderr = waiter.communicate(timeout=10)
     assert waiter.returncode == 0

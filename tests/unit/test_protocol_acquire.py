@@ -226,24 +226,46 @@ def test_equal_tickets_are_settled_by_the_token(stage, mine, other, stays):
 
 
 @pytest.mark.parametrize(("one", "two"), [((5, HIGH), (6, LOW)), ((6, LOW), (6, HIGH)), ((6, HIGH), (6, LOW))])
-def test_two_writers_that_see_each_other_enter_one_after_the_other(stage, one, two):
-    """Section 2: the same argument holds for two writers; the smaller (ticket, token) stays, so none waits for ever."""
-    first, second = (stage.writer(ticket=ticket, tokens=[token]) for ticket, token in (one, two))
-    outcome = []
-    second.files.inject(After("mkdir", lambda: outcome.append(first.advance())))
-    outcome.append(second.advance())
+@pytest.mark.parametrize(("when", "op", "skip"), [(After, "mkdir", 0), (Before, "listdir", 1), (Before, "rmdir", 0)])
+@pytest.mark.parametrize("late_one", [0, 1])
+def test_two_writers_that_see_each_other_enter_one_after_the_other(stage, one, two, when, op, skip, late_one):
+    """
+    Section 2: the same argument holds for two writers; the smaller (ticket, token) stays, so none waits for ever.
+
+    Whatever one of them has done when the other comes in between, even if that has been announced anew already.
+    """
+    both = [stage.writer(ticket=ticket, tokens=[token]) for ticket, token in (one, two)]
+    late, other = both[late_one], both[1 - late_one]
+    late.files.inject(when(op, other.advance, skip=skip))
+    late.advance()
     order = []
-    for _ in range(60):
-        for writer in (first, second):
+    for _ in range(80):
+        for writer in both:
             if writer.phase is Phase.GRANTED:
-                assert [one.phase for one in (first, second)].count(Phase.GRANTED) == 1
+                assert [one.phase for one in both].count(Phase.GRANTED) == 1
                 order.append(writer)
                 writer.release()
             elif writer.phase is not Phase.ENDED:
                 writer.advance()
         stage.clock.sleep(0.25)
-    assert outcome[0] is False or outcome[1] is False
-    assert set(order) == {first, second}
+    assert set(order) == set(both)
+
+
+def test_a_writer_that_was_announced_anew_before_the_first_one_listed_makes_room_again(stage):
+    """Section 2, writer 2: each would wait for the other for ever, for both are announced in time for both listings."""
+    first, second = stage.writer(ticket=5), stage.writer(ticket=6)
+    first.files.inject(Before("listdir", second.advance))
+    assert not first.advance()
+    assert first.blockers != (), "it waits for the second's latest announcement"
+    for _ in range(80):
+        if first.advance():
+            break
+        assert not second.advance()
+        stage.clock.sleep(0.25)
+    assert first.phase is Phase.GRANTED
+    assert not second.advance()
+    first.release()
+    assert stage.poll(second, 10)
 
 
 def test_a_writer_that_gave_way_is_granted_as_soon_as_those_before_it_are_gone(stage):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from faults import INTERVAL, TTL, Before, Clock, Fails, Late, LostReply, MemoryFiles, Stage
+from faults import INTERVAL, TTL, Before, Clock, Fails, Late, LostReply, MemoryFiles, Shows, Stage
 from nfsrwlock_core.names import Announcement, Mode, gone_name, note_name, parse_announcement
 from nfsrwlock_core.protocol import Beat, Participant, Phase, evict
 
@@ -392,6 +392,19 @@ def test_a_heartbeat_that_was_not_heard_of_does_not_hinder_a_release(stage, beat
     late.arrive()
     assert holder.release()
     assert stage.server.announced == set()
+
+
+@pytest.mark.parametrize("beat", [None, 0, 3])
+def test_an_old_listing_of_an_unheard_heartbeat_does_not_hinder_a_release(stage, beat):
+    """Sections 5 and 6: rmdir says that there is one, and only one name is possible."""
+    holder = holder_at(stage, beat)
+    late = Late("create" if beat is None else "rename")
+    holder.files.inject(late)
+    holder.beat()
+    late.arrive()
+    holder.files.inject(Shows([], of="write."))
+    assert holder.release()
+    assert stage.server.names == {"gen.1"}
 
 
 @pytest.mark.parametrize("beat", [None, 0, 3])

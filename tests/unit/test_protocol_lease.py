@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from faults import INTERVAL, TTL, After, Before, Fails, Late, LostReply, Stage
+from faults import INTERVAL, TTL, After, Before, Fails, Late, LostReply, Shows, Stage
 from nfsrwlock_core.names import Mode, note_name, parse_announcement, parse_listing
 from nfsrwlock_core.protocol import Beat, Lease, Participant, Phase
 
@@ -135,6 +135,18 @@ def test_a_heartbeat_that_was_removed_means_lost(stage, beats):
     stage.server.entries[holder.name] = {}
     assert holder.beat() is Beat.LOST
     assert stage.server.announced == set(), "nothing was created anew, and the eviction is finished"
+
+
+@pytest.mark.parametrize("beats", [1, 4])
+def test_a_listing_that_shows_no_heartbeat_is_not_believed_when_the_server_knows_one(stage, beats):
+    """Sections 3 and 6: the listing may be old, or have raced with our own rename. The server knows."""
+    holder = stage.holding_writer()
+    for _ in range(beats):
+        holder.beat()
+    holder.files.inject(Fails("rename", errno.EIO), Shows([], of="write."))
+    assert holder.beat() is Beat.UNKNOWN
+    assert holder.beat() is Beat.DONE
+    assert stage.server.inside(holder.name) == {f"beat.{beats}"}
 
 
 def test_a_lost_hold_stays_lost_when_another_takes_the_lock(stage):

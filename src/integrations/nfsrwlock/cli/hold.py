@@ -36,11 +36,12 @@ def hold(request: Request, pid: int) -> int:
     with Signals(FORWARDED) as signals:
         keeper = Keeper(request)
         last = wait_until_held(keeper, signals)
-        keeper.channel.send(Guarded(pid, group=None))
         flush()
         if os.fork() == 0:
             try:
                 _guard(process, keeper, last)
+            except BaseException as error:  # nothing may unwind into the caller's stack, of which this is a copy
+                say(f"internal error, please report it: {type(error).__name__}: {error}")
             finally:
                 os._exit(0)
         keeper.channel.close()
@@ -65,8 +66,9 @@ def _find(pid: int, on_expiry: OnExpiry) -> Process:
 
 
 def _guard(process: Process, keeper: Keeper, last: Hold) -> None:
-    _leave_the_caller(process, keeper)
     pid = process.pid
+    keeper.channel.send(Guarded(pid, group=None))
+    _leave_the_caller(process, keeper)
     with Signals(FORWARDED) as signals:
         guard = _Guard(process, keeper, last)
         while not process.ended:

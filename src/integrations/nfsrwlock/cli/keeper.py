@@ -74,11 +74,6 @@ class Request:
         shortest, longest = _TICK_LIMITS_SECONDS
         return min(longest, max(shortest, float(self.settings["stale_threshold"]) / 50))
 
-    @property
-    def paths(self) -> str:
-        """The paths, for messages."""
-        return ", ".join(dict.fromkeys([*self.write, *self.read]))
-
 
 # What the keeper tells the guard.
 
@@ -224,20 +219,20 @@ def _leave_the_caller(channel: Channel) -> None:
 
 
 def _keep(request: Request, channel: Channel) -> None:
-    phase = _Phase(channel)
+    signals = _Signals(channel)
     try:
         locks = LockSet(read=list(request.read), write=list(request.write), timeout=request.timeout, **request.settings)
-        locks.acquire(on_wait=phase.waiting)
+        locks.acquire(on_wait=signals.waiting)
     except _Cancelled:
         return
     except Exception as error:
         channel.send(_failure(error))
     else:
-        phase.over()
+        signals.acquired()
         lost = ""
         try:
             with locks:
-                _hold(request, locks, channel)
+                _hold(request, locks, signals, channel)
         except LockLostError as error:
             lost = str(error)
         channel.send(Released(lost))
@@ -269,37 +264,56 @@ def _is_announced(path: str, lock_dir: str | None) -> bool:
     return any(peer.same_kernel and peer.pid == os.getpid() for peer in (*state.holders, *state.waiters))
 
 
-class _Phase:
-    """The time before the locks are held, in which the guard may change its mind."""
+class _Signals:
+    """
+    Signals to the keeper. They are meant for the command, so the guard gets them.
+
+    Before the locks are held, the keeper also has to notice that the guard has given up or died, even while the engine
+    sleeps or a call hangs: then the guard sends a signal after it has closed its end.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._arrived: list[int] = []
+        self._using_channel = False
         self._waiting = True
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
         for signum in (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP):
             signal.signal(signum, signal.SIG_DFL)
 
-    def over(self) -> None:
-        self._waiting = False
-
     def waiting(self, info: WaitInfo) -> None:
         """Be called at each poll of the engine; raising here is the clean way out of it."""
-        self._end_with_the_guard()
-        self._channel.send(Waiting(info))
+        self._talk(info)
+
+    def acquired(self) -> None:
+        """The wait is over: from now on the guard is told by whoever calls :meth:`pass_on`."""
+        self._waiting = False
+
+    def pass_on(self) -> None:
+        """Tell the guard what has arrived."""
+        while self._arrived and self._channel.send(Signalled(self._arrived[0])):
+            del self._arrived[0]
 
     def _on_signal(self, signum: int, _frame: object) -> None:
-        self._channel.send(Signalled(signum))
-        if self._waiting:
-            self._end_with_the_guard()
+        self._arrived.append(signum)
+        if self._waiting and not self._using_channel:  # it may have been interrupted in the middle of a message
+            self._talk(None)
 
-    def _end_with_the_guard(self) -> None:
-        self._channel.receive()
-        if self._channel.closed:
-            raise _Cancelled
+    def _talk(self, info: WaitInfo | None) -> None:
+        self._using_channel = True
+        try:
+            self.pass_on()
+            self._channel.receive()
+            if self._channel.closed:
+                raise _Cancelled
+            if info is not None:
+                self._channel.send(Waiting(info))
+        finally:
+            self._using_channel = False
 
 
-def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
+def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel) -> None:
     """Tell the guard about the hold until it says that the work is done; do its work where it has died."""
     subject: Process | None = None
     group: int | None = None
@@ -308,6 +322,7 @@ def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
         hold = _look(locks)
         if told is None or _differs(hold, told, request.tick):
             told = hold if channel.send(hold) else told
+        signals.pass_on()
         readable(channel.fileno(), seconds=request.tick)
         for message in channel.receive():
             if isinstance(message, Guarded):
