@@ -219,7 +219,8 @@ class Attempt:
         """Return how things stand."""
         blockers = watched_peers(self._participant.blockers, self._participant.watch)
         mode: Literal["read", "write"] = self.mode.value
-        return WaitInfo(lock_file=self.settings.lock_file, mode=mode, waited=waited, blockers=blockers)
+        trouble = None if self.trouble is None else str(self.trouble)
+        return WaitInfo(lock_file=self.settings.lock_file, mode=mode, waited=waited, blockers=blockers, trouble=trouble)
 
     def pause(self, waited: float) -> float:
         """Return how long to pause before the next step, in seconds."""

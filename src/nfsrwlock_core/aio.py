@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 
 from . import keeper, workers
 from .acquire import GRACE_S, Attempt, Io, Pause, Steps, Unanswered, acquiring
+from .compat import Timeout
 from .directory import Share
 from .errors import LockError, LockLostError, LockNotHeldError
 from .hold import Hold, HoldStatus
@@ -270,7 +271,11 @@ class AsyncSoftReadWriteLock(HasSettings):
             on_wait=on_wait,
             cancelled=lambda: self._closed,
         )
-        hold = await self._drive(acquiring(attempt, timeout=limit, blocking=blocking))
+        try:
+            hold = await self._drive(acquiring(attempt, timeout=limit, blocking=blocking))
+        except Timeout:
+            self._refuse_if_unusable()
+            raise
         # No await may come between the grant and this entry, or a cancellation would lose the hold.
         self._table.holds[task] = _TaskHold(hold, mode, {id(self): 1})
         self._table.device = hold.device

@@ -181,7 +181,8 @@ class LockDirectory:
                 return os.open(self.path, _OPEN_FLAGS)
             except FileNotFoundError:
                 self.device = None  # whoever makes it now: what is found next must be checked
-                self._make()
+                with contextlib.suppress(FileNotFoundError):  # others remove it again, or nothing can be made there
+                    self._make()
             except NotADirectoryError:
                 # O_DIRECTORY with O_NOFOLLOW answers ENOTDIR for a symbolic link, too.
                 raise self._refusal_of_what_is_there() from None

@@ -79,7 +79,7 @@ def remove_announcement(files: Files, name: str, beat: int | None) -> bool:
                 later = _beat_to_remove(files.listdir(name), beat)
                 if later is None:
                     files.rename(name, gone_name(token_in(name)))  # remains of open files: out of the way
-                    return found
+                    return found or beat is None
                 files.unlink(f"{name}/{beat_name(later)}")
                 found = True  # only we make beats: this one ends our own, unbroken chain
         else:

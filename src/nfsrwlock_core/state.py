@@ -122,12 +122,14 @@ class WaitInfo:
     :param mode: how it asked
     :param waited: seconds so far
     :param blockers: who is in the way; ``silent_for`` is what this process has watched itself, so at least that long
+    :param trouble: what the file system answers instead, if it does not let the lock be looked at
     """
 
     lock_file: str
     mode: Literal["read", "write"]
     waited: float
     blockers: tuple[PeerInfo, ...]
+    trouble: str | None = None
 
 
 def inspect(
@@ -310,8 +312,8 @@ def break_lock(
     """
     Remove participants of a lock by hand, for an operator who knows that they are gone.
 
-    Whoever is removed while it lives learns of it at its next heartbeat; until then it may overlap with its successor.
-    A hold that ends before its next heartbeat does not learn of it.
+    Whoever is removed while it lives learns of it at its next heartbeat or at its release; until then it may overlap
+    with its successor.
 
     :param token: remove only this one; all if ``None``
     :param force: remove also those whose process is alive on this machine
@@ -345,6 +347,9 @@ def _remove_by_hand(files: LockDirectory, peer: PeerInfo) -> bool:
                 raise
             beat = None  # a file or a link under an announcement's name
         if evict(files, announcement, beat):
+            if peer.alive is not False:
+                with contextlib.suppress(OSError):  # a word for the holder, should it live and release before it beats
+                    files.mkdir(gone_name(announcement.token.rstrip("x")))
             return True
     # Entries that are no heartbeats: an operator may move them out of the way; nothing is deleted.
     files.rename(peer.name, gone_name(announcement.token.rstrip("x")))

@@ -33,8 +33,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
 from itertools import chain, combinations
@@ -56,18 +58,18 @@ Answer = Any
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is searched. Each figure is per participant unless it says otherwise."""
+    """What is searched. A figure is for each participant, or a tuple with one for each, unless it says otherwise."""
 
     #: One letter for each participant; the first letters are the earlier writers.
     modes: str
     #: How often it may announce itself, in all its rounds.
-    announcements: int = 1
+    announcements: int | tuple[int, ...] = 1
     #: How often it takes the lock.
     rounds: int = 1
     #: Heartbeats that it sends while it holds the lock; those of its own accord come on top.
-    beats: int = 1
+    beats: int | tuple[int, ...] = 1
     #: How often its lease runs out.
-    expiries: int = 1
+    expiries: int | tuple[int, ...] = 1
     #: How many participants die, in all.
     crashes: int = 1
     #: How many calls fail, in all.
@@ -94,10 +96,6 @@ class Explored:
 
 class _Suspended(BaseException):
     """The step has come to a call whose answer is not known yet."""
-
-    def __init__(self, call: tuple[str, ...]) -> None:
-        super().__init__(call)
-        self.call = call
 
 
 class _Exhausted(BaseException):
@@ -175,7 +173,7 @@ class _Place:
     """Where a participant stands: between two steps, or in one, at a call."""
 
     who: int
-    #: The frozen fields of the participant at the beginning of the step.
+    #: The participant's fields at the beginning of the step, and what it was given since then.
     fields: int
     step: str
     inputs: tuple[_Input, ...]
@@ -201,6 +199,9 @@ class _Step:
         self.tokens = tokens
         self.inputs: tuple[_Input, ...] = ()
         self.position = 0
+        self.pending: tuple[str, ...] | None = None
+        self.summary: Any = None
+        self.where: Any = None
         self.clock = 0
         self.dead: frozenset[int] = frozenset()
         self.oracle = _Oracle(dict(seen))
@@ -217,20 +218,38 @@ class _Step:
         )
 
     def token(self) -> str:
-        if self.tokens >= self.search.tokens_each:
+        if self.tokens >= self.search.tokens[self.who]:
             raise _Exhausted
         self.tokens += 1
         return f"{self.who:x}{self.tokens:031x}"
 
     def call(self, *call: str) -> Any:
+        if self.pending is not None:
+            raise _Suspended  # a clean-up on the way out: it does not happen here
         self.position += 1
         if self.position >= len(self.inputs):
-            raise _Suspended(call)
+            self.pending = call
+            self.note_where_it_stands(sys._getframe(2))
+            raise _Suspended
         self.take(self.inputs[self.position])
         answer = self.inputs[self.position].answer
         if isinstance(answer, int):
             raise OSError(answer, os.strerror(answer), call[1])
         return answer
+
+    def note_where_it_stands(self, frame: Any) -> None:
+        """Note all that decides how the step goes on: the participant, and each function's line and variables."""
+        frames = []
+        while frame.f_code is not _Step.run.__code__:
+            variables = tuple(
+                (name, _frozen(value))
+                for name, value in sorted(frame.f_locals.items())
+                if value is not self.participant and not isinstance(value, _Scripted)
+            )
+            frames.append((frame.f_code, frame.f_lasti, variables))
+            frame = frame.f_back
+        self.summary = (self.participant.name, self.participant.phase, self.participant.lease, self.participant.generation)
+        self.where = (tuple(frames), self.search.freeze(self))
 
     def take(self, given: _Input) -> None:
         self.clock, self.dead, self.oracle.permit, self.oracle.asked = given.clock, given.dead, given.permit, None
@@ -256,7 +275,10 @@ class Search:
     def __init__(self, bounds: Bounds, limit: int = 5_000_000) -> None:
         self.bounds = bounds
         self.limit = limit
-        self.tokens_each = bounds.announcements + (bounds.rounds if bounds.generation else 0)
+        self.beats = _each(bounds.beats, bounds)
+        self.expiries = _each(bounds.expiries, bounds)
+        probes = bounds.rounds if bounds.generation else 0
+        self.tokens = tuple(number + probes for number in _each(bounds.announcements, bounds))
         self._fields: list[tuple[dict[str, Any], int, dict[str, Any]]] = []
         self._fields_by_key: dict[Any, int] = {}
         self._places: list[_Place] = []
@@ -267,6 +289,8 @@ class Search:
         self._carried_out: dict[Any, list[tuple[Answer, int, str]]] = {}
         self._stands: dict[tuple[int, int], bool] = {}
         self.steps = 0
+        self._writers = tuple(mode == "W" for mode in bounds.modes)
+        self._tally = dict.fromkeys(("grants", "evictions", "revivals", "deaths"), 0)
 
     # -- the search ---------------------------------------------------------------------------------------------------
 
@@ -277,7 +301,7 @@ class Search:
         :raises Violation: with the shortest way to a state that breaks a promise
         """
         count = len(self.bounds.modes)
-        writers = tuple(mode == "W" for mode in self.bounds.modes)
+        writers = self._writers
         start = (
             self._server(frozenset(), ((frozenset(), frozenset()),) * count),
             tuple(self._idle(who, 0) for who in range(count)),
@@ -286,40 +310,56 @@ class Search:
             self.bounds.faults,
             0,  # highest number granted
         )
-        parents: dict[Any, tuple[Any, str] | None] = {start: None}
+        parents: dict[Any, Any] = {start: None}
         queue = deque([start])
         transitions = 0
-        tally = dict.fromkeys(("grants", "evictions", "revivals", "deaths"), 0)
-        self._tally = tally
         state = start
         try:
             while queue:
                 state = queue.popleft()
-                for label, following in self._successors(state):
+                for _, following in self._successors(state):
                     transitions += 1
-                    if following in parents:
-                        continue
-                    parents[following] = (state, label)
-                    self._check(following, writers, state, label)
-                    queue.append(following)
+                    if following not in parents:
+                        parents[following] = state
+                        self._check(following, writers)
+                        queue.append(following)
                 if len(parents) > self.limit:
                     raise RuntimeError(f"more than {self.limit} states")
         except Violation as violation:
-            way = getattr(violation, "way", [])
-            step: Any = state
-            while (origin := parents[step]) is not None:
-                step, label = origin
-                way.insert(0, label)
-            raise Violation(f"{violation}\n" + "\n".join(f"  {label}" for label in way)) from violation
-        return Explored(states=len(parents), transitions=transitions, steps=self.steps, **tally)
+            raise Violation(f"{violation}\n" + "\n".join(self._way_to(state, parents))) from violation
+        return Explored(states=len(parents), transitions=transitions, steps=self.steps, **self._tally)
 
-    def _check(self, state: Any, writers: tuple[bool, ...], before: Any, label: str) -> None:
+    def _way_to(self, state: Any, parents: dict[Any, Any]) -> list[str]:
+        last = next(
+            (self._told(label) for label, following in self._successors_until_broken(state) if self._is_broken(following)),
+            "the next step of one of them",
+        )
+        way = [last]
+        while (before := parents[state]) is not None:
+            way.insert(0, next(self._told(label) for label, then in self._successors(before) if then == state))
+            state = before
+        return way
+
+    def _successors_until_broken(self, state: Any) -> Iterator[tuple[Any, Any]]:
+        with suppress(Violation):
+            yield from self._successors(state)
+
+    def _is_broken(self, state: Any) -> bool:
+        try:
+            self._check(state, self._writers)
+        except Violation:
+            return True
+        return False
+
+    def _told(self, label: tuple[int, str, int]) -> str:
+        who, what, late = label
+        return f"  {who}: {what}" + (", and its lease runs out before it goes on" if late else "")
+
+    def _check(self, state: Any, writers: tuple[bool, ...]) -> None:
         _, places, clocks, _, _, _ = state
         holding = [who for who, place in enumerate(places) if self._is_held(place, clocks[who])]
         if len(holding) > 1 and any(writers[who] for who in holding):
-            violation = Violation(f"participants {holding} of {self.bounds.modes} hold the lock at one moment")
-            violation.way = [label]  # type: ignore[attr-defined]
-            raise violation
+            raise Violation(f"participants {holding} of {self.bounds.modes} hold the lock at one moment")
 
     def _is_held(self, place: int, clock: int) -> bool:
         key = (place, clock)
@@ -329,7 +369,7 @@ class Search:
             held = self._stands[key] = lease is not None and not lease.has_run_out(float(clock))
         return held
 
-    def _successors(self, state: Any) -> Iterator[tuple[str, Any]]:
+    def _successors(self, state: Any) -> Iterator[tuple[tuple[int, str, int], Any]]:
         server, places, clocks, dead, faults, granted = state
         bounds = self.bounds
         for who, index in enumerate(places):
@@ -338,17 +378,18 @@ class Search:
             if place.call is None:
                 if alive:
                     yield from self._begin(state, who, place)
-                    if place.announced and clocks[who] < bounds.expiries:
-                        yield f"{who}: lease runs out", self._with(state, who, clock=clocks[who] + 1)
+                    if place.announced and clocks[who] < self.expiries[who]:
+                        yield (who, "its lease runs out", 0), self._with(state, who, clock=clocks[who] + 1)
                     if place.announced and len(dead) < bounds.crashes:
                         self._tally["deaths"] += 1
-                        yield f"{who}: dies", self._with(state, who, place=self._dead(who), died=True)
+                        yield (who, "dies", 0), self._with(state, who, place=self._dead(who), died=True)
                 continue
             call = place.call
             if not alive:
                 for _, after, what in self._carry_out(server, who, call, place.sent, faulty=False)[:1]:
-                    yield f"{who}: {what}, sent before it died", self._with(
-                        state, who, server=after, place=self._dead(who)
+                    yield (
+                        (who, f"{what}, sent before it died", 0),
+                        self._with(state, who, server=after, place=self._dead(who)),
                     )
                 continue
             for answer, after, what in self._carry_out(server, who, call, place.sent, faulty=False):
@@ -356,21 +397,21 @@ class Search:
             if faults:
                 for answer, after, what in self._carry_out(server, who, call, place.sent, faulty=True):
                     yield from self._go_on(state, who, index, answer, after, what, faults - 1)
-            if clocks[who] < bounds.expiries and (place.announced or call[0] == "mkdir"):
-                yield f"{who}: lease runs out", self._with(state, who, clock=clocks[who] + 1)
+            if clocks[who] < self.expiries[who] and (place.announced or call[0] == "mkdir"):
+                yield (who, "its lease runs out", 0), self._with(state, who, clock=clocks[who] + 1)
             if len(dead) < bounds.crashes:
                 self._tally["deaths"] += 1
-                yield f"{who}: dies", self._with(state, who, place=self._orphan(place), died=True)
+                yield (who, "dies", 0), self._with(state, who, place=self._orphan(place), died=True)
 
-    def _begin(self, state: Any, who: int, place: _Place) -> Iterator[tuple[str, Any]]:
+    def _begin(self, state: Any, who: int, place: _Place) -> Iterator[tuple[tuple[int, str, int], Any]]:
         for step in self._steps_at(place):
             if step == "again":
                 anew = self._idle(who, place.round + 1, self._fields[place.fields][1])
-                yield f"{who}: begins anew", self._with(state, who, place=anew)
+                yield (who, "begins anew", 0), self._with(state, who, place=anew)
             else:
                 given = _Input(None, state[2][who], False, state[3])
-                for following in self._continue(place, step, (given,), state, state[0]):
-                    yield f"{who}: {step}", following
+                for following in self._continue(state[1][who], step, given, state):
+                    yield (who, step, 0), following
 
     def _steps_at(self, place: _Place) -> tuple[str, ...]:
         if place.step == "ended":
@@ -378,7 +419,7 @@ class Search:
         if place.lease is None and not place.lost:
             return ("advance",)
         steps = ["release"]
-        if not place.lost and place.beats < self.bounds.beats:
+        if not place.lost and place.beats < self.beats[place.who]:
             steps.append("beat")
         if not place.lost and self.bounds.generation and place.generation is None:
             steps.append("read_generation")
@@ -386,29 +427,25 @@ class Search:
 
     def _go_on(
         self, state: Any, who: int, index: int, answer: Answer, after: int, what: str, faults: int
-    ) -> Iterator[tuple[str, Any]]:
+    ) -> Iterator[tuple[tuple[int, str, int], Any]]:
         place = self._places[index]
         server, places, clocks, dead, _, granted = state
-        label = f"{who}: {what}"
-        for late in (0, 1) if clocks[who] < self.bounds.expiries and place.announced else (0,):
+        for late in (0, 1) if clocks[who] < self.expiries[who] and place.announced else (0,):
             moved = clocks[:who] + (clocks[who] + late,) + clocks[who + 1 :] if late else clocks
             here = (after, places, moved, dead, faults, granted)
             given = _Input(answer, moved[who], False, dead)
-            for following in self._continue(place, place.step, (*place.inputs, given), here, after):
-                yield label + (", and its lease runs out before it goes on" if late else ""), following
+            for following in self._continue(index, place.step, given, here):
+                yield (who, what, late), following
 
-    def _continue(
-        self, place: _Place, step: str, inputs: tuple[_Input, ...], state: Any, server: int
-    ) -> Iterator[Any]:
-        who = place.who
-        outcome = self._run(place, step, inputs)
+    def _continue(self, index: int, step: str, given: _Input, state: Any) -> Iterator[Any]:
+        who = self._places[index].who
+        outcome = self._run(index, step, given)
         if outcome is None:
             return
         following, asked = outcome
         yield self._arrive(state, who, following)
-        if asked is not None and self._may_be_silent(server, state[2], *asked):
-            permitted = (*inputs[:-1], replace(inputs[-1], permit=True))
-            outcome = self._run(place, step, permitted)
+        if asked is not None and self._may_be_silent(state[0], state[2], *asked):
+            outcome = self._run(index, step, replace(given, permit=True))
             if outcome is not None:
                 yield self._arrive(state, who, outcome[0])
 
@@ -493,20 +530,21 @@ class Search:
             _Place(place.who, -1, "dead", (), place.call, place.sent, None, None, False, 0, 0, False)
         )
 
-    def _place(self, place: _Place) -> int:
-        index = self._places_by_key.get(place)
+    def _place(self, place: _Place, where: Any = None) -> int:
+        # Two ways to one place are one place, and the first of them stands for both.
+        key = place if where is None else (replace(place, fields=-1, inputs=()), where)
+        index = self._places_by_key.get(key)
         if index is None:
-            index = self._places_by_key[place] = len(self._places)
+            index = self._places_by_key[key] = len(self._places)
             self._places.append(place)
         return index
 
-    def _run(
-        self, place: _Place, step: str, inputs: tuple[_Input, ...]
-    ) -> tuple[int, tuple[str, int | None] | None] | None:
+    def _run(self, index: int, step: str, given: _Input) -> tuple[int, tuple[str, int | None] | None] | None:
         """Where the participant stands next, and about whose silence it asked on the way there."""
-        key = (place, step, inputs)
+        key = (index, step, given)
         if key not in self._continuations:
-            self._continuations[key] = self._run_shipped_code(place, step, inputs)
+            place = self._places[index]
+            self._continuations[key] = self._run_shipped_code(place, step, (*place.inputs, given))
         return self._continuations[key]
 
     def _run_shipped_code(
@@ -516,32 +554,31 @@ class Search:
         fields, tokens, seen = self._fields[place.fields]
         run = _Step(self, place.who, fields, tokens, seen)
         participant = run.participant
-        clock = inputs[-1].clock
         ending = step == "release"
         try:
             result = run.run(step, inputs)
         except _Exhausted:
             return None
-        except _Suspended as suspended:
-            call = tuple(suspended.call)
-            lease = None if ending or place.lost else self._lease_of(participant)
+        except _Suspended:
+            name, phase, lease, generation = run.summary
+            holds = phase is protocol.Phase.GRANTED and not ending and not place.lost
             following = replace(
                 place,
                 step=step,
                 inputs=inputs,
-                call=call,
-                sent=clock,
-                lease=lease,
-                announced=bool(participant.name),
-                generation=participant.generation,
+                call=run.pending,
+                sent=inputs[-1].clock,
+                lease=lease if holds else None,
+                announced=bool(name),
+                generation=generation,
             )
-            return self._place(following), run.oracle.asked
+            return self._place(following, run.where), run.oracle.asked
         lost = place.lost or (step == "beat" and result is protocol.Beat.LOST)
         failed = isinstance(result, OSError)
         after = place.step if ending and failed else ("ended" if ending else "")
         following = _Place(
             who=place.who,
-            fields=self._freeze(participant, run.tokens, run.oracle.seen),
+            fields=self.freeze(run),
             step=after,
             inputs=(),
             call=None,
@@ -557,6 +594,10 @@ class Search:
 
     def _lease_of(self, participant: protocol.Participant) -> protocol.Lease | None:
         return participant.lease if participant.phase is protocol.Phase.GRANTED else None
+
+    def freeze(self, step: _Step) -> int:
+        """Return the number that stands for the participant's fields as they are now."""
+        return self._freeze(step.participant, step.tokens, step.oracle.seen)
 
     def _freeze(self, participant: protocol.Participant, tokens: int, seen: dict[str, Any]) -> int:
         fields = {name: value for name, value in vars(participant).items() if name not in ("files", "watch", "_world")}
@@ -679,6 +720,10 @@ class Search:
         return tuple(after)
 
 
+def _each(figure: int | tuple[int, ...], bounds: Bounds) -> tuple[int, ...]:
+    return figure if isinstance(figure, tuple) else (figure,) * len(bounds.modes)
+
+
 def _with_faults(
     call: tuple[str, ...], outcomes: list[tuple[Answer, int, str]], server: int
 ) -> Iterator[tuple[Answer, int, str]]:
@@ -712,10 +757,15 @@ def _frozen(value: Any) -> Any:
         return tuple(map(_frozen, value))
     if isinstance(value, set):
         return frozenset(value)
+    if isinstance(value, OSError):
+        return type(value), value.errno
     if isinstance(value, Listing):
         return tuple(_frozen(getattr(value, name)) for name in ("announcements", "generations", "notes", "gone"))
-    assert value is None or isinstance(value, int | float | str | bytes | frozenset | Enum) or is_dataclass(value), value
+    assert isinstance(value, _HASHABLE) or is_dataclass(value) or callable(value), value
     return value
+
+
+_HASHABLE: Final = (int, float, str, bytes, frozenset, Enum, type(None))
 
 
 def _only_what_is_cleaned_by(participant: protocol.Participant, listing: Listing | None) -> Listing | None:

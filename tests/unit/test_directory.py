@@ -17,7 +17,8 @@ from nfsrwlock_core import directory
 from nfsrwlock_core.directory import LockDirectory
 from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_announcement
-from nfsrwlock_core.protocol import Beat, Participant, Phase, World, evict, fresh_token
+from nfsrwlock_core.protocol import Beat, Participant, Phase, World, fresh_token
+from nfsrwlock_core.removal import evict
 from other_users import ALICE, BOB, EVE, TEAM, as_user, directory_of, needs_root
 from small_disks import fill, fill_blocks, free_one, small_disk
 
@@ -265,8 +266,9 @@ def test_a_lock_of_a_group_is_refused_in_user_mode(lock_path):
     assert "share='group'" in refusal(lock_path, "user")
 
 
-def test_a_group_lock_that_is_being_made_is_waited_for(lock_path):
+def test_a_group_lock_that_is_being_made_is_waited_for(lock_path, monkeypatch):
     """Its mode is set right after its mkdir; who comes in between must not call it another user's."""
+    monkeypatch.setattr(directory, "_HALF_MADE_S", 30.0)
     os.mkdir(lock_path, 0o700)
     finish = threading.Timer(0.3, os.chmod, (lock_path, 0o2770))
     finish.start()
@@ -531,6 +533,9 @@ def test_a_beat_counts_although_its_record_does_not_fit(tmp_path):
         reader = participant(files, Mode.READ)
         assert reader.advance()
         fill_blocks(disk)
+        files.mkdir("write.x")
+        files.create("write.x/beat.0", b"x" * 100)
+        assert Path(files.path, "write.x", "beat.0").read_bytes() == b"", "there was no room for it"
         assert reader.beat() is Beat.DONE
         assert files.listdir(reader.name) == ["beat.0"]
 

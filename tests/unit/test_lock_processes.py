@@ -9,6 +9,7 @@ the engine, not the load of the machine.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from actors import Raised, Stage, announcements, children_of, wait_until
+from actors import Actor, Raised, Stage, announcements, children_of, wait_until
 from nfsrwlock import inspect
 
 FORMS = ["thread", "process"]
@@ -105,7 +106,7 @@ def test_a_holder_that_lives_is_never_evicted_however_long_others_wait(stage: St
     rival = stage.actor(lock(2), host="here")
     holder.do("lock.acquire_write()")
     with pytest.raises(Raised, match="Timeout"):
-        rival.do("lock.acquire_write(6)")
+        rival.do("lock.acquire_write(5)")
     holder.do("lock.check()")
 
 
@@ -120,29 +121,33 @@ def test_callers_whose_patience_is_shorter_than_the_lease_clear_a_dead_holder_on
     killed = time.monotonic()
     for attempt in range(12):
         caller = stage.actor(lock(30), host=f"host{attempt}")
-        try:
-            caller.do("lock.acquire_write(0.8)")
-        except Raised as error:
-            assert error.names[0] == "Timeout"
-            assert "there" in error.message
-        else:
+        error = failure_of(caller, "lock.acquire_write(0.8)")
+        if error is None:
             break
+        assert error.names[0] == "Timeout"
+        assert "there" in error.message
         caller.kill()
     else:
         pytest.fail("twelve callers in a row could not get past a dead holder")
     assert attempt >= 2  # one alone could not have watched it for a lease
     assert time.monotonic() - killed > lease_s - lease_s / 8 - 0.2
-    assert (
-        not [entry for entry in os.listdir(f"{path}.rwlock") if entry.startswith("seen.")]
-        or caller.do("lock.release()") is None
-    )
+    caller.do("lock.release(); lock.acquire_write(); lock.release()")
+    assert [entry for entry in os.listdir(f"{path}.rwlock") if not entry.startswith("gen.")] == []
+
+
+def failure_of(actor: Actor, code: str) -> Raised | None:
+    try:
+        actor.do(code)
+    except Raised as error:
+        return error
+    return None
 
 
 def test_callers_with_little_patience_do_not_evict_a_holder_that_lives(stage: Stage) -> None:
     holder = stage.actor(lock(2), host="there")
     holder.do("lock.acquire_write()")
     caller = stage.actor(host="here")
-    deadline = time.monotonic() + 6
+    deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         caller.do(lock(2).replace("'data'", "'data', is_singleton=False"))
         with pytest.raises(Raised, match="Timeout"):
@@ -208,13 +213,13 @@ def test_process_form_a_holder_whose_helper_is_stopped_as_well_learns_of_its_evi
     rival = stage.actor(lock(30), host="here")
     holder.do("proxy = lock.acquire_write()")
     (helper,) = children_of(holder.pid)
-    os.kill(helper, 19)
+    os.kill(helper, signal.SIGSTOP)
     holder.stop()
     rival.do("lock.acquire_write(60)")
     holder.tell("lock.check()")
-    os.kill(helper, 18)
+    os.kill(helper, signal.SIGCONT)
     holder.go_on()
-    with pytest.raises(Raised, match="LockLostError|LeaseExpiredError"):
+    with pytest.raises(Raised, match=r"LockLostError|LeaseExpiredError"):
         holder.answer()
     wait_until(lambda: holder.do("lock.status") == "lost")
     with pytest.raises(Raised, match="LockLostError"):
@@ -249,7 +254,7 @@ class Hold:
 
 
 STORM = """
-ROUNDS, PROCESSES = {rounds}, {processes}
+ROUNDS, PROCESSES, WHOLE = {rounds}, {processes}, {whole}
 
 def write(name, text):
     fd = os.open(name, os.O_WRONLY | os.O_CREAT, 0o600)
@@ -278,7 +283,7 @@ def work(number):
             else:
                 time.sleep(chance.uniform(0, 0.002))
                 second = read("second")
-            assert first == second, (first, second)
+            assert first == second or not WHOLE, (first, second)
             lock.check()
             end = time.monotonic_ns()
         os.write(log, f"{{'write' if is_writer else 'read'}} {{os.getpid()}} {{begin}} {{end}}\\n".encode())
@@ -293,6 +298,13 @@ for number in range(PROCESSES):
     children.append(child)
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 """
+
+
+def logged_holds(log: Path) -> list[Hold]:
+    return [
+        Hold(mode, int(pid), int(begin), int(end))
+        for mode, pid, begin, end in (line.split() for line in log.read_text().splitlines())
+    ]
 
 
 def overlaps(holds: list[Hold]) -> list[tuple[Hold, Hold]]:
@@ -315,16 +327,12 @@ def test_the_checker_of_the_storm_sees_an_overlap() -> None:
     assert overlaps([Hold("read", 1, 10, 20), reader]) == []
 
 
-@pytest.mark.slow
 def test_fifty_processes_that_storm_one_lock_never_overlap_and_all_finish(stage: Stage, path: Path) -> None:
-    rounds, processes = 6, 50
+    rounds, processes = 8, 50
     actor = stage.actor()
-    assert actor.do(STORM.format(rounds=rounds, processes=processes), timeout=110) is None
+    assert actor.do(STORM.format(rounds=rounds, processes=processes, whole=True), timeout=110) is None
     assert actor.do("codes") == [0] * processes
-    holds = []
-    for line in (path.parent / "log").read_text().splitlines():
-        mode, pid, begin, end = line.split()
-        holds.append(Hold(mode, int(pid), int(begin), int(end)))
+    holds = logged_holds(path.parent / "log")
     assert len(holds) == rounds * processes
     assert overlaps(holds) == []
     writes = sum(hold.mode == "write" for hold in holds)
@@ -338,16 +346,16 @@ def test_fifty_processes_that_storm_one_lock_never_overlap_and_all_finish(stage:
     assert any(one.begin < other.end and other.begin < one.end for one in readers for other in readers if one != other)
 
 
-@pytest.mark.slow
 def test_a_storm_in_which_processes_are_killed_goes_on(stage: Stage, path: Path) -> None:
     actor = stage.actor()
-    storm = STORM.format(rounds=8, processes=12).replace("codes = [", "codes = lambda: [")
-    actor.do(storm)
-    children = actor.do("children")
-    for child in children[::3]:
-        time.sleep(0.1)
-        os.kill(child, 9)
+    # A writer that is killed leaves the two files different, as it would its real data.
+    storm = STORM.format(rounds=50, processes=12, whole=False)
+    actor.do(storm.replace("codes = [", "codes = lambda: ["))
+    victims = actor.do("children[::3]")
+    for child in victims:
+        time.sleep(0.2)
+        os.kill(child, signal.SIGKILL)
     codes = actor.do("codes()", timeout=100)
-    assert [code for code in codes if code not in (0, -9)] == []
-    assert codes.count(-9) <= len(children[::3])
+    assert sorted(codes) == [-signal.SIGKILL] * len(victims) + [0] * (12 - len(victims))
+    assert overlaps(logged_holds(path.parent / "log")) == []
     stage.actor(lock(3600)).do("lock.acquire_write(10)")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import time
 
 import pytest
 
 from faults import INTERVAL, TTL, After, Before, Fails, Late, LostReply, Shows, Stage
+from nfsrwlock_core.hold import now
 from nfsrwlock_core.names import Mode, note_name, parse_announcement, parse_listing
 from nfsrwlock_core.protocol import Beat, Lease, Participant, Phase
 
@@ -84,6 +86,15 @@ def test_the_margin_bears_clocks_of_different_rates():
     holder_stops = lease.expires * 1.05  # on a clock that loses 5 % this takes longer
     peer_evicts = 90.0 / 1.05  # on a clock that gains 5 % this is over sooner
     assert holder_stops < peer_evicts
+
+
+def test_leases_are_counted_on_a_clock_that_runs_through_suspend(monkeypatch):
+    """Section 3: CLOCK_BOOTTIME; a machine that slept must know that its lease ran out."""
+    asked = []
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: asked.append(clock) or 5.0)
+    assert now() == 5.0
+    # Elsewhere than on Linux the monotonic clock does that.
+    assert asked == [getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)]
 
 
 def test_a_heartbeat_that_fails_renews_nothing(stage):

@@ -16,6 +16,7 @@ from nfsrwlock_core import (
     HoldStatus,
     LockBusyError,
     LockError,
+    LockLostError,
     LockState,
     PeerInfo,
     SoftReadWriteLock,
@@ -23,6 +24,7 @@ from nfsrwlock_core import (
     break_lock,
     inspect,
 )
+from nfsrwlock_core.directory import LockDirectory
 from nfsrwlock_core.identity import current_identity
 from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_announcement
 from nfsrwlock_core.protocol import fresh_token
@@ -227,6 +229,15 @@ def test_nothing_depends_on_what_a_heartbeat_says(data, record):
     assert (peer.command, peer.job, peer.mode) == (None, None, "write")
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_a_heartbeat_that_is_no_file_is_not_waited_for(data, make):
+    """A FIFO that nobody writes to would block whoever opens it for ever."""
+    make(announce(data) / "beat.7")
+    peer = only(inspect(data).holders)
+    assert (peer.command, peer.job) == (None, None)
+
+
 def test_a_record_of_another_place_is_not_shown_as_a_peers(data, tmp_path):
     """A link under an announcement's name is not followed."""
     (tmp_path / "elsewhere").mkdir()
@@ -343,6 +354,11 @@ def test_a_timeout_names_who_was_in_the_way_and_since_when(data):
 # -- break_lock --------------------------------------------------------------------------------------------------------
 
 
+def announced_in(data: Path) -> set[str]:
+    """The announcements that are left; a word for those that were removed (gone.*) does not count."""
+    return {name for name in os.listdir(f"{data}.rwlock") if parse_announcement(name) is not None}
+
+
 def test_breaking_what_is_free_or_was_never_taken_removes_nothing(data):
     assert break_lock(data) == ()
     assert not os.path.exists(f"{data}.rwlock")
@@ -358,16 +374,19 @@ def test_an_operator_removes_those_of_other_machines(data, beat):
     paths = {announce(data, Mode.READ, beat=beat), announce(data, Mode.WRITE, beat=beat)}
     removed = break_lock(data)
     assert {peer.name for peer in removed} == {path.name for path in paths}
-    assert os.listdir(f"{data}.rwlock") == []
+    assert announced_in(data) == set()
+    with lock_on(data).read_lock():
+        pass
+    assert os.listdir(f"{data}.rwlock") == [], "whoever comes next cleans up"
 
 
 def test_an_operator_removes_one_of_several(data):
     stays, goes = announce(data, Mode.READ, beat=1), announce(data, Mode.READ, beat=1)
     assert only(break_lock(data, token=token_of(goes))).token == token_of(goes)
-    assert os.listdir(f"{data}.rwlock") == [stays.name]
+    assert announced_in(data) == {stays.name}
     assert break_lock(data, token=token_of(goes)) == ()
     assert break_lock(data, token="no such token") == ()
-    assert os.listdir(f"{data}.rwlock") == [stays.name]
+    assert announced_in(data) == {stays.name}
 
 
 @pytest.mark.skipif(current_identity().kernel == "0", reason="this system does not tell its kernels apart")
@@ -401,14 +420,21 @@ def test_force_removes_a_live_holder_and_it_learns_of_that(data):
     lock.release(force=True)
 
 
-def test_force_removes_a_holder_that_beats_all_the_time(data):
-    """The beat that was observed is gone a moment later; the operator insists."""
-    lock = lock_on(data, heartbeat_interval=0.02, stale_threshold=60)
-    lock.acquire_write()
-    time.sleep(0.1)
-    assert only(break_lock(data, force=True)).pid == os.getpid()
+def test_force_removes_a_holder_that_beats_all_the_time(data, monkeypatch):
+    """The beat that was observed is gone a moment later, again and again; the operator insists."""
+    path = announce(data, beat=0)
+    unlink = LockDirectory.unlink
+    beats = iter(range(5))
+
+    def too_late(self, name):
+        for beat in beats:
+            (path / f"beat.{beat}").rename(path / f"beat.{beat + 1}")
+            break
+        unlink(self, name)
+
+    monkeypatch.setattr(LockDirectory, "unlink", too_late)
+    assert only(break_lock(data, force=True)).name == path.name
     assert inspect(data).holders == ()
-    lock.release(force=True)
 
 
 def test_breaking_deletes_nothing_that_is_no_heartbeat(data):
@@ -424,9 +450,36 @@ def test_breaking_deletes_nothing_that_is_no_heartbeat(data):
 
 
 def test_a_lock_below_a_lock_dir_is_broken_by_the_path_of_the_data(data, tmp_path):
-    with lock_on(data, lock_dir=tmp_path / "locks").write_lock():
-        assert break_lock(data, force=True) == (), "beside the data there is none"
-        assert len(break_lock(data, force=True, lock_dir=tmp_path / "locks")) == 1
+    lock = lock_on(data, lock_dir=tmp_path / "locks")
+    lock.acquire_write()
+    assert break_lock(data, force=True) == (), "beside the data there is none"
+    assert len(break_lock(data, force=True, lock_dir=tmp_path / "locks")) == 1
+    lock.release(force=True)
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_broken_holder_that_ends_before_its_next_heartbeat_learns_of_that(data, beats):
+    """Nobody may mistake overlapped work for guarded work, although the lease has not run out."""
+    lock = lock_on(data, heartbeat_interval=0.1 if beats else 30, stale_threshold=90)
+
+    def work():
+        with lock.write_lock():
+            while beats and not any(Path(f"{data}.rwlock").glob("write.*/beat.*")):
+                time.sleep(0.01)
+            break_lock(data, force=True)
+
+    with pytest.raises(LockLostError):
+        work()
+    with lock_on(data).write_lock():
+        pass
+    assert {name.partition(".")[0] for name in os.listdir(f"{data}.rwlock")} == {"gen"}, "the word for it is cleaned"
+
+
+@pytest.mark.skipif(current_identity().kernel == "0", reason="this system does not tell its kernels apart")
+def test_no_word_is_left_for_the_dead(data):
+    announce(data, who=replace(current_identity(), start=1), beat=1)
+    assert len(break_lock(data)) == 1
+    assert os.listdir(f"{data}.rwlock") == []
 
 
 def test_after_a_break_the_lock_is_free_at_once(data):

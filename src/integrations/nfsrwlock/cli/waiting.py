@@ -31,6 +31,8 @@ def describe(info: WaitInfo) -> str:
         text += f": {info.blockers[0].describe()}"
         if len(info.blockers) > 1:
             text += f" (and {len(info.blockers) - 1} more)"
+    elif info.trouble is not None:
+        text += f": the file system answers {info.trouble}"
     elif info.waited > _ODD_SECONDS:
         text += ": nobody is known to be in the way, so the file system may be in trouble"
     return text

@@ -1,0 +1,221 @@
+"""One machine of the lab: its power, network, clock, mounts and commands."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from .host import LabError
+from .job import Job, frames
+from .network import control_address, data_address
+from .power import boot, network_arguments, running
+
+if TYPE_CHECKING:
+    from .cluster import Lab
+
+MOUNTPOINT: Final = "/mnt/nfs"
+_RAM: Final = "/dev/shm"
+
+
+class Node:
+    """A machine of ``lab``; any number of these objects may speak of the same one."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self.lab = lab
+        self.name = name
+        self.index = lab.names.index(name)
+        self.directory = lab.directory / "nodes" / name
+
+    # Power
+
+    def boot(self) -> None:
+        """Switch it on; :meth:`wait_until_ready` waits for it."""
+        if self.pid() is not None:
+            raise LabError(f"{self.name} runs already")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lab = self.lab
+        arguments = [
+            *(f"mem={lab.settings['mem_mib']}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"),
+            *(f"init={lab.directory}/guest/init", "con=null", "con0=null,fd:1", "noreboot", "panic=1"),
+            *(f"umid={self.name}", f"uml_dir={lab.directory}/uml"),
+            *network_arguments(self.index, self.directory, seed=lab.id[-4:]),
+            *(f"NFSLAB_DIR={lab.directory}", f"NFSLAB_NODE={self.name}", f"NFSLAB_ID={self.index}"),
+            *(f"NFSLAB_IP={data_address(self.index)}", f"NFSLAB_CTL={control_address(self.index)}"),
+        ]
+        if self.name == "srv":
+            arguments.append(f"ubd0={lab.settings['disk']}")
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+        if shutil.disk_usage(_RAM).free > lab.settings["mem_mib"] << 20:
+            env["TMPDIR"] = _RAM  # the guest's memory, an unlinked file there
+        if lab.register_shim.exists():
+            env["LD_PRELOAD"] = str(lab.register_shim)
+        process = boot(
+            arguments, env, namespace=lab.network.path, index=self.index, console=self.directory / "console.log"
+        )
+        (self.directory / "pid").write_text(process)
+
+    def pid(self) -> int | None:
+        """The guest's main process on the host; ``None`` when it does not run."""
+        try:
+            return running((self.directory / "pid").read_text())
+        except FileNotFoundError:
+            return None
+
+    def require_pid(self) -> int:
+        """The same, as an error when it does not run."""
+        pid = self.pid()
+        if pid is None:
+            raise LabError(f"{self.name} does not run")
+        return pid
+
+    def wait_until_ready(self, timeout: float = 60) -> None:
+        """Wait until its agent answers, and set its clock right: a guest boots some milliseconds off."""
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                self.skew(0)
+            except (OSError, LabError) as error:
+                if self.pid() is None or time.monotonic() > end:
+                    raise LabError(f"{self.name} did not come up ({error!r}):\n{self.console()[-2000:]}") from None
+                time.sleep(0.05)
+            else:
+                return
+
+    def start(self) -> None:
+        """Switch a killed node on again; it mounts what it had mounted."""
+        self.boot()
+        self.wait_until_ready()
+        for at, (version, options) in self.mounts.items():
+            self.mount(version, options, at)
+
+    def kill(self) -> None:
+        """As if the power went: SIGKILL for the whole guest."""
+        pid = self.require_pid()
+        os.kill(pid, signal.SIGKILL)
+        while self.pid() is not None:
+            time.sleep(0.01)
+
+    def pause(self) -> None:
+        """Let the whole machine stand still: its kernel is one process, its processes stop at their next trap."""
+        os.kill(self.require_pid(), signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on. Its clocks jump to what they would show without the pause."""
+        os.kill(self.require_pid(), signal.SIGCONT)
+
+    def console(self) -> str:
+        """What its kernel and start-up have written."""
+        try:
+            return (self.directory / "console.log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    # Network
+
+    def cut(self) -> None:
+        """Cut its NFS network; commands still reach it."""
+        self.lab.network.forward(self.index, on=False)
+
+    def heal(self) -> None:
+        """Undo :meth:`cut`."""
+        self.lab.network.forward(self.index, on=True)
+
+    def delay(self, ms: float) -> None:
+        """Add ``ms`` to every packet that it sends; 0 for none."""
+        self.run(["tc", "qdisc", "del", "dev", "vec0", "root"])
+        if ms:
+            self.check(["/run/modprobe", "sch_netem"])
+            self.check(["tc", "qdisc", "add", "dev", "vec0", "root", "netem", "delay", f"{ms}ms"])
+
+    def connect(self, timeout: float) -> socket.socket:
+        """A connection to its agent."""
+        return self.lab.network.connect(self.index, timeout)
+
+    # Clock
+
+    def clock(self) -> tuple[float, float]:
+        """Its clock minus the host's in seconds, and by how much that may be wrong; the best of three answers."""
+        best = (0.0, float("inf"))
+        for _ in range(3):
+            answer, asked, answered = self._ask_clock()
+            error = (answered - asked) / 2
+            best = min(best, (answer - asked - error, error), key=lambda offset: offset[1])
+        return best
+
+    def skew(self, seconds: float) -> None:
+        """Step its clock to the host's plus ``seconds``; 0 sets it right."""
+        offset, _ = self.clock()
+        self._ask_clock(step=seconds - offset)
+
+    def _ask_clock(self, **request: Any) -> tuple[float, float, float]:
+        with self.connect(timeout=2) as sock:
+            sock.settimeout(10)
+            asked = time.time()
+            sock.sendall(json.dumps({"op": "clock", **request}).encode() + b"\n")
+            for kind, data in frames(sock):
+                if kind == b"X":
+                    return json.loads(data)["time"], asked, time.time()
+                raise LabError(f"{self.name}: {data.decode(errors='replace')}")
+        raise LabError(f"{self.name}: its agent hung up")
+
+    # NFS
+
+    def mount(self, version: str, options: str = "", at: str = MOUNTPOINT) -> None:
+        """Mount the export, with default options if none are given."""
+        # nfsd's version 4 root (fsid=0) is the export itself; version 3 knows it by its path.
+        source = "srv:/mnt/disk/export" if version.startswith("3") else "srv:/"
+        wanted = ",".join(filter(None, [f"vers={version}", options]))
+        self.check(["sh", "-c", 'mkdir -p "$1" && exec mount -t nfs -o "$2" "$3" "$1"', "sh", at, wanted, source])
+        self._note_mounts({**self.mounts, at: (version, options)})
+
+    def umount(self, at: str = MOUNTPOINT) -> None:
+        """Unmount it, whoever still uses it."""
+        self.check(["umount", "-l", at])
+        self._note_mounts({where: what for where, what in self.mounts.items() if where != at})
+
+    @property
+    def mounts(self) -> dict[str, tuple[str, str]]:
+        """Where it has mounted the export, with which version and options."""
+        try:
+            noted = json.loads((self.directory / "mounts.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return {at: (version, options) for at, (version, options) in noted.items()}
+
+    def _note_mounts(self, mounts: dict[str, tuple[str, str]]) -> None:
+        (self.directory / "mounts.json").write_text(json.dumps(mounts))
+
+    # Commands
+
+    def popen(self, argv: list[str], **options: Any) -> Job:
+        """Start a command; the options are those of :class:`Job`."""
+        return Job(self, argv, **options)
+
+    def run(
+        self, argv: list[str], *, timeout: float | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end."""
+        return self.popen(argv, **options).wait(timeout)
+
+    def check(self, argv: list[str], *, timeout: float = 60, **options: Any) -> str:
+        """Run a command that must succeed; return what it wrote."""
+        result = self.run(argv, timeout=timeout, **options)
+        if result.returncode:
+            said = (result.stdout + result.stderr).decode(errors="replace")
+            raise LabError(f"{self.name}: {' '.join(argv)}: code {result.returncode}: {said}")
+        return result.stdout.decode(errors="replace")
+
+    def is_paused(self) -> bool:
+        """Whether :meth:`pause` is in force."""
+        with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{self.pid()}/stat").read_text()
+            return stat.rpartition(")")[2].split()[0] == "T"
+        return False

@@ -1,0 +1,106 @@
+"""What processes on the lab's clients run; imported there."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nfsrwlock import HoldStatus, LockError, SoftReadWriteLock
+
+
+def requests_of(mountpoint: str) -> dict[str, int]:
+    """How many requests of each kind this kernel has sent for a mount, by its own count."""
+    text = Path("/proc/self/mountstats").read_text()
+    section = text.split(f" mounted on {mountpoint} ", 1)[1].split("\ndevice ", 1)[0]
+    per_operation = section.split("per-op statistics", 1)[1]
+    return {kind: int(count) for kind, count in re.findall(r"^\s+([A-Z_0-9]+): (\d+)", per_operation, re.MULTILINE)}
+
+
+def cost(mountpoint: str, work: Callable[[], object], rounds: int) -> dict[str, float]:
+    """How many requests of each kind one round of ``work`` costs on average, once it is warm."""
+    work()
+    before = requests_of(mountpoint)
+    for _ in range(rounds):
+        work()
+    after = requests_of(mountpoint)
+    used = {kind: (after[kind] - before.get(kind, 0)) / rounds for kind in after}
+    return {kind: count for kind, count in used.items() if count}
+
+
+def lines_of(path: str) -> list[int]:
+    """
+    The numbers in the file, opened afresh.
+
+    NFS promises that whoever opens a file after another client closed it reads what that client wrote. The file only
+    grows, so a client cannot take two versions within one tick of the server's clock for the same.
+    """
+    with open(path, encoding="ascii") as file:
+        return [int(line) for line in file]
+
+
+def storm(path: str, settings: dict[str, Any], seconds: float, seed: int) -> list[dict[str, Any]]:
+    """
+    Read and write the file under its lock, at random, for a while; return each hold with what was seen in it.
+
+    A writer appends the number of its grant to what it has just read.
+    """
+    chance = random.Random(seed)
+    lock = SoftReadWriteLock(path, **settings)
+    holds = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        mode = "write" if chance.random() < 0.3 else "read"
+        with lock.write_lock() if mode == "write" else lock.read_lock():
+            granted = time.time()
+            seen = lines_of(path)
+            generation = lock.generation
+            time.sleep(chance.random() * 0.02)
+            if mode == "write":
+                with open(path, "r+", encoding="ascii") as file:
+                    file.write("".join(f"{number}\n" for number in [*seen, generation]))
+                    file.flush()
+                    os.fsync(file.fileno())
+            last = lines_of(path)
+            lock.check()
+            released = time.time()
+        holds.append(
+            {
+                "mode": mode,
+                "granted": granted,
+                "released": released,
+                "generation": generation,
+                "seen": seen[-1] if seen else 0,
+                "count": len(seen),
+                "count_at_the_end": len(last),
+            }
+        )
+        time.sleep(chance.random() * 0.01)
+    return holds
+
+
+def statuses_until(lock: SoftReadWriteLock, final: str, seconds: float) -> list[list[Any]]:
+    """What the hold says of itself, each time it changes, with when it said so; until it says ``final``."""
+    changes: list[list[Any]] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        status = lock.status
+        if not changes or changes[-1][0] != status.value:
+            changes.append([status.value, time.time()])
+        if status is HoldStatus(final):
+            break
+        time.sleep(0.02)
+    return changes
+
+
+def check_of(lock: SoftReadWriteLock) -> str:
+    """The name of what ``check`` raises; "" if it passes."""
+    try:
+        lock.check()
+    except LockError as error:
+        return type(error).__name__
+    return ""

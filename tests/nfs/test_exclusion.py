@@ -1,0 +1,75 @@
+"""Two clients with two processes each storm one lock: what they say they held, and what became of the data."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from nfs.history import Hold, conflicts, out_of_order, overlaps
+from nfs.scene import MOUNTS, Scene
+
+pytestmark = pytest.mark.nfs
+
+STORM_S = 8.0
+#: Such short holds need no heartbeat; a machine that stands still for seconds must not end a test about exclusion.
+SETTINGS = {"heartbeat_interval": 10, "poll_interval": 0.02, "timeout": 60}
+
+
+@pytest.mark.parametrize("version", MOUNTS)
+def test_writers_are_alone_and_readers_see_one_version(scene: Scene, version: str) -> None:
+    path = scene.path(version)
+    scene.n1.check(["sh", "-c", ': >"$1"', "sh", path])
+    clocks_before = {node.name: node.clock() for node in (scene.n1, scene.n2)}
+    processes = [scene.process(node) for node in (scene.n1, scene.n2, scene.n1, scene.n2)]
+    for seed, process in enumerate(processes):
+        process.tell(f"storm({path!r}, {SETTINGS!r}, {STORM_S}, {seed})")
+    said: list[tuple[str, dict[str, Any]]] = []
+    for number, process in enumerate(processes):
+        said += [(f"{process.node.name} process {number}", record) for record in process.answer(timeout=STORM_S + 75)]
+    clocks_after = {node.name: node.clock() for node in (scene.n1, scene.n2)}
+
+    # A clock may be wrong by half the time its answer took, and by as much as it moved meanwhile.
+    error_s = 0.0
+    for (offset, error), (later, later_error) in zip(clocks_before.values(), clocks_after.values(), strict=True):
+        error_s += error + later_error + abs(later - offset)
+    holds = [_on_the_hosts_clock(who, record, clocks_before[who.split()[0]][0]) for who, record in said]
+    writes = [hold for hold in holds if hold.mode == "write"]
+    print(f"NFSv{version}: {len(holds)} holds, {len(writes)} writes, clocks wrong by at most {error_s * 1e3:.1f} ms")
+
+    assert not conflicts(holds, error_s)
+    assert not out_of_order(holds)
+    for who, record in said:
+        if record["mode"] == "read":
+            assert record["seen"] == record["generation"], (who, record, "a reader's version is that of the data")
+            assert record["count_at_the_end"] == record["count"], (who, record, "nobody wrote meanwhile")
+        else:
+            assert record["seen"] < record["generation"], (who, record)
+            assert record["count_at_the_end"] == record["count"] + 1, (who, record)
+    lines = [int(line) for line in scene.server.check(["cat", _on_the_server(path)]).split()]
+    assert len(lines) == len(writes), "no update was lost"
+    assert lines == sorted(hold.generation for hold in writes)
+    assert not scene.announcements(path)
+
+    # Otherwise nothing was put to the test.
+    assert error_s < 0.02
+    for number in range(len(processes)):
+        for mode in ("read", "write"):
+            assert sum(hold.mode == mode and hold.who.endswith(str(number)) for hold in holds) >= 3, (number, mode)
+    assert any(one.who[:2] != other.who[:2] for one, other in overlaps(holds, error_s)), "readers of two clients share"
+    assert any(one.who[:2] != other.who[:2] for one, other in itertools.pairwise(sorted(writes, key=_granted)))
+
+
+def _granted(hold: Hold) -> float:
+    return hold.granted
+
+
+def _on_the_hosts_clock(who: str, record: dict[str, Any], offset: float) -> Hold:
+    return Hold(
+        who, record["mode"], record["granted"] - offset, record["released"] - offset, generation=record["generation"]
+    )
+
+
+def _on_the_server(path: str) -> str:
+    return "/mnt/disk/export/" + path.split("/", 3)[3]

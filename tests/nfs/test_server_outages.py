@@ -1,0 +1,70 @@
+"""A file server that is away, and comes back: everybody stood still, so nobody has lost anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from nfs.scene import Remote, Scene, wait_until_blocked
+
+pytestmark = pytest.mark.nfs
+
+#: Clients find a server again at moments of their own, some seconds apart (TCP repeats itself less and less often); for
+#: the lease of a holder that comes late this is silence. So it is longer here than in the other scenarios.
+LEASE_S = 6.0
+SETTINGS = f"heartbeat_interval={LEASE_S / 3}, stale_threshold={LEASE_S}, poll_interval=0.1"
+
+
+def out_of_reach_for_20_s(scene: Scene) -> None:
+    scene.server.cut()
+    time.sleep(20)
+    scene.server.heal()
+
+
+def crashed(scene: Scene) -> None:
+    scene.server.kill()
+    time.sleep(2)
+    scene.server.start()
+
+
+def service_restarted(scene: Scene) -> None:
+    scene.lab.restart_nfsd(down_s=LEASE_S)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("outage", [out_of_reach_for_20_s, crashed, service_restarted])
+def test_nobody_loses_a_hold_when_the_server_is_away(scene: Scene, outage: Callable[[Scene], None]) -> None:
+    path = scene.path()
+    readers = [scene.locker(node, path, SETTINGS) for node in (scene.n1, scene.n2)]
+    writer = scene.locker(scene.n2, path, SETTINGS)
+    for reader in readers:
+        reader.do("lock.acquire_read()")
+    writer.tell("lock.acquire_write()")
+    wait_until_blocked(scene, path, 3)
+    time.sleep(LEASE_S / 2)
+    for reader in readers:
+        reader.tell("time.sleep(1); statuses_until(lock, 'lost', 0)")
+        reader.answer()
+    began = time.monotonic()
+    outage(scene)
+    lasted = time.monotonic() - began
+    waited = [until_held_again(reader) for reader in readers]
+    print(f"outage of {lasted:.1f} s; holds confirmed again after {[round(s, 1) for s in waited]} s more")
+    time.sleep(LEASE_S * 1.5)  # an eviction that the outage has prepared would have come by now
+    for reader in readers:
+        reader.do("lock.check()")
+    assert not writer.has_answered()
+    for reader in readers:
+        reader.do("lock.release()")
+    writer.answer(timeout=60)
+    writer.do("lock.release()")
+    assert not scene.announcements(path)
+
+
+def until_held_again(reader: Remote) -> float:
+    """Wait until a heartbeat has reached the server again; return how long that took."""
+    changes = reader.do("statuses_until(lock, 'held', 60)", timeout=70)
+    assert changes[-1][0] == "held", changes
+    return float(changes[-1][1] - changes[0][1])

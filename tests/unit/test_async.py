@@ -1,0 +1,566 @@
+"""
+The lock for tasks: the loop is never blocked, a cancellation leaves nothing behind, each task has a hold of its own.
+
+What it shares with filelock's class is in test_filelock_contract.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+import outages
+from actors import Raised, Stage, announcements, beat_of, wait_until
+from nfsrwlock import (
+    AsyncSoftReadWriteLock,
+    HoldStatus,
+    LeaseExpiredError,
+    LockLostError,
+    LockNotHeldError,
+    SoftReadWriteLock,
+    Timeout,
+    WaitInfo,
+    break_lock,
+)
+
+
+def story(func: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Let a coroutine be a test: its body is one task."""
+
+    @functools.wraps(func)
+    def test(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(func(*args, **kwargs))
+
+    return test
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with Stage(tmp_path) as stage:
+        yield stage
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Decides what the file server does; at the end it answers."""
+    outages.install(monkeypatch.setattr)
+    yield functools.partial(outages.let, tmp_path)
+    outages.let(tmp_path, outages.ANSWERS)
+    wait_until(lambda: not outages.hanging_calls(tmp_path))
+
+
+def quick(path: Path, **settings: Any) -> AsyncSoftReadWriteLock:
+    return AsyncSoftReadWriteLock(path, poll_interval=0.02, **settings)
+
+
+class Ticker:
+    """Measures the longest time for which the loop did not run."""
+
+    async def __aenter__(self) -> Self:
+        self.longest_s = 0.0
+        self._task = asyncio.create_task(self._tick())
+        return self
+
+    async def _tick(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            self.longest_s = max(self.longest_s, time.monotonic() - before)
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0.05)
+        self._task.cancel()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait until ``condition`` is true, on the loop."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+@story
+async def test_the_loop_runs_while_the_file_server_hangs(path: Path, server: Callable[[str], None]) -> None:
+    lock = quick(path)
+    async with Ticker() as ticker:
+        server(outages.HANGS)
+        started = time.monotonic()
+        with pytest.raises(Timeout, match="not answered"):
+            await lock.acquire_write(0.3)
+        assert time.monotonic() - started < 10
+        waiting = asyncio.create_task(lock.acquire_write())  # without a limit
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        server(outages.ANSWERS)
+        await until(lambda: not announcements(path))
+
+        reading = asyncio.create_task(read_when_told(quick(path), go_on := asyncio.Event()))
+        await until(lambda: announcements(path))
+        for _ in range(2):  # once in reading the number, once in the release
+            server(outages.HANGS)
+            go_on.set()
+            await asyncio.sleep(0.3)
+            assert not reading.done()
+            server(outages.ANSWERS)
+            await until(lambda: not go_on.is_set() or reading.done())
+        await reading
+    # A loop that waited for one of these calls would have stood still for all of the 0.3 seconds, or for ever.
+    assert ticker.longest_s < 0.25
+
+
+async def read_when_told(lock: AsyncSoftReadWriteLock, go_on: asyncio.Event) -> None:
+    async with lock.read_lock():
+        await go_on.wait()
+        await lock.read_generation()
+        go_on.clear()
+        await go_on.wait()
+
+
+WATCHED = """
+events = []
+FILES = {"open", "os.listdir", "os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.chmod", "os.scandir"}
+
+def watch(event, arguments):
+    if event in FILES and threading.get_ident() == loop_thread and armed:
+        events.append((event, str(arguments[0])))
+
+armed, loop_thread = False, threading.get_ident()
+sys.addaudithook(watch)
+
+def on_wait(info):
+    str(info)
+
+async def main():
+    global armed
+    lock = AsyncSoftReadWriteLock("data", poll_interval=0.02, heartbeat_interval=0.1, stale_threshold=5)
+    other = AsyncSoftReadWriteLock("data", is_singleton=False, poll_interval=0.02)
+    for armed in (False, True):  # the first round imports what is needed
+        async with lock.write_lock(timeout=5):
+            await asyncio.sleep(0.3)
+            lock.check(), lock.status, lock.generation
+            try:
+                await other.acquire_read(0.2, on_wait=on_wait)
+            except Timeout as error:
+                str(error)
+        async with other.read_lock():
+            await other.read_generation()
+        await lock.close() if armed else None
+    armed = False
+
+asyncio.run(main())
+"""
+
+
+def test_the_loops_thread_makes_no_file_system_call(stage: Stage) -> None:
+    actor = stage.actor(WATCHED)
+    assert actor.do("events") == []
+
+
+@story
+async def test_calls_go_through_the_executor_that_was_given(path: Path) -> None:
+    threads: set[str] = set()
+
+    class Watched(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            def note() -> Any:
+                threads.add(threading.current_thread().name)
+                return fn(*args, **kwargs)
+
+            return super().submit(note)
+
+    with Watched(2, thread_name_prefix="mine") as executor:
+        lock = quick(path, executor=executor)
+        async with lock.write_lock(timeout=5):
+            pass
+        with pytest.raises(Timeout):
+            async with SoftBlock(path):
+                await lock.acquire_read(0.1)
+    assert {name.partition("_")[0] for name in threads} == {"mine"}
+
+
+class SoftBlock:
+    """Somebody else holds the lock for writing."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = SoftReadWriteLock(path, is_singleton=False)
+
+    async def __aenter__(self) -> None:
+        await asyncio.to_thread(self._lock.acquire_write, 20)
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self._lock.release, force=True)
+
+
+@story
+async def test_it_works_on_the_loop_that_was_given(path: Path) -> None:
+    lock = quick(path, loop=asyncio.get_running_loop())
+    async with lock.write_lock():
+        assert lock.is_locked
+
+
+def test_outside_of_a_task_nothing_is_held(path: Path) -> None:
+    lock = quick(path)
+    assert lock.status is HoldStatus.FREE
+    assert lock.generation is None
+    with pytest.raises(LockNotHeldError):
+        lock.check()
+
+
+@story
+async def test_progress_is_told_on_the_loop(path: Path) -> None:
+    told: list[tuple[WaitInfo, int]] = []
+    async with SoftBlock(path):
+        with pytest.raises(Timeout):
+            await quick(path).acquire_read(0.3, on_wait=lambda info: told.append((info, threading.get_ident())))
+    assert {thread for _, thread in told} == {threading.get_ident()}
+    waited = [info.waited for info, _ in told]
+    assert waited == sorted(waited)
+    assert {(info.mode, info.blockers[0].pid) for info, _ in told} == {("read", os.getpid())}
+
+
+# -- cancellation ------------------------------------------------------------------------------------------------------
+
+
+class Cancelling(ThreadPoolExecutor):
+    """
+    Cancels a task at one of the calls that it makes to the file system.
+
+    :param number: at which call
+    :param moment: of the call: ``"before"`` it is made, ``"during"`` it, or ``"after"`` it
+    """
+
+    def __init__(self, number: int, moment: str) -> None:
+        super().__init__(4)
+        self._left = number
+        self._moment = moment
+        self.target: asyncio.Task[Any] | None = None
+        self.has_struck = False
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self._left -= 1
+        if self._left:
+            return super().submit(fn, *args, **kwargs)
+        assert self.target is not None
+        loop, target = self.target.get_loop(), self.target
+        self.has_struck = True
+
+        def call() -> Any:
+            if self._moment == "during":
+                loop.call_soon_threadsafe(target.cancel)
+                time.sleep(0.02)
+            result = fn(*args, **kwargs)
+            if self._moment == "after":
+                loop.call_soon_threadsafe(target.cancel)
+            return result
+
+        if self._moment == "before":
+            target.cancel()
+        return super().submit(call)
+
+
+async def acquire_and_release(lock: AsyncSoftReadWriteLock, mode: str, arguments: dict[str, Any]) -> None:
+    async with await (lock.acquire_read if mode == "read" else lock.acquire_write)(**arguments):
+        pass
+
+
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+@pytest.mark.parametrize("mode", ["read", "write"])
+@pytest.mark.parametrize("arguments", [{}, {"timeout": 30}], ids=["unlimited", "limited"])
+@story
+async def test_a_cancellation_at_any_call_leaves_nothing_behind(
+    path: Path, mode: str, moment: str, arguments: dict[str, Any]
+) -> None:
+    for number in range(1, 20):
+        with Cancelling(number, moment) as executor:
+            lock = quick(path, executor=executor)
+            executor.target = asyncio.create_task(acquire_and_release(lock, mode, arguments))
+            (outcome,) = await asyncio.gather(executor.target, return_exceptions=True)
+            await asyncio.to_thread(wait_until, lambda: not announcements(path))
+            assert not lock._table.holds
+            if not executor.has_struck:
+                assert outcome is None
+                break
+            assert outcome is None or isinstance(outcome, asyncio.CancelledError)
+            async with quick(path).write_lock(timeout=10):
+                pass
+    assert number > 3
+
+
+@pytest.mark.parametrize("mode", ["read", "write"])
+@pytest.mark.parametrize("moment", ["before", "during", "after"])
+@story
+async def test_a_cancellation_at_any_call_of_a_waiting_task_leaves_nothing_behind(
+    path: Path, mode: str, moment: str
+) -> None:
+    async with SoftBlock(path):
+        before = announcements(path)
+        for number in range(1, 9):
+            with Cancelling(number, moment) as executor:
+                lock = quick(path, executor=executor)
+                executor.target = asyncio.create_task(acquire_and_release(lock, mode, {}))
+                with pytest.raises(asyncio.CancelledError):
+                    await executor.target
+                await asyncio.to_thread(wait_until, lambda: announcements(path) == before)
+
+
+@story
+async def test_a_second_cancellation_does_not_stop_the_first_one_from_cleaning_up(path: Path) -> None:
+    async with SoftBlock(path):
+        for pause_s in (0, 0.001, 0.01, 0.05):
+            task = asyncio.create_task(quick(path).acquire_write())
+            await until(lambda: len(announcements(path)) == 2)
+            task.cancel()
+            await asyncio.sleep(pause_s)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await until(lambda: len(announcements(path)) == 1)
+
+
+@story
+async def test_a_cancelled_release_still_releases(path: Path, server: Callable[[str], None], tmp_path: Path) -> None:
+    lock = quick(path)
+
+    async def hold() -> None:
+        async with lock.write_lock():
+            server(outages.HANGS)
+
+    task = asyncio.create_task(hold())
+    await until(lambda: outages.hanging_calls(tmp_path))
+    task.cancel()
+    await asyncio.sleep(0.1)
+    server(outages.ANSWERS)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert announcements(path) == []
+
+
+@story
+async def test_timeouts_of_asyncio_work_as_its_own_do(path: Path) -> None:
+    async with SoftBlock(path):
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(0.2):
+                await quick(path).acquire_write()
+        assert not isinstance(caught.value, Timeout)
+        await until(lambda: len(announcements(path)) == 1)
+        with pytest.raises(Timeout):
+            async with asyncio.timeout(20):
+                await quick(path).acquire_write(0.2)
+        assert len(announcements(path)) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_is_closed_under_a_waiting_task_leaves_nothing_behind(path: Path) -> None:
+    holder = SoftReadWriteLock(path, is_singleton=False)
+    with holder.read_lock():
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(quick(path).acquire_write())
+        loop.run_until_complete(asyncio.sleep(0.3))
+        assert len(announcements(path)) == 2
+        task._log_destroy_pending = False  # that it complains is right, and not what this is about
+        loop.close()
+        del task, loop
+        # A thread may refer to the task until its call is done.
+        wait_until(lambda: gc.collect() >= 0 and len(announcements(path)) == 1)
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+@story
+async def test_tasks_lose_no_update(path: Path) -> None:
+    lock = quick(path)
+    number = 0
+
+    async def count() -> None:
+        nonlocal number
+        for _ in range(4):
+            async with lock.write_lock(timeout=60):
+                seen = number
+                await asyncio.sleep(0.001)  # the moment in which another task would get in between
+                number = seen + 1
+
+    await asyncio.gather(*(count() for _ in range(10)))
+    assert number == 40
+    assert announcements(path) == []
+
+
+@story
+async def test_many_tasks_read_at_the_same_time(path: Path) -> None:
+    lock = quick(path)
+    inside = asyncio.Barrier(8)
+
+    async def read() -> None:
+        async with lock.read_lock(timeout=30):
+            await inside.wait()  # which all of them pass only if all are inside
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(read() for _ in range(8)))
+
+
+@story
+async def test_tasks_of_two_loops_exclude_each_other(path: Path) -> None:
+    lock = quick(path)
+
+    async def try_elsewhere() -> HoldStatus:
+        with pytest.raises(Timeout):
+            await quick(path).acquire_read(0.2)
+        return lock.status
+
+    async with lock.write_lock():
+        assert await asyncio.to_thread(asyncio.run, try_elsewhere()) is HoldStatus.FREE
+        assert lock.status is HoldStatus.HELD
+
+
+@story
+async def test_state_is_that_of_the_calling_task(path: Path) -> None:
+    lock = quick(path)
+
+    async def look() -> tuple[HoldStatus, bool, int | None]:
+        with pytest.raises(LockNotHeldError):
+            lock.check()
+        return lock.status, lock.is_locked, lock.generation
+
+    async with lock.write_lock():
+        assert (lock.status, lock.is_locked, lock.generation) == (HoldStatus.HELD, True, 1)
+        assert await asyncio.create_task(look()) == (HoldStatus.FREE, False, None)
+
+
+@story
+async def test_locks_that_are_no_singletons_know_nothing_of_each_other(path: Path) -> None:
+    first, second = (quick(path, is_singleton=False) for _ in range(2))
+    async with first.write_lock():
+        assert second.status is HoldStatus.FREE
+        with pytest.raises(Timeout):
+            await second.acquire_write(0.1)
+
+
+@story
+async def test_closing_ends_what_waits_and_what_is_held_through_the_lock(path: Path) -> None:
+    lock, other = quick(path), quick(path)
+    held, done = asyncio.Event(), asyncio.Event()
+
+    async def hold(which: AsyncSoftReadWriteLock) -> None:
+        await which.acquire_read()
+        held.set()
+        await done.wait()
+        await which.release(force=True)
+
+    holders = [asyncio.create_task(hold(which)) for which in (lock, other)]
+    await until(lambda: len(announcements(path)) == 2)
+    waiting = asyncio.create_task(lock.acquire_write())
+    await until(lambda: len(announcements(path)) == 3)
+    await lock.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await waiting
+    await until(lambda: len(announcements(path)) == 1)  # what was taken through the other one stays
+    done.set()
+    await asyncio.gather(*holders)
+    assert announcements(path) == []
+
+
+@story
+async def test_closing_and_releasing_at_the_same_time_is_no_error(path: Path) -> None:
+    for _ in range(10):
+        lock = quick(path, is_singleton=False)
+        barrier = asyncio.Barrier(5)
+
+        async def hold(lock: AsyncSoftReadWriteLock = lock, barrier: asyncio.Barrier = barrier) -> None:
+            await lock.acquire_read()
+            await barrier.wait()
+            await lock.release(force=True)
+
+        tasks = [asyncio.create_task(hold()) for _ in range(4)]
+        await barrier.wait()
+        await asyncio.gather(lock.close(), lock.close(), *tasks)
+        assert announcements(path) == []
+
+
+# -- heartbeats and losses ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["thread", "process"])
+def test_heartbeats_go_on_while_the_loop_is_busy(stage: Stage, path: Path, form: str) -> None:
+    actor = stage.actor(host="there")
+    actor.tell(
+        "async def main():\n"
+        "    lock = AsyncSoftReadWriteLock('data', heartbeat_interval=0.25, stale_threshold=2, "
+        f"heartbeat={form!r})\n"
+        "    async with lock.write_lock():\n"
+        "        time.sleep(4)\n"  # it should not, but many do
+        "        lock.check()\n"
+        "asyncio.run(main())\n"
+    )
+    wait_until(lambda: announcements(path) and beat_of(path))
+    rival = stage.actor(host="here")
+    with pytest.raises(Raised, match="Timeout"):
+        rival.do("SoftReadWriteLock('data').acquire_read(3)")
+    actor.answer()
+
+
+@pytest.mark.parametrize("form", ["thread", "process"])
+@story
+async def test_a_task_learns_that_its_hold_was_lost(path: Path, form: str) -> None:
+    loop, told = asyncio.get_running_loop(), asyncio.Queue[Any]()
+    lock = quick(
+        path,
+        heartbeat_interval=0.1,
+        stale_threshold=20,
+        heartbeat=form,
+        on_compromise=lambda compromise: loop.call_soon_threadsafe(told.put_nowait, compromise),
+    )
+
+    async def lose(error: Exception | None = None) -> None:
+        async with lock.write_lock():
+            await asyncio.to_thread(break_lock, path, force=True)
+            assert (await told.get()).reason == "evicted"
+            with pytest.raises(LockLostError):
+                lock.check()
+            with pytest.raises(LockLostError):
+                await lock.acquire_write()
+            assert lock.status is HoldStatus.LOST
+            if error is not None:
+                raise error
+
+    with pytest.raises(LockLostError):
+        await lose()
+    assert lock.compromise is not None
+    with pytest.raises(ZeroDivisionError):
+        await lose(ZeroDivisionError())
+    async with lock.write_lock():
+        assert lock.compromise is None
+
+
+@story
+async def test_a_task_out_of_reach_is_suspect_and_comes_back(path: Path, server: Callable[[str], None]) -> None:
+    lock = quick(path, heartbeat_interval=0.1, stale_threshold=1)
+    async with lock.write_lock():
+        server(outages.FAILS)
+        await until(lambda: lock.status is HoldStatus.SUSPECT)
+        with pytest.raises(LeaseExpiredError):
+            lock.check()
+        server(outages.ANSWERS)
+        await until(lambda: lock.status is HoldStatus.HELD)
+        lock.check()

@@ -1,0 +1,315 @@
+"""
+Heartbeats from a helper process: for programs that hold the GIL, that are stopped, and that are killed.
+
+Rivals call their host differently, so that between them and the holder only the lease counts. Leases last two seconds,
+with eight heartbeats in each.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from actors import Actor, Raised, Stage, announcements, beat_of, children_of, has_ended, process_state, wait_until
+
+LEASE_S = 2.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with Stage(tmp_path) as stage:
+        yield stage
+
+
+def lock(name: str = "data", form: str = "process", interval_s: float = LEASE_S / 8) -> str:
+    return (
+        f"SoftReadWriteLock({name!r}, heartbeat={form!r}, heartbeat_interval={interval_s}, stale_threshold={LEASE_S}, "
+        "poll_interval=0.05)"
+    )
+
+
+def holder(stage: Stage) -> Actor:
+    return stage.actor(f"lock = {lock()}; proxy = lock.acquire_write()", host="there")
+
+
+def helper_of(actor: Actor) -> int:
+    (helper,) = children_of(actor.pid)
+    return helper
+
+
+def assert_nobody_gets_in(stage: Stage, seconds: float) -> None:
+    rival = stage.actor(f"lock = {lock(form='thread')}", host="here")
+    with pytest.raises(Raised, match="Timeout"):
+        rival.do(f"lock.acquire_read({seconds})", timeout=seconds + 30)
+
+
+# -- while the program cannot run -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_nobody_gets_in_while_the_gil_is_held_for_five_leases(stage: Stage) -> None:
+    # The same with a thread shows that this test can fail: the thread starves, and the lock is taken away.
+    guarded = stage.actor(f"lock = {lock('guarded')}; proxy = lock.acquire_write()", host="there")
+    starved = stage.actor(f"lock = {lock('starved', 'thread')}; proxy = lock.acquire_write()", host="there")
+    rivals = {name: stage.actor(f"lock = {lock(name, 'thread')}", host="here") for name in ("guarded", "starved")}
+    for actor in (guarded, starved):
+        # A call that does not release the GIL, like those of many an extension module.
+        actor.tell("(ctypes.PyDLL(None).sleep(10), lock.check(), lock.status)")
+    rivals["guarded"].tell("lock.acquire_write(9.5)")
+    rivals["starved"].do("lock.acquire_write(9.5)")
+    with pytest.raises(Raised, match="Timeout"):
+        rivals["guarded"].answer()
+    assert guarded.answer() == [0, None, "held"]
+    with pytest.raises(Raised, match=r"LockLostError|LeaseExpiredError"):
+        starved.answer()
+    guarded.do("proxy.__exit__(None, None, None)")
+    with pytest.raises(Raised, match="LockLostError"):
+        starved.do("proxy.__exit__(None, None, None)")
+
+
+def test_beats_go_on_while_a_stopped_program_reads_none_of_the_reports(stage: Stage, path: Path) -> None:
+    # A socket takes a few hundred unread reports; a job that is suspended over night makes more.
+    actor = stage.actor(f"lock = {lock(interval_s=0.005)}; proxy = lock.acquire_write()", host="there")
+    actor.stop()
+    wait_until(lambda: (beat_of(path) or 0) > 600)
+    assert_nobody_gets_in(stage, 1.5 * LEASE_S)
+    actor.tell("(lock.check(), lock.status)")
+    actor.go_on()
+    assert actor.answer() == [None, "held"]
+    actor.do("proxy.__exit__(None, None, None)")
+
+
+def test_what_the_helper_has_said_counts_as_soon_as_somebody_asks(stage: Stage) -> None:
+    # While the GIL is held nothing can be read. The next line of the program must not find the lease run out.
+    actor = holder(stage)
+    for _ in range(2):
+        status = "(ctypes.PyDLL(None).usleep(2500000), lock.status, lock.is_locked, lock.compromise)"
+        assert actor.do(status) == [0, "held", True, None]
+
+
+# -- when the program ends --------------------------------------------------------------------------------------------
+
+
+def seconds_until(condition: Callable[[], bool]) -> float:
+    return wait_until(condition, pause=0.005)
+
+
+def test_after_a_kill_the_helper_removes_the_markers_and_ends_within_a_second(stage: Stage, path: Path) -> None:
+    # The best of three, for the machine may have other things to do.
+    took = []
+    for attempt in range(3):
+        names = [f"data{attempt}", f"other{attempt}"]
+        actor = stage.actor(f"locks = [{lock(names[0])}, {lock(names[1], interval_s=1)}]", host="there")
+        actor.do("locks[0].acquire_write(); locks[1].acquire_read()")
+        helper = helper_of(actor)
+        wait_until(lambda name=names[0]: beat_of(path.with_name(name)) is not None)
+        started = time.monotonic()
+        actor.kill()
+        seconds_until(lambda helper=helper: has_ended(helper))
+        took.append(time.monotonic() - started)
+        assert [announcements(path.with_name(name)) for name in names] == [[], []]
+    assert min(took) < 1.0
+
+
+def test_the_markers_go_only_when_the_files_of_the_killed_program_are_closed(stage: Stage, path: Path) -> None:
+    # As long as one is open, data that was written to it may still be on its way. A lock of the kernel tells.
+    for attempt in range(5):
+        data = path.with_name(f"data{attempt}")
+        actor = stage.actor(f"lock = {lock(data.name)}; lock.acquire_write()", host="there")
+        actor.do("import fcntl; files = [open(os.devnull) for _ in range(900)]")
+        actor.do(f"last = open({data.name!r}, 'w'); fcntl.flock(last, fcntl.LOCK_EX)")
+        os.kill(actor.pid, signal.SIGKILL)
+        while announcements(data):
+            pass
+        with open(data) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_forked_children_that_inherit_its_socket_do_not_keep_the_helper_alive(stage: Stage, path: Path) -> None:
+    actor = holder(stage)
+    actor.do("child = os.fork()\nif child == 0:\n    time.sleep(60)\n    os._exit(0)\n")
+    child, helper = actor.do("child"), helper_of_but(actor, actor.do("child"))
+    actor.kill()
+    try:
+        assert seconds_until(lambda: has_ended(helper)) < 10
+        assert announcements(path) == []
+        assert not has_ended(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def helper_of_but(actor: Actor, child: int) -> int:
+    (helper,) = (pid for pid in children_of(actor.pid) if pid != child)
+    return helper
+
+
+def test_a_program_that_replaces_itself_keeps_its_lock_until_it_ends(stage: Stage, path: Path) -> None:
+    actor = holder(stage)
+    helper = helper_of(actor)
+    actor.tell("os.execv('/bin/sleep', ['sleep', '60'])")
+    wait_until(lambda: Path(f"/proc/{actor.pid}/comm").read_text() == "sleep\n")
+    assert_nobody_gets_in(stage, 1.5 * LEASE_S)
+    actor.kill()
+    wait_until(lambda: has_ended(helper))
+    assert announcements(path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP])
+def test_signals_of_a_terminal_are_not_for_the_helper(stage: Stage, path: Path, number: int) -> None:
+    actor = holder(stage)
+    helper = helper_of(actor)
+    assert os.getpgid(helper) != os.getpgid(actor.pid)
+    wait_until(lambda: beat_of(path) is not None)  # it has settled in
+    os.kill(helper, number)
+    actor.do("time.sleep(0.3); lock.check()")
+    assert helper_of(actor) == helper
+    assert process_state(helper) != "T"
+
+
+@pytest.mark.parametrize("form", ["thread", "process"])
+def test_no_thread_and_no_process_outlives_the_last_release_by_five_seconds(stage: Stage, form: str) -> None:
+    # One that waited, so that every kind of thread was there.
+    actor = stage.actor(f"lock = {lock(form=form)}")
+    rival = stage.actor(f"lock = {lock(form=form)}; lock.acquire_write()")
+    actor.tell("lock.acquire_write(20)")
+    time.sleep(0.5)
+    rival.do("lock.release()")
+    actor.answer()
+    time.sleep(LEASE_S / 4)
+    for who in (actor, rival):
+        assert who.do("threading.active_count()") > 1
+    actor.do("lock.release()")
+    released = time.monotonic()
+    wait_until(lambda: actor.do("threading.active_count()") == 1 and not children_of(actor.pid))
+    assert time.monotonic() - released < 5
+    assert rival.do("threading.active_count()") == 1
+    assert children_of(rival.pid) == []
+    actor.do("lock.acquire_write(); time.sleep(0.5); lock.check(); lock.release()")  # and it all begins anew
+
+
+def test_the_helper_ends_with_a_program_that_ends_by_itself(stage: Stage, path: Path) -> None:
+    actor = holder(stage)
+    helper = helper_of(actor)
+    assert actor.leave() == 0
+    assert announcements(path) == []
+    assert seconds_until(lambda: has_ended(helper)) < 5
+
+
+# -- when the helper itself is in trouble -----------------------------------------------------------------------------
+
+
+def test_a_helper_that_is_killed_is_replaced_and_the_hold_goes_on(stage: Stage, path: Path) -> None:
+    actor = holder(stage)
+    first = helper_of(actor)
+    seen = beat_of(path) or 0
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: children_of(actor.pid) not in ([], [first]))
+    assert_nobody_gets_in(stage, 1.5 * LEASE_S)
+    actor.do("lock.check()")
+    assert (beat_of(path) or 0) > seen
+    actor.do("proxy.__exit__(None, None, None)")
+
+
+def test_when_no_helper_lives_long_a_thread_takes_over(stage: Stage) -> None:
+    actor = holder(stage)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and (helpers := wait_for_children(actor)):
+        os.kill(helpers[0], signal.SIGKILL)
+        wait_until(lambda helpers=helpers: has_ended(helpers[0]))
+    assert children_of(actor.pid) == []
+    assert_nobody_gets_in(stage, 1.5 * LEASE_S)
+    actor.do("lock.check(); proxy.__exit__(None, None, None)")
+
+
+def wait_for_children(actor: Actor) -> list[int]:
+    try:
+        wait_until(lambda: children_of(actor.pid), timeout=2)
+    except TimeoutError:
+        return []
+    return children_of(actor.pid)
+
+
+def test_where_no_helper_can_be_started_a_thread_beats(stage: Stage) -> None:
+    actor = stage.actor(f"sys.executable = '/nonexistent'; lock = {lock()}; proxy = lock.acquire_write()", host="there")
+    assert children_of(actor.pid) == []
+    assert_nobody_gets_in(stage, 1.5 * LEASE_S)
+    actor.do("lock.check(); proxy.__exit__(None, None, None)")
+
+
+def test_a_helper_that_is_stopped_does_not_hang_a_release(stage: Stage, path: Path) -> None:
+    actor = holder(stage)
+    helper = helper_of(actor)
+    os.kill(helper, signal.SIGSTOP)
+    started = time.monotonic()
+    actor.do("lock.release()")
+    assert time.monotonic() - started < 10
+    assert announcements(path) == []
+    wait_until(lambda: has_ended(helper))
+
+
+# -- what else a program may do ---------------------------------------------------------------------------------------
+
+
+def test_one_helper_beats_for_all_locks_and_is_small(stage: Stage, path: Path) -> None:
+    actor = stage.actor(f"locks = [{', '.join(lock(f'data{number}') for number in range(20))}]", host="there")
+    actor.do("for lock in locks: lock.acquire_read()\n")
+    helper = helper_of(actor)
+    for number in range(20):
+        wait_until(lambda number=number: beat_of(path.with_name(f"data{number}")) is not None)
+    rollup = Path(f"/proc/{helper}/smaps_rollup").read_text().splitlines()
+    private = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
+    resident = next(int(line.split()[1]) for line in rollup if line.startswith("Rss:"))
+    print(f"the helper's memory: {resident / 1024:.1f} MiB resident, {private / 1024:.1f} MiB of it its own")
+    assert private < 32 * 1024
+    actor.do("for lock in locks: lock.check(); lock.release()\n")
+    assert [announcements(path.with_name(f"data{number}")) for number in range(20)] == [[]] * 20
+
+
+def test_it_works_in_a_program_with_thousands_of_open_files(stage: Stage, path: Path) -> None:
+    actor = stage.actor("import resource", host="there")
+    actor.do("resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)")
+    if actor.do("resource.getrlimit(resource.RLIMIT_NOFILE)[0]") < 2000:
+        pytest.skip("this machine does not allow so many")
+    actor.do("files = [open(os.devnull) for _ in range(1500)]")
+    actor.do(f"lock = {lock()}; lock.acquire_write()")
+    helper = helper_of(actor)
+    wait_until(lambda: (beat_of(path) or 0) > 3)
+    assert helper_of(actor) == helper
+    actor.do("lock.release()")
+
+
+def test_it_finds_the_package_after_the_program_has_changed_its_directory(stage: Stage, path: Path) -> None:
+    actor = stage.actor(f"lock = {lock()}; os.mkdir('elsewhere'); os.chdir('elsewhere'); sys.path.insert(0, '')")
+    actor.do("lock.acquire_write()")
+    helper = helper_of(actor)
+    wait_until(lambda: (beat_of(path) or 0) > 3)
+    assert helper_of(actor) == helper
+
+
+def test_locks_come_and_go_while_others_stay(stage: Stage, path: Path) -> None:
+    actor = holder(stage)
+    helper = helper_of(actor)
+    actor.do(
+        "def churn(name):\n"
+        f"    other = {lock('NAME').replace(repr('NAME'), 'name')}\n"
+        "    for _ in range(15):\n"
+        "        with other.write_lock():\n"
+        "            time.sleep(random.uniform(0, 0.05))\n"
+        "threads = [threading.Thread(target=churn, args=(f'other{n}',)) for n in range(4)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+    )
+    assert helper_of(actor) == helper
+    actor.do("lock.check(); proxy.__exit__(None, None, None)")
+    assert [entry.name for entry in path.parent.glob("*.rwlock/write.*")] == []

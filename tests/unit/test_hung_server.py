@@ -1,0 +1,217 @@
+"""
+A file server that does not answer: what must not hang with it, and what becomes of calls that were given up.
+
+The server is that of outages.py. Each directory is a file system of its own there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import outages
+from actors import Raised, Stage, announcements, beat_of, children_of, has_ended, wait_until
+from nfsrwlock import LockSet, SoftReadWriteLock, Timeout
+from outages import ANSWERS, HANGS, HANGS_AFTERWARDS, SHADOW
+
+FORMS = ["thread", "process"]
+MODES = ["read", "write"]
+LEASE_S = 2.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with Stage(tmp_path) as stage:
+        yield stage
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Decides what the server of this test's own process does; at the end it answers."""
+    outages.install(monkeypatch.setattr)
+    yield lambda state: outages.let(tmp_path, state)
+    outages.let(tmp_path, ANSWERS)
+    wait_until(lambda: not outages.hanging_calls(tmp_path))
+
+
+def acquire(lock: SoftReadWriteLock, mode: str, timeout: float) -> None:
+    (lock.acquire_read if mode == "read" else lock.acquire_write)(timeout)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("state", [HANGS, HANGS_AFTERWARDS])
+def test_an_acquire_with_a_timeout_returns_within_seconds_and_what_it_made_is_withdrawn(
+    path: Path, server: Callable[[str], None], mode: str, state: str
+) -> None:
+    lock = SoftReadWriteLock(path)
+    with lock.read_lock():
+        pass  # the lock directory is there
+    server(state)
+    started = time.monotonic()
+    with pytest.raises(Timeout, match="has not answered"):
+        acquire(lock, mode, 1)
+    assert 1 <= time.monotonic() - started < 3 + 5
+    server(ANSWERS)
+    # The call that hung is carried out now, and makes what nobody wants any more.
+    wait_until(lambda: not outages.hanging_calls(path.parent))
+    wait_until(lambda: not announcements(path))
+    with lock.write_lock(timeout=10):
+        lock.check()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_server_that_falls_silent_while_a_caller_waits_does_not_hold_it_up(
+    path: Path, server: Callable[[str], None], mode: str
+) -> None:
+    holder, lock = (SoftReadWriteLock(path, is_singleton=False, poll_interval=0.02) for _ in range(2))
+    holder.acquire_write()
+    threading.Timer(0.5, server, [HANGS]).start()
+    started = time.monotonic()
+    with pytest.raises(Timeout, match="has not answered"):
+        acquire(lock, mode, 1.5)
+    assert time.monotonic() - started < 4 + 5
+    server(ANSWERS)
+    wait_until(lambda: len(announcements(path)) == 1)
+    holder.release()
+    assert announcements(path) == []
+
+
+def test_a_caller_that_may_not_wait_comes_back_soon(path: Path, server: Callable[[str], None]) -> None:
+    server(HANGS)
+    started = time.monotonic()
+    with pytest.raises(Timeout):
+        SoftReadWriteLock(path).acquire_read(blocking=False)
+    assert time.monotonic() - started < 2 + 5
+
+
+def test_other_threads_of_the_lock_can_ask_how_it_stands(path: Path, server: Callable[[str], None]) -> None:
+    lock = SoftReadWriteLock(path)
+    with lock.read_lock():
+        server(HANGS)
+        thread = threading.Thread(target=lock.release, kwargs={"force": True})
+        thread.start()
+        wait_until(lambda: outages.hanging_calls(path.parent))
+        started = time.monotonic()
+        for _ in range(100):
+            _ = (lock.status, lock.is_locked, lock.lease_remaining, lock.compromise, repr(lock))
+        assert time.monotonic() - started < 1
+        server(ANSWERS)
+        thread.join(20)
+        lock.acquire_read()
+    assert announcements(path) == []
+
+
+def test_a_set_gives_back_what_it_has_when_one_of_its_servers_hangs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outages.install(monkeypatch.setattr)
+    (tmp_path / "dead").mkdir()
+    outages.let(tmp_path / "dead", HANGS)
+    locks = LockSet(read=[path], write=[f"{tmp_path}/dead/other"])
+    started = time.monotonic()
+    with pytest.raises(Timeout):
+        locks.acquire(0.5)
+    assert time.monotonic() - started < 3 + 5
+    assert announcements(path) == []
+    outages.let(tmp_path / "dead", ANSWERS)
+    wait_until(lambda: not outages.hanging_calls(tmp_path / "dead"))
+    wait_until(lambda: not announcements(tmp_path / "dead" / "other"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_server_that_hangs_does_not_starve_the_heartbeats_on_another_one(
+    stage: Stage, tmp_path: Path, form: str
+) -> None:
+    settings = f"heartbeat_interval={LEASE_S / 8}, stale_threshold={LEASE_S}, heartbeat={form!r}"
+    for name in ("dead", "alive"):
+        (tmp_path / name).mkdir()
+    actor = stage.actor(
+        # Several on the server that hangs, in case each of them used up a thread.
+        f"dead = [SoftReadWriteLock(f'dead/data{{n}}', {settings}) for n in range(10)]\n"
+        f"alive = SoftReadWriteLock('alive/data', {settings})\n"
+        "for lock in dead: lock.acquire_read()\n"
+        "proxy = alive.acquire_write()\n",
+        host="there",
+        path=SHADOW,
+    )
+    outages.let(tmp_path / "dead", HANGS)
+    rival = stage.actor(f"lock = SoftReadWriteLock('alive/data', {settings})", host="here")
+    with pytest.raises(Raised, match="Timeout"):
+        rival.do(f"lock.acquire_read({2.5 * LEASE_S})")
+    assert outages.hanging_calls(tmp_path / "dead") >= 1
+    assert actor.do("[lock.status for lock in dead]") == ["suspect"] * 10
+    # A lock that is taken and released on the server that is well is not held up either.
+    started = time.monotonic()
+    actor.do("alive.check(); proxy.__exit__(None, None, None); alive.acquire_write(); alive.release()")
+    assert time.monotonic() - started < 5
+    outages.let(tmp_path / "dead", ANSWERS)
+    wait_until(lambda: actor.do("[lock.status for lock in dead]") == ["held"] * 10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_exit_of_the_interpreter_is_not_held_up_for_long(stage: Stage, tmp_path: Path, form: str) -> None:
+    for name in ("dead", "alive"):
+        (tmp_path / name).mkdir()
+    actor = stage.actor(
+        "locks = [SoftReadWriteLock(f'{name}/data', heartbeat_interval=0.2, stale_threshold=60, "
+        f"heartbeat={form!r}) for name in ('alive', 'dead')]\n"
+        "for lock in locks: lock.acquire_write()\n",
+        host="there",
+        path=SHADOW,
+    )
+    helpers = children_of(actor.pid)
+    wait_until(lambda: all(beat_of(tmp_path / name / "data") for name in ("dead", "alive")))
+    outages.let(tmp_path / "dead", HANGS)
+    wait_until(lambda: outages.hanging_calls(tmp_path / "dead"))  # a heartbeat
+    started = time.monotonic()
+    assert actor.leave() == 0
+    assert time.monotonic() - started < 6 + 2
+    assert announcements(tmp_path / "alive" / "data") == []  # what could be released was released
+    for helper in helpers:
+        wait_until(lambda helper=helper: has_ended(helper))
+
+
+def test_the_exit_is_not_held_up_by_a_call_that_was_given_up(stage: Stage, tmp_path: Path) -> None:
+    actor = stage.actor("lock = SoftReadWriteLock('data')", path=SHADOW)
+    outages.let(tmp_path, HANGS)
+    with pytest.raises(Raised, match="Timeout"):
+        actor.do("lock.acquire_read(0.2)")
+    started = time.monotonic()
+    assert actor.leave() == 0
+    assert time.monotonic() - started < 6 + 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_helper_whose_parent_is_killed_ends_although_the_server_hangs(
+    stage: Stage, tmp_path: Path, form: str
+) -> None:
+    actor = stage.actor(
+        f"lock = SoftReadWriteLock('data', heartbeat={form!r}); lock.acquire_write()", host="there", path=SHADOW
+    )
+    helpers = children_of(actor.pid)
+    assert len(helpers) == FORMS.index(form)
+    outages.let(tmp_path, HANGS)
+    actor.kill()
+    started = time.monotonic()
+    for helper in helpers:
+        wait_until(lambda helper=helper: has_ended(helper))
+    assert time.monotonic() - started < 1 + 4
+
+
+def test_a_release_is_carried_out_when_the_server_answers_again(path: Path, server: Callable[[str], None]) -> None:
+    lock = SoftReadWriteLock(path, heartbeat_interval=10)
+    lock.acquire_write()
+    server(outages.FAILS)
+    lock.release()  # within the lease: no error, for what was done under the lock was guarded
+    assert not lock.is_locked
+    server(ANSWERS)
+    wait_until(lambda: not announcements(path))
