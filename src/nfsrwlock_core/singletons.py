@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from .directory import Share
+from .paths import lock_path_of
 from .settings import Heartbeat, Settings, checked
 
 if TYPE_CHECKING:
@@ -84,7 +85,13 @@ class OnePerPath(type):
         )
         if is_singleton is not True:
             return make()
-        settings = checked(
+        path = lock_path_of(lock_file, lock_dir)
+        with _registry.lock:
+            instance = cls._instances.get(path)
+            if instance is None:
+                instance = cls._instances[path] = make()
+                return instance
+        asked = checked(
             lock_file,
             timeout=timeout,
             blocking=blocking,
@@ -97,12 +104,7 @@ class OnePerPath(type):
             share=share,
             lock_dir=lock_dir,
         )
-        with _registry.lock:
-            instance = cls._instances.get(settings.lock_path)
-            if instance is None:
-                instance = cls._instances[settings.lock_path] = make()
-                return instance
-        _refuse_other_contract(instance._settings, settings)
+        _refuse_other_contract(instance._settings, asked)
         return instance
 
 

@@ -303,7 +303,8 @@ class Search:
         count = len(self.bounds.modes)
         writers = self._writers
         start = (
-            self._server(frozenset(), ((frozenset(), frozenset()),) * count),
+            # Who has not begun announces itself before it looks, if its calls do not fail.
+            self._server(frozenset(), ((frozenset(), frozenset()) if self.bounds.faults else None,) * count),
             tuple(self._idle(who, 0) for who in range(count)),
             (0,) * count,  # clocks
             frozenset(),  # who has died
@@ -382,14 +383,14 @@ class Search:
                         yield (who, "its lease runs out", 0), self._with(state, who, clock=clocks[who] + 1)
                     if place.announced and len(dead) < bounds.crashes:
                         self._tally["deaths"] += 1
-                        yield (who, "dies", 0), self._with(state, who, place=self._dead(who), died=True)
+                        yield (who, "dies", 0), self._with(state, who, place=self._out(who), died=True)
                 continue
             call = place.call
             if not alive:
                 for _, after, what in self._carry_out(server, who, call, place.sent, faulty=False)[:1]:
                     yield (
                         (who, f"{what}, sent before it died", 0),
-                        self._with(state, who, server=after, place=self._dead(who)),
+                        self._with(state, who, server=after, place=self._out(who)),
                     )
                 continue
             for answer, after, what in self._carry_out(server, who, call, place.sent, faulty=False):
@@ -414,8 +415,10 @@ class Search:
                     yield (who, step, 0), following
 
     def _steps_at(self, place: _Place) -> tuple[str, ...]:
+        if place.step == "out":
+            return ()
         if place.step == "ended":
-            return ("again",) if place.round + 1 < self.bounds.rounds else ()
+            return ("again",)
         if place.lease is None and not place.lost:
             return ("advance",)
         steps = ["release"]
@@ -466,7 +469,17 @@ class Search:
             if self.bounds.modes[who] == "R" and before.generation is None and place.generation is not None:
                 if self._is_held(index, clocks[who]) and place.generation < granted:
                     raise self._broken(f"reader {who} reads generation {place.generation}, but {granted} was granted")
-        return (server, places[:who] + (index,) + places[who + 1 :], clocks, dead, faults, granted)
+        state = (server, places[:who] + (index,) + places[who + 1 :], clocks, dead, faults, granted)
+        return self._without_view(state, who) if place.step == "out" else state
+
+    def _without_view(self, state: Any, who: int) -> Any:
+        # Who looks no more sees nothing, and nobody asks for its clock when nothing of its is left.
+        server, places, clocks, dead, faults, granted = state
+        entries, views = self._servers[server]
+        server = self._server(entries, views[:who] + (None,) + views[who + 1 :])
+        if who in dead or not any(self._owner(name) == who for name, _ in entries if name.startswith(("read", "write"))):
+            clocks = clocks[:who] + (0,) + clocks[who + 1 :]
+        return (server, places, clocks, dead, faults, granted)
 
     def _broken(self, text: str) -> Violation:
         return Violation(text)
@@ -482,7 +495,7 @@ class Search:
         died: bool = False,
     ) -> Any:
         old, places, clocks, dead, faults, granted = state
-        return (
+        state = (
             old if server is None else server,
             places if place is None else places[:who] + (place,) + places[who + 1 :],
             clocks if clock is None else clocks[:who] + (clock,) + clocks[who + 1 :],
@@ -490,15 +503,16 @@ class Search:
             faults,
             granted,
         )
+        return self._without_view(state, who) if died else state
 
     def _may_be_silent(self, server: int, clocks: tuple[int, ...], name: str, beat: int | None) -> bool:
         # An observer finds a heartbeat silent for a lease only if its maker's clock went on for about as long; but one
         # who looks at an old state may find anything.
         content = dict(self._servers[server][0]).get(name)
+        owner = self._owner(name)
         if content is None:
             return False
         _, latest, sent = content
-        owner = self._owner(name)
         return beat != latest or clocks[owner] > sent
 
     # -- participants -------------------------------------------------------------------------------------------------
@@ -520,14 +534,15 @@ class Search:
         place = _Place(who, fields, "", (), None, 0, None, None, False, round_, 0, False)
         return self._place(place)
 
-    def _dead(self, who: int) -> int:
-        return self._place(_Place(who, -1, "dead", (), None, 0, None, None, False, 0, 0, False))
+    def _out(self, who: int) -> int:
+        """Where all are who have died, or have nothing to do any more."""
+        return self._place(_Place(who, -1, "out", (), None, 0, None, None, False, 0, 0, False))
 
     def _orphan(self, place: _Place) -> int:
         if place.call is None or place.call[0] == "listdir":
-            return self._dead(place.who)
+            return self._out(place.who)
         return self._place(
-            _Place(place.who, -1, "dead", (), place.call, place.sent, None, None, False, 0, 0, False)
+            _Place(place.who, -1, "out", (), place.call, place.sent, None, None, False, 0, 0, False)
         )
 
     def _place(self, place: _Place, where: Any = None) -> int:
@@ -576,6 +591,8 @@ class Search:
         lost = place.lost or (step == "beat" and result is protocol.Beat.LOST)
         failed = isinstance(result, OSError)
         after = place.step if ending and failed else ("ended" if ending else "")
+        if after == "ended" and place.round + 1 == self.bounds.rounds:
+            return self._out(place.who), None
         following = _Place(
             who=place.who,
             fields=self.freeze(run),
@@ -601,6 +618,8 @@ class Search:
 
     def _freeze(self, participant: protocol.Participant, tokens: int, seen: dict[str, Any]) -> int:
         fields = {name: value for name, value in vars(participant).items() if name not in ("files", "watch", "_world")}
+        if not participant.name:
+            fields["lease"] = protocol.Lease(_TTL, 0.0)
         for name, forget in _FORGET.items():
             if name in fields:
                 fields[name] = forget(participant, fields[name])
@@ -651,8 +670,8 @@ class Search:
         contents = dict(entries)
         if not name:
             new, old = views[who]
-            certain = contents.keys() - new
-            return [tuple(sorted(certain.union(more))) for more in _subsets(sorted(new | old))]
+            certain = [entry for entry in contents if entry not in new and self._concerns(who, entry)]
+            return [tuple(sorted((*certain, *more))) for more in _subsets(sorted(new | old))]
         if name not in contents:
             return [errno.ENOENT]
         beat, latest, _ = contents[name]
@@ -710,14 +729,24 @@ class Search:
     ) -> tuple[Any, ...]:
         # For each client: names that are there but need not be shown, and names that are not but may be.
         after = []
-        for client, (new, old) in enumerate(views):
+        for client, view in enumerate(views):
             if client == who and (kind == "mkdir" or not self.bounds.strict):
                 after.append((frozenset(), frozenset()))
+            elif view is None or not self._concerns(client, made or gone):
+                after.append(view)
             elif made:
-                after.append((new | {made}, old - {made}))
+                after.append((view[0] | {made}, view[1] - {made}))
             else:
-                after.append((new - {gone}, old | {gone}))
+                after.append((view[0] - {gone}, view[1] | {gone}))
         return tuple(after)
+
+    def _concerns(self, who: int, name: str) -> bool:
+        # A reader looks at writers' announcements, its own, and leftovers; at numbers only to read its generation.
+        if self._writers[who]:
+            return True
+        if name.startswith("read."):
+            return self._owner(name) == who
+        return self.bounds.generation or not name.startswith("gen.")
 
 
 def _each(figure: int | tuple[int, ...], bounds: Bounds) -> tuple[int, ...]:

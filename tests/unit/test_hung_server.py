@@ -59,7 +59,7 @@ def test_an_acquire_with_a_timeout_returns_within_seconds_and_what_it_made_is_wi
     started = time.monotonic()
     with pytest.raises(Timeout, match="has not answered"):
         acquire(lock, mode, 1)
-    assert 1 <= time.monotonic() - started < 3 + 5
+    assert 1 <= time.monotonic() - started < 3 + 3
     server(ANSWERS)
     # The call that hung is carried out now, and makes what nobody wants any more.
     wait_until(lambda: not outages.hanging_calls(path.parent))
@@ -78,7 +78,7 @@ def test_a_server_that_falls_silent_while_a_caller_waits_does_not_hold_it_up(
     started = time.monotonic()
     with pytest.raises(Timeout, match="has not answered"):
         acquire(lock, mode, 1.5)
-    assert time.monotonic() - started < 4 + 5
+    assert time.monotonic() - started < 3.5 + 3
     server(ANSWERS)
     wait_until(lambda: len(announcements(path)) == 1)
     holder.release()
@@ -90,7 +90,7 @@ def test_a_caller_that_may_not_wait_comes_back_soon(path: Path, server: Callable
     started = time.monotonic()
     with pytest.raises(Timeout):
         SoftReadWriteLock(path).acquire_read(blocking=False)
-    assert time.monotonic() - started < 2 + 5
+    assert time.monotonic() - started < 2 + 3
 
 
 def test_other_threads_of_the_lock_can_ask_how_it_stands(path: Path, server: Callable[[str], None]) -> None:
@@ -120,7 +120,7 @@ def test_a_set_gives_back_what_it_has_when_one_of_its_servers_hangs(
     started = time.monotonic()
     with pytest.raises(Timeout):
         locks.acquire(0.5)
-    assert time.monotonic() - started < 3 + 5
+    assert time.monotonic() - started < 3 + 3
     assert announcements(path) == []
     outages.let(tmp_path / "dead", ANSWERS)
     wait_until(lambda: not outages.hanging_calls(tmp_path / "dead"))

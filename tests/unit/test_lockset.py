@@ -221,12 +221,14 @@ def test_waiting_is_told(a: Path, b: Path) -> None:
 # -- order -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["write=['a'], read=['b']", "write=['b'], read=['a']"], ["write='ab'"] * 2])
+@pytest.mark.parametrize("arguments", [["write=['a'], read=['b']", "write=['b'], read=['a']"], ["write=ORDER"] * 2])
 def test_sets_never_wait_for_each_other(stage: Stage, arguments: list[str], a: Path, b: Path) -> None:
     actors = []
     for argument in arguments * 2:
-        argument = argument.replace("'ab'", "['b', 'a']" if len(actors) % 2 else "['a', 'b']")
-        actors.append(stage.actor(f"locks = LockSet({argument}, timeout=60, poll_interval=0.02)"))
+        order = "['b', 'a']" if len(actors) % 2 else "['a', 'b']"
+        actors.append(
+            stage.actor(f"locks = LockSet({argument.replace('ORDER', order)}, timeout=60, poll_interval=0.02)")
+        )
     for actor in actors:
         actor.tell("for _ in range(20):\n    with locks: time.sleep(random.uniform(0, 0.005))\n")
     for actor in actors:
