@@ -2,6 +2,8 @@
 # environment .venv if it is missing or older than pyproject.toml.
 
 PYTHON ?= python3
+# Test processes side by side. The tests wait more than they compute.
+PYTEST_WORKERS ?= 2
 # More arguments for pytest, as in: make test PYTEST_ARGS="-k fork -x"
 PYTEST_ARGS ?=
 
@@ -33,7 +35,7 @@ demo: .venv/.dev ## three workers, an updater and a killed job share a genome in
 	$(BIN)/python examples/demo/run.py
 
 test: lint ## lint, then every test that needs neither root nor NFS
-	$(BIN)/python -m pytest $(SUITES) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations 10 $(SUITES) $(PYTEST_ARGS)
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .

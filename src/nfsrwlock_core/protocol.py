@@ -1,5 +1,5 @@
 """
-The lock protocol: announce, list, wait; beat; evict; release. PROTOCOL.md is its specification and holds its proof.
+The lock protocol: announce, list, wait; beat; evict; release. docs/PROTOCOL.md is its specification and holds its proof.
 
 What it does not do: it never sleeps, starts no thread, and reads no clock, no process table and no environment of its
 own. Each call takes one step of the story and returns; time, liveness and randomness come in by argument. So the same
@@ -398,7 +398,7 @@ class Participant:
         raise LockPathError(
             self._where(),
             "is on a file system whose listings do not show what this process has just made",
-            "locks cannot work there (PROTOCOL.md section 6 b); use another file system or other mount options",
+            "locks cannot work there; keep the lock on another file system with lock_dir= (or NFSRWLOCK_DIR)",
         )
 
     def _where(self) -> str:

@@ -1,0 +1,157 @@
+"""Importing: all public names, at little cost, and nothing that was not asked for."""
+
+from __future__ import annotations
+
+import ast
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import nfsrwlock
+import nfsrwlock_core
+
+ENGINE = Path(nfsrwlock_core.__file__).parent
+
+
+def run(code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def printed(code: str) -> str:
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_package_gives_all_public_names_of_the_engine() -> None:
+    assert set(nfsrwlock_core.__all__) <= set(nfsrwlock.__all__)
+    for name in nfsrwlock_core.__all__:
+        assert getattr(nfsrwlock, name) is getattr(nfsrwlock_core, name)
+        assert name in dir(nfsrwlock)
+        assert name in dir(nfsrwlock_core)
+    assert nfsrwlock.__version__ == nfsrwlock_core.__version__
+
+
+def test_what_a_program_needs_is_public() -> None:
+    assert set(nfsrwlock.__all__) >= {
+        *("SoftReadWriteLock", "AsyncSoftReadWriteLock", "LockSet", "inspect", "break_lock"),
+        *("LockError", "Timeout", "LockLostError", "LeaseExpiredError", "LockNotHeldError", "LockPathError"),
+        *("LockBusyError", "LeaseCompromise", "HoldStatus", "LockState", "PeerInfo", "WaitInfo"),
+    }
+
+
+@pytest.mark.parametrize("package", ["nfsrwlock", "nfsrwlock_core"])
+def test_a_star_import_and_an_import_by_name_work(package: str) -> None:
+    assert printed(f"from {package} import *; print(SoftReadWriteLock.__name__)") == "SoftReadWriteLock"
+    assert printed(f"import {package}; print({package}.LockSet.__name__)") == "LockSet"
+    done = run(f"import {package}; {package}.no_such_name")
+    assert "AttributeError" in done.stderr
+    assert "no_such_name" in done.stderr
+
+
+def test_all_errors_are_below_one_base_class() -> None:
+    errors = [
+        value
+        for name in nfsrwlock.__all__
+        if isinstance(value := getattr(nfsrwlock, name), type) and issubclass(value, BaseException)
+    ]
+    assert len(errors) >= 7
+    assert all(issubclass(error, nfsrwlock.LockError) for error in errors)
+
+
+@pytest.mark.parametrize(
+    "code", ["from nfsrwlock import SoftReadWriteLock", "import nfsrwlock", "import nfsrwlock_core"]
+)
+def test_an_import_takes_less_than_fifty_milliseconds(code: str) -> None:
+    # Python's own start is taken off. CPU time, not time that passes, and medians, because the machine may be busy.
+    def cpu_seconds(work: str) -> float:
+        return float(printed(f"import time; begin = time.process_time(); {work}; print(time.process_time() - begin)"))
+
+    took = statistics.median(cpu_seconds(code) for _ in range(7))
+    # How slow this machine is: what the standard library's own names take that everybody knows.
+    yardstick = statistics.median(cpu_seconds("import asyncio, email.message, logging") for _ in range(7))
+    print(f"{code}: {took * 1000:.0f} ms of CPU; asyncio, email and logging: {yardstick * 1000:.0f} ms")
+    assert took < 0.050 or took < yardstick
+
+
+def test_an_import_of_the_package_alone_is_nearly_free() -> None:
+    # The command line is a module of this package, and must start quickly.
+    loaded = printed("import sys, nfsrwlock; print(*sorted(sys.modules))").split()
+    assert not {"filelock", "asyncio", "nfsrwlock_core.lock", "click", "rich"} & set(loaded)
+
+
+def test_a_lock_for_threads_does_not_load_asyncio_and_adapters() -> None:
+    code = "import sys, nfsrwlock; nfsrwlock.SoftReadWriteLock; print(*sorted(sys.modules))"
+    assert not {"asyncio", "click", "rich", "dask", "joblib", "snakemake"} & set(printed(code).split())
+
+
+def test_the_heartbeat_helper_loads_neither_filelock_nor_asyncio() -> None:
+    code = "import sys, nfsrwlock_core.beater; print(*sorted(sys.modules))"
+    assert not {"filelock", "asyncio", "nfsrwlock_core.lock"} & set(printed(code).split())
+
+
+def test_an_import_starts_no_thread_and_makes_no_file(tmp_path: Path) -> None:
+    code = f"import os; os.chdir({str(tmp_path)!r}); from nfsrwlock import *; import threading; print(threading.active_count())"
+    assert printed(code) == "1"
+    assert os.listdir(tmp_path) == []
+
+
+def test_elsewhere_than_on_posix_the_import_says_why_it_cannot_work() -> None:
+    for package in ("nfsrwlock", "nfsrwlock_core"):
+        done = run(f"import os; os.name = 'nt'; import {package}")
+        assert done.returncode == 1
+        assert done.stderr.strip().splitlines()[-1].startswith("ImportError: nfsrwlock works on POSIX systems only")
+
+
+def test_the_engine_depends_on_the_standard_library_and_filelock_alone() -> None:
+    allowed = {*sys.stdlib_module_names, "filelock"}
+    for source in ENGINE.glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            assert {name.partition(".")[0] for name in names} <= allowed, source.name
+
+
+def test_arrows_point_down() -> None:
+    # Nothing imports what stands above it, so each module can be read with only those below in mind.
+    levels = [
+        {"names", "watch", "workers", "errors"},
+        {"directory", "paths"},
+        {"identity", "protocol"},
+        {"settings", "state", "hold", "compat"},
+        {"scheduler", "acquire"},
+        {"beater", "helper"},
+        {"keeper"},
+        {"lock", "aio", "lockset"},
+    ]
+    level_of = {name: number for number, names in enumerate(levels) for name in names}
+    for source in ENGINE.glob("*.py"):
+        if source.stem == "__init__":
+            continue
+        assert source.stem in level_of, f"{source.name} has no place in the house"
+        tree = ast.parse(source.read_text())
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                below = [node.module] if node.module else [alias.name for alias in node.names]
+                for name in below:
+                    assert name == "__version__" or level_of[name] <= level_of[source.stem], f"{source.stem} -> {name}"
+
+
+def test_the_types_are_there_for_type_checkers() -> None:
+    assert (ENGINE / "py.typed").exists()
+    assert (Path(nfsrwlock.__file__).parent / "py.typed").exists()
+
+
+def test_the_time_module_is_not_what_was_measured() -> None:
+    # A sanity check of the yardstick: importing what is loaded already costs nothing.
+    begin = time.process_time()
+    __import__("nfsrwlock")
+    assert time.process_time() - begin < 0.01

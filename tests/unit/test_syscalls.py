@@ -1,0 +1,155 @@
+"""
+What a cycle of acquire and release asks of the file system: on NFS each call may be a round trip.
+
+Counted twice: by strace, which sees the system calls themselves, and by Python's audit events, which need nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors import Stage
+
+#: Calls that no file system hears of: memory, threads, clocks, signals, random numbers.
+NO_FILES = re.compile(
+    r"brk|mmap|munmap|mremap|mprotect|madvise|futex|clone3?|rseq|set_robust_list|exit|gettid|getpid|getppid|get.*id"
+    r"|clock_\w+|gettimeofday|nanosleep|getrandom|rt_sig\w+|sched_\w+|restart_syscall|prctl|arch_prctl|sigaltstack"
+)
+ALLOWED = {
+    *("mkdir", "mkdirat", "open", "openat", "fstat", "newfstatat", "lstat", "statx", "getdents64", "close", "rmdir"),
+    "unlinkat",
+}
+
+CYCLES = """
+import os
+from nfsrwlock import SoftReadWriteLock
+lock = SoftReadWriteLock("data")
+for _ in range(3):
+    os.path.lexists("/marks-the-beginning")
+    lock.acquire_{mode}({timeout})
+    os.path.lexists("/marks-the-middle")
+    lock.release()
+    os.path.lexists("/marks-the-end")
+"""
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with Stage(tmp_path) as stage:
+        yield stage
+
+
+def can_trace() -> bool:
+    if shutil.which("strace") is None:
+        return False
+    return subprocess.run(["strace", "-qq", "-e", "trace=none", "true"], capture_output=True).returncode == 0
+
+
+def calls_of_the_latest_cycle(directory: Path, mode: str, timeout: float) -> list[str]:
+    """The system calls of the third cycle, one a line: by then the directory is there and all is imported."""
+    log = directory / "strace.log"
+    subprocess.run(
+        ["strace", "-f", "-qq", "-o", str(log), sys.executable, "-c", CYCLES.format(mode=mode, timeout=timeout)],
+        cwd=directory,
+        check=True,
+    )
+    cycle = log.read_text().rpartition("marks-the-beginning")[2].partition("marks-the-end")[0]
+    # A line is "PID call(arguments) = result"; one that another thread interrupted is resumed later, and counts once.
+    return [line.partition(" ")[2].strip() for line in cycle.splitlines()[1:-1] if " resumed>" not in line]
+
+
+def test_a_cycle_of_a_reader_makes_twelve_system_calls_on_files_or_fewer(tmp_path: Path) -> None:
+    if not can_trace():
+        pytest.skip("strace is not there, or may not trace")
+    calls = file_calls(tmp_path, "read", -1)
+    assert 6 <= len(calls) <= 12, calls
+    assert {call.partition("(")[0] for call in calls} <= ALLOWED, calls
+    assert all("AT_REMOVEDIR" in call for call in calls if call.startswith("unlinkat")), calls
+
+
+def test_a_timeout_costs_a_reader_no_further_system_call_on_files(tmp_path: Path) -> None:
+    if not can_trace():
+        pytest.skip("strace is not there, or may not trace")
+    assert sorted(names(file_calls(tmp_path, "read", 5))) == sorted(names(file_calls(tmp_path, "read", -1)))
+
+
+def test_a_cycle_of_a_writer_makes_no_more_than_thirty(tmp_path: Path) -> None:
+    # It numbers its grant, lists twice more, and removes the number of the one before.
+    if not can_trace():
+        pytest.skip("strace is not there, or may not trace")
+    calls = file_calls(tmp_path, "write", -1)
+    assert len(calls) <= 30, calls
+    assert set(names(calls)) <= ALLOWED, calls
+
+
+def names(calls: list[str]) -> list[str]:
+    return [call.partition("(")[0] for call in calls]
+
+
+def file_calls(directory: Path, mode: str, timeout: float) -> list[str]:
+    calls = calls_of_the_latest_cycle(directory, mode, timeout)
+    return [call for call in calls if not NO_FILES.fullmatch(call.partition("(")[0]) and "marks-the-" not in call]
+
+
+AUDITED = """
+def listen(event, arguments):
+    if armed and event.partition(".")[0] in ("open", "os", "shutil", "socket", "subprocess", "fcntl"):
+        heard.append(event)
+
+heard, armed = [], False
+sys.addaudithook(listen)
+lock = SoftReadWriteLock("data", heartbeat={form!r})
+with lock.read_lock(), lock.read_lock():
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("form", ["thread", "process"])
+def test_a_reader_announces_lists_and_withdraws(stage: Stage, form: str) -> None:
+    actor = stage.actor(AUDITED.format(form=form))
+    actor.do("armed = True; lock.acquire_read(); acquired = list(heard); lock.release(); armed = False")
+    assert actor.do("acquired") == ["open", "os.mkdir", "os.listdir"]
+    assert actor.do("heard") == ["open", "os.mkdir", "os.listdir", "open", "os.rmdir"]
+
+
+def test_a_writer_announces_lists_numbers_and_lists_again(stage: Stage) -> None:
+    actor = stage.actor(AUDITED.format(form="thread"))
+    actor.do("lock.acquire_write(); lock.release()")
+    actor.do("armed = True; lock.acquire_write(); acquired = list(heard); lock.release(); armed = False")
+    assert actor.do("acquired") == ["open", "os.mkdir", "os.listdir", "os.mkdir", "os.listdir"]
+    # Its own announcement, and the number that its own has made obsolete.
+    assert Counter(actor.do("heard[5:]")) == {"os.rmdir": 2, "open": 2}
+
+
+def test_what_a_holder_asks_while_it_holds_costs_nothing(stage: Stage) -> None:
+    actor = stage.actor(AUDITED.format(form="thread"))
+    actor.do(
+        "with lock.write_lock():\n"
+        "    armed = True\n"
+        "    for _ in range(10):\n"
+        "        lock.check()\n"
+        "        with lock.write_lock(timeout=1):\n"
+        "            lock.status, lock.is_locked, lock.lease_remaining, lock.compromise, lock.generation, repr(lock)\n"
+        "    armed = False\n"
+    )
+    assert actor.do("heard") == []
+
+
+def test_a_short_hold_never_pays_for_a_heartbeat_and_a_long_one_once_per_interval(stage: Stage) -> None:
+    actor = stage.actor(AUDITED.format(form="thread").replace("heartbeat=", "heartbeat_interval=1, heartbeat="))
+    actor.do("armed = True; lock.acquire_read(); time.sleep(0.5); lock.release(); short = list(heard)")
+    assert actor.do("short") == ["open", "os.mkdir", "os.listdir", "open", "os.rmdir"]
+    actor.do("heard.clear(); lock.acquire_read(); time.sleep(2.5); armed = False; lock.release()")
+    beats = actor.do("heard[3:]")
+    # The first makes a file, the second renames it; both through descriptors.
+    assert beats.count("os.rename") == 1
+    assert set(beats) == {"open", "os.rename"}
+    assert len(beats) <= 6
