@@ -1,5 +1,5 @@
 """
-The lock protocol: announce, list, wait; beat; evict; release. docs/PROTOCOL.md is its specification and holds its proof.
+The lock protocol: announce, list, wait; beat; evict; release. Its specification and proof: docs/PROTOCOL.md.
 
 What it does not do: it never sleeps, starts no thread, and reads no clock, no process table and no environment of its
 own. Each call takes one step of the story and returns; time, liveness and randomness come in by argument. So the same
