@@ -36,7 +36,7 @@ class Raised(Exception):
 
 class Actor:
     """
-    A process of its own, with ``from nfsrwlock import *`` done.
+    A process of its own, with the names of the package for threads imported, and a few modules.
 
     :param directory: where it runs
     :param host: what it calls its host. Two actors with different hosts cannot look each other up in the process table,
@@ -235,8 +235,8 @@ def _play() -> None:
     os.dup2(2, 1)
     me = os.getpid()
     space: dict[str, Any] = {"__name__": "__main__"}
-    exec("import asyncio, ctypes, gc, os, pickle, random, signal, sys, threading, time", space)
-    exec("from nfsrwlock import *", space)
+    exec("import gc, os, pickle, random, signal, sys, threading, time", space)
+    exec("from nfsrwlock import LockSet, SoftReadWriteLock, Timeout, break_lock, inspect", space)
     for line in sys.stdin:
         code = json.loads(line)
 

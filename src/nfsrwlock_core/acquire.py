@@ -16,10 +16,9 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import workers
-from .compat import Timeout
 from .directory import LockDirectory
 from .errors import LockError, path_error
 from .hold import Hold, logger, now
@@ -29,6 +28,9 @@ from .protocol import Participant, Phase, World, fresh_token
 from .settings import Settings
 from .state import WaitInfo, own_record, watched_peers
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from .compat import Timeout
 
 #: How long after its deadline a call that the file server does not answer is given up, seconds.
 GRACE_S: Final = 2.0
@@ -206,6 +208,8 @@ class Attempt:
 
     def timed_out(self, waited: float) -> Timeout:
         """Return the error that says who was in the way."""
+        from .compat import Timeout  # noqa: PLC0415 - filelock is as long in coming as all of the engine
+
         lock_file = self.settings.lock_file
         holders = watched_peers(self._participant.blockers, self._participant.watch)
         if holders:
@@ -262,6 +266,8 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
     except Unanswered:
         attempt.abandon()
         seconds = time.monotonic() - started
+        from .compat import Timeout  # noqa: PLC0415
+
         raise Timeout(
             attempt.settings.lock_file,
             f"the file server has not answered for {seconds:.0f} s; what the call still makes will be withdrawn",
@@ -302,6 +308,6 @@ def _grant_wish(wish: Io | Pause) -> Any:
     try:
         return workers.call(wish.call, max(wish.limit - time.monotonic(), 0.1))
     except TimeoutError as error:
-        if isinstance(error, Timeout) or error.errno is not None:
+        if isinstance(error, LockError) or error.errno is not None:
             raise  # the call's own
         raise Unanswered from None

@@ -21,7 +21,6 @@ from weakref import WeakValueDictionary
 
 from . import keeper, workers
 from .acquire import GRACE_S, Attempt, Io, Pause, Steps, Unanswered, acquiring
-from .compat import Timeout
 from .directory import Share
 from .errors import LockError, LockLostError, LockNotHeldError
 from .hold import Hold, HoldStatus
@@ -273,7 +272,7 @@ class AsyncSoftReadWriteLock(HasSettings):
         )
         try:
             hold = await self._drive(acquiring(attempt, timeout=limit, blocking=blocking))
-        except Timeout:
+        except TimeoutError:
             self._refuse_if_unusable()
             raise
         # No await may come between the grant and this entry, or a cancellation would lose the hold.

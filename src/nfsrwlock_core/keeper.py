@@ -13,14 +13,17 @@ import contextlib
 import os
 import queue
 import sys
+import threading
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from . import workers
-from .helper import Helper
 from .hold import Hold, logger, now
 from .protocol import Participant
 from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from .helper import Helper
 
 #: How long the interpreter's exit waits for releases that the file server does not answer, seconds.
 _EXIT_WAIT_S: Final = 5.0
@@ -31,8 +34,18 @@ _RETRY_S: Final = 2.0
 class _Keepers:
     def __init__(self) -> None:
         self.scheduler = Scheduler()
-        self.helper = Helper(self.scheduler)
+        self.lock = threading.RLock()
+        self.helper: Helper | None = None
         self.has_finalizer = False
+
+    def get_helper(self) -> Helper:
+        """Return this process's end of its heartbeat process; few programs need it, so it is imported late."""
+        from .helper import Helper  # noqa: PLC0415
+
+        with self.lock:
+            if self.helper is None:
+                self.helper = Helper(self.scheduler)
+            return self.helper
 
 
 _keepers = _Keepers()
@@ -46,7 +59,7 @@ def keep(hold: Hold, form: str) -> None:
     """
     _release_at_worker_exit()
     if form == "process":
-        _keepers.helper.keep(hold)
+        _keepers.get_helper().keep(hold)
     else:
         _keepers.scheduler.keep(hold)
 
@@ -65,7 +78,7 @@ def _release_at_worker_exit() -> None:
 def drop(hold: Hold) -> None:
     """Stop beating for ``hold``. It may be released afterwards."""
     if hold.catch_up is not None:
-        _keepers.helper.drop(hold)
+        _keepers.get_helper().drop(hold)
     else:
         _keepers.scheduler.drop(hold)
 
@@ -132,7 +145,8 @@ def _release_several(holds: list[Hold]) -> None:
 
 def _reset_after_fork() -> None:
     global _keepers  # noqa: PLW0603 - threads do not survive a fork, and the helper is the parent's
-    _keepers.helper.forget()
+    if _keepers.helper is not None:
+        _keepers.helper.forget()
     _keepers = _Keepers()
 
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from . import keeper
 from .acquire import Attempt, acquiring, run
-from .compat import Timeout
 from .directory import Share
 from .errors import LockError, LockLostError, LockNotHeldError
 from .hold import Hold, HoldStatus
@@ -315,6 +314,8 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             raise RuntimeError(f"the lock on {self.lock_file!r} is being acquired by this very thread")
         try:
             if not self._take_turn(limit):
+                from .compat import Timeout  # noqa: PLC0415 - not needed while all goes well
+
                 raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
             if not self._enter_again(mode, taken):
                 left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
@@ -358,7 +359,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 self._latest_compromise = None
                 taken.append(mode)
             done = True
-        except Timeout:
+        except TimeoutError:
             self._refuse_if_closed()
             raise
         finally:

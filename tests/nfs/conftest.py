@@ -18,8 +18,8 @@ from nfs.lab import Lab, LabError, Unavailable
 from nfs.lab.cluster import HIDDEN
 from nfs.scene import MOUNTS, TESTS, Scene
 
-#: NFSv4 keeps clients waiting for this long after a server's restart. It has nothing to do with our leases; Linux's 90 s
-#: would only make the run longer. Still longer than our leases, so that a wait for NFSv4's own state would be noticed.
+#: NFSv4 keeps clients waiting for this long after a server's restart. Linux's 90 s would only make the run longer; this
+#: still is longer than our leases, so that a wait for NFSv4's own state would be noticed.
 _NFS4_LEASE_S = 10
 
 

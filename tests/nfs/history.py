@@ -6,6 +6,7 @@ All times are of the host's one clock.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -50,4 +51,4 @@ def conflicts(holds: Iterable[Hold], error_s: float) -> list[tuple[Hold, Hold]]:
 def out_of_order(holds: Iterable[Hold]) -> list[tuple[Hold, Hold]]:
     """The pairs of successive writes whose grant numbers do not rise."""
     writes = sorted((hold for hold in holds if hold.mode == "write"), key=lambda hold: hold.granted)
-    return [(one, next_) for one, next_ in zip(writes, writes[1:], strict=False) if next_.generation <= one.generation]
+    return [(one, next_) for one, next_ in itertools.pairwise(writes) if next_.generation <= one.generation]

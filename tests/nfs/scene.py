@@ -138,8 +138,8 @@ class Scene:
             node.wait_until_ready()  # sets its clock right, too
 
 
-def wait_until_blocked(scene: Scene, path: str, announced: int, timeout: float = PATIENCE_S) -> None:
-    """Wait until so many are announced for the lock on ``path``: a waiter has reached the server."""
+def wait_until_announced(scene: Scene, path: str, announced: int, timeout: float = PATIENCE_S) -> None:
+    """Wait until so many are announced for the lock on ``path``, waiters among them."""
     end = time.monotonic() + timeout
     while len(scene.announcements(path)) < announced:
         if time.monotonic() > end:

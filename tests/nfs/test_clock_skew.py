@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from nfs.scene import BOUND_S, LEASE_S, Scene, wait_until_blocked
+from nfs.scene import BOUND_S, LEASE_S, Scene, wait_until_announced
 
 pytestmark = pytest.mark.nfs
 
 MINUTES_10 = 600.0
 
 
-@pytest.mark.parametrize("holder_ahead", [MINUTES_10, -MINUTES_10])
+@pytest.mark.parametrize("holder_ahead", [MINUTES_10, -MINUTES_10], ids=["holder ahead", "holder behind"])
 def test_a_skewed_holder_is_waited_for_and_a_dead_one_is_not_waited_for_longer(
     scene: Scene, holder_ahead: float
 ) -> None:
@@ -24,7 +24,7 @@ def test_a_skewed_holder_is_waited_for_and_a_dead_one_is_not_waited_for_longer(
     holder.do("lock.acquire_write()")
     generation = holder.do("lock.generation")
     waiter.tell("lock.acquire_write()")
-    wait_until_blocked(scene, path, 2)
+    wait_until_announced(scene, path, 2)
     time.sleep(LEASE_S / 2)
     # The holder's clock is set right past by ten minutes, and the waiter's too, the other way.
     scene.n1.skew(-holder_ahead)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nfs.scene import Remote, Scene, wait_until_blocked
+from nfs.scene import Remote, Scene, wait_until_announced
 
 pytestmark = pytest.mark.nfs
 
@@ -42,7 +42,7 @@ def test_nobody_loses_a_hold_when_the_server_is_away(scene: Scene, outage: Calla
     for reader in readers:
         reader.do("lock.acquire_read()")
     writer.tell("lock.acquire_write()")
-    wait_until_blocked(scene, path, 3)
+    wait_until_announced(scene, path, 3)
     time.sleep(LEASE_S / 2)
     for reader in readers:
         reader.tell("time.sleep(1); statuses_until(lock, 'lost', 0)")

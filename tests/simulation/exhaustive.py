@@ -52,6 +52,8 @@ from .witness import Violation
 _TTL: Final = 1.0
 
 Name = str
+#: Who did it, what it was, and whether its lease ran out right after that.
+_Label = tuple[int, str, int]
 #: An answer of the server: what the call returns, or the number of its error.
 Answer = Any
 
@@ -270,10 +272,12 @@ class Search:
     One exhaustive search.
 
     :param limit: give up after so many states
+    :param reduced: whether listings are put off to the next change; without, every call is taken by itself
     """
 
-    def __init__(self, bounds: Bounds, limit: int = 5_000_000) -> None:
+    def __init__(self, bounds: Bounds, limit: int = 5_000_000, *, reduced: bool = True) -> None:
         self.bounds = bounds
+        self.reduced = reduced
         self.limit = limit
         self.beats = _each(bounds.beats, bounds)
         self.expiries = _each(bounds.expiries, bounds)
@@ -287,6 +291,7 @@ class Search:
         self._servers: list[Any] = []
         self._servers_by_key: dict[Any, int] = {}
         self._carried_out: dict[Any, list[tuple[Answer, int, str]]] = {}
+        self._ends: dict[Any, list[tuple[_Label, Any, int, int]]] = {}
         self._stands: dict[tuple[int, int], bool] = {}
         self.steps = 0
         self._writers = tuple(mode == "W" for mode in bounds.modes)
@@ -304,7 +309,9 @@ class Search:
         writers = self._writers
         start = (
             # Who has not begun announces itself before it looks, if its calls do not fail.
-            self._server(frozenset(), ((frozenset(), frozenset()) if self.bounds.faults else None,) * count),
+            self._server(
+                frozenset(), ((frozenset(), frozenset()) if self.bounds.faults else None,) * count, frozenset()
+            ),
             tuple(self._idle(who, 0) for who in range(count)),
             (0,) * count,  # clocks
             frozenset(),  # who has died
@@ -312,6 +319,7 @@ class Search:
             0,  # highest number granted
         )
         parents: dict[Any, Any] = {start: None}
+        self.parents = parents
         queue = deque([start])
         transitions = 0
         state = start
@@ -352,9 +360,9 @@ class Search:
             return True
         return False
 
-    def _told(self, label: tuple[int, str, int]) -> str:
+    def _told(self, label: _Label) -> str:
         who, what, late = label
-        return f"  {who}: {what}" + (", and its lease runs out before it goes on" if late else "")
+        return f"  {who}: {what}" + (_LATE if late else "")
 
     def _check(self, state: Any, writers: tuple[bool, ...]) -> None:
         _, places, clocks, _, _, _ = state
@@ -370,49 +378,34 @@ class Search:
             held = self._stands[key] = lease is not None and not lease.has_run_out(float(clock))
         return held
 
-    def _successors(self, state: Any) -> Iterator[tuple[tuple[int, str, int], Any]]:
-        server, places, clocks, dead, faults, granted = state
+    def _successors(self, state: Any) -> Iterator[tuple[_Label, Any]]:
+        _, places, clocks, dead, _, _ = state
         bounds = self.bounds
         for who, index in enumerate(places):
             place = self._places[index]
-            alive = who not in dead
-            if place.call is None:
-                if alive:
-                    yield from self._begin(state, who, place)
-                    if place.announced and clocks[who] < self.expiries[who]:
-                        yield (who, "its lease runs out", 0), self._with(state, who, clock=clocks[who] + 1)
-                    if place.announced and len(dead) < bounds.crashes:
-                        self._tally["deaths"] += 1
-                        yield (who, "dies", 0), self._with(state, who, place=self._out(who), died=True)
+            if place.step == "out":
+                if place.call is not None:
+                    yield from self._arrives_after_death(state, who, place)
                 continue
-            call = place.call
-            if not alive:
-                for _, after, what in self._carry_out(server, who, call, place.sent, faulty=False)[:1]:
-                    yield (
-                        (who, f"{what}, sent before it died", 0),
-                        self._with(state, who, server=after, place=self._out(who)),
-                    )
-                continue
-            for answer, after, what in self._carry_out(server, who, call, place.sent, faulty=False):
-                yield from self._go_on(state, who, index, answer, after, what, faults)
-            if faults:
-                for answer, after, what in self._carry_out(server, who, call, place.sent, faulty=True):
-                    yield from self._go_on(state, who, index, answer, after, what, faults - 1)
-            if clocks[who] < self.expiries[who] and (place.announced or call[0] == "mkdir"):
+            may_expire, may_die = self._may_expire(place, clocks[who]), len(dead) < bounds.crashes
+            if may_expire:
                 yield (who, "its lease runs out", 0), self._with(state, who, clock=clocks[who] + 1)
-            if len(dead) < bounds.crashes:
+            if may_die and place.announced:
                 self._tally["deaths"] += 1
-                yield (who, "dies", 0), self._with(state, who, place=self._orphan(place), died=True)
-
-    def _begin(self, state: Any, who: int, place: _Place) -> Iterator[tuple[tuple[int, str, int], Any]]:
-        for step in self._steps_at(place):
-            if step == "again":
-                anew = self._idle(who, place.round + 1, self._fields[place.fields][1])
-                yield (who, "begins anew", 0), self._with(state, who, place=anew)
-            else:
-                given = _Input(None, state[2][who], False, state[3])
-                for following in self._continue(state[1][who], step, given, state):
-                    yield (who, step, 0), following
+                yield (who, "dies", 0), self._with(state, who, place=self._out(who), died=True)
+            for label, here, at, is_state in self._until_next_change(state, who):
+                if is_state:
+                    yield label, self._arrive(here, who, at)
+                    continue
+                there = self._places[at]
+                assert there.call is not None
+                yield from self._is_answered(here, who, at, label)
+                sent = f"{label[1]}; " * (label[1] != "") + f"sends {' '.join(there.call)}"
+                if at != index and self._may_expire(there, here[2][who]):
+                    yield (who, sent, 1), self._with(here, who, place=at, clock=here[2][who] + 1)
+                if may_die:
+                    self._tally["deaths"] += 1
+                    yield (who, f"{sent} and dies", 0), self._with(here, who, place=self._orphan(there), died=True)
 
     def _steps_at(self, place: _Place) -> tuple[str, ...]:
         if place.step == "out":
@@ -428,29 +421,100 @@ class Search:
             steps.append("read_generation")
         return tuple(steps)
 
-    def _go_on(
-        self, state: Any, who: int, index: int, answer: Answer, after: int, what: str, faults: int
-    ) -> Iterator[tuple[tuple[int, str, int], Any]]:
-        place = self._places[index]
-        server, places, clocks, dead, _, granted = state
-        for late in (0, 1) if clocks[who] < self.expiries[who] and place.announced else (0,):
-            moved = clocks[:who] + (clocks[who] + late,) + clocks[who + 1 :] if late else clocks
-            here = (after, places, moved, dead, faults, granted)
-            given = _Input(answer, moved[who], False, dead)
-            for following in self._continue(index, place.step, given, here):
-                yield (who, what, late), following
+    def _may_expire(self, place: _Place, clock: int) -> bool:
+        return clock < self.expiries[place.who] and (
+            place.announced or (place.call is not None and place.call[0] == "mkdir")
+        )
 
-    def _continue(self, index: int, step: str, given: _Input, state: Any) -> Iterator[Any]:
-        who = self._places[index].who
+    def _arrives_after_death(self, state: Any, who: int, place: _Place) -> Iterator[tuple[_Label, Any]]:
+        assert place.call is not None
+        for _, after, what in self._carry_out(state[0], who, place.call, place.sent, faulty=False):
+            following = self._with(state, who, server=after, place=self._out(who))
+            yield (who, f"{what}, sent before it died", 0), self._without_view(following, who)
+
+    def _until_next_change(self, state: Any, who: int) -> list[tuple[_Label, Any, int, bool]]:
+        """
+        Where a participant can get without changing anything at the server: the ends of all its ways.
+
+        An end is a call that would change something, or (a state of its own) the moment from which it holds the lock.
+        """
+        server, places, clocks, dead, faults, granted = state
+        key = (places[who], server, clocks, dead, faults)
+        ends = self._ends.get(key)
+        if ends is None:
+            ends = self._ends[key] = list(self._ways_to_next_change(state, who))
+        return [(label, (server, places, moved, dead, left, granted), at, it) for label, moved, left, at, it in ends]
+
+    def _ways_to_next_change(self, state: Any, who: int) -> Iterator[tuple[_Label, Any, int, int, bool]]:
+        server, places, clocks, dead, faults, _ = state
+        origin = self._places[places[who]]
+        start = (places[who], clocks, faults)
+        seen, waiting = {start}, [(start, "")]
+        while waiting:
+            (index, moved, left), told = waiting.pop()
+            place = self._places[index]
+            has_gone = index != places[who]
+            if has_gone and ((place.lease is not None and place.lease != origin.lease) or not self.reduced):
+                yield (who, told, 0), moved, left, index, True
+                continue
+            if place.call is not None and place.call[0] != "listdir":
+                yield (who, told, 0), moved, left, index, False
+                continue
+            for what, following, then in self._looks((server, places, moved, dead, left, 0), who, index):
+                node = (following, then[2], then[4])
+                if node not in seen:
+                    seen.add(node)
+                    waiting.append((node, f"{told}; {what}" if told else what))
+
+    def _looks(self, state: Any, who: int, index: int) -> Iterator[tuple[str, int, Any]]:
+        # One step further without a change: begin something, or take in a listing.
+        server, _, clocks, dead, faults, _ = state
+        place = self._places[index]
+        if place.call is None:
+            for step in self._steps_at(place):
+                if step == "again":
+                    yield "begins anew", self._idle(who, place.round + 1, self._fields[place.fields][1]), state
+                else:
+                    for following in self._continue(state, index, step, _Input(None, clocks[who], False, dead)):
+                        yield step, following, state
+            return
+        answers = [(answer, what, faults) for answer, _, what in self._carry_out(server, who, place.call, 0, faulty=False)]
+        if faults:
+            failures = self._carry_out(server, who, place.call, 0, faulty=True)
+            answers += [(answer, what, faults - 1) for answer, _, what in failures]
+        for answer, what, left in answers:
+            for late in (0, 1) if self._may_expire(place, clocks[who]) else (0,):
+                moved = clocks[:who] + (clocks[who] + late,) + clocks[who + 1 :] if late else clocks
+                then = (*state[:2], moved, dead, left, 0)
+                for following in self._continue(then, index, place.step, _Input(answer, moved[who], False, dead)):
+                    yield what + (_LATE if late else ""), following, then
+
+    def _is_answered(self, state: Any, who: int, index: int, label: _Label) -> Iterator[tuple[_Label, Any]]:
+        server, places, clocks, dead, faults, granted = state
+        place = self._places[index]
+        assert place.call is not None
+        outcomes = [(*outcome, faults) for outcome in self._carry_out(server, who, place.call, place.sent, faulty=False)]
+        if faults:
+            failures = self._carry_out(server, who, place.call, place.sent, faulty=True)
+            outcomes += [(*outcome, faults - 1) for outcome in failures]
+        for answer, after, what, left in outcomes:
+            for late in (0, 1) if self._may_expire(place, clocks[who]) else (0,):
+                moved = clocks[:who] + (clocks[who] + late,) + clocks[who + 1 :] if late else clocks
+                then = (after, places, moved, dead, left, granted)
+                for following in self._continue(then, index, place.step, _Input(answer, moved[who], False, dead)):
+                    yield (who, f"{label[1]}; {what}" if label[1] else what, late), self._arrive(then, who, following)
+
+    def _continue(self, state: Any, index: int, step: str, given: _Input) -> Iterator[int]:
+        # Where the shipped code goes from here; twice, if it asks whether a peer is silent and that may be.
         outcome = self._run(index, step, given)
         if outcome is None:
             return
         following, asked = outcome
-        yield self._arrive(state, who, following)
+        yield following
         if asked is not None and self._may_be_silent(state[0], state[2], *asked):
             outcome = self._run(index, step, replace(given, permit=True))
             if outcome is not None:
-                yield self._arrive(state, who, outcome[0])
+                yield outcome[0]
 
     def _arrive(self, state: Any, who: int, index: int) -> Any:
         place = self._places[index]
@@ -475,8 +539,8 @@ class Search:
     def _without_view(self, state: Any, who: int) -> Any:
         # Who looks no more sees nothing, and nobody asks for its clock when nothing of its is left.
         server, places, clocks, dead, faults, granted = state
-        entries, views = self._servers[server]
-        server = self._server(entries, views[:who] + (None,) + views[who + 1 :])
+        entries, views, ghosts = self._servers[server]
+        server = self._server(entries, views[:who] + (None,) + views[who + 1 :], ghosts)
         if who in dead or not any(self._owner(name) == who for name, _ in entries if name.startswith(("read", "write"))):
             clocks = clocks[:who] + (0,) + clocks[who + 1 :]
         return (server, places, clocks, dead, faults, granted)
@@ -509,11 +573,10 @@ class Search:
         # An observer finds a heartbeat silent for a lease only if its maker's clock went on for about as long; but one
         # who looks at an old state may find anything.
         content = dict(self._servers[server][0]).get(name)
-        owner = self._owner(name)
         if content is None:
-            return False
+            return True
         _, latest, sent = content
-        return beat != latest or clocks[owner] > sent
+        return beat != latest or clocks[self._owner(name)] > sent
 
     # -- participants -------------------------------------------------------------------------------------------------
 
@@ -632,8 +695,8 @@ class Search:
 
     # -- the server ---------------------------------------------------------------------------------------------------
 
-    def _server(self, entries: frozenset[Any], views: tuple[Any, ...]) -> int:
-        key = (entries, views)
+    def _server(self, entries: frozenset[Any], views: tuple[Any, ...], ghosts: frozenset[Any]) -> int:
+        key = (entries, views, ghosts)
         index = self._servers_by_key.get(key)
         if index is None:
             index = self._servers_by_key[key] = len(self._servers)
@@ -666,26 +729,19 @@ class Search:
         return [(None, after, text)]
 
     def _listings_of(self, server: int, who: int, name: str) -> list[Answer]:
-        entries, views = self._servers[server]
+        entries, views, ghosts = self._servers[server]
         contents = dict(entries)
         if not name:
             new, old = views[who]
             certain = [entry for entry in contents if entry not in new and self._concerns(who, entry)]
             return [tuple(sorted((*certain, *more))) for more in _subsets(sorted(new | old))]
-        if name not in contents:
-            return [errno.ENOENT]
-        beat, latest, _ = contents[name]
-        possible: set[int | None]
-        if latest is None:
-            possible = {None}
-        elif self._owner(name) == who and not self.bounds.strict:
-            possible = {beat}
-        else:
-            possible = {None, *range(latest + 1)}
-        return [() if b is None else (f"beat.{b}",) for b in sorted(possible, key=lambda b: -1 if b is None else b)]
+        # What a client has cached of an announcement may be as old as it likes, even when it is its own.
+        latest = contents[name][1] if name in contents else dict(ghosts).get(name)
+        possible: list[Answer] = [(), *((f"beat.{beat}",) for beat in range(-1 if latest is None else latest + 1))]
+        return possible if name in contents else [errno.ENOENT, *possible]
 
     def _changed(self, server: int, who: int, call: tuple[str, ...], sent: int) -> int:
-        entries, views = self._servers[server]
+        entries, views, ghosts = self._servers[server]
         contents = dict(entries)
         kind, name = call[0], call[1]
         top, _, inside = name.partition("/")
@@ -693,7 +749,7 @@ class Search:
             if name in contents:
                 raise OSError(errno.EEXIST, name)
             contents[name] = (None, None, sent)
-            return self._server(frozenset(contents.items()), self._seen_change(views, who, made=name))
+            return self._server(frozenset(contents.items()), self._seen_change(views, who, made=name), ghosts)
         if top not in contents:
             raise OSError(errno.ENOENT, name)
         beat, latest, _ = contents[top]
@@ -701,13 +757,15 @@ class Search:
             if kind == "rmdir" and beat is not None:
                 raise OSError(errno.ENOTEMPTY, name)
             content = contents.pop(top)
+            if content[1] is not None:
+                ghosts |= {(top, content[1])}
             if top.startswith(("read", "write")) and self._owner(top) != who:
                 self._tally["evictions"] += 1
             views = self._seen_change(views, who, gone=name, kind=kind)
             if kind == "rename":
                 contents[call[2]] = content
                 views = self._seen_change(views, who, made=call[2], kind=kind)
-            return self._server(frozenset(contents.items()), views)
+            return self._server(frozenset(contents.items()), views, ghosts)
         number = parse_beats([inside])
         assert number is not None, call
         if kind == "create":
@@ -722,7 +780,7 @@ class Search:
             else:
                 number = parse_beats([call[2].partition("/")[2]])
                 contents[top] = (number, number, sent)
-        return self._server(frozenset(contents.items()), views)
+        return self._server(frozenset(contents.items()), views, ghosts)
 
     def _seen_change(
         self, views: tuple[Any, ...], who: int, *, made: str = "", gone: str = "", kind: str = "mkdir"
@@ -747,6 +805,9 @@ class Search:
         if name.startswith("read."):
             return self._owner(name) == who
         return self.bounds.generation or not name.startswith("gen.")
+
+
+_LATE: Final = ", and its lease runs out before it goes on"
 
 
 def _each(figure: int | tuple[int, ...], bounds: Bounds) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from typing import Any, Self
 import pytest
 
 import outages
-from actors import Raised, Stage, announcements, beat_of, wait_until
+from actors import Raised, Stage, announcements, wait_until
 from nfsrwlock import (
     AsyncSoftReadWriteLock,
     HoldStatus,
@@ -139,6 +139,9 @@ async def read_when_told(lock: AsyncSoftReadWriteLock, go_on: asyncio.Event) -> 
 
 
 WATCHED = """
+import asyncio
+from nfsrwlock import AsyncSoftReadWriteLock
+
 events = []
 FILES = {"open", "os.listdir", "os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.chmod", "os.scandir"}
 
@@ -503,20 +506,21 @@ async def test_closing_and_releasing_at_the_same_time_is_no_error(path: Path) ->
 
 @pytest.mark.parametrize("form", ["thread", "process"])
 def test_heartbeats_go_on_while_the_loop_is_busy(stage: Stage, path: Path, form: str) -> None:
-    actor = stage.actor(host="there")
+    actor, rival = stage.actor(host="there"), stage.actor(host="here")
     actor.tell(
+        "import asyncio\n"
+        "from nfsrwlock import AsyncSoftReadWriteLock\n"
         "async def main():\n"
-        "    lock = AsyncSoftReadWriteLock('data', heartbeat_interval=0.25, stale_threshold=2, "
+        "    lock = AsyncSoftReadWriteLock('data', heartbeat_interval=0.2, stale_threshold=1.5, "
         f"heartbeat={form!r})\n"
         "    async with lock.write_lock():\n"
-        "        time.sleep(4)\n"  # it should not, but many do
+        "        time.sleep(3.5)\n"  # it should not, but many do
         "        lock.check()\n"
         "asyncio.run(main())\n"
     )
-    wait_until(lambda: announcements(path) and beat_of(path))
-    rival = stage.actor(host="here")
+    wait_until(lambda: announcements(path))
     with pytest.raises(Raised, match="Timeout"):
-        rival.do("SoftReadWriteLock('data').acquire_read(3)")
+        rival.do("SoftReadWriteLock('data').acquire_read(2.5)")
     actor.answer()
 
 

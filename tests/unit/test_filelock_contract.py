@@ -904,7 +904,7 @@ def test_what_is_held_is_released_when_the_interpreter_exits(
 ) -> None:
     with Stage(tmp_path) as stage:
         # Under another host's name, because on this one a dead process is found out anyway.
-        actor = stage.actor(f"import {subject.package} as package", host="elsewhere")
+        actor = stage.actor(f"import asyncio, {subject.package} as package", host="elsewhere")
         actor.do(HOLDERS[what].format(path=str(tmp_path / "data"), mode=mode))
         peer = subject.cls(tmp_path / "data")
         with pytest.raises(filelock.Timeout):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nfsrwlock_core import identity
 from nfsrwlock_core.identity import current_identity, is_dead, is_same_kernel
 from nfsrwlock_core.names import Identity
 
@@ -123,6 +124,74 @@ def test_a_process_on_a_host_of_another_name_is_never_called_dead():
 def test_a_number_that_no_process_has_is_no_error(pid):
     """Section 1: names may be damaged or hostile."""
     assert is_dead(replace(current_identity(), pid=pid, start=1))
+
+
+def failing_to_open(error: OSError):
+    """What open() is when /proc/<pid>/stat cannot be had."""
+
+    def fail(*_args, **_settings):
+        raise error
+
+    return fail
+
+
+@linux
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "hidden"), PermissionError(13, "denied"), OSError(5, "I/O error")]
+)
+def test_a_process_that_proc_does_not_show_is_not_called_dead(sleeper, monkeypatch, error):
+    """Section 3: hidepid= hides processes of other users; the kernel is asked in another way."""
+    who = identity_of(sleeper.pid)
+    monkeypatch.setattr(identity, "open", failing_to_open(error), raising=False)
+    assert not is_dead(who)
+
+
+@linux
+def test_a_process_that_neither_proc_nor_kill_knows_is_dead(sleeper, monkeypatch):
+    """Section 3."""
+    who = identity_of(sleeper.pid)
+    sleeper.kill()
+    sleeper.wait()
+    monkeypatch.setattr(identity, "open", failing_to_open(FileNotFoundError(2, "gone")), raising=False)
+    assert is_dead(who)
+
+
+@linux
+def test_a_process_that_ends_while_it_is_looked_at_is_dead(sleeper, monkeypatch):
+    """Section 3: reading the stat of a process that has just been reaped says ESRCH."""
+    who = identity_of(sleeper.pid)
+    monkeypatch.setattr(identity, "open", failing_to_open(ProcessLookupError(3, "no such process")), raising=False)
+    assert is_dead(who)
+
+
+@linux
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("how", "known"),
+    [
+        (["--pid", "--fork", "--mount-proc"], True),
+        (["--pid", "--fork"], False),
+        (["--time", "--boottime", "1000", "--fork"], True),
+    ],
+    ids=["namespace", "foreign /proc", "other start times"],
+)
+def test_processes_of_another_namespace_are_of_another_kernel(how, known):
+    """Section 3: their numbers, or their start times, mean other processes here."""
+    code = "from nfsrwlock_core.identity import current_identity as c; print(c().kernel)"
+    inside = subprocess.run(["unshare", *how, sys.executable, "-c", code], capture_output=True, text=True)
+    if inside.returncode != 0:
+        pytest.skip(f"cannot make namespaces here: {inside.stderr.strip()[-100:]}")
+    kernel = inside.stdout.strip()
+    assert kernel != current_identity().kernel
+    assert (kernel != "0") is known
+
+
+@linux
+def test_processes_of_one_namespace_are_of_one_kernel():
+    """Section 3: or nobody could ever be evicted at once."""
+    code = "from nfsrwlock_core.identity import current_identity as c; print(c().kernel)"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == current_identity().kernel
 
 
 def test_a_child_has_an_identity_of_its_own():

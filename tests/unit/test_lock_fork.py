@@ -67,7 +67,7 @@ def test_the_parents_heartbeat_goes_on_after_a_fork(stage: Stage, path: Path, fo
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_child_has_a_heartbeat_and_a_name_of_its_own(stage: Stage, path: Path, form: str) -> None:
-    settings = f"heartbeat_interval=0.3, stale_threshold=2, heartbeat={form!r}"
+    settings = f"heartbeat_interval=0.2, stale_threshold=1.5, heartbeat={form!r}"
     actor = stage.actor(f"lock = SoftReadWriteLock('other', {settings}); lock.acquire_write()")
     watcher = stage.actor(f"lock = SoftReadWriteLock('data', {settings})", host="elsewhere")
     actor.do("begin, end = os.pipe()")
@@ -84,7 +84,7 @@ def test_a_child_has_a_heartbeat_and_a_name_of_its_own(stage: Stage, path: Path,
     wait_until(lambda: announcements(path))
     assert f".{child}." in announcements(path)[0]
     with pytest.raises(Raised, match="Timeout"):  # well beyond the lease: somebody must have been beating
-        watcher.do("lock.acquire_write(4)")
+        watcher.do("lock.acquire_write(3)")
     actor.do("os.write(end, b'.')")
     assert actor.do("os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])") == 0
     assert announcements(path) == []

@@ -190,7 +190,7 @@ def test_a_callback_that_takes_its_time_delays_no_other_lock(tmp_path: Path, for
         slow.acquire_write()
         break_lock(slow.lock_file, force=True)
         assert told.wait(20)
-        time.sleep(3)
+        time.sleep(2.2)
         other.check()
         go_on.set()
     slow.release(force=True)
@@ -215,7 +215,7 @@ def test_an_exception_that_a_signal_brings_at_any_moment_leaves_nothing_behind(t
     # lock must be free or held afterwards, never half.
     with Stage(tmp_path) as stage:
         actor = stage.actor(ALARMED)
-        interrupted, finished, left = actor.do("storm(4)", timeout=60)
+        interrupted, finished, left = actor.do("storm(3)", timeout=60)
         assert left == []
         assert interrupted > 50
         assert finished > 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 
 import pytest
 
@@ -268,6 +269,20 @@ def test_a_writer_that_was_announced_anew_before_the_first_one_listed_makes_room
     assert stage.poll(second, 10)
 
 
+def test_a_writer_that_waits_gives_way_ever_more_rarely(stage):
+    """Section 2, writer 3: at once the first time, then after 1/360 of the lease, doubling up to 1/12."""
+    stage.peer(Mode.WRITE, ticket=5, lease=10_000)
+    writer = stage.writer(ticket=6)
+    times = []
+    writer.files.inject(Before("mkdir", lambda: times.append(stage.clock()), on="write.", times=None))
+    assert not stage.poll(writer, 60, every=0.05)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert pauses[0] == 0
+    expected = [min(TTL / 360 * 2**number, TTL / 12) for number in range(len(pauses) - 1)]
+    assert pauses[1:] == pytest.approx(expected, abs=0.06)
+    assert writer.name in stage.server.announced
+
+
 def test_a_writer_that_gave_way_is_granted_as_soon_as_those_before_it_are_gone(stage):
     """Section 2, writer 2: poll, go to 1."""
     early = stage.peer(Mode.WRITE, ticket=5)
@@ -452,7 +467,7 @@ def test_a_file_system_that_does_not_show_what_was_just_made_is_refused(stage, m
     """Section 6 (b): the guarantee that everything rests on; one line that names the path and the remedy."""
     late = stage.participant(mode)
     late.files.inject(Shows([], times=None))
-    with pytest.raises(LockPathError, match=r"memory\.rwlock.*listings.*; .*use another file system") as caught:
+    with pytest.raises(LockPathError, match=r"memory\.rwlock.*listings.*; .*another file system") as caught:
         stage.poll(late, 5)  # once may be chance: the directory may have been moved away between the two calls
     assert "\n" not in str(caught.value)
     assert stage.server.names == set()
