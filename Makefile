@@ -24,7 +24,7 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs build clean distclean
+.PHONY: help setup demo test test-nfs lint format docs build clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ demo: .venv/.dev ## three workers, an updater and a killed job share a genome in
 
 test: lint ## lint, then every test that needs neither root nor NFS
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations 10 $(SUITES) $(PYTEST_ARGS)
+
+test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under faults (root; under five minutes)
+	$(BIN)/python tests/nfs/lab install
+	$(BIN)/python -m pytest tests/nfs $(PYTEST_ARGS)
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -55,6 +55,9 @@ _LOOK_EVERY: Final = 1 / 6
 #: A waiting writer stays announced this part of its lease at first, and at the most, before it makes room again.
 _STAY_FIRST: Final = 1 / 360
 _STAY_MOST: Final = 1 / 12
+#: A waiter makes its listing fresh after this part of its lease at first, and at the most, by a change of its own.
+_AFRESH_FIRST: Final = 1 / 90
+_AFRESH_MOST: Final = 1 / 6
 #: A peer that goes within this part of its lease (at most :data:`_PATIENCE_MAX_S`) costs no look at all.
 _PATIENCE: Final = 1 / 60
 _PATIENCE_MAX_S: Final = 0.1
@@ -187,6 +190,9 @@ class Participant:
         # Until when a writer stays announced behind one that was first, and for how long it does at a time.
         self._stays_until = 0.0
         self._stay = 0.0
+        # When a listing that a waiter repeats is to be made afresh, and how long after that again.
+        self._afresh_at = 0.0
+        self._afresh_in = 0.0
         self._listing: Listing | None = None
         self._first_listing: Listing | None = None
         self._looked_at: set[str] = set()
@@ -242,7 +248,7 @@ class Participant:
             return self._drain()
         if self.name:
             self._withdraw()  # the latest step failed between its announcement and its decision
-        if self.phase is Phase.POLLING and self._attend(self._in_the_way(self._list())):
+        if self.phase is Phase.POLLING and self._attend(self._in_the_way(self._look_again())):
             return False
         return self._announce_and_decide()
 
@@ -284,6 +290,8 @@ class Participant:
         # signal's exception may come between. EEXIST, too, can only be ours: a lost reply. But only a mkdir that
         # *succeeded* makes the client drop its cached listing, so such an announcement must not decide anything.
         self._litter.append(name)
+        self._afresh_in = self._ttl * _AFRESH_FIRST
+        self._afresh_at = sent + self._afresh_in
         self.files.mkdir(name)
         self.name, self._beat, self._unheard, self.lease = name, None, None, Lease(self._ttl, sent)
         self._litter.remove(name)
@@ -295,6 +303,29 @@ class Participant:
             self._first_listing = listing
         self.watch.keep_only(listing.announcements)
         return listing
+
+    def _look_again(self) -> Listing:
+        # An NFSv3 client goes by the directory's time stamp, which some servers set by the tick: a change within the
+        # tick of our latest listing is not seen before the next one, which may never come. So a waiter makes one now
+        # and then.
+        now = self._world.clock()
+        if now < self._afresh_at:
+            return self._list()
+        self._afresh_in = min(2 * self._afresh_in, self._ttl * _AFRESH_MOST)
+        self._afresh_at = now + self._afresh_in
+        with contextlib.suppress(OSError), self._change():
+            return self._list()
+        return self._list()  # a full disk, perhaps; this listing is as good as the others
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        # A listing within, after a mkdir of our own, shows everything that was there before (section 6 b).
+        probe = gone_name(self._world.token())
+        self.files.mkdir(probe)
+        try:
+            yield
+        finally:
+            remove_quietly(self.files, [probe])
 
     def _in_the_way(self, listing: Listing) -> list[Announcement]:
         # Whom to give way to. A writer that is not announced has no token yet: equal tickets are settled by announcing.
@@ -320,7 +351,7 @@ class Participant:
         if self._world.clock() >= self.lease.renewed + self.interval and self.beat() is Beat.LOST:
             self._write_off()
             return False
-        listing = self._list()
+        listing = self._look_again()
         if self.name not in listing.announcements:
             self._write_off()  # evicted while waiting; the ticket keeps our place
             return False
@@ -573,12 +604,8 @@ class Participant:
         :raises OSError: what a system call said
         """
         if self.generation is None:
-            probe = gone_name(self._world.token())
-            self.files.mkdir(probe)
-            try:
+            with self._change():
                 self.generation = parse_listing(self.files.listdir()).highest_generation
-            finally:
-                remove_quietly(self.files, [probe])
         return self.generation
 
     # -- leave --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.nfs
 
 STORM_S = 8.0
 #: Such short holds need no heartbeat; a machine that stands still for seconds must not end a test about exclusion.
-SETTINGS = {"heartbeat_interval": 10, "poll_interval": 0.02, "timeout": 60}
+SETTINGS = {"heartbeat_interval": 10, "poll_interval": 0.02, "timeout": 20}
 
 
 @pytest.mark.parametrize("version", MOUNTS)
