@@ -31,7 +31,7 @@ help: ## this list
 
 setup: .venv/.dev ## the environment .venv with everything for development in it
 
-demo: .venv/.dev ## three workers, an updater and a killed job share a genome index (under a minute)
+demo: .venv/.dev ## three workers, an updater and two killed jobs share a genome index (under a minute)
 	$(BIN)/python examples/demo/run.py
 
 test: lint ## lint, then every test that needs neither root nor NFS

@@ -26,7 +26,7 @@ from .identity import current_identity, is_dead
 from .names import Mode
 from .protocol import Participant, Phase, World, fresh_token
 from .settings import Settings
-from .state import WaitInfo, own_record, watched_peers
+from .state import PeerInfo, WaitInfo, own_record, watched_peers
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -211,17 +211,25 @@ class Attempt:
         from .compat import Timeout  # noqa: PLC0415 - filelock is as long in coming as all of the engine
 
         lock_file = self.settings.lock_file
-        holders = watched_peers(self._participant.blockers, self._participant.watch)
-        if holders:
+        peers = self._peers()
+        if peers:
+            holders = tuple(peer for peer in peers if peer.state == "holding")
             more = f" (and {len(holders) - 1} more)" if len(holders) > 1 else ""
-            return Timeout(lock_file, f"after {waited:.1f} s it is held by {holders[0].describe()}{more}", holders)
+            ahead = "" if len(peers) == len(holders) else f"; {peers[-1].describe()}"
+            return Timeout(
+                lock_file, f"after {waited:.1f} s it is held by {holders[0].describe()}{more}{ahead}", holders
+            )
         if self.trouble is not None:
             return Timeout(lock_file, f"the file system answers {self.trouble}")
         return Timeout(lock_file, f"others came first for {waited:.1f} s")
 
+    def _peers(self) -> tuple[PeerInfo, ...]:
+        participant = self._participant
+        return watched_peers(participant.others, participant.watch, now()) if participant.blockers else ()
+
     def wait_info(self, waited: float) -> WaitInfo:
         """Return how things stand."""
-        blockers = watched_peers(self._participant.blockers, self._participant.watch)
+        blockers = self._peers()
         mode: Literal["read", "write"] = self.mode.value
         trouble = None if self.trouble is None else str(self.trouble)
         return WaitInfo(lock_file=self.settings.lock_file, mode=mode, waited=waited, blockers=blockers, trouble=trouble)

@@ -104,8 +104,8 @@ class Hold:
 
     @property
     def remaining(self) -> float:
-        """Seconds until the lease runs out, unless it is renewed; negative after that."""
-        return self.participant.lease.expires - now()
+        """Seconds until the lease runs out, unless it is renewed; negative after that, 0 once the hold is lost."""
+        return 0.0 if self._lost else self.participant.lease.expires - now()
 
     @property
     def compromise(self) -> LeaseCompromise | None:

@@ -167,7 +167,11 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
     @property
     def lease_remaining(self) -> float | None:
-        """Seconds until the hold becomes suspect unless a heartbeat renews it; ``None`` when not held."""
+        """
+        Seconds until the hold becomes suspect unless a heartbeat renews it.
+
+        Negative while it is suspect, 0 once it is lost, ``None`` when not held.
+        """
         held = self._held_here()
         return None if held is None else held.hold.remaining
 

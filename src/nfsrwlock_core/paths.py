@@ -37,11 +37,13 @@ def lock_path_of(path: str | os.PathLike[str], lock_dir: str | os.PathLike[str] 
 
     :param lock_dir: a directory that holds the locks; ``None``: the environment's ``NFSRWLOCK_DIR``, and beside the
         data if that is not set
-    :raises ValueError: if ``path`` is empty or holds a NUL
+    :raises ValueError: if ``path`` is empty, holds a NUL, or is the root directory
     """
     if not os.fspath(path) or "\0" in os.fsdecode(path):
         raise ValueError(f"the lock needs a path, got {path!r}")
     data = canonical(path)
+    if data == "/":
+        raise ValueError(f"the lock needs the path of a file or directory, got {os.fspath(path)!r}, the root of all")
     root = os.environ.get(ENVIRONMENT_VARIABLE) if lock_dir is None else os.fsdecode(lock_dir)
     if not root:
         return data + SUFFIX

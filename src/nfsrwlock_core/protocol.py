@@ -197,6 +197,7 @@ class Participant:
         self._first_listing: Listing | None = None
         self._looked_at: set[str] = set()
         self._unlisted = 0
+        self._own_names: set[str] = set()
         #: Why the latest heartbeat is :attr:`Beat.UNKNOWN`.
         self.beat_error: OSError | None = None
         # Own names whose removal was not confirmed. They are removed at every further step.
@@ -230,6 +231,12 @@ class Participant:
     def beats(self) -> int | None:
         """The number of the latest heartbeat known to have arrived, ``None`` before the first."""
         return self._beat
+
+    @property
+    def others(self) -> tuple[Announcement, ...]:
+        """All that the latest listing showed beside this participant."""
+        listed = () if self._listing is None else self._listing.announcements.values()
+        return tuple(peer for peer in listed if peer.name not in self._own_names)
 
     # -- acquire ------------------------------------------------------------------------------------------------------
 
@@ -290,6 +297,7 @@ class Participant:
         # signal's exception may come between. EEXIST, too, can only be ours: a lost reply. But only a mkdir that
         # *succeeded* makes the client drop its cached listing, so such an announcement must not decide anything.
         self._litter.append(name)
+        self._own_names.add(name)
         self._afresh_in = self._ttl * _AFRESH_FIRST
         self._afresh_at = sent + self._afresh_in
         self.files.mkdir(name)
@@ -313,15 +321,18 @@ class Participant:
             return self._list()
         self._afresh_in = min(2 * self._afresh_in, self._ttl * _AFRESH_MOST)
         self._afresh_at = now + self._afresh_in
-        with contextlib.suppress(OSError), self._change():
+        with self._change(if_possible=True):
             return self._list()
-        return self._list()  # a full disk, perhaps; this listing is as good as the others
 
     @contextlib.contextmanager
-    def _change(self) -> Iterator[None]:
+    def _change(self, *, if_possible: bool = False) -> Iterator[None]:
         # A listing within, after a mkdir of our own, shows everything that was there before (section 6 b).
         probe = gone_name(self._world.token())
-        self.files.mkdir(probe)
+        try:
+            self.files.mkdir(probe)
+        except OSError:
+            if not if_possible:  # on a full disk, say
+                raise
         try:
             yield
         finally:

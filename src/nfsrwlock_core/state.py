@@ -13,7 +13,7 @@ import json
 import os
 import stat
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -121,7 +121,7 @@ class WaitInfo:
     :param lock_file: the path it waits for
     :param mode: how it asked
     :param waited: seconds so far
-    :param blockers: who is in the way; ``silent_for`` is what this process has watched itself, so at least that long
+    :param blockers: who holds the lock, then who waits for it ahead; ``silent_for`` is since this process first saw it
     :param trouble: what the file system answers instead, if it does not let the lock be looked at
     """
 
@@ -176,28 +176,28 @@ def _list(lock_path: str) -> Listing:
 def _sorted_state(
     lock_file: str, lock_path: str, peers: list[PeerInfo], generation: int, previous: LockState | None
 ) -> LockState:
-    # A reader stays announced only while it holds (it withdraws at once when it sees a writer), so readers hold, and
-    # a writer beside them waits. Among writers, the one that announced itself first holds: a later one waits for it.
-    readers = [peer for peer in peers if peer.mode == "read"]
-    others = sorted((peer for peer in peers if peer.mode != "read"), key=lambda peer: (peer.since or 0.0, peer.token))
-    was_holding = {peer.token for peer in previous.holders} if previous is not None else set()
-    others.sort(key=lambda peer: peer.token not in was_holding)
-    holders, waiters = (readers, others) if readers else (others[:1], others[1:])
-    by_age = sorted(holders, key=lambda peer: peer.since or 0.0)
+    was_holding = frozenset(peer.token for peer in previous.holders) if previous is not None else frozenset()
+    holders, waiters = _told_apart(peers, was_holding)
     return LockState(
         lock_file=lock_file,
         lock_path=lock_path,
         exists=True,
-        holders=tuple(by_age),
-        waiters=tuple(_as_waiting(peer) for peer in waiters),
+        holders=holders,
+        waiters=waiters,
         generation=generation,
     )
 
 
-def _as_waiting(peer: PeerInfo) -> PeerInfo:
-    from dataclasses import replace  # noqa: PLC0415
-
-    return replace(peer, state="waiting")
+def _told_apart(
+    peers: list[PeerInfo], was_holding: frozenset[str] = frozenset()
+) -> tuple[tuple[PeerInfo, ...], tuple[PeerInfo, ...]]:
+    # A reader stays announced only while it holds (it withdraws at once when it sees a writer), so readers hold, and
+    # a writer beside them waits. Among writers, the one that announced itself first holds: a later one waits for it.
+    readers = sorted((peer for peer in peers if peer.mode == "read"), key=lambda peer: peer.since or 0.0)
+    others = sorted((peer for peer in peers if peer.mode != "read"), key=lambda peer: (peer.since or 0.0, peer.token))
+    others.sort(key=lambda peer: peer.token not in was_holding)
+    holders, waiters = (readers, others) if readers else (others[:1], others[1:])
+    return tuple(holders), tuple(replace(peer, state="waiting") for peer in waiters)
 
 
 def _peer_info(lock_path: str, announcement: Announcement) -> PeerInfo:
@@ -229,9 +229,7 @@ def _read_record(directory: int) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def peer_info(
-    announcement: Announcement, *, silent_for: float, record: dict[str, Any] | None = None, waiting: bool = False
-) -> PeerInfo:
+def peer_info(announcement: Announcement, *, silent_for: float, record: dict[str, Any] | None = None) -> PeerInfo:
     """Return what is known of a participant from its name, the time it was silent, and its record if it has one."""
     who = announcement.who
     lease = announcement.lease_ms / 1000
@@ -242,7 +240,7 @@ def peer_info(
         name=announcement.name,
         token=announcement.token,
         mode=announcement.mode.value if announcement.understood else "unknown",
-        state="waiting" if waiting else "holding",
+        state="holding",
         host=None if who is None else _text(who.host),
         pid=None if who is None else who.pid,
         user=None if who is None else _user_name(who.uid),
@@ -270,9 +268,11 @@ def _clock_time(since: float) -> str:
         return "an impossible time"
 
 
-def watched_peers(blockers: tuple[Announcement, ...], watch: Watch) -> tuple[PeerInfo, ...]:
-    """Return those in the way as a waiting participant knows them, without any file-system call."""
-    return tuple(peer_info(peer, silent_for=watch.watched(peer.name)) for peer in blockers)
+def watched_peers(others: tuple[Announcement, ...], watch: Watch, now: float) -> tuple[PeerInfo, ...]:
+    """Return ``others`` as a waiting participant knows them, holders first; asks nothing of the lock's file system."""
+    peers = [peer_info(peer, silent_for=watch.silence(peer.name, now)) for peer in others]
+    holders, waiters = _told_apart(peers)
+    return holders + waiters
 
 
 @lru_cache(maxsize=256)

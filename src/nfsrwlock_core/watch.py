@@ -63,6 +63,13 @@ class Watch:
             return 0.0
         return record.last - record.since + record.credit
 
+    def silence(self, name: str, now: float) -> float:
+        """Return for how many seconds nothing new was seen of ``name``; for people: not all of it may count."""
+        record = self._records.get(name)
+        if record is None:
+            return 0.0
+        return now - (record.met if record.since is None else record.since) + record.credit
+
     def last_look(self, name: str) -> float | None:
         """Return when the latest look was, ``None`` if there was none."""
         record = self._records.get(name)

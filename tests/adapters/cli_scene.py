@@ -32,6 +32,7 @@ class Scene:
         self._started: list[subprocess.Popen[str]] = []
         self._mark = f"NFSRWLOCK_TEST={directory}"
         self.environment = {**os.environ, "NFSRWLOCK_TEST": str(directory)}
+        self.environment.pop("COLUMNS", None)  # pytest-xdist sets it, and it would narrow the tables
 
     def run(self, *arguments: str | bytes, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         """Run ``nfsrwlock`` to its end."""

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from nfs.lab import Lab, LabError, Unavailable
+from nfs.lab import Lab, LabError, Unavailable, require
 from nfs.lab.cluster import HIDDEN
 from nfs.scene import MOUNTS, TESTS, Scene
 
@@ -25,6 +25,10 @@ _NFS4_LEASE_S = 10
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
+    try:
+        require()
+    except Unavailable as error:
+        pytest.exit(str(error), returncode=error.code)
     # One lab per checkout: what a run that was killed has left behind is found, and taken down, by the next.
     checkout = hashlib.sha1(bytes(TESTS)).hexdigest()[:8]
     directory = Path(tempfile.gettempdir()) / f"nfslab-tests-{checkout}"

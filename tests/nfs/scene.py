@@ -23,7 +23,7 @@ TESTS: Final = Path(__file__).resolve().parents[1]
 LEASE_S: Final = 3.0
 #: How much longer than the lease a recovery may take: looks at the holder are a sixth of the lease apart, the rest is
 #: for a machine with other things to do.
-BOUND_S: Final = 2.5
+BOUND_S: Final = 3.0
 SETTINGS: Final = f"heartbeat_interval={LEASE_S / 3}, stale_threshold={LEASE_S}, poll_interval=0.1"
 
 #: Where the versions of NFS are mounted on each client.

@@ -341,9 +341,9 @@ def test_a_waiter_shows_the_silence_that_it_has_watched_itself():
     peer, watch = parse_announcement(name), Watch()
     for now in (100.0, 120.0, 140.0):
         watch.look(name, 3, lease=90.0, now=now)
-    shown = only(watched_peers((peer,), watch))
-    assert (shown.silent_for, shown.evictable_in) == (40.0, 50.0)
-    assert shown.describe().endswith("silent for 40 s")
+    shown = only(watched_peers((peer,), watch, 145.0))
+    assert (shown.silent_for, shown.evictable_in) == (45.0, 45.0)
+    assert shown.describe().endswith("silent for 45 s")
 
 
 def test_a_timeout_names_who_was_in_the_way_and_since_when(data):

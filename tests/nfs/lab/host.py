@@ -13,7 +13,7 @@ CLONE_NEWNET: Final = 0x40000000
 CLONE_NEWPID: Final = 0x20000000
 
 _PACKAGES: Final = (
-    "user-mode-linux nfs-common nfs-kernel-server rpcbind kmod iproute2 e2fsprogs util-linux procps python3-minimal"
+    "user-mode-linux nfs-common nfs-kernel-server rpcbind kmod iproute2 e2fsprogs util-linux procps python3"
 )
 _FILES: Final = (
     "/usr/bin/linux.uml",

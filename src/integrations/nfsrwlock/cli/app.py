@@ -139,6 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CliError as error:
         say(str(error))
         return error.code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return Exit.BAD_INPUT
     except click.ClickException as error:
         say(_with_help_hint(error))
         return Exit.BAD_INPUT

@@ -49,6 +49,11 @@ def hold(request: Request, pid: int) -> int:
 
 
 def _find(pid: int, on_expiry: OnExpiry) -> Process:
+    if pid == 1:
+        raise CliError(
+            "--pid 1: that is the ancestor of all processes, and all would be stopped with it when the hold ends; "
+            "guard the command itself with: nfsrwlock run"
+        )
     try:
         process = Process(pid)
         if on_expiry is not OnExpiry.IGNORE:

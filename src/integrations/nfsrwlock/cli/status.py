@@ -149,6 +149,8 @@ def _report(state: LockState, width: int) -> RenderableType:
     from rich.text import Text  # noqa: PLC0415
 
     headline = Text(printable(state.lock_file), style="bold").append(f": {_summary(state)}", style="not bold")
+    if os.path.basename(state.lock_path) != f"{os.path.basename(state.lock_file.rstrip('/'))}.rwlock":
+        headline.append(f", kept in {printable(state.lock_path)}", style="not bold")
     peers = (*state.holders, *state.waiters)
     return Group(headline, table(peers, width)) if peers else headline
 

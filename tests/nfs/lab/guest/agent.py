@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import IO, Any
 
 #: Grandchildren that still hold the pipes get this long after the command's end.
 LAST_WORDS_S = 0.5
@@ -49,9 +50,9 @@ def recv_line(conn: socket.socket) -> bytes:
 class Command:
     """A command, and the connection over which it is steered."""
 
-    def __init__(self, conn: socket.socket, request: dict) -> None:
+    def __init__(self, conn: socket.socket, request: dict[str, Any]) -> None:
         self.conn = conn
-        self.process = subprocess.Popen(
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
             request["argv"],
             stdin=subprocess.PIPE if request["stdin"] else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -65,9 +66,12 @@ class Command:
         self.for_stdin = b""
         self.stdin_ends = False
         self.poll = select.poll()
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
         self.outputs = {self.process.stdout.fileno(): b"O", self.process.stderr.fileno(): b"E"}
-        if self.process.stdin:
-            os.set_blocking(self.process.stdin.fileno(), False)
+        self.stdin: IO[bytes] | None = self.process.stdin
+        if self.stdin:
+            os.set_blocking(self.stdin.fileno(), False)
 
     def guide(self) -> None:
         """Carry data to and fro until the command has ended."""
@@ -86,8 +90,8 @@ class Command:
                         deadline = time.monotonic() + LAST_WORDS_S
                     elif fd == self.conn.fileno():
                         self._obey()
-                if self.process.stdin:
-                    self._feed()
+                if self.stdin:
+                    self._feed(self.stdin)
             answer(self.conn, rc=self.process.returncode)
         except OSError:
             with contextlib.suppress(OSError):
@@ -128,25 +132,25 @@ class Command:
             else:
                 self.stdin_ends = True
 
-    def _feed(self) -> None:
+    def _feed(self, stdin: IO[bytes]) -> None:
         if self.for_stdin:
             try:
-                self.for_stdin = self.for_stdin[os.write(self.process.stdin.fileno(), self.for_stdin) :]
+                self.for_stdin = self.for_stdin[os.write(stdin.fileno(), self.for_stdin) :]
             except BlockingIOError:
                 pass
             except OSError:  # it has closed its standard input
                 self.for_stdin = b""
         if self.for_stdin:
-            self.poll.register(self.process.stdin.fileno(), select.POLLOUT)
+            self.poll.register(stdin.fileno(), select.POLLOUT)
             return
         with contextlib.suppress(KeyError):
-            self.poll.unregister(self.process.stdin.fileno())
+            self.poll.unregister(stdin.fileno())
         if self.stdin_ends:
-            self.process.stdin.close()
-            self.process.stdin = None
+            stdin.close()
+            self.stdin = None
 
 
-def execute(conn: socket.socket, request: dict) -> None:
+def execute(conn: socket.socket, request: dict[str, Any]) -> None:
     try:
         command = Command(conn, request)
     except OSError as error:
