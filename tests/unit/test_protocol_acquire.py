@@ -407,6 +407,47 @@ def test_a_listing_that_stays_stale_delays_a_waiter_for_a_while_only(stage, mode
     assert {name.partition(".")[0] for name in stage.server.names} <= {"gen"}, "it has cleaned up after itself"
 
 
+@pytest.mark.parametrize("mode", Mode)
+def test_a_waiter_makes_its_listing_fresh_ever_more_rarely(stage, mode):
+    """Sections 2 and 8: it costs two calls; after 1/90 of its lease, doubling up to 1/6."""
+    stage.peer(Mode.WRITE if mode is Mode.READ else Mode.READ, lease=10_000)
+    waiter = stage.participant(mode)
+    times = []
+    waiter.files.inject(Before("mkdir", lambda: times.append(stage.clock()), on="gone.", times=None))
+    began = stage.clock()
+    assert not stage.poll(waiter, 120, every=0.05)
+    pauses = [later - earlier for earlier, later in itertools.pairwise([began, *times])]
+    assert pauses == pytest.approx([min(TTL / 90 * 2**number, TTL / 6) for number in range(len(pauses))], abs=0.06)
+    assert not any(name.startswith("gone.") for name in stage.server.names)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_waiter_that_cannot_make_its_listing_fresh_goes_on_with_what_it_has(stage, mode):
+    """Section 2: on a full disk, say; a lock can be waited for there, and be released by its holder."""
+    peer = stage.peer(Mode.WRITE if mode is Mode.READ else Mode.READ)
+    waiter = stage.participant(mode)
+    assert not waiter.advance()
+    full = Fails("mkdir", errno.ENOSPC, on="gone.", times=None)
+    waiter.files.inject(full)
+    assert not stage.poll(waiter, 20)
+    assert full.struck > 0
+    stage.leave(peer)
+    assert waiter.advance()
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_nobody_is_in_its_own_way(stage, mode):
+    """Section 2: what a participant announced before is nobody else, not even in a listing that is stale."""
+    stage.peer(Mode.WRITE, ticket=0)
+    waiter = stage.participant(mode, ticket=5, files=CachingFiles(stage.server))
+    for _ in range(80):
+        assert not waiter.advance()
+        mine = {call[1] for call in waiter.files.calls if call[0] == "mkdir"}
+        assert not mine & {peer.name for peer in (*waiter.blockers, *waiter.others)}
+        assert waiter.blockers != ()
+        stage.clock.sleep(0.25)
+
+
 def test_readers_that_come_later_do_not_starve_a_writer(stage):
     """Section 2, why writers do not starve: they withdraw at once, so the writer waits for those before it only."""
     here = stage.holding_reader()

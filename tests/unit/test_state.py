@@ -359,6 +359,20 @@ def test_a_timeout_names_who_was_in_the_way_and_since_when(data):
     assert only(caught.value.holders).host == "node7"
 
 
+@pytest.mark.parametrize("ask", [SoftReadWriteLock.acquire_read, SoftReadWriteLock.acquire_write])
+def test_a_timeout_tells_those_who_hold_the_lock_from_those_who_wait(data, ask):
+    """A reader in the way of a writer that is in our way holds the lock; the writer does not."""
+    reader, writer = announce(data, Mode.READ), announce(data, Mode.WRITE)
+    with pytest.raises(Timeout) as caught:
+        ask(lock_on(data, poll_interval=0.05), timeout=0.2)
+    assert {peer.name for peer in caught.value.holders} <= {reader.name, writer.name}, "we are not in our own way"
+    assert reader.name in {peer.name for peer in caught.value.holders}
+    message = str(caught.value)
+    assert "reading since" in message
+    assert "waiting for writing since" in message
+    assert f"pid {os.getpid()}" not in message
+
+
 # -- break_lock --------------------------------------------------------------------------------------------------------
 
 

@@ -102,6 +102,19 @@ def test_time_that_others_watched_beside_us_counts_as_the_longer_never_as_the_su
     assert watch.watched(PEER) == expected
 
 
+def test_silence_for_people_counts_from_when_the_peer_was_first_met_or_last_changed():
+    """Section 3: the message of a time-out says how long it has been silent, also if no look was due yet."""
+    watch = Watch()
+    assert watch.silence(PEER, 5.0) == 0.0
+    watch.meet(PEER, 5.0)
+    assert watch.silence(PEER, 8.0) == 3.0
+    assert watch.watched(PEER) == 0.0, "which is not watching"
+    watch.look(PEER, 3, lease=LEASE, now=10.0, credit=40.0)
+    assert watch.silence(PEER, 20.0) == 50.0
+    watch.look(PEER, 4, lease=LEASE, now=30.0)
+    assert watch.silence(PEER, 31.0) == 1.0
+
+
 def test_a_peer_that_is_not_listed_any_more_is_forgotten():
     """Sections 2 and 3: a name that is gone never comes back, so what is known of it would only pile up."""
     watch = looking((100, 3), (120, 3))
