@@ -248,6 +248,10 @@ class LockDirectory:
                     errno.EPERM,
                 )
                 raise _HalfMade(error) if not for_group else error
+            if found.st_mode & 0o002:
+                raise LockPathError(
+                    self.path, "can be written by everybody", "restore its mode 2770: chmod o-rwx", errno.EPERM
+                )
             return found.st_dev
         if not mine:
             raise LockPathError(

@@ -197,10 +197,14 @@ def parse_listing(names: list[str]) -> Listing:
     return Listing(announcements, tuple(generations), tuple(notes), tuple(gone))
 
 
+def beats_in(names: list[str]) -> list[int]:
+    """Return the heartbeats among the entries of one announcement; there should be one at most."""
+    return [int(match["beat"]) for name in names if (match := _BEAT.fullmatch(name))]
+
+
 def parse_beats(names: list[str]) -> int | None:
     """Return the highest heartbeat among the entries of one announcement, ``None`` if there is none yet."""
-    beats = [int(match["beat"]) for name in names if (match := _BEAT.fullmatch(name))]
-    return max(beats, default=None)
+    return max(beats_in(names), default=None)
 
 
 def _stand_in_token(name: str) -> str:

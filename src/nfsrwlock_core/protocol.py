@@ -307,6 +307,7 @@ class Participant:
     def _list(self) -> Listing:
         listing = parse_listing(self.files.listdir())
         self._listing = listing
+        self._own_names.intersection_update({self.name, *listing.announcements})
         if self._first_listing is None:
             self._first_listing = listing
         self.watch.keep_only(listing.announcements)

@@ -12,7 +12,7 @@ import errno
 from collections.abc import Iterable
 
 from .directory import Files
-from .names import Announcement, beat_name, gone_name, parse_beats, token_in
+from .names import Announcement, beat_name, beats_in, gone_name, parse_beats, token_in
 
 
 def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
@@ -39,6 +39,8 @@ def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
     except OSError as error:
         if not _is_not_empty(error):
             raise
+        if beat is not None and _remove_ghosts(files, peer.name, beat):
+            return True
         entries = files.listdir(peer.name)
         if parse_beats(entries) is not None or not entries:
             return False  # a beat has come
@@ -47,6 +49,21 @@ def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
         if beat is None and any(not entry.startswith(".nfs") for entry in entries):
             return False
         files.rename(peer.name, gone_name(peer.token.rstrip("x")))
+    return True
+
+
+def _remove_ghosts(files: Files, name: str, beat: int) -> bool:
+    # A call that timed out on a soft mount may be carried out much later and make an early beat once more. What is
+    # below the observed beat is not the holder's latest, so it may go; whether a later one has come, the server tells.
+    ghosts = [number for number in beats_in(files.listdir(name)) if number < beat]
+    for number in ghosts:
+        files.unlink(f"{name}/{beat_name(number)}")
+    try:
+        files.rmdir(name)
+    except OSError as error:
+        if not _is_not_empty(error):
+            raise
+        return False
     return True
 
 
@@ -81,7 +98,9 @@ def remove_announcement(files: Files, name: str, beat: int | None) -> bool:
                     files.rename(name, gone_name(token_in(name)))  # remains of open files: out of the way
                     return found or beat is None
                 files.unlink(f"{name}/{beat_name(later)}")
-                found = True  # only we make beats: this one ends our own, unbroken chain
+                # Only we make beats. A later one ends our own, unbroken chain; an earlier one is a call of ours that
+                # timed out and was carried out after all, which proves nothing.
+                found |= beat is None or later > beat
         else:
             return found or beat is None
     raise OSError(errno.EBUSY, "the announcement cannot be removed", name)

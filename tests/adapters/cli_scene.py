@@ -121,7 +121,7 @@ class Scene:
         """Whether the command has made this file."""
         return (self.directory / name).exists()
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 10) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
         """Wait until something has come about."""
         limit = time.monotonic() + seconds
         while not condition():

@@ -58,7 +58,7 @@ class Shell:
         """What is shown until the shell is ready again."""
         return self.expect(re.escape(PROMPT))
 
-    def expect(self, pattern: str, seconds: float = 10) -> str:
+    def expect(self, pattern: str, seconds: float = 30) -> str:
         """Wait until something is shown; return all that was shown since the last time, up to its end."""
         limit = time.monotonic() + seconds
         while (match := re.search(pattern, self._shown)) is None:

@@ -21,9 +21,9 @@ from nfs.lab import Job, Lab, Node
 TESTS: Final = Path(__file__).resolve().parents[1]
 #: Short, so that the faults need not last long; three heartbeats as by default.
 LEASE_S: Final = 3.0
-#: How much longer than the lease a recovery may take: looks at the holder are a sixth of the lease apart, the rest is
-#: for a machine with other things to do.
-BOUND_S: Final = 3.0
+#: How much longer than the lease a recovery may take: looks at the holder are a sixth of the lease apart, and a look
+#: that comes late, on a machine with other things to do, lets the watching start anew.
+BOUND_S: Final = LEASE_S + 2.0
 SETTINGS: Final = f"heartbeat_interval={LEASE_S / 3}, stale_threshold={LEASE_S}, poll_interval=0.1"
 
 #: Where the versions of NFS are mounted on each client.
