@@ -111,6 +111,9 @@ class Actor:
     def clean_up(self) -> None:
         """End it, whatever it does, and free what belongs to it here."""
         if self._process.poll() is None:
+            for child in children_of(self.pid):  # one that the test made it fork, and that hangs if the test fails
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:

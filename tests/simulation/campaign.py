@@ -1,8 +1,10 @@
 """
 Random runs of the shipped protocol on the simulated NFS, one per number.
 
-``run(seed)`` plays one and raises :class:`~simulation.witness.Violation` if a promise was broken; the same number always
-plays the same run. What a number means is drawn from it: which of the :data:`KINDS`, what weather, who pauses, who dies.
+``run(seed)`` plays one and raises :class:`~simulation.witness.Violation` if a promise was broken; the same number
+always
+plays the same run. What a number means is drawn from it: which of the :data:`KINDS`, what weather, who pauses, who
+dies.
 """
 
 from __future__ import annotations
@@ -178,14 +180,16 @@ class User:
                     if participant.advance():
                         return self.witness.granted(self.process, participant)
             except LockPathError as error:
-                raise Violation(f"{self.process.name} calls a file system unfit that keeps the rules: {error}") from error
+                raise Violation(
+                    f"{self.process.name} calls a file system unfit that keeps the rules: {error}"
+                ) from error
             except OSError:
                 pass
             waited = self.clock() - began
             if (0 <= timeout <= waited) or self.run.closing:
                 self._give_up(participant)
                 return None
-            pause = min(min(max(waited / 40, POLL_S / 16), 4 * POLL_S), ttl / 6) * self.rng.uniform(0.75, 1.25)
+            pause = min(max(waited / 40, POLL_S / 16), 4 * POLL_S, ttl / 6) * self.rng.uniform(0.75, 1.25)
             self.process.sleep(pause if timeout < 0 else min(pause, timeout - waited))
 
     def _give_up(self, participant: protocol.Participant) -> None:
@@ -496,7 +500,9 @@ def dead_holder(run: Run) -> None:
     limit = max(died, arrives) + ttl / (1 - DRIFT) + ttl / 6 * 1.25 / (1 - DRIFT) + 2 * stale_s + 1.5
     run.agenda.run(limit)
     if not granted:
-        raise Violation(f"{limit - max(died, arrives):.1f} s after a holder with a lease of {ttl} s died it still holds")
+        raise Violation(
+            f"{limit - max(died, arrives):.1f} s after a holder with a lease of {ttl} s died it still holds"
+        )
     run.clear_up(1.0)
 
 
@@ -583,7 +589,9 @@ def turn(run: Run) -> None:
     limit = arrives + writers * one_turn / (1 - DRIFT)
     run.agenda.run(limit)
     if len(granted) < writers:
-        raise Violation(f"only {len(granted)} of {writers} writers had their turn among readers in {limit - arrives:.1f} s")
+        raise Violation(
+            f"only {len(granted)} of {writers} writers had their turn among readers in {limit - arrives:.1f} s"
+        )
     run.closing = True
     run.agenda.run(run.agenda.now + 3 * longest + 5)
     run.clear_up(1.0)

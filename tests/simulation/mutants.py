@@ -374,9 +374,7 @@ def evict_by_rename(stack: ExitStack) -> None:
 
 @_mutant("time that nobody watched does not count: not across an outage")
 def count_time_across_outage(stack: ExitStack) -> None:
-    def look(
-        self: watch.Watch, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0
-    ) -> None:
+    def look(self: watch.Watch, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0) -> None:
         record = self._records.setdefault(name, watch._Record(met=now))
         if record.since is None or record.beat != beat:
             record.beat, record.since, record.credit = beat, now, credit

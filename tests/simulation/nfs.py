@@ -3,14 +3,16 @@ A simulated NFS: one server, and clients whose caches obey PROTOCOL.md section 6
 
 What it keeps:
 
-* ``mkdir`` makes a name or fails; ``rmdir`` fails on a directory with an entry; of ``rename`` and ``unlink`` of one name
+* ``mkdir`` makes a name or fails; ``rmdir`` fails on a directory with an entry; of ``rename`` and ``unlink`` of one
+  name
   exactly one succeeds. Each call that reaches the server is carried out at one moment.
 * A listing that a client starts after its own successful ``mkdir`` in that directory shows every entry that was there
   at that moment and still is.
 
 All else is allowed to happen, and does, as far as a run's :class:`Weather` has it:
 
-* A listing may be arbitrarily old (up to ``stale_s``, so that what takes bounded time can be tested), and it need not be
+* A listing may be arbitrarily old (up to ``stale_s``, so that what takes bounded time can be tested), and it need not
+  be
   the state of any one moment: it shows what was there throughout some stretch of time, and of the rest whatever comes.
 * A call may fail with ``ENOENT`` out of the client's cache of missing names without reaching the server.
 * A reply may be lost: what was done comes back as ``EEXIST`` or ``ENOENT`` after a retransmission, or as ``EIO``,

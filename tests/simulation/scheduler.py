@@ -77,7 +77,7 @@ class Task:
                 self._story()
         except Stopped:
             pass
-        except BaseException as error:  # noqa: BLE001 - it is raised where the run was started
+        except BaseException as error:
             self.agenda.fail(error)
         self.ended = True
         self.agenda.hand_over(None)
@@ -99,7 +99,7 @@ class Agenda:
     def at(self, moment: float, action: Callable[[], Task | None]) -> None:
         """Plan ``action``; it returns the task that it wakes, or ``None``."""
         self._count += 1
-        heapq.heappush(self._heap, (moment if moment > self.now else self.now, self._count, action))
+        heapq.heappush(self._heap, (max(self.now, moment), self._count, action))
 
     def start(self, story: Callable[[], None], after: float = 0.0) -> Task:
         """Begin a task ``after`` seconds from now."""
@@ -136,7 +136,7 @@ class Agenda:
             task.join()
 
     def hand_over(self, me: Task | None) -> None:
-        """Give the baton to whom the agenda wakes next, and return when ``me`` has it back; ``None`` ends the thread."""
+        """Give the baton to whom the agenda wakes next; return when ``me`` has it back. ``None`` ends the thread."""
         target = self._next()
         if target is not me:
             target.give_baton()
@@ -149,7 +149,7 @@ class Agenda:
             self.now, _, action = heapq.heappop(heap)
             try:
                 target = action()
-            except BaseException as error:  # noqa: BLE001 - it is raised where the run was started
+            except BaseException as error:
                 self.fail(error)
                 break
             if target is not None:
@@ -157,4 +157,3 @@ class Agenda:
         if self._failure is None:
             self.now = max(self.now, self._end)
         return self._main
-

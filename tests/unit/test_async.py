@@ -251,7 +251,7 @@ class Cancelling(ThreadPoolExecutor):
     Cancels a task at one of the calls that it makes to the file system.
 
     :param number: at which call
-    :param moment: of the call: ``"before"`` it is made, ``"during"`` it, or ``"after"`` it
+    :param moment: ``"before"`` the call is made, ``"during"`` it, ``"after"`` it, or some turns of the loop later
     """
 
     def __init__(self, number: int, moment: str) -> None:
@@ -278,9 +278,22 @@ class Cancelling(ThreadPoolExecutor):
                 loop.call_soon_threadsafe(target.cancel)
             return result
 
+        def cancel_later(turns: int) -> None:
+            if turns:
+                loop.call_soon(cancel_later, turns - 1)
+            else:
+                target.cancel()
+
         if self._moment == "before":
             target.cancel()
-        return super().submit(call)
+        future = super().submit(call)
+        if self._moment.endswith("later"):
+            turns = int(self._moment.split()[0])
+            future.add_done_callback(lambda _: loop.call_soon_threadsafe(cancel_later, turns))
+        return future
+
+
+MOMENTS = pytest.mark.parametrize("moment", ["before", "during", "after", "1 later", "2 later", "3 later", "4 later"])
 
 
 async def acquire_and_release(lock: AsyncSoftReadWriteLock, mode: str, arguments: dict[str, Any]) -> None:
@@ -288,7 +301,7 @@ async def acquire_and_release(lock: AsyncSoftReadWriteLock, mode: str, arguments
         pass
 
 
-@pytest.mark.parametrize("moment", ["before", "during", "after"])
+@MOMENTS
 @pytest.mark.parametrize("mode", ["read", "write"])
 @pytest.mark.parametrize("arguments", [{}, {"timeout": 30}], ids=["unlimited", "limited"])
 @story
@@ -312,7 +325,7 @@ async def test_a_cancellation_at_any_call_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("mode", ["read", "write"])
-@pytest.mark.parametrize("moment", ["before", "during", "after"])
+@MOMENTS
 @story
 async def test_a_cancellation_at_any_call_of_a_waiting_task_leaves_nothing_behind(
     path: Path, mode: str, moment: str

@@ -218,12 +218,15 @@ def test_nobody_inherits_a_descriptor_of_a_lock_directory(stage: Stage) -> None:
 
 def test_forks_of_many_threads_at_once_release_nothing(stage: Stage, path: Path) -> None:
     actor = stage.actor("lock = SoftReadWriteLock('data'); lock.acquire_read()")
+    # One more thread is nearly always inside of the lock object, whose state in memory is guarded by another lock.
+    actor.do("threading.Thread(target=lambda: [lock.compromise for _ in iter(int, 1)], daemon=True).start()")
     actor.do(
         "def fork():\n"
         "    for _ in range(10):\n"
         "        child = os.fork()\n"
         "        if child == 0:\n"
         "            try:\n"
+        "                lock.compromise, lock.status\n"
         "                lock.release(force=True)\n"
         "            finally:\n"
         "                os._exit(0)\n"

@@ -1,0 +1,43 @@
+"""The shipped protocol under random runs, and broken ones that the same runs must find."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import campaign
+from .mutants import MUTANTS
+from .witness import Violation
+
+#: Numbers of the runs, in parts that workers share. `long.py` plays as many more as there is time for.
+PARTS = [range(first, first + 100) for first in range(0, 600, 100)]
+#: Up to this number a mutant must have been found; each was found by half of it when this was written.
+SEEDS = 300
+#: What these runs do not find within :data:`SEEDS`; other instruments and the unit tests of the protocol do.
+ELSEWHERE = frozenset({"forget_litter", "no_margin", "own_eexist_is_success"})
+
+
+@pytest.mark.parametrize("seeds", PARTS, ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
+def test_no_promise_is_broken_in_random_runs(seeds: range) -> None:
+    for seed in seeds:
+        try:
+            campaign.run(seed)
+        except Violation as violation:
+            violation.add_note(f"run {seed} ({campaign.kind_of(seed)}); see it with replay.py {seed}")
+            raise
+
+
+@pytest.mark.parametrize("name", sorted(MUTANTS.keys() - ELSEWHERE))
+def test_a_broken_protocol_is_found(name: str) -> None:
+    with MUTANTS[name].applied():
+        for seed in range(SEEDS):
+            try:
+                campaign.run(seed)
+            except Violation:
+                return
+            except Exception:
+                return
+    pytest.fail(f"{SEEDS} runs did not find: {MUTANTS[name].rule}")
+
+
+def test_there_are_enough_ways_to_break_it() -> None:
+    assert len(MUTANTS.keys() - ELSEWHERE) >= 12
