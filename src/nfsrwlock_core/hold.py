@@ -105,7 +105,7 @@ class Hold:
     @property
     def remaining(self) -> float:
         """Seconds until the lease runs out, unless it is renewed; negative after that, 0 once the hold is lost."""
-        return 0.0 if self._lost else self.participant.lease.expires - now()
+        return 0.0 if self.status is HoldStatus.LOST else self.participant.lease.expires - now()
 
     @property
     def compromise(self) -> LeaseCompromise | None:
