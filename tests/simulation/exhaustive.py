@@ -1,0 +1,906 @@
+"""
+Every interleaving of a few participants: explicit-state search over the shipped protocol code.
+
+A participant's step (``advance``, ``beat``, ``release``) is run up to its next file-system call, where it is thrown
+away:
+what it did so far is known by the answers it got, so to go on, the step is run again from its beginning with those
+answers.
+That makes the shipped code a function from (where it stands, next answer) to (where it stands, next call), whose
+values are
+kept, and the search itself a walk over tuples of small numbers.
+
+What can happen at any moment, in any order:
+
+* A call that somebody has sent is carried out at the server, and its sender goes on to its next call. That nothing is
+  sent
+  or answered for any time, a pause, is included, because everybody else may go on in between.
+* A listing of the lock directory shows what was there, on the server, ever since the latest own change of its client
+  and
+  still is, and of all that was there at any time since then whatever it likes. That is both staleness without bound and
+  listings that are of no one moment. A listing of a peer's announcement shows any heartbeat it ever had, or none.
+* A lease runs out: the clock of one host jumps by a lease, alone. So clocks need not agree on anything, except that
+  whoever looks at a heartbeat may find it silent for long enough only if it was sent before the latest such jump of its
+  maker's clock (or if the look shows an old state). That is all that is assumed of :mod:`nfsrwlock_core.watch`, which
+  is
+  replaced here; the campaigns run the real one.
+* A participant dies. What it had sent may still be carried out, any time later, or never. Its death may be known to
+  all.
+* As many calls as ``faults`` says fail: done or not, with EIO, with the error of a retransmission, or with an ENOENT
+  out of
+  the client's cache.
+
+How often each of these happens is bounded (:class:`Bounds`); within the bounds the search is complete. After a call was
+carried out, its sender goes on at once, or after its own lease has run out; to let it go on later in any other way
+shows
+nothing new, since what it does up to its next call touches nothing but itself, and only makes it hold the lock later.
+
+Checked in every state: no two conflicting participants whose own word is that they hold the lock, granted and with a
+lease
+that has not run out on their own clock; each number granted is higher than all before it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, is_dataclass, replace
+from enum import Enum
+from itertools import chain, combinations
+from typing import Any, Final
+
+from nfsrwlock_core import protocol
+from nfsrwlock_core.errors import LockPathError
+from nfsrwlock_core.names import Identity, Listing, Mode, parse_beats
+
+from .witness import Violation
+
+#: What a lease is here; the clocks jump by it.
+_TTL: Final = 1.0
+
+Name = str
+#: Who did it, what it was, and whether its lease ran out right after that.
+_Label = tuple[int, str, int]
+#: An answer of the server: what the call returns, or the number of its error.
+Answer = Any
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is searched. A figure is for each participant, or a tuple with one for each, unless it says otherwise."""
+
+    #: One letter for each participant; the first letters are the earlier writers.
+    modes: str
+    #: How often it may announce itself, in all its rounds.
+    announcements: int | tuple[int, ...] = 1
+    #: How often it takes the lock.
+    rounds: int = 1
+    #: Heartbeats that it sends while it holds the lock; those of its own accord come on top.
+    beats: int | tuple[int, ...] = 1
+    #: How often its lease runs out.
+    expiries: int | tuple[int, ...] = 1
+    #: How many participants die, in all.
+    crashes: int = 1
+    #: How many calls fail, in all.
+    faults: int = 0
+    #: Whether a holder reads its generation.
+    generation: bool = False
+    #: To the letter of section 6, only ``mkdir`` makes the next listing fresh.
+    strict: bool = True
+
+
+@dataclass(frozen=True)
+class Explored:
+    """How far the search went."""
+
+    states: int
+    transitions: int
+    grants: int
+    evictions: int
+    revivals: int
+    deaths: int
+    #: Steps of the shipped code that were run for it.
+    steps: int
+
+
+class _Suspended(BaseException):
+    """The step has come to a call whose answer is not known yet."""
+
+
+class _Exhausted(BaseException):
+    """The participant has announced itself as often as the bounds allow."""
+
+
+class _Oracle:
+    """Stands in for the watch: silence is what the search says, and every look is due."""
+
+    def __init__(self, seen: dict[str, int | None]) -> None:
+        self.seen = seen
+        self.permit = False
+        self.asked: tuple[str, int | None] | None = None
+
+    def meet(self, name: str, now: float) -> float:
+        return -1e9
+
+    def last_look(self, name: str) -> None:
+        return None
+
+    def look(self, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0) -> None:
+        self.seen[name] = beat
+
+    def watched(self, name: str) -> float:
+        self.asked = (name, self.seen.get(name))
+        return 1e9 if self.permit else 0.0
+
+    def beat(self, name: str) -> int | None:
+        return self.seen.get(name)
+
+    def keep_only(self, names: Any) -> None:
+        for name in [name for name in self.seen if name not in names]:
+            del self.seen[name]
+
+
+class _Scripted:
+    """The engine's ``Files``: gives the known answers, and suspends the step at the first unknown one."""
+
+    path = "the simulated lock directory"
+
+    def __init__(self, step: _Step) -> None:
+        self._step = step
+
+    def mkdir(self, name: str) -> None:
+        self._step.call("mkdir", name)
+
+    def rmdir(self, name: str) -> None:
+        self._step.call("rmdir", name)
+
+    def listdir(self, name: str = "") -> list[str]:
+        return list(self._step.call("listdir", name))
+
+    def create(self, name: str, record: bytes) -> None:
+        self._step.call("create", name)
+
+    def rename(self, old: str, new: str) -> None:
+        self._step.call("rename", old, new)
+
+    def unlink(self, name: str) -> None:
+        self._step.call("unlink", name)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What a participant goes on with: an answer, and what it may find when it looks around."""
+
+    answer: Answer
+    clock: int
+    permit: bool
+    dead: frozenset[int]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a participant stands: between two steps, or in one, at a call."""
+
+    who: int
+    #: The participant's fields at the beginning of the step, and what it was given since then.
+    fields: int
+    step: str
+    inputs: tuple[_Input, ...]
+    call: tuple[str, ...] | None
+    #: The maker's clock when the call was sent.
+    sent: int
+    #: The user has the lock, as far as it knows, by this lease.
+    lease: protocol.Lease | None
+    generation: int | None
+    announced: bool
+    round: int
+    beats: int
+    lost: bool
+    asked: bool = False
+
+
+class _Step:
+    """One run of a step of the shipped code, up to its first unknown answer."""
+
+    def __init__(self, search: Search, who: int, fields: dict[str, Any], tokens: int, seen: dict[str, Any]) -> None:
+        self.search = search
+        self.who = who
+        self.tokens = tokens
+        self.inputs: tuple[_Input, ...] = ()
+        self.position = 0
+        self.pending: tuple[str, ...] | None = None
+        self.summary: Any = None
+        self.where: Any = None
+        self.clock = 0
+        self.dead: frozenset[int] = frozenset()
+        self.oracle = _Oracle(dict(seen))
+        self.participant = object.__new__(protocol.Participant)
+        for name, value in fields.items():
+            kept = value.copy() if isinstance(value, list | set | dict) else value
+            self.participant.__dict__[name] = kept
+        self.participant.__dict__.update(
+            files=_Scripted(self),
+            watch=self.oracle,
+            _world=protocol.World(
+                clock=lambda: float(self.clock), is_dead=lambda who: who.pid in self.dead, token=self.token
+            ),
+        )
+
+    def token(self) -> str:
+        if self.tokens >= self.search.tokens[self.who]:
+            raise _Exhausted
+        self.tokens += 1
+        return f"{self.who:x}{self.tokens:031x}"
+
+    def call(self, *call: str) -> Any:
+        if self.pending is not None:
+            raise _Suspended  # a clean-up on the way out: it does not happen here
+        self.position += 1
+        if self.position >= len(self.inputs):
+            self.pending = call
+            self.note_where_it_stands(sys._getframe(2))
+            raise _Suspended
+        self.take(self.inputs[self.position])
+        answer = self.inputs[self.position].answer
+        if isinstance(answer, int):
+            raise OSError(answer, os.strerror(answer), call[1])
+        return answer
+
+    def note_where_it_stands(self, frame: Any) -> None:
+        """Note all that decides how the step goes on: the participant, and each function's line and variables."""
+        frames = []
+        while frame.f_code is not _Step.run.__code__:
+            variables = tuple(
+                (name, _frozen(value))
+                for name, value in sorted(frame.f_locals.items())
+                if value is not self.participant and not isinstance(value, _Scripted)
+            )
+            frames.append((frame.f_code, frame.f_lasti, variables))
+            frame = frame.f_back
+        self.summary = (
+            self.participant.name,
+            self.participant.phase,
+            self.participant.lease,
+            self.participant.generation,
+        )
+        self.where = (tuple(frames), self.search.freeze(self))
+
+    def take(self, given: _Input) -> None:
+        self.clock, self.dead, self.oracle.permit, self.oracle.asked = given.clock, given.dead, given.permit, None
+
+    def run(self, step: str, inputs: tuple[_Input, ...]) -> Any:
+        self.inputs = inputs
+        self.take(inputs[0])
+        try:
+            return getattr(self.participant, step)()
+        except LockPathError as error:
+            raise Violation(
+                f"participant {self.who} calls a file system unfit that keeps the rules: {error}"
+            ) from error
+        except OSError as error:
+            return error
+
+
+class Search:
+    """
+    One exhaustive search.
+
+    :param limit: give up after so many states
+    :param reduced: whether listings are put off to the next change; without, every call is taken by itself
+    """
+
+    def __init__(self, bounds: Bounds, limit: int = 5_000_000, *, reduced: bool = True) -> None:
+        self.bounds = bounds
+        self.reduced = reduced
+        self.limit = limit
+        self.beats = _each(bounds.beats, bounds)
+        self.expiries = _each(bounds.expiries, bounds)
+        probes = bounds.rounds if bounds.generation else 0
+        self.tokens = tuple(number + probes for number in _each(bounds.announcements, bounds))
+        self._fields: list[tuple[dict[str, Any], int, dict[str, Any]]] = []
+        self._fields_by_key: dict[Any, int] = {}
+        self._places: list[_Place] = []
+        self._places_by_key: dict[Any, int] = {}
+        self._continuations: dict[Any, tuple[int, tuple[str, int | None] | None] | None] = {}
+        self._servers: list[Any] = []
+        self._servers_by_key: dict[Any, int] = {}
+        self._carried_out: dict[Any, list[tuple[Answer, int, str]]] = {}
+        self._ends: dict[Any, list[tuple[_Label, Any, int, int]]] = {}
+        self._stands: dict[tuple[int, int], bool] = {}
+        self.steps = 0
+        self._writers = tuple(mode == "W" for mode in bounds.modes)
+        self._tally = dict.fromkeys(("grants", "evictions", "revivals", "deaths"), 0)
+
+    # -- the search ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Explored:
+        """
+        Visit every state.
+
+        :raises Violation: with the shortest way to a state that breaks a promise
+        """
+        count = len(self.bounds.modes)
+        writers = self._writers
+        start = (
+            # Who has not begun announces itself before it looks, if its calls do not fail.
+            self._server(
+                frozenset(), ((frozenset(), frozenset()) if self.bounds.faults else None,) * count, frozenset()
+            ),
+            tuple(self._idle(who, 0) for who in range(count)),
+            (0,) * count,  # clocks
+            frozenset(),  # who has died
+            self.bounds.faults,
+            0,  # highest number granted
+        )
+        parents: dict[Any, Any] = {start: None}
+        self.parents = parents
+        queue = deque([start])
+        transitions = 0
+        state = start
+        try:
+            while queue:
+                state = queue.popleft()
+                for _, following in self._successors(state):
+                    transitions += 1
+                    if following not in parents:
+                        parents[following] = state
+                        self._check(following, writers)
+                        queue.append(following)
+                if len(parents) > self.limit:
+                    raise RuntimeError(f"more than {self.limit} states")
+        except Violation as violation:
+            raise Violation(f"{violation}\n" + "\n".join(self._way_to(state, parents))) from violation
+        return Explored(states=len(parents), transitions=transitions, steps=self.steps, **self._tally)
+
+    def _way_to(self, state: Any, parents: dict[Any, Any]) -> list[str]:
+        last = next(
+            (
+                self._told(label)
+                for label, following in self._successors_until_broken(state)
+                if self._is_broken(following)
+            ),
+            "the next step of one of them",
+        )
+        way = [last]
+        while (before := parents[state]) is not None:
+            way.insert(0, next(self._told(label) for label, then in self._successors(before) if then == state))
+            state = before
+        return way
+
+    def _successors_until_broken(self, state: Any) -> Iterator[tuple[Any, Any]]:
+        with suppress(Violation):
+            yield from self._successors(state)
+
+    def _is_broken(self, state: Any) -> bool:
+        try:
+            self._check(state, self._writers)
+        except Violation:
+            return True
+        return False
+
+    def _told(self, label: _Label) -> str:
+        who, what, late = label
+        return f"  {who}: {what}" + (_LATE if late else "")
+
+    def _check(self, state: Any, writers: tuple[bool, ...]) -> None:
+        _, places, clocks, _, _, _ = state
+        holding = [who for who, place in enumerate(places) if self._is_held(place, clocks[who])]
+        if len(holding) > 1 and any(writers[who] for who in holding):
+            raise Violation(f"participants {holding} of {self.bounds.modes} hold the lock at one moment")
+
+    def _is_held(self, place: int, clock: int) -> bool:
+        key = (place, clock)
+        held = self._stands.get(key)
+        if held is None:
+            lease = self._places[place].lease
+            held = self._stands[key] = lease is not None and not lease.has_run_out(float(clock))
+        return held
+
+    def _successors(self, state: Any) -> Iterator[tuple[_Label, Any]]:
+        _, places, clocks, dead, _, _ = state
+        bounds = self.bounds
+        for who, index in enumerate(places):
+            place = self._places[index]
+            if place.step == "out":
+                if place.call is not None:
+                    yield from self._arrives_after_death(state, who, place)
+                continue
+            may_expire, may_die = self._may_expire(place, clocks[who]), len(dead) < bounds.crashes
+            if may_expire:
+                yield (who, "its lease runs out", 0), self._with(state, who, clock=clocks[who] + 1)
+            if may_die and place.announced:
+                self._tally["deaths"] += 1
+                yield (who, "dies", 0), self._with(state, who, place=self._out(who), died=True)
+            for label, here, at, is_state in self._until_next_change(state, who):
+                if is_state:
+                    yield label, self._arrive(here, who, at)
+                    continue
+                there = self._places[at]
+                assert there.call is not None
+                yield from self._is_answered(here, who, at, label)
+                sent = f"{label[1]}; " * (label[1] != "") + f"sends {' '.join(there.call)}"
+                if at != index and self._may_expire(there, here[2][who]):
+                    yield (who, sent, 1), self._with(here, who, place=at, clock=here[2][who] + 1)
+                if may_die:
+                    self._tally["deaths"] += 1
+                    yield (who, f"{sent} and dies", 0), self._with(here, who, place=self._orphan(there), died=True)
+
+    def _steps_at(self, place: _Place) -> tuple[str, ...]:
+        if place.step == "out":
+            return ()
+        if place.step == "ended":
+            return ("again",)
+        if place.lease is None and not place.lost:
+            return ("advance",)
+        steps = ["release"]
+        if not place.lost and place.beats < self.beats[place.who]:
+            steps.append("beat")
+        if not place.lost and self.bounds.generation and place.generation is None:
+            steps.append("read_generation")
+        return tuple(steps)
+
+    def _may_expire(self, place: _Place, clock: int) -> bool:
+        return clock < self.expiries[place.who] and (
+            place.announced or (place.call is not None and place.call[0] == "mkdir")
+        )
+
+    def _arrives_after_death(self, state: Any, who: int, place: _Place) -> Iterator[tuple[_Label, Any]]:
+        assert place.call is not None
+        for _, after, what in self._carry_out(state[0], who, place.call, place.sent, faulty=False):
+            following = self._with(state, who, server=after, place=self._out(who))
+            yield (who, f"{what}, sent before it died", 0), self._without_view(following, who)
+
+    def _until_next_change(self, state: Any, who: int) -> list[tuple[_Label, Any, int, bool]]:
+        """
+        Where a participant can get without changing anything at the server: the ends of all its ways.
+
+        An end is a call that would change something, or (a state of its own) the moment from which it holds the lock.
+        """
+        server, places, clocks, dead, faults, granted = state
+        key = (places[who], server, clocks, dead, faults)
+        ends = self._ends.get(key)
+        if ends is None:
+            ends = self._ends[key] = list(self._ways_to_next_change(state, who))
+        return [(label, (server, places, moved, dead, left, granted), at, it) for label, moved, left, at, it in ends]
+
+    def _ways_to_next_change(self, state: Any, who: int) -> Iterator[tuple[_Label, Any, int, int, bool]]:
+        server, places, clocks, dead, faults, _ = state
+        origin = self._places[places[who]]
+        start = (places[who], clocks, faults)
+        seen, waiting = {start}, [(start, "")]
+        while waiting:
+            (index, moved, left), told = waiting.pop()
+            place = self._places[index]
+            has_gone = index != places[who]
+            if has_gone and ((place.lease is not None and place.lease != origin.lease) or not self.reduced):
+                yield (who, told, 0), moved, left, index, True
+                continue
+            if place.call is not None and place.call[0] != "listdir":
+                yield (who, told, 0), moved, left, index, False
+                continue
+            for what, following, then in self._looks((server, places, moved, dead, left, 0), who, index):
+                node = (following, then[2], then[4])
+                if node not in seen:
+                    seen.add(node)
+                    waiting.append((node, f"{told}; {what}" if told else what))
+
+    def _looks(self, state: Any, who: int, index: int) -> Iterator[tuple[str, int, Any]]:
+        # One step further without a change: begin something, or take in a listing.
+        server, _, clocks, dead, faults, _ = state
+        place = self._places[index]
+        if place.call is None:
+            for step in self._steps_at(place):
+                if step == "again":
+                    yield "begins anew", self._idle(who, place.round + 1, self._fields[place.fields][1]), state
+                else:
+                    for following in self._continue(state, index, step, _Input(None, clocks[who], False, dead)):
+                        yield step, following, state
+            return
+        answers = [
+            (answer, what, faults) for answer, _, what in self._carry_out(server, who, place.call, 0, faulty=False)
+        ]
+        if faults:
+            failures = self._carry_out(server, who, place.call, 0, faulty=True)
+            answers += [(answer, what, faults - 1) for answer, _, what in failures]
+        for answer, what, left in answers:
+            for late in (0, 1) if self._may_expire(place, clocks[who]) else (0,):
+                moved = (*clocks[:who], clocks[who] + late, *clocks[who + 1 :]) if late else clocks
+                then = (*state[:2], moved, dead, left, 0)
+                for following in self._continue(then, index, place.step, _Input(answer, moved[who], False, dead)):
+                    yield what + (_LATE if late else ""), following, then
+
+    def _is_answered(self, state: Any, who: int, index: int, label: _Label) -> Iterator[tuple[_Label, Any]]:
+        server, places, clocks, dead, faults, granted = state
+        place = self._places[index]
+        assert place.call is not None
+        outcomes = [
+            (*outcome, faults) for outcome in self._carry_out(server, who, place.call, place.sent, faulty=False)
+        ]
+        if faults:
+            failures = self._carry_out(server, who, place.call, place.sent, faulty=True)
+            outcomes += [(*outcome, faults - 1) for outcome in failures]
+        for answer, after, what, left in outcomes:
+            for late in (0, 1) if self._may_expire(place, clocks[who]) else (0,):
+                moved = (*clocks[:who], clocks[who] + late, *clocks[who + 1 :]) if late else clocks
+                then = (after, places, moved, dead, left, granted)
+                for following in self._continue(then, index, place.step, _Input(answer, moved[who], False, dead)):
+                    yield (who, f"{label[1]}; {what}" if label[1] else what, late), self._arrive(then, who, following)
+
+    def _continue(self, state: Any, index: int, step: str, given: _Input) -> Iterator[int]:
+        # Where the shipped code goes from here; twice, if it asks whether a peer is silent and that may be.
+        outcome = self._run(index, step, given)
+        if outcome is None:
+            return
+        following, asked = outcome
+        yield following
+        if asked is not None and self._may_be_silent(state[0], state[2], *asked):
+            outcome = self._run(index, step, replace(given, permit=True))
+            if outcome is not None:
+                yield outcome[0]
+
+    def _arrive(self, state: Any, who: int, index: int) -> Any:
+        place = self._places[index]
+        server, places, clocks, dead, faults, granted = state
+        before = self._places[places[who]]
+        if place.lease is not None and before.lease is None:
+            self._tally["grants"] += 1
+            if self.bounds.modes[who] == "W":
+                assert place.generation is not None
+                if place.generation <= granted:
+                    raise self._broken(f"participant {who} is granted number {place.generation} after {granted}")
+                granted = place.generation
+        elif place.lease is not None and before.lease is not None:
+            if place.lease.renewed > before.lease.renewed and not self._is_held(places[who], clocks[who]):
+                self._tally["revivals"] += 1
+            if (
+                self.bounds.modes[who] == "R"
+                and before.generation is None
+                and place.generation is not None
+                and self._is_held(index, clocks[who])
+                and place.generation < granted
+            ):
+                raise self._broken(f"reader {who} reads generation {place.generation}, but {granted} was granted")
+        state = (server, (*places[:who], index, *places[who + 1 :]), clocks, dead, faults, granted)
+        return self._without_view(state, who) if place.step == "out" else state
+
+    def _without_view(self, state: Any, who: int) -> Any:
+        # Who looks no more sees nothing, and nobody asks for its clock when nothing of its is left.
+        server, places, clocks, dead, faults, granted = state
+        entries, views, ghosts = self._servers[server]
+        server = self._server(entries, (*views[:who], None, *views[who + 1 :]), ghosts)
+        if who in dead or not any(
+            self._owner(name) == who for name, _ in entries if name.startswith(("read", "write"))
+        ):
+            clocks = (*clocks[:who], 0, *clocks[who + 1 :])
+        return (server, places, clocks, dead, faults, granted)
+
+    def _broken(self, text: str) -> Violation:
+        return Violation(text)
+
+    def _with(
+        self,
+        state: Any,
+        who: int,
+        *,
+        server: int | None = None,
+        place: int | None = None,
+        clock: int | None = None,
+        died: bool = False,
+    ) -> Any:
+        old, places, clocks, dead, faults, granted = state
+        state = (
+            old if server is None else server,
+            places if place is None else (*places[:who], place, *places[who + 1 :]),
+            clocks if clock is None else (*clocks[:who], clock, *clocks[who + 1 :]),
+            dead | {who} if died else dead,
+            faults,
+            granted,
+        )
+        return self._without_view(state, who) if died else state
+
+    def _may_be_silent(self, server: int, clocks: tuple[int, ...], name: str, beat: int | None) -> bool:
+        # An observer finds a heartbeat silent for a lease only if its maker's clock went on for about as long; but one
+        # who looks at an old state may find anything.
+        content = dict(self._servers[server][0]).get(name)
+        if content is None:
+            return True
+        _, latest, sent = content
+        return beat != latest or clocks[self._owner(name)] > sent
+
+    # -- participants -------------------------------------------------------------------------------------------------
+
+    def _idle(self, who: int, round_: int, tokens: int = 0) -> int:
+        mode = Mode.WRITE if self.bounds.modes[who] == "W" else Mode.READ
+        participant = protocol.Participant(
+            _Scripted(None),  # type: ignore[arg-type]
+            protocol.World(clock=lambda: 0.0, is_dead=lambda who: False, token=str),
+            Identity(pid=who, start=who, kernel="a", uid=0, host="h"),
+            mode,
+            ttl=_TTL,
+            interval=_TTL,
+            ticket=10 * round_ + who,
+            since_ms=0,
+            watch=_Oracle({}),  # type: ignore[arg-type]
+        )
+        fields = self._freeze(participant, tokens, {})
+        place = _Place(who, fields, "", (), None, 0, None, None, False, round_, 0, False)
+        return self._place(place)
+
+    def _out(self, who: int) -> int:
+        """Where all are who have died, or have nothing to do any more."""
+        return self._place(_Place(who, -1, "out", (), None, 0, None, None, False, 0, 0, False))
+
+    def _orphan(self, place: _Place) -> int:
+        if place.call is None or place.call[0] == "listdir":
+            return self._out(place.who)
+        return self._place(_Place(place.who, -1, "out", (), place.call, place.sent, None, None, False, 0, 0, False))
+
+    def _place(self, place: _Place, where: Any = None) -> int:
+        # Two ways to one place are one place, and the first of them stands for both.
+        key = place if where is None else (replace(place, fields=-1, inputs=()), where)
+        index = self._places_by_key.get(key)
+        if index is None:
+            index = self._places_by_key[key] = len(self._places)
+            self._places.append(place)
+        return index
+
+    def _run(self, index: int, step: str, given: _Input) -> tuple[int, tuple[str, int | None] | None] | None:
+        """Where the participant stands next, and about whose silence it asked on the way there."""
+        key = (index, step, given)
+        if key not in self._continuations:
+            place = self._places[index]
+            self._continuations[key] = self._run_shipped_code(place, step, (*place.inputs, given))
+        return self._continuations[key]
+
+    def _run_shipped_code(
+        self, place: _Place, step: str, inputs: tuple[_Input, ...]
+    ) -> tuple[int, tuple[str, int | None] | None] | None:
+        self.steps += 1
+        fields, tokens, seen = self._fields[place.fields]
+        run = _Step(self, place.who, fields, tokens, seen)
+        participant = run.participant
+        ending = step == "release"
+        try:
+            result = run.run(step, inputs)
+        except _Exhausted:
+            return None
+        except _Suspended:
+            name, phase, lease, generation = run.summary
+            holds = phase is protocol.Phase.GRANTED and not ending and not place.lost
+            following = replace(
+                place,
+                step=step,
+                inputs=inputs,
+                call=run.pending,
+                sent=inputs[-1].clock,
+                lease=lease if holds else None,
+                announced=bool(name),
+                generation=generation,
+            )
+            return self._place(following, run.where), run.oracle.asked
+        lost = place.lost or (step == "beat" and result is protocol.Beat.LOST)
+        failed = isinstance(result, OSError)
+        after = place.step if ending and failed else ("ended" if ending else "")
+        if after == "ended" and place.round + 1 == self.bounds.rounds:
+            return self._out(place.who), None
+        following = _Place(
+            who=place.who,
+            fields=self.freeze(run),
+            step=after,
+            inputs=(),
+            call=None,
+            sent=0,
+            lease=None if ending or lost else self._lease_of(participant),
+            generation=None if after == "ended" else participant.generation,
+            announced=bool(participant.name) and after != "ended",
+            round=place.round,
+            beats=place.beats + (step == "beat"),
+            lost=lost or (ending and failed),
+        )
+        return self._place(following), run.oracle.asked
+
+    def _lease_of(self, participant: protocol.Participant) -> protocol.Lease | None:
+        return participant.lease if participant.phase is protocol.Phase.GRANTED else None
+
+    def freeze(self, step: _Step) -> int:
+        """Return the number that stands for the participant's fields as they are now."""
+        return self._freeze(step.participant, step.tokens, step.oracle.seen)
+
+    def _freeze(self, participant: protocol.Participant, tokens: int, seen: dict[str, Any]) -> int:
+        fields = {name: value for name, value in vars(participant).items() if name not in ("files", "watch", "_world")}
+        if not participant.name:
+            fields["lease"] = protocol.Lease(_TTL, 0.0)
+        for name, forget in _FORGET.items():
+            if name in fields:
+                fields[name] = forget(participant, fields[name])
+        key = (tokens, _frozen(seen), _frozen(fields))
+        index = self._fields_by_key.get(key)
+        if index is None:
+            index = self._fields_by_key[key] = len(self._fields)
+            self._fields.append((fields, tokens, dict(seen)))
+        return index
+
+    # -- the server ---------------------------------------------------------------------------------------------------
+
+    def _server(self, entries: frozenset[Any], views: tuple[Any, ...], ghosts: frozenset[Any]) -> int:
+        key = (entries, views, ghosts)
+        index = self._servers_by_key.get(key)
+        if index is None:
+            index = self._servers_by_key[key] = len(self._servers)
+            self._servers.append(key)
+        return index
+
+    def _owner(self, name: str) -> int:
+        return int(name.split(".")[2 if name.startswith("write.") else 1][0], 16)
+
+    def _carry_out(
+        self, server: int, who: int, call: tuple[str, ...], sent: int, *, faulty: bool
+    ) -> list[tuple[Answer, int, str]]:
+        key = (server, who, call, sent, faulty)
+        if key not in self._carried_out:
+            outcomes = self._outcomes(server, who, call, sent)
+            self._carried_out[key] = list(_with_faults(call, outcomes, server)) if faulty else outcomes
+        return self._carried_out[key]
+
+    def _outcomes(self, server: int, who: int, call: tuple[str, ...], sent: int) -> list[tuple[Answer, int, str]]:
+        kind, name = call[0], call[1]
+        text = " ".join(call)
+        if kind == "listdir":
+            listings = self._listings_of(server, who, name)
+            return [(answer, server, f"{text or '.'} -> {_said(answer)}") for answer in listings]
+        try:
+            after = self._changed(server, who, call, sent)
+        except OSError as error:
+            number = error.errno or 0
+            return [(number, server, f"{text} -> {errno.errorcode[number]}")]
+        return [(None, after, text)]
+
+    def _listings_of(self, server: int, who: int, name: str) -> list[Answer]:
+        entries, views, ghosts = self._servers[server]
+        contents = dict(entries)
+        if not name:
+            new, old = views[who]
+            certain = [entry for entry in contents if entry not in new and self._concerns(who, entry)]
+            return [tuple(sorted((*certain, *more))) for more in _subsets(sorted(new | old))]
+        # What a client has cached of an announcement may be as old as it likes, even when it is its own.
+        latest = contents[name][1] if name in contents else dict(ghosts).get(name)
+        possible: list[Answer] = [(), *((f"beat.{beat}",) for beat in range(-1 if latest is None else latest + 1))]
+        return possible if name in contents else [errno.ENOENT, *possible]
+
+    def _changed(self, server: int, who: int, call: tuple[str, ...], sent: int) -> int:
+        entries, views, ghosts = self._servers[server]
+        contents = dict(entries)
+        kind, name = call[0], call[1]
+        top, _, inside = name.partition("/")
+        if kind == "mkdir":
+            if name in contents:
+                raise OSError(errno.EEXIST, name)
+            contents[name] = (None, None, sent)
+            return self._server(frozenset(contents.items()), self._seen_change(views, who, made=name), ghosts)
+        if top not in contents:
+            raise OSError(errno.ENOENT, name)
+        beat, _latest, _ = contents[top]
+        if kind == "rmdir" or (kind == "rename" and not inside):
+            if kind == "rmdir" and beat is not None:
+                raise OSError(errno.ENOTEMPTY, name)
+            content = contents.pop(top)
+            if content[1] is not None:
+                ghosts |= {(top, content[1])}
+            if top.startswith(("read", "write")) and self._owner(top) != who:
+                self._tally["evictions"] += 1
+            views = self._seen_change(views, who, gone=name, kind=kind)
+            if kind == "rename":
+                contents[call[2]] = content
+                views = self._seen_change(views, who, made=call[2], kind=kind)
+            return self._server(frozenset(contents.items()), views, ghosts)
+        number = parse_beats([inside])
+        assert number is not None, call
+        if kind == "create":
+            if beat is not None:
+                raise OSError(errno.EEXIST, name)
+            contents[top] = (number, number, sent)
+        else:
+            if beat != number:
+                raise OSError(errno.ENOENT, name)
+            if kind == "unlink":
+                contents[top] = (None, *contents[top][1:])
+            else:
+                number = parse_beats([call[2].partition("/")[2]])
+                contents[top] = (number, number, sent)
+        return self._server(frozenset(contents.items()), views, ghosts)
+
+    def _seen_change(
+        self, views: tuple[Any, ...], who: int, *, made: str = "", gone: str = "", kind: str = "mkdir"
+    ) -> tuple[Any, ...]:
+        # For each client: names that are there but need not be shown, and names that are not but may be.
+        after = []
+        for client, view in enumerate(views):
+            if client == who and (kind == "mkdir" or not self.bounds.strict):
+                after.append((frozenset(), frozenset()))
+            elif view is None or not self._concerns(client, made or gone):
+                after.append(view)
+            elif made:
+                after.append((view[0] | {made}, view[1] - {made}))
+            else:
+                after.append((view[0] - {gone}, view[1] | {gone}))
+        return tuple(after)
+
+    def _concerns(self, who: int, name: str) -> bool:
+        # A reader looks at writers' announcements, its own, and leftovers; at numbers only to read its generation.
+        if self._writers[who]:
+            return True
+        if name.startswith("read."):
+            return self._owner(name) == who
+        return self.bounds.generation or not name.startswith("gen.")
+
+
+_LATE: Final = ", and its lease runs out before it goes on"
+
+
+def _each(figure: int | tuple[int, ...], bounds: Bounds) -> tuple[int, ...]:
+    return figure if isinstance(figure, tuple) else (figure,) * len(bounds.modes)
+
+
+def _with_faults(
+    call: tuple[str, ...], outcomes: list[tuple[Answer, int, str]], server: int
+) -> Iterator[tuple[Answer, int, str]]:
+    kind = call[0]
+    text = " ".join(call)
+    yield errno.EIO, server, f"{text} -> EIO, not done"
+    if kind != "mkdir" and call[1]:
+        yield errno.ENOENT, server, f"{text} -> ENOENT, from the client's cache"
+    for answer, after, _ in outcomes:
+        if answer is None:
+            yield errno.EIO, after, f"{text} -> EIO, but done"
+            yield (
+                (errno.EEXIST if kind in ("mkdir", "create") else errno.ENOENT),
+                after,
+                f"{text} -> done, but a retransmission failed",
+            )
+
+
+def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
+    return chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))
+
+
+def _said(answer: Answer) -> str:
+    return errno.errorcode[answer] if isinstance(answer, int) else str(list(answer))
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if isinstance(value, set):
+        return frozenset(value)
+    if isinstance(value, OSError):
+        return type(value), value.errno
+    if isinstance(value, Listing):
+        return tuple(_frozen(getattr(value, name)) for name in ("announcements", "generations", "notes", "gone"))
+    assert isinstance(value, _HASHABLE) or is_dataclass(value) or callable(value), value
+    return value
+
+
+_HASHABLE: Final = (int, float, str, bytes, frozenset, Enum, type(None))
+
+
+def _only_what_is_cleaned_by(participant: protocol.Participant, listing: Listing | None) -> Listing | None:
+    if listing is None:
+        return None
+    numbers = listing.generations if participant.mode is Mode.WRITE else ()
+    return Listing({}, tuple(sorted(numbers)), (), tuple(sorted(listing.gone)))
+
+
+#: Fields that decide nothing later on, here, where nobody leaves notes: they only keep like states apart.
+_FORGET: Final[dict[str, Callable[[protocol.Participant, Any], Any]]] = {
+    "blockers": lambda participant, value: (),
+    "evictions": lambda participant, value: 0,
+    "beat_error": lambda participant, value: None,
+    "_looked_at": lambda participant, value: set(),
+    "_first_listing": lambda participant, value: None,
+    "_listing": _only_what_is_cleaned_by,
+}

@@ -1,0 +1,45 @@
+"""Every interleaving of a few participants of the shipped protocol, within bounds."""
+
+from __future__ import annotations
+
+import pytest
+
+from .exhaustive import Bounds, Search
+from .mutants import MUTANTS
+from .witness import Violation
+
+#: Bounds, and about how many states lie within them, so that a search that has become blind is noticed.
+SEARCHES = [
+    pytest.param(Bounds(modes="WR"), 30_000, id="writer, reader"),
+    pytest.param(Bounds(modes="WW"), 80_000, id="two writers"),
+    pytest.param(Bounds(modes="WW", announcements=(1, 2), crashes=0), 140_000, id="two writers, one gives way"),
+    pytest.param(
+        Bounds(modes="WR", faults=1, expiries=(1, 0), beats=(1, 0), crashes=0), 35_000, id="writer, reader, a fault"
+    ),
+    pytest.param(Bounds(modes="WRR", beats=0, expiries=(1, 0, 0), crashes=0), 25_000, id="writer, two readers"),
+    pytest.param(Bounds(modes="WWR", beats=0, expiries=(1, 0, 0), crashes=0), 160_000, id="two writers, reader"),
+]
+
+
+@pytest.mark.parametrize(("bounds", "states"), SEARCHES)
+def test_no_interleaving_breaks_a_promise(bounds: Bounds, states: int) -> None:
+    explored = Search(bounds).run()
+    assert explored.states > states
+    assert explored.grants
+    assert explored.evictions
+
+
+@pytest.mark.parametrize(
+    ("name", "bounds"),
+    [
+        ("forget_lower_writers", Bounds(modes="WW", expiries=0, beats=0, crashes=0)),
+        ("reuse_token", Bounds(modes="WW", announcements=(1, 2), crashes=0)),
+        ("no_lease_check_at_grant", Bounds(modes="WR")),
+        ("recreate_after_eviction", Bounds(modes="WR")),
+        ("blind_removal", Bounds(modes="WR")),
+        ("no_margin", Bounds(modes="WR")),
+    ],
+)
+def test_the_search_finds_a_broken_protocol(name: str, bounds: Bounds) -> None:
+    with MUTANTS[name].applied(), pytest.raises(Violation):
+        Search(bounds).run()
