@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 from nfs.lab import Lab, LabError, Unavailable, require
 from nfs.lab.cluster import HIDDEN
@@ -21,6 +23,11 @@ from nfs.scene import MOUNTS, TESTS, Scene
 #: NFSv4 keeps clients waiting for this long after a server's restart. Linux's 90 s would only make the run longer; this
 #: still is longer than our leases, so that a wait for NFSv4's own state would be noticed.
 _NFS4_LEASE_S = 10
+#: How long the server's own disk may take to answer a command on the server itself, seconds.
+_DISK_S = 20
+
+#: The lab that is up.
+_labs: list[Lab] = []
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +49,10 @@ def lab() -> Iterator[Lab]:
         try:
             lab.down()
             _bring_up(lab)
+            _labs.append(lab)
             yield lab
         finally:
+            _labs.clear()
             lab.down()
             signal.signal(signal.SIGTERM, before)
             Path(turn.name).unlink()
@@ -67,6 +76,35 @@ def _bring_up(lab: Lab) -> None:
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """
+    Run a scenario, and run it again, in a lab made anew, if it was the lab that failed.
+
+    User-Mode Linux was seen to lose an interrupt of its disk: from then on the server guest hangs in every command that
+    touches its *own* disk, NFS or not. That, and nothing else, counts as the lab's failure, and only once a scenario.
+    """
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    if any(report.failed for report in reports) and _labs and _disk_hangs(_labs[0]):
+        sys.stderr.write(f"\n{item.nodeid}: the server guest hangs at its own disk; again, in a new lab\n")
+        _labs[0].down()
+        _bring_up(_labs[0])
+        item._initrequest()  # type: ignore[attr-defined]  # as pytest-rerunfailures does
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _disk_hangs(lab: Lab) -> bool:
+    try:
+        lab.server.run(["sh", "-c", "ls -A /mnt/disk/export && sync"], timeout=_DISK_S)
+    except (subprocess.TimeoutExpired, LabError, OSError):
+        return True
+    return False
 
 
 @pytest.fixture
