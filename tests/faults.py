@@ -108,10 +108,10 @@ class Server:
         return (self._directory(directory), file) if slash else (self.entries, name)
 
     def _directory(self, name: str) -> dict[str, bytes]:
-        self._need()
-        if name not in self.entries:
+        place, file = self._place(name)
+        if file not in place:
             raise os_error(errno.ENOENT, name)
-        found = self.entries[name]
+        found = place[file]
         if isinstance(found, bytes):
             raise os_error(errno.ENOTDIR, name)
         return found
@@ -219,7 +219,7 @@ class Shows(Fault):
         self.names = names
 
     def strikes(self, op: str, name: str) -> bool:
-        return bool(name) == bool(self.on) and super().strikes(op, name)
+        return bool(name) == bool(self.on) and "/" not in name and super().strikes(op, name)
 
     def apply(self, call: Callable[[], Any], name: str) -> Any:
         return list(self.names() if callable(self.names) else self.names)

@@ -44,7 +44,11 @@ class Files(Protocol):
         """Remove an empty directory."""
 
     def listdir(self, name: str = "") -> list[str]:
-        """List the lock directory, or one announcement, opened afresh."""
+        """
+        List the lock directory, or one announcement, opened afresh.
+
+        Of a heartbeat, this is the question whether it is there: ``NotADirectoryError`` if so.
+        """
 
     def create(self, name: str, record: bytes) -> None:
         """Create a file that does not exist yet. That it exists is what counts; ``record`` is for people."""

@@ -65,6 +65,8 @@ _PATIENCE_MAX_S: Final = 0.1
 _NUMBERS_AT_ONCE: Final = 50
 #: So many own announcements in a row that are there and that no listing shows are the file system's fault.
 _UNLISTED_MAX: Final = 3
+#: A peer that has shown one beat for this part of its lease should have sent the next: it is looked for by name.
+_OVERDUE: Final = 1 / 2
 #: Notes left by one caller that gives up; enough for the next caller to go on where it matters.
 _NOTES_MAX: Final = 16
 
@@ -496,25 +498,48 @@ class Participant:
         # A look that fails is no look: the rule about gaps in watching takes care of it.
         with contextlib.suppress(OSError):
             lease = self._lease_of(peer)
-            beat = self._look_at_beat(peer)
-            beat_was_removed = beat is None and self.watch.beat(peer.name) is not None
-            if not proven_dead and not beat_was_removed:
+            known = self.watch.beat(peer.name)
+            overdue = proven_dead or self.watch.watched(peer.name) >= lease * _OVERDUE
+            beat = self._look_at_beat(peer, known, overdue=overdue)
+            if beat is None and known is not None:
+                # Somebody has begun to evict it, and anyone may finish that; or the listing is an old one.
+                if evict(self.files, peer, None):
+                    self.evictions += 1
+                    return
+                beat = known
+            if not proven_dead:
                 credit = self._credit(peer, beat)
                 self.watch.look(peer.name, beat, lease=lease, now=self._world.clock(), credit=credit)
                 if self.watch.watched(peer.name) < lease:
                     return
-            # Silent for a lease, or dead, or somebody has begun to evict it and anyone may finish that.
+                beat = self.watch.beat(peer.name)
             self.evictions += evict(self.files, peer, beat)
 
-    def _look_at_beat(self, peer: Announcement) -> int | None:
+    def _look_at_beat(self, peer: Announcement, known: int | None, *, overdue: bool) -> int | None:
         try:
-            return parse_beats(self.files.listdir(peer.name))
+            beat = parse_beats(self.files.listdir(peer.name))
         except OSError as error:
             # Another member's before its first beat (its maker opens it to the group just before that), or a file, a
             # FIFO, a link where a directory should be: no beat. If that is wrong, the server refuses the eviction.
             if error.errno in (errno.EACCES, errno.ENOTDIR, errno.ELOOP):
                 return None
             raise
+        if not overdue:
+            return beat
+        # An NFSv3 client whose listing crossed the change to the next beat keeps it as if it came after: the reply's
+        # attributes are later than its names. If the holder then died, nothing changes in there any more, every listing
+        # shows the beat before its last, and the server refuses for ever to remove that one. A name that was never
+        # looked up is asked of the server; that it is there is as good an observation as a listing.
+        number = max((seen + 1 for seen in (beat, known) if seen is not None), default=0)
+        return number if self._is_file(f"{peer.name}/{beat_name(number)}") else beat
+
+    def _is_file(self, name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                self.files.listdir(name)
+            except NotADirectoryError:
+                return True
+        return False
 
     def _credit(self, peer: Announcement, beat: int | None) -> float:
         # Notes count once, at our first look, and only those that lay there when we began: their time and ours cannot

@@ -47,6 +47,8 @@ class Watch:
         :param credit: seconds that others watched this very beat before we began, from their notes
         """
         record = self._records.setdefault(name, _Record(met=now))
+        if beat is not None and record.beat is not None and beat < record.beat:
+            beat, credit = record.beat, 0.0  # beats only grow: this look is an old one, and so is what others watched
         if record.since is None or record.beat != beat:
             record.beat, record.since, record.credit = beat, now, credit
         elif now - record.last > lease / 3:

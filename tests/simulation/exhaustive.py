@@ -119,8 +119,10 @@ class _Oracle:
 
     def __init__(self, seen: dict[str, int | None]) -> None:
         self.seen = seen
-        self.permit = False
-        self.asked: tuple[str, int | None] | None = None
+        #: Who is found silent for a lease.
+        self.permit = ""
+        #: About whose silence, since which heartbeat, it was asked; each is asked for by itself.
+        self.asked: dict[str, int | None] = {}
 
     def meet(self, name: str, now: float) -> float:
         return -1e9
@@ -132,8 +134,8 @@ class _Oracle:
         self.seen[name] = beat
 
     def watched(self, name: str) -> float:
-        self.asked = (name, self.seen.get(name))
-        return 1e9 if self.permit else 0.0
+        self.asked[name] = self.seen.get(name)
+        return 1e9 if self.permit == name else 0.0
 
     def beat(self, name: str) -> int | None:
         return self.seen.get(name)
@@ -176,7 +178,7 @@ class _Input:
 
     answer: Answer
     clock: int
-    permit: bool
+    permit: str
     dead: frozenset[int]
 
 
@@ -269,7 +271,8 @@ class _Step:
         self.where = (tuple(frames), self.search.freeze(self))
 
     def take(self, given: _Input) -> None:
-        self.clock, self.dead, self.oracle.permit, self.oracle.asked = given.clock, given.dead, given.permit, None
+        self.clock, self.dead, self.oracle.permit = given.clock, given.dead, given.permit
+        self.oracle.asked = {}
 
     def run(self, step: str, inputs: tuple[_Input, ...]) -> Any:
         self.inputs = inputs
@@ -304,7 +307,7 @@ class Search:
         self._fields_by_key: dict[Any, int] = {}
         self._places: list[_Place] = []
         self._places_by_key: dict[Any, int] = {}
-        self._continuations: dict[Any, tuple[int, tuple[str, int | None] | None] | None] = {}
+        self._continuations: dict[Any, tuple[int, dict[str, int | None]] | None] = {}
         self._servers: list[Any] = []
         self._servers_by_key: dict[Any, int] = {}
         self._carried_out: dict[Any, list[tuple[Answer, int, str]]] = {}
@@ -496,7 +499,7 @@ class Search:
                 if step == "again":
                     yield "begins anew", self._idle(who, place.round + 1, self._fields[place.fields][1]), state
                 else:
-                    for following in self._continue(state, index, step, _Input(None, clocks[who], False, dead)):
+                    for following in self._continue(state, index, step, _Input(None, clocks[who], "", dead)):
                         yield step, following, state
             return
         answers = [
@@ -509,7 +512,7 @@ class Search:
             for late in (0, 1) if self._may_expire(place, clocks[who]) else (0,):
                 moved = (*clocks[:who], clocks[who] + late, *clocks[who + 1 :]) if late else clocks
                 then = (*state[:2], moved, dead, left, 0)
-                for following in self._continue(then, index, place.step, _Input(answer, moved[who], False, dead)):
+                for following in self._continue(then, index, place.step, _Input(answer, moved[who], "", dead)):
                     yield what + (_LATE if late else ""), following, then
 
     def _is_answered(self, state: Any, who: int, index: int, label: _Label) -> Iterator[tuple[_Label, Any]]:
@@ -526,7 +529,7 @@ class Search:
             for late in (0, 1) if self._may_expire(place, clocks[who]) else (0,):
                 moved = (*clocks[:who], clocks[who] + late, *clocks[who + 1 :]) if late else clocks
                 then = (after, places, moved, dead, left, granted)
-                for following in self._continue(then, index, place.step, _Input(answer, moved[who], False, dead)):
+                for following in self._continue(then, index, place.step, _Input(answer, moved[who], "", dead)):
                     yield (who, f"{label[1]}; {what}" if label[1] else what, late), self._arrive(then, who, following)
 
     def _continue(self, state: Any, index: int, step: str, given: _Input) -> Iterator[int]:
@@ -536,10 +539,11 @@ class Search:
             return
         following, asked = outcome
         yield following
-        if asked is not None and self._may_be_silent(state[0], state[2], *asked):
-            outcome = self._run(index, step, replace(given, permit=True))
-            if outcome is not None:
-                yield outcome[0]
+        for name, beat in asked.items():
+            if self._may_be_silent(state[0], state[2], name, beat):
+                outcome = self._run(index, step, replace(given, permit=name))
+                if outcome is not None:
+                    yield outcome[0]
 
     def _arrive(self, state: Any, who: int, index: int) -> Any:
         place = self._places[index]
@@ -647,7 +651,7 @@ class Search:
             self._places.append(place)
         return index
 
-    def _run(self, index: int, step: str, given: _Input) -> tuple[int, tuple[str, int | None] | None] | None:
+    def _run(self, index: int, step: str, given: _Input) -> tuple[int, dict[str, int | None]] | None:
         """Where the participant stands next, and about whose silence it asked on the way there."""
         key = (index, step, given)
         if key not in self._continuations:
@@ -657,7 +661,7 @@ class Search:
 
     def _run_shipped_code(
         self, place: _Place, step: str, inputs: tuple[_Input, ...]
-    ) -> tuple[int, tuple[str, int | None] | None] | None:
+    ) -> tuple[int, dict[str, int | None]] | None:
         self.steps += 1
         fields, tokens, seen = self._fields[place.fields]
         run = _Step(self, place.who, fields, tokens, seen)
@@ -685,7 +689,7 @@ class Search:
         failed = isinstance(result, OSError)
         after = place.step if ending and failed else ("ended" if ending else "")
         if after == "ended" and place.round + 1 == self.bounds.rounds:
-            return self._out(place.who), None
+            return self._out(place.who), {}
         following = _Place(
             who=place.who,
             fields=self.freeze(run),
@@ -766,7 +770,11 @@ class Search:
             certain = [entry for entry in contents if entry not in new and self._concerns(who, entry)]
             return [tuple(sorted((*certain, *more))) for more in _subsets(sorted(new | old))]
         # What a client has cached of an announcement may be as old as it likes, even when it is its own.
+        name, inside, entry = name.partition("/")
         latest = contents[name][1] if name in contents else dict(ghosts).get(name)
+        if inside:
+            was_there = latest is not None and entry in {f"beat.{beat}" for beat in range(latest + 1)}
+            return [errno.ENOENT, errno.ENOTDIR] if was_there else [errno.ENOENT]
         possible: list[Answer] = [(), *((f"beat.{beat}",) for beat in range(-1 if latest is None else latest + 1))]
         return possible if name in contents else [errno.ENOENT, *possible]
 

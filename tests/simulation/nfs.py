@@ -268,6 +268,9 @@ class Client:
         return 0 if directory is None else self._floor.get(directory, 0)
 
     def _list(self, name: str, first: int) -> list[str]:
+        name, inside, entry = name.partition("/")
+        if inside:  # whether a heartbeat is there: the client's cache of names may be as old as that of listings
+            raise _error(errno.ENOTDIR if entry in self._list(name, first) else errno.ENOENT, f"{name}/{entry}")
         weather, rng = self.weather, self.rng
         root = self.server.root
         directory = root.entries.get(name) if name else root

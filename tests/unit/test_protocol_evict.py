@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from faults import INTERVAL, TTL, After, Before, Clock, Fails, Late, LostReply, MemoryFiles, Shows, Stage
-from nfsrwlock_core.names import Announcement, Mode, gone_name, note_name, parse_announcement
+from nfsrwlock_core.names import Announcement, Mode, beat_name, gone_name, note_name, parse_announcement
 from nfsrwlock_core.protocol import Beat, Participant, Phase
 from nfsrwlock_core.removal import evict
 from nfsrwlock_core.watch import Watch
@@ -684,3 +684,44 @@ def test_a_clock_that_stands_still_grants_nothing_away(stage):
     reader = stage.reader(clock=Clock(5.0))
     for _ in range(1000):
         assert not reader.advance()
+
+
+@pytest.mark.parametrize(("stale", "real"), [(3, 4), (None, 0)])
+def test_a_listing_of_an_announcement_that_stays_stale_does_not_save_the_dead(stage, stale, real):
+    """
+    Sections 4 and 6: a client may show the beat before a dead holder's last for ever: nothing changes in there any more.
+
+    Seen on NFSv3: the server refuses to remove the beat that is listed, and the one that is there is never listed.
+    """
+    peer = stage.peer(Mode.WRITE, beat=real)
+    shown = [] if stale is None else [beat_name(stale)]
+    reader = stage.participant(Mode.READ, files=MemoryFiles(stage.server, Shows(shown, of=peer.name, times=None)))
+    assert not stage.poll(reader, TTL + 5), "silent for less than a lease after the beat that is there was seen"
+    assert stage.poll(reader, TTL * 0.75), "and that was soon after the next one was overdue"
+    assert reader.evictions == 1
+    assert peer.name not in stage.server.announced
+
+
+def test_a_living_holder_is_not_evicted_on_a_stale_listing_of_its_announcement(stage):
+    """Section 4: what is found by name is watched for a whole lease like any other beat."""
+    holder = stage.holding_writer()
+    files = MemoryFiles(stage.server, Shows([], of=holder.name, times=None))
+    reader = stage.participant(Mode.READ, files=files)
+    for _ in range(8 * 9):
+        assert not reader.advance()
+        stage.clock.sleep(10)
+        holder.beat()
+    assert holder.release()
+
+
+def test_the_next_beat_is_not_asked_for_before_it_is_overdue(stage):
+    """A waiter behind a holder that beats in time pays for no more than its listings."""
+    holder = stage.holding_writer()
+    files = MemoryFiles(stage.server)
+    reader = stage.participant(Mode.READ, files=files)
+    for second in range(300):
+        assert not reader.advance()
+        stage.clock.sleep(1)
+        if second % INTERVAL == 0:
+            holder.beat()
+    assert not [call for call in files.calls if call[0] == "listdir" and "/" in call[1]]

@@ -49,12 +49,27 @@ def test_watched_time_adds_up_while_the_beat_stays_the_same(beat):
     assert watch.beat(PEER) == beat
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, 0), (3, 4), (3, 2), (3, None)])
+@pytest.mark.parametrize(("before", "after"), [(None, 0), (3, 4), (3, 9), (3, None)])
 def test_another_beat_begins_a_new_count(before, after):
     """Section 3: the heartbeat name has changed, in whatever way: the peer is not silent."""
     watch = looking((100, before), (120, before), (140, after))
     assert watch.watched(PEER) == 0.0
     assert looking((150, after), watch=watch).watched(PEER) == 10.0
+
+
+def test_a_look_that_shows_an_earlier_beat_is_an_old_look():
+    """Sections 3 and 6: beats only grow, and a listing may be old: the peer has not moved back."""
+    watch = looking((100, 3), (120, 4), (140, 3), (160, 3))
+    assert watch.beat(PEER) == 4
+    assert watch.watched(PEER) == 40.0
+
+
+def test_what_others_watched_of_an_earlier_beat_does_not_count_for_the_latest():
+    """Section 5: a note is about one beat; an old look that shows that beat once more does not make it the latest."""
+    watch = looking((100, 4))
+    watch.look(PEER, 3, lease=LEASE, now=110.0, credit=80.0)
+    assert watch.beat(PEER) == 4
+    assert watch.watched(PEER) == 10.0
 
 
 def test_two_looks_a_third_of_the_lease_apart_still_count():
