@@ -526,10 +526,10 @@ class Participant:
             raise
         if not overdue:
             return beat
-        # An NFSv3 client whose listing crossed the change to the next beat keeps it as if it came after: the reply's
-        # attributes are later than its names. If the holder then died, nothing changes in there any more, every listing
-        # shows the beat before its last, and the server refuses for ever to remove that one. A name that was never
-        # looked up is asked of the server; that it is there is as good an observation as a listing.
+        # A client that goes by time stamps (NFSv3) may keep a listing that crossed the change to the next beat as if it
+        # came after. If the holder then died, nothing changes in there any more, every listing shows the beat before
+        # its last, and the server refuses for ever to remove that one. A name that was never looked up is asked of the
+        # server; that it is there is as good an observation as a listing.
         number = max((seen + 1 for seen in (beat, known) if seen is not None), default=0)
         return number if self._is_file(f"{peer.name}/{beat_name(number)}") else beat
 

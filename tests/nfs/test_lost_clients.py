@@ -58,6 +58,7 @@ def test_a_power_cut_while_writing_is_recovered_within_the_lease(scene: Scene, v
         f"""
 with open({path!r}, "wb", buffering=0) as file:
     while True:
+        file.seek(random.randrange(100) << 16)
         file.write(os.urandom(65536))
         os.fsync(file.fileno())
 """

@@ -689,9 +689,9 @@ def test_a_clock_that_stands_still_grants_nothing_away(stage):
 @pytest.mark.parametrize(("stale", "real"), [(3, 4), (None, 0)])
 def test_a_listing_of_an_announcement_that_stays_stale_does_not_save_the_dead(stage, stale, real):
     """
-    Sections 4 and 6: a client may show the beat before a dead holder's last for ever: nothing changes in there any more.
+    Sections 4 and 6: a client may show the beat before a dead holder's last for ever: nothing changes there any more.
 
-    Seen on NFSv3: the server refuses to remove the beat that is listed, and the one that is there is never listed.
+    The server refuses to remove the beat that is listed, and the one that is there is never listed.
     """
     peer = stage.peer(Mode.WRITE, beat=real)
     shown = [] if stale is None else [beat_name(stale)]
