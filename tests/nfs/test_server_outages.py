@@ -68,3 +68,35 @@ def until_held_again(reader: Remote) -> float:
     changes = reader.do("statuses_until(lock, 'held', 60)", timeout=70)
     assert changes[-1][0] == "held", changes
     return float(changes[-1][1] - changes[0][1])
+
+
+@pytest.mark.timeout(180)
+def test_a_hold_without_a_heartbeat_yet_outlives_a_grace_period(scene: Scene) -> None:
+    """
+    NFSv4 makes no file for anybody during its grace period (RFC 8881, 9.14.1), so not the first heartbeat either.
+
+    A listing is allowed all the time, so to a watcher the holder is silent for more than its lease. But then the
+    watcher's own `rmdir` has to wait, too, and its watching starts anew.
+    """
+    path = scene.path()
+    holder = scene.locker(scene.n1, path, SETTINGS)
+    waiter = scene.locker(scene.n2, path, SETTINGS)
+    # The server ends the period early when all clients have reclaimed their state, so one that will not is needed.
+    scene.n2.mount("4.0", at="/mnt/nfs40")
+    scene.n2.check(["sh", "-c", ': >"/mnt/nfs40/$1"', "sh", path.split("/", 3)[3]])
+    scene.n2.umount("/mnt/nfs40")
+    holder.do("lock.acquire_write()")
+    waiter.tell("lock.acquire_read()")
+    scene.server.kill()
+    scene.server.start()
+    assert scene.server.check(["cat", "/proc/fs/nfsd/v4_end_grace"]).strip() == "N"
+    time.sleep(LEASE_S * 1.2)
+    assert scene.server.check(["cat", "/proc/fs/nfsd/v4_end_grace"]).strip() == "N", "it lasts longer than the lease"
+    time.sleep(LEASE_S * 2)
+    assert scene.server.check(["cat", "/proc/fs/nfsd/v4_end_grace"]).strip() == "Y"
+    print(f"held again after {until_held_again(holder):.1f} s")
+    holder.do("lock.check()")
+    assert not waiter.has_answered()
+    holder.do("lock.release()")
+    waiter.answer(timeout=60)
+    waiter.do("lock.release()")
