@@ -7,6 +7,12 @@ PYTEST_WORKERS ?= 2
 # More arguments for pytest, as in: make test PYTEST_ARGS="-k fork -x"
 PYTEST_ARGS ?=
 
+# How long `make campaign` takes, seconds, and the number that all its choices follow from.
+DURATION ?= 3600
+SEED ?= 1
+# More arguments for it, as in: make campaign CAMPAIGN_ARGS="--clients 4 --lease 12 --keep history"
+CAMPAIGN_ARGS ?=
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -24,7 +30,7 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nfs lint format docs build clean distclean
+.PHONY: help setup demo test test-nfs campaign lint format docs build clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +46,10 @@ test: lint ## lint, then every test that needs neither root nor NFS
 test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under faults (root; under five minutes)
 	$(BIN)/python tests/nfs/lab install
 	$(BIN)/python -m pytest tests/nfs $(PYTEST_ARGS)
+
+campaign: .venv/.dev ## random faults on the NFS cluster for DURATION seconds, by SEED; what was held is judged (root)
+	$(BIN)/python tests/nfs/lab install
+	$(BIN)/python tests/nfs/campaign --seconds $(DURATION) --seed $(SEED) $(CAMPAIGN_ARGS)
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -117,7 +117,9 @@ class Hold:
 
     def error(self) -> LockLostError | None:
         """Return the error that tells what is wrong with the hold, ``None`` if nothing is."""
-        status = self.status
+        return self._error_of(self.status)
+
+    def _error_of(self, status: HoldStatus) -> LockLostError | None:
         if status is HoldStatus.LOST:
             return self.lost_error()
         if status is HoldStatus.SUSPECT:
@@ -175,7 +177,7 @@ class Hold:
             if self._told in (status.value, "lost"):
                 return
             self._told = "lost" if status is HoldStatus.LOST else "suspect"
-        logger.warning("%s", self.error())
+        logger.warning("%s", self._error_of(status))  # of then: a heartbeat may have restored it meanwhile
         if self._on_compromise is None:
             return
         self.callback_thread = threading.get_ident()

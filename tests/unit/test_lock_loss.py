@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from actors import Actor, Raised, Stage, announcements, wait_until
+from faults import Stage as ProtocolStage
 from nfsrwlock import (
     HoldStatus,
     LeaseExpiredError,
@@ -28,6 +29,8 @@ from nfsrwlock import (
     break_lock,
     inspect,
 )
+from nfsrwlock_core.hold import Hold
+from nfsrwlock_core.protocol import Lease
 from outages import ANSWERS, FAILS, HANGS, SHADOW, let
 
 FORMS = ["thread", "process"]
@@ -357,3 +360,25 @@ def test_status_is_a_word_that_can_be_compared_and_printed(path: Path) -> None:
     with lock.write_lock():
         assert f"{lock.status}" == "held"
         assert inspect(path).holders[0].pid == os.getpid()
+
+
+def test_a_hold_restored_while_its_owner_is_told_is_still_told_why(stage_of_protocol, caplog):
+    """A heartbeat between finding the lease run out and the words for it: then the warning was "None"."""
+    participant = stage_of_protocol.holding_writer()
+    compromises: list[Any] = []
+    hold = Hold(participant, "data", 0, compromises.append)
+    overdue = [True]
+
+    class RunsOutOnce(Lease):
+        def has_run_out(self, now: float) -> bool:
+            return overdue.pop() if overdue else False
+
+    participant.lease = RunsOutOnce(participant.lease.ttl, participant.lease.renewed)
+    hold.tell_owner()
+    assert "no heartbeat has succeeded" in caplog.text
+    assert [compromise.reason for compromise in compromises] == ["refresh-failed"]
+
+
+@pytest.fixture
+def stage_of_protocol() -> ProtocolStage:
+    return ProtocolStage()

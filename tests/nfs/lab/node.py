@@ -120,13 +120,28 @@ class Node:
 
     # Network
 
-    def cut(self) -> None:
-        """Cut its NFS network; commands still reach it."""
-        self.lab.network.forward(self.index, on=False)
+    def cut(self, direction: str = "both") -> None:
+        """
+        Cut its NFS network; commands still reach it.
+
+        :param direction: "out": the server hears nothing from this client, and the client all from the server; "in":
+            the server hears and obeys, and no answer arrives; "both"
+        """
+        if direction == "both":
+            self.lab.network.forward(self.index, on=False)
+        elif direction == "out":
+            self.check(["/run/modprobe", "sch_netem"])
+            self.check(["tc", "qdisc", "replace", "dev", "vec0", "root", "netem", "loss", "100%"])
+        else:
+            self.lab.server.check(["ip", "route", "replace", "blackhole", data_address(self.index)])
 
     def heal(self) -> None:
-        """Undo :meth:`cut`."""
+        """Undo :meth:`cut` and :meth:`delay`."""
         self.lab.network.forward(self.index, on=True)
+        with contextlib.suppress(LabError):  # one that was killed since has forgotten it
+            self.run(["tc", "qdisc", "del", "dev", "vec0", "root"])
+        with contextlib.suppress(LabError):
+            self.lab.server.run(["ip", "route", "del", "blackhole", data_address(self.index)])
 
     def delay(self, ms: float) -> None:
         """Add ``ms`` to every packet that it sends; 0 for none."""
@@ -150,19 +165,38 @@ class Node:
             best = min(best, (answer - asked - error, error), key=lambda offset: offset[1])
         return best
 
+    def monotonic(self) -> tuple[float, float]:
+        """
+        Its monotonic clock minus the host's in seconds, and by how much that may be wrong.
+
+        A guest reads the host's monotonic clock from when it boots, so the difference stays the same until it boots
+        again, whatever is done to it.
+        """
+        best = (0.0, float("inf"))
+        for _ in range(8):
+            asked = time.monotonic()
+            answer = self._ask("clock")["monotonic"]
+            error = (time.monotonic() - asked) / 2
+            best = min(best, (answer - asked - error, error), key=lambda offset: offset[1])
+        return best
+
     def skew(self, seconds: float) -> None:
         """Step its clock to the host's plus ``seconds``; 0 sets it right."""
         offset, _ = self.clock()
         self._ask_clock(step=seconds - offset)
 
     def _ask_clock(self, **request: Any) -> tuple[float, float, float]:
+        asked = time.time()
+        return self._ask("clock", **request)["time"], asked, time.time()
+
+    def _ask(self, op: str, **request: Any) -> dict[str, Any]:
         with self.connect(timeout=2) as sock:
             sock.settimeout(10)
-            asked = time.time()
-            sock.sendall(json.dumps({"op": "clock", **request}).encode() + b"\n")
+            sock.sendall(json.dumps({"op": op, **request}).encode() + b"\n")
             for kind, data in frames(sock):
                 if kind == b"X":
-                    return json.loads(data)["time"], asked, time.time()
+                    answer: dict[str, Any] = json.loads(data)
+                    return answer
                 raise LabError(f"{self.name}: {data.decode(errors='replace')}")
         raise LabError(f"{self.name}: its agent hung up")
 

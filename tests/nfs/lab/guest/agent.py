@@ -169,7 +169,7 @@ def handle(conn: socket.socket) -> None:
         elif request.get("op") == "clock":
             if "step" in request:
                 time.clock_settime(time.CLOCK_REALTIME, time.time() + request["step"])
-            answer(conn, time=time.time())
+            answer(conn, time=time.time(), monotonic=time.monotonic())
     except Exception as error:  # one bad request must not end the node
         with contextlib.suppress(OSError):
             conn.sendall(frame(b"M", repr(error).encode()))

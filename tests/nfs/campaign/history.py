@@ -1,0 +1,244 @@
+"""
+The judge of a campaign: written apart from the engine, and knowing nothing of how it works.
+
+It takes what the processes said, event by event, and what was done to them, all on the host's one clock, and finds what
+must not have happened:
+
+- two holds of one lock together, one of them exclusive. A hold lasts from its grant until its user began to give it
+  back. If it was lost, or its user was never heard of again, it lasted until the latest moment at which its lease ran
+  out by its own account: nobody may have been let in before. A process that was killed by a signal held nothing from
+  then on, since its kernel knows that it is dead;
+- exclusive grants whose numbers do not rise, and a shared hold that knows an earlier number than one granted before it;
+- a hold that never ended: neither given back, nor lost, nor did its process or its machine end;
+- a hold that was lost although neither its machine nor its network was touched: an outage of the server costs no hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """
+    What was done to a machine, or to a process.
+
+    :param kind: a key of :data:`nemesis.KINDS`
+    :param target: a machine's name, or a process's
+    """
+
+    kind: str
+    target: str
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """
+    What one process said at one moment.
+
+    :param error_s: by how much ``at`` and ``until`` may be wrong
+    """
+
+    who: str
+    event: str
+    at: float
+    error_s: float
+    more: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Hold:
+    """One hold of one lock, as its user knew it."""
+
+    who: str
+    lock: int
+    mode: str
+    granted: float
+    error_s: float
+    #: ``None`` for a shared hold that could not read it.
+    generation: int | None
+    #: When its lease runs out, by its own latest account.
+    until: float
+    beats: int = 0
+    #: When it said that its lease had run out, and when that it was there again.
+    suspect: list[float] = field(default_factory=list)
+    restored: list[float] = field(default_factory=list)
+    lost: float | None = None
+    release: float | None = None
+    #: How it ended: "released", "lost", "killed", "power cut", or "" if it never did.
+    ending: str = ""
+    #: No other may have been let in before; set when it has ended.
+    end: float = float("inf")
+
+    def overlaps(self, other: Hold) -> bool:
+        """Whether both were held at one moment, however wrong the clocks were."""
+        error = self.error_s + other.error_s
+        return self.granted + error < other.end and other.granted + error < self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """
+    What must not have happened.
+
+    :param what: in words
+    :param at: when
+    :param who: the processes it is about
+    """
+
+    what: str
+    at: float
+    who: tuple[str, ...]
+
+
+@dataclass
+class Verdict:
+    """What a campaign amounted to."""
+
+    holds: list[Hold]
+    violations: list[Violation]
+    events: Counter[str]
+
+    def count(self, mode: str) -> int:
+        """How many times the lock was granted in this mode."""
+        return sum(hold.mode == mode for hold in self.holds)
+
+
+def judge(events: Iterable[Event], faults: Iterable[Fault], *, lease_s: float) -> Verdict:
+    """
+    Judge a campaign that is over.
+
+    :param events: of all processes, each process's in order
+    :param faults: all that was done
+    :param lease_s: of all locks
+    """
+    faults = sorted(faults, key=lambda fault: fault.began)
+    holds: list[Hold] = []
+    tally: Counter[str] = Counter()
+    open_holds: dict[str, Hold] = {}
+    for event in events:
+        tally[event.event] += 1
+        _take_in(event, open_holds, holds)
+    for who, hold in open_holds.items():
+        _end_unheard(hold, who, faults)
+    violations = [
+        *_conflicts(holds),
+        *_disorder(holds),
+        *(
+            Violation(f"{hold.who} never gave back what it was granted", hold.granted, (hold.who,))
+            for hold in holds
+            if not hold.ending
+        ),
+        *_losses(holds, faults, lease_s),
+    ]
+    return Verdict(holds, sorted(violations, key=lambda violation: violation.at), tally)
+
+
+def _take_in(event: Event, open_holds: dict[str, Hold], holds: list[Hold]) -> None:
+    more = event.more
+    if event.event == "granted":
+        hold = Hold(
+            event.who, more["lock"], more["mode"], event.at, event.error_s, more["generation"], until=more["until"]
+        )
+        open_holds[event.who] = hold
+        holds.append(hold)
+        return
+    hold_or_none = open_holds.get(event.who)
+    if hold_or_none is None:
+        return
+    hold = hold_or_none
+    match event.event:
+        case "beat":
+            hold.until = max(hold.until, more["until"])
+            hold.beats += 1
+        case "suspect":
+            hold.suspect.append(event.at)
+        case "restored":
+            hold.restored.append(event.at)
+        case "lost":
+            hold.lost = event.at
+        case "release":
+            hold.release = event.at
+            if hold.lost is None:
+                # What was suspect when it was given back stood by its own account until the lease had run out.
+                in_doubt = len(hold.suspect) > len(hold.restored)
+                hold.ending, hold.end = "released", min(event.at, hold.until) if in_doubt else event.at
+            else:
+                hold.ending, hold.end = "lost", min(hold.lost, hold.until)
+            del open_holds[event.who]
+
+
+def _end_unheard(hold: Hold, who: str, faults: list[Fault]) -> None:
+    machine = who.split(".", 1)[0]
+    for fault in faults:
+        if fault.ended < hold.granted:
+            continue
+        if fault.kind == "kill" and fault.target == who:
+            hold.ending, hold.end = "killed", min(fault.began, hold.until)
+            return
+        if fault.kind == "power cut" and fault.target == machine:
+            hold.ending, hold.end = "power cut", hold.until
+            return
+
+
+def _conflicts(holds: list[Hold]) -> Iterator[Violation]:
+    for same_lock in _by_lock(holds).values():
+        current: list[Hold] = []
+        for hold in same_lock:
+            current = [other for other in current if other.end > hold.granted]
+            for other in current:
+                if "write" in (hold.mode, other.mode) and hold.overlaps(other):
+                    text = f"{other.who} ({other.mode}) and {hold.who} ({hold.mode}) hold lock {hold.lock} together"
+                    yield Violation(text, hold.granted, (other.who, hold.who))
+            current.append(hold)
+
+
+def _disorder(holds: list[Hold]) -> Iterator[Violation]:
+    for same_lock in _by_lock(holds).values():
+        latest: Hold | None = None
+        for hold in same_lock:
+            # Grants so close that the clocks cannot tell their order are in conflict already, if they are.
+            if latest is not None and hold.generation is not None and latest.generation is not None:
+                too_low = hold.generation <= latest.generation
+                if hold.mode == "read":
+                    too_low = hold.generation < latest.generation and latest.granted + latest.error_s < hold.granted
+                if too_low:
+                    text = f"{hold.who} ({hold.mode}) knows number {hold.generation} after {latest.generation}"
+                    yield Violation(text, hold.granted, (latest.who, hold.who))
+            if hold.mode == "write" and hold.generation is not None:
+                latest = hold
+
+
+def _losses(holds: list[Hold], faults: list[Fault], lease_s: float) -> Iterator[Violation]:
+    touching = defaultdict(list)
+    for fault in faults:
+        if fault.kind in ("pause", "network cut", "power cut", "delay"):
+            touching[fault.target].append(fault)
+    for hold in holds:
+        if hold.ending != "lost":
+            continue
+        assert hold.lost is not None
+        # TCP repeats itself less and less often, so a client may find the server only a lease after it was cut off.
+        since = min(hold.until, hold.lost) - 3 * lease_s
+        if not any(fault.began < hold.lost and fault.ended > since for fault in touching[hold.who.split(".", 1)[0]]):
+            yield Violation(f"{hold.who} lost its hold, and nobody had touched it", hold.lost, (hold.who,))
+
+
+def _by_lock(holds: list[Hold]) -> dict[int, list[Hold]]:
+    locks: dict[int, list[Hold]] = defaultdict(list)
+    for hold in sorted(holds, key=lambda hold: hold.granted):
+        locks[hold.lock].append(hold)
+    return locks
+
+
+def on_the_hosts_clock(event: Event, offset: float) -> Event:
+    """The event with its machine's clock, which is ``offset`` ahead of the host's, taken into account."""
+    more = event.more
+    if "until" in more:
+        more = {**more, "until": more["until"] - offset}
+    return replace(event, at=event.at - offset, more=more)

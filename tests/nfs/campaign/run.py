@@ -1,0 +1,288 @@
+"""A campaign on a lab that is up: starts the processes, lets the nemesis strike, and hears what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nfs.lab import Job, Lab, LabError, Node
+
+from .history import Event, Fault, Verdict, judge, on_the_hosts_clock
+from .nemesis import Nemesis
+
+_TESTS: Final = Path(__file__).resolve().parents[2]
+_PACKAGE: Final = "campaign"
+
+#: How each process reaches the files: name, version of NFS and mount options. All of them use the same locks.
+LANES: Final = {
+    "v4.2": ("4.2", "nosharecache"),
+    "v3": ("3", "nosharecache"),
+    "v4.0": ("4.0", "nosharecache"),
+    "nocto": ("4.2", "nosharecache,nocto"),
+    "noac": ("3", "nosharecache,noac"),
+}
+#: How long a process may take to end in order after the last fault, beyond two leases, seconds: it may wait for a
+#: server that it finds late, and for all who wait before it.
+_ENDING_S: Final = 90.0
+
+
+@dataclass
+class _Machine:
+    """A client as it runs since it was switched on."""
+
+    node: Node
+    offset: float
+    error_s: float
+
+
+@dataclass
+class _Process:
+    who: str
+    job: Job
+    machine: _Machine
+    lane: str
+    unread: bytes = b""
+
+
+class Campaign:
+    """
+    One campaign.
+
+    :param lab: which is up
+    :param place: a directory on the export that nobody else uses
+    :param seed: of all choices; the times at which they take effect are those of real machines
+    :param processes: on each client
+    :param locks: how many files there are
+    :param lease_s: of the locks
+    """
+
+    def __init__(self, lab: Lab, place: str, *, seed: int, processes: int, locks: int, lease_s: float) -> None:
+        self.lab = lab
+        self.place = place
+        self.seed = seed
+        self.clients = len(lab.clients)
+        self.processes = processes
+        self.locks = locks
+        self.lease_s = lease_s
+        self.events: list[Event] = []
+        self.faults: list[Fault] = []
+        #: What went wrong with the campaign itself.
+        self.errors: list[str] = []
+        #: What the processes wrote to standard error.
+        self.words: list[str] = []
+        #: The largest error of a machine's clock, seconds.
+        self.clock_error_s = 0.0
+        #: How long it was after the last fault until every process had ended in order, seconds.
+        self.ending_s = 0.0
+        #: How each process reached the files.
+        self.lanes: dict[str, str] = {}
+        self._machines: dict[str, _Machine] = {}
+        self._running: dict[str, _Process] = {}
+        self._numbers = {node.name: 0 for node in lab.clients}
+        self._changing = threading.RLock()
+        self._stopping = False
+
+    def run(self, seconds: float, report: Callable[[str], None] = lambda line: None, every_s: float = 60.0) -> Verdict:
+        """
+        Play for so long, make peace, let everybody end, and judge.
+
+        :param report: told once in ``every_s`` how far it is
+        """
+        for node in self.lab.clients:
+            for lane, (version, options) in LANES.items():
+                node.mount(version, options, at=f"/mnt/{lane}")
+        self.lab.clients[0].check(["mkdir", "-p", f"/mnt/v4.2/{self.place}"])
+        for node in self.lab.clients:
+            self._start_machine(node)
+        nemesis = Nemesis(
+            self.lab, self.seed, self.lease_s, note=self.faults.append, kill=self._kill_one, restart=self._start_machine
+        )
+        began = told = time.monotonic()
+        try:
+            while time.monotonic() - began < seconds:
+                time.sleep(min(nemesis.pause_s(), max(0.0, began + seconds - time.monotonic())))
+                nemesis.strike()
+                self._look_after()
+                if time.monotonic() - told > every_s:
+                    told = time.monotonic()
+                    report(self._so_far(told - began))
+        finally:
+            nemesis.make_peace()
+            self.errors += nemesis.errors
+            self._end()
+        return judge(self.events, self.faults, lease_s=self.lease_s)
+
+    def leftovers(self) -> list[str]:
+        """What the server still has in the locks' directories that stands for a holder or a waiter."""
+        directories = [f"/mnt/disk/export/{self.place}/{number}.rwlock" for number in range(self.locks)]
+        found = self.lab.server.check(["sh", "-c", 'for d; do ls -A "$d" 2>/dev/null; done', "sh", *directories])
+        return [name for name in found.split() if name.startswith(("read.", "write."))]
+
+    def write_lock_anew(self) -> float:
+        """Take each lock exclusively, from a process that knows nothing of the campaign; return the seconds it took."""
+        paths = [f"/mnt/v4.2/{self.place}/{number}" for number in range(self.locks)]
+        began = time.monotonic()
+        self.lab.clients[0].check(
+            [sys.executable, "-m", "nfsrwlock", "run", *(f"--write={path}" for path in paths), "--", "true"],
+            timeout=self.lease_s * 3 + 60,
+            env={"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+        )
+        return time.monotonic() - began
+
+    # -- processes ----------------------------------------------------------------------------------------------------
+
+    def _start_machine(self, node: Node) -> None:
+        offset, error = node.monotonic()
+        with self._changing:
+            self.clock_error_s = max(self.clock_error_s, error)
+            self._machines[node.name] = _Machine(node, offset, error)
+            for _ in range(self.processes):
+                self._start_process(node)
+
+    def _start_process(self, node: Node) -> None:
+        number = self._numbers[node.name]
+        self._numbers[node.name] += 1
+        lane = list(LANES)[(number + node.index) % len(LANES)]
+        settings = {
+            "paths": [f"/mnt/{lane}/{self.place}/{lock}" for lock in range(self.locks)],
+            "options": {
+                "heartbeat_interval": self.lease_s / 3,
+                "stale_threshold": self.lease_s,
+                "poll_interval": 0.1,
+                "heartbeat": "process" if number % 4 == 3 else "thread",
+            },
+            "seed": random.Random(f"{self.seed} {node.name} {number}").randrange(1 << 30),
+            "lease_s": self.lease_s,
+        }
+        who = f"{node.name}.{number}"
+        ready = threading.Event()
+
+        def hear(kind: bytes, data: bytes) -> None:
+            ready.wait()
+            self._hear(process, kind, data)
+
+        job = node.popen(
+            [sys.executable, str(_TESTS / "nfs" / _PACKAGE / "actor.py"), json.dumps(settings)],
+            stdin=True,
+            on_output=hear,
+        )
+        process = _Process(who, job, self._machines[node.name], lane)
+        self.lanes[who] = lane
+        self._running[who] = process
+        ready.set()
+
+    def _hear(self, process: _Process, kind: bytes, data: bytes) -> None:
+        if kind != b"O":  # the lock's warnings, and whatever a process dies of
+            with self._changing:
+                self.words.append(f"{process.who}: {data.decode(errors='replace')}")
+                if b"Traceback" in data:
+                    self.errors.append(self.words[-1])
+            return
+        *lines, process.unread = (process.unread + data).split(b"\n")
+        for line in lines:
+            said = json.loads(line)
+            event = Event(process.who, said.pop("event"), said.pop("at"), process.machine.error_s, said)
+            event = on_the_hosts_clock(event, process.machine.offset)
+            with self._changing:
+                self.events.append(event)
+
+    def _look_after(self) -> None:
+        # Who was killed is replaced; who ended by itself should not have.
+        with self._changing:
+            for who, process in list(self._running.items()):
+                if not process.job.done:
+                    continue
+                del self._running[who]
+                if process.job.returncode is not None and process.job.returncode != -9:
+                    self.errors.append(f"{who} ended with code {process.job.returncode}")
+                if process.machine is self._machines[process.machine.node.name] and process.job.returncode is not None:
+                    with contextlib.suppress(OSError, LabError):  # it may have been switched off just now
+                        self._start_process(process.machine.node)
+
+    def _kill_one(self, node: Node, chance: random.Random) -> str:
+        with self._changing:
+            mine = sorted(who for who, process in self._running.items() if process.machine.node.name == node.name)
+            process = self._running[chance.choice(mine)]
+        pid = node.check(["pgrep", "-f", f"/{_PACKAGE}/actor.py .*{self._mark(process)}"]).split()
+        node.check(["kill", "-KILL", *pid])
+        return process.who
+
+    def _mark(self, process: _Process) -> str:
+        seed: int = json.loads(process.job.argv[-1])["seed"]
+        return f'"seed": {seed},'
+
+    def _end(self) -> None:
+        for node in self.lab.clients:
+            node.heal()
+            node.delay(0)
+            node.skew(0)
+        self.lab.server.skew(0)
+        self._look_after()
+        began = time.monotonic()
+        for process in self._running.values():
+            with contextlib.suppress(OSError):
+                process.job.send(b"\n")
+        for process in self._running.values():
+            left = began + 2 * self.lease_s + _ENDING_S - time.monotonic()
+            if not process.job.wait_until(lambda job=process.job: job.done, max(left, 0.1)):  # type: ignore[misc]
+                self.errors.append(f"{process.who} has not ended; it is on {process.lane}")
+            elif process.job.returncode not in (0, -9, None):
+                self.errors.append(f"{process.who} ended with code {process.job.returncode}")
+            process.job.kill()
+        self.ending_s = time.monotonic() - began
+        for machine in self._machines.values():
+            offset, error = machine.node.monotonic()
+            if abs(offset - machine.offset) > error + machine.error_s + 0.005:
+                moved = offset - machine.offset
+                self.errors.append(f"the monotonic clock of {machine.node.name} has moved by {moved:.4f} s")
+
+    def _so_far(self, seconds: float) -> str:
+        with self._changing:
+            granted = sum(event.event == "granted" for event in self.events)
+            return f"{seconds:6.0f} s: {granted} holds, {len(self.faults)} faults, {len(self._running)} processes"
+
+
+def document(campaign: Campaign, verdict: Verdict, seconds: float) -> dict[str, Any]:
+    """All figures of a campaign, for JSON."""
+    by_lane: dict[str, int] = {}
+    for event in campaign.events:
+        if event.event == "granted":
+            lane = campaign.lanes[event.who]
+            by_lane[lane] = by_lane.get(lane, 0) + 1
+    endings: dict[str, int] = {}
+    for hold in verdict.holds:
+        endings[hold.ending or "never"] = endings.get(hold.ending or "never", 0) + 1
+    kinds: dict[str, int] = {}
+    for fault in campaign.faults:
+        kinds[fault.kind] = kinds.get(fault.kind, 0) + 1
+    return {
+        "seed": campaign.seed,
+        "seconds": round(seconds),
+        "lease_s": campaign.lease_s,
+        "clients": campaign.clients,
+        "processes": campaign.clients * campaign.processes,
+        "locks": campaign.locks,
+        "asked": verdict.events["ask"],
+        "timed out": verdict.events["timeout"],
+        "shared holds": verdict.count("read"),
+        "exclusive holds": verdict.count("write"),
+        "holds by lane": dict(sorted(by_lane.items())),
+        "endings": dict(sorted(endings.items())),
+        "heartbeats seen": verdict.events["beat"],
+        "suspect": verdict.events["suspect"],
+        "restored": verdict.events["restored"],
+        "faults": dict(sorted(kinds.items())),
+        "clock error, ms": round(campaign.clock_error_s * 1e3, 2),
+        "until all had ended, s": round(campaign.ending_s, 1),
+        "violations": [violation.what for violation in verdict.violations],
+        "errors": campaign.errors,
+    }
