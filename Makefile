@@ -30,7 +30,7 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nfs campaign lint format docs build clean distclean
+.PHONY: help setup demo test test-nfs test-nfs-long campaign lint format docs build clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ test: lint ## lint, then every test that needs neither root nor NFS
 test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under faults (root; under five minutes)
 	$(BIN)/python tests/nfs/lab install
 	$(BIN)/python -m pytest tests/nfs $(PYTEST_ARGS)
+
+test-nfs-long: .venv/.dev ## the same scenarios of server outages, with one of five minutes (root; about ten minutes)
+	$(BIN)/python tests/nfs/lab install
+	NFSRWLOCK_TEST_OUTAGE_S=300 $(BIN)/python -m pytest tests/nfs/test_server_outages.py -s $(PYTEST_ARGS)
 
 campaign: .venv/.dev ## random faults on the NFS cluster for DURATION seconds, by SEED; what was held is judged (root)
 	$(BIN)/python tests/nfs/lab install

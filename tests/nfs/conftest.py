@@ -18,7 +18,8 @@ from _pytest.runner import runtestprotocol
 
 from nfs.lab import Lab, LabError, Unavailable, require
 from nfs.lab.cluster import HIDDEN
-from nfs.scene import MOUNTS, TESTS, Scene
+from nfs.lanes import mount_all
+from nfs.scene import TESTS, Scene
 
 #: NFSv4 keeps clients waiting for this long after a server's restart. Linux's 90 s would only make the run longer; this
 #: still is longer than our leases, so that a wait for NFSv4's own state would be noticed.
@@ -69,7 +70,7 @@ def _bring_up(lab: Lab) -> None:
             bind=[path for path in needed if any(path.is_relative_to(hidden) for hidden in HIDDEN)],
         )
         for client in lab.clients:
-            client.mount("3", at=MOUNTS["3"])
+            mount_all(client)
     except LabError as error:
         pytest.exit(str(error), returncode=error.code if isinstance(error, Unavailable) else Unavailable.code)
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from actors import PATIENCE_S, Raised
 from nfs.lab import Job, Lab, Node
+from nfs.lanes import LANES
 
 TESTS: Final = Path(__file__).resolve().parents[1]
 #: Short, so that the faults need not last long; three heartbeats as by default.
@@ -25,9 +26,6 @@ LEASE_S: Final = 3.0
 #: that comes late, on a machine with other things to do, lets the watching start anew.
 BOUND_S: Final = LEASE_S + 2.0
 SETTINGS: Final = f"heartbeat_interval={LEASE_S / 3}, stale_threshold={LEASE_S}, poll_interval=0.1"
-
-#: Where the versions of NFS are mounted on each client.
-MOUNTS: Final = {"4.2": "/mnt/nfs", "3": "/mnt/nfs3"}
 
 
 class Remote:
@@ -100,11 +98,11 @@ class Scene:
         self.n1, self.n2 = lab.clients
         self._name = name
         self._processes: list[Remote] = []
-        self.n1.check(["mkdir", f"{MOUNTS['4.2']}/{name}"])
+        self.n1.check(["mkdir", f"{LANES['4.2'].at}/{name}"])
 
-    def path(self, version: str = "4.2", file: str = "data") -> str:
-        """A path on the mount of an NFS version, the same file on both."""
-        return f"{MOUNTS[version]}/{self._name}/{file}"
+    def path(self, lane: str = "4.2", file: str = "data") -> str:
+        """A path on one of the mounts, the same file on all."""
+        return f"{LANES[lane].at}/{self._name}/{file}"
 
     def process(self, node: Node, code: str = "") -> Remote:
         """Start a process; it ends with the test."""

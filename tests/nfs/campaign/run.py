@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfs.lab import Job, Lab, LabError, Node
+from nfs.lanes import LANES, mount_all
 
 from .history import Event, Fault, Verdict, judge, on_the_hosts_clock
 from .nemesis import Nemesis
@@ -22,14 +23,6 @@ from .nemesis import Nemesis
 _TESTS: Final = Path(__file__).resolve().parents[2]
 _PACKAGE: Final = "campaign"
 
-#: How each process reaches the files: name, version of NFS and mount options. All of them use the same locks.
-LANES: Final = {
-    "v4.2": ("4.2", "nosharecache"),
-    "v3": ("3", "nosharecache"),
-    "v4.0": ("4.0", "nosharecache"),
-    "nocto": ("4.2", "nosharecache,nocto"),
-    "noac": ("3", "nosharecache,noac"),
-}
 #: How long a process may take to end in order after the last fault, beyond two leases, seconds: it may wait for a
 #: server that it finds late, and for all who wait before it.
 _ENDING_S: Final = 90.0
@@ -98,9 +91,8 @@ class Campaign:
         :param report: told once in ``every_s`` how far it is
         """
         for node in self.lab.clients:
-            for lane, (version, options) in LANES.items():
-                node.mount(version, options, at=f"/mnt/{lane}")
-        self.lab.clients[0].check(["mkdir", "-p", f"/mnt/v4.2/{self.place}"])
+            mount_all(node)
+        self.lab.clients[0].check(["mkdir", "-p", f"{LANES['4.2'].at}/{self.place}"])
         for node in self.lab.clients:
             self._start_machine(node)
         nemesis = Nemesis(
@@ -129,7 +121,7 @@ class Campaign:
 
     def write_lock_anew(self) -> float:
         """Take each lock exclusively, from a process that knows nothing of the campaign; return the seconds it took."""
-        paths = [f"/mnt/v4.2/{self.place}/{number}" for number in range(self.locks)]
+        paths = [f"{LANES['4.2'].at}/{self.place}/{number}" for number in range(self.locks)]
         began = time.monotonic()
         self.lab.clients[0].check(
             [sys.executable, "-m", "nfsrwlock", "run", *(f"--write={path}" for path in paths), "--", "true"],
@@ -153,7 +145,7 @@ class Campaign:
         self._numbers[node.name] += 1
         lane = list(LANES)[(number + node.index) % len(LANES)]
         settings = {
-            "paths": [f"/mnt/{lane}/{self.place}/{lock}" for lock in range(self.locks)],
+            "paths": [f"{LANES[lane].at}/{self.place}/{lock}" for lock in range(self.locks)],
             "options": {
                 "heartbeat_interval": self.lease_s / 3,
                 "stale_threshold": self.lease_s,

@@ -1,0 +1,140 @@
+"""The judge of the campaigns on real kernels finds each thing that it is there to find, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nfs.campaign.history import Event, Fault, Verdict, judge, on_the_hosts_clock
+from nfs.campaign.picture import draw
+
+LEASE = 6.0
+ERROR = 0.001
+
+
+class Story:
+    """What happened, told in a few words."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.faults: list[Fault] = []
+
+    def say(self, who: str, event: str, at: float, **more: Any) -> Story:
+        self.events.append(Event(who, event, at, ERROR, more))
+        return self
+
+    def hold(
+        self, who: str, mode: str, begin: float, end: float | None, number: int | None = 1, lock: int = 0, **more: Any
+    ) -> Story:
+        until = more.pop("until", begin + LEASE)
+        self.say(who, "granted", begin, lock=lock, mode=mode, generation=number, until=until)
+        if end is not None:
+            self.say(who, "release", end).say(who, "released", end + 0.01)
+        return self
+
+    def fault(self, kind: str, target: str, began: float, ended: float) -> Story:
+        self.faults.append(Fault(kind, target, began, ended))
+        return self
+
+    def verdict(self) -> Verdict:
+        return judge(self.events, self.faults, lease_s=LEASE)
+
+    def found(self) -> list[str]:
+        return [violation.what for violation in self.verdict().violations]
+
+
+def test_readers_share_and_writers_follow_each_other():
+    story = Story().hold("n1.0", "read", 0, 3, 0).hold("n2.0", "read", 1, 4, 0).hold("n1.1", "write", 4.1, 5, 1)
+    story.hold("n2.1", "write", 5.1, 6, 2).hold("n3.0", "read", 6.1, 7, 2)
+    assert not story.found()
+    assert story.verdict().count("write") == 2
+    assert story.verdict().count("read") == 3
+
+
+@pytest.mark.parametrize("modes", [("write", "write"), ("read", "write"), ("write", "read")])
+def test_two_conflicting_holds_at_one_moment(modes):
+    story = Story().hold("n1.0", modes[0], 0, 3, 1).hold("n2.0", modes[1], 2.9, 5, 2)
+    assert [text for text in story.found() if "together" in text]
+
+
+def test_two_conflicting_holds_of_different_locks():
+    assert not Story().hold("n1.0", "write", 0, 3, 1, lock=0).hold("n2.0", "write", 1, 2, 1, lock=1).found()
+
+
+def test_what_the_clocks_cannot_tell_apart_is_no_conflict():
+    assert not Story().hold("n1.0", "write", 0, 3, 1).hold("n2.0", "write", 3 - ERROR, 5, 2).found()
+
+
+def test_a_grant_before_the_lease_of_one_who_lost_power_has_run_out():
+    story = Story().hold("n1.0", "write", 0, None, 1).say("n1.0", "beat", 2, until=8).fault("power cut", "n1", 3, 4)
+    assert not story.hold("n2.0", "write", 8.1, 9, 2).found()
+    story.events = story.events[:2]
+    assert [text for text in story.hold("n2.0", "write", 7.5, 9, 2).found() if "together" in text]
+
+
+def test_a_grant_before_the_lease_of_one_who_was_paused_has_run_out():
+    story = Story().hold("n1.0", "write", 0, None).fault("pause", "n1", 1, 20)
+    story.hold("n2.0", "write", 5.5, 8, 2)
+    story.say("n1.0", "suspect", 20).say("n1.0", "lost", 20.1).say("n1.0", "release", 20.2)
+    assert [text for text in story.found() if "together" in text]
+
+
+def test_one_who_lost_its_hold_when_it_was_away_for_long():
+    story = Story().hold("n1.0", "write", 0, None).fault("pause", "n1", 1, 20).hold("n2.0", "write", 6.5, 8, 2)
+    story.say("n1.0", "suspect", 20).say("n1.0", "lost", 20.1).say("n1.0", "release", 20.2)
+    assert not story.found()
+    assert story.verdict().holds[0].ending == "lost"
+
+
+def test_a_killed_process_holds_nothing_any_more():
+    story = Story().hold("n1.0", "write", 0, None).fault("kill", "n1.0", 1, 1.2).hold("n1.1", "write", 1.3, 2, 2)
+    assert not story.found()
+
+
+def test_a_loss_that_nobody_caused():
+    story = Story().hold("n1.0", "read", 0, None).fault("server crash", "srv", 1, 9).fault("pause", "n2", 1, 9)
+    story.say("n1.0", "lost", 10).say("n1.0", "release", 11)
+    assert story.found() == ["n1.0 lost its hold, and nobody had touched it"]
+
+
+def test_a_hold_that_never_ended():
+    assert Story().hold("n1.0", "read", 0, None).found() == ["n1.0 never gave back what it was granted"]
+
+
+@pytest.mark.parametrize("number", [5, 4])
+def test_numbers_that_do_not_rise(number):
+    found = Story().hold("n1.0", "write", 0, 1, 5).hold("n2.0", "write", 2, 3, number).found()
+    assert found == [f"n2.0 (write) knows number {number} after 5"]
+
+
+def test_a_reader_that_knows_an_old_number():
+    assert not Story().hold("n1.0", "write", 0, 1, 5).hold("n2.0", "read", 2, 3, 5).found()
+    assert Story().hold("n1.0", "write", 0, 1, 5).hold("n2.0", "read", 2, 3, 4).found()
+    assert not Story().hold("n1.0", "write", 0, 1, 5).hold("n2.0", "read", 2, 3, None).found(), "it could not ask"
+
+
+def test_a_hold_given_back_while_in_doubt_lasted_until_its_lease_had_run_out():
+    story = Story().hold("n1.0", "write", 0, None).say("n1.0", "suspect", 6).say("n1.0", "release", 9)
+    assert not story.hold("n2.0", "write", 6.1, 8, 2).found()
+
+
+def test_a_hold_restored_had_never_ended():
+    story = Story().hold("n1.0", "write", 0, None).say("n1.0", "suspect", 6).say("n1.0", "restored", 7)
+    story.hold("n2.0", "write", 6.1, 8, 2).say("n1.0", "release", 9)
+    assert [text for text in story.found() if "together" in text]
+
+
+def test_a_machines_clock_is_taken_into_account():
+    event = on_the_hosts_clock(Event("n1.0", "granted", 105.0, ERROR, {"until": 111.0, "lock": 1}), 100.0)
+    assert (event.at, event.more) == (5.0, {"until": 11.0, "lock": 1})
+
+
+def test_the_picture_shows_who_held_what_and_what_was_done():
+    story = Story().hold("n1.0", "write", 0, 3, 1).hold("n2.0", "read", 2, 4, 1).fault("pause", "n2", 1, 2)
+    verdict = story.verdict()
+    picture = draw(verdict.holds, story.faults, verdict.violations, begin=0, end=10, title="<x>")
+    assert "n1.0: write of lock 0, number 1, 3.00 s, released" in picture
+    assert "pause of n2, 1.0 s" in picture
+    assert "hold lock 0 together" in picture
+    assert "&lt;x&gt;" in picture
