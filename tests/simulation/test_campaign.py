@@ -9,7 +9,7 @@ from .mutants import MUTANTS
 from .witness import Violation
 
 #: Numbers of the runs, in parts that workers share. `long.py` plays as many more as there is time for.
-PARTS = [range(first, first + 100) for first in range(0, 600, 100)]
+PARTS = [range(first, first + 100) for first in range(0, 1000, 100)]
 #: Up to this number a mutant must have been found; each was found by half of it when this was written.
 SEEDS = 700
 #: What these runs do not find within :data:`SEEDS`: `test_exhaustive.py` finds the second, and the unit tests of the
