@@ -153,7 +153,8 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     "--timeout",
     type=positive_seconds,
     metavar="S",
-    help="Give up after S seconds of waiting for the second node (300), or for the file system to answer (60).",
+    help="Give up after S seconds: of waiting for the other node (--peer 300, --join 10), or for the file system to "
+    "answer (60).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
 def _doctor(
@@ -181,7 +182,7 @@ def _doctor(
     if join is not None:
         if peer:
             raise CliError("--peer is for the first node and --join for the second; use one of them")
-        return doctor.join(join, paths[0], lock_dir)
+        return doctor.join(join, paths[0], lock_dir, timeout)
     return doctor.doctor(paths, lock_dir, peer=peer, rounds=rounds, timeout=timeout, as_json=as_json)
 
 

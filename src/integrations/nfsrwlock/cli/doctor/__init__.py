@@ -144,11 +144,12 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def join(token: str, path: str, lock_dir: str | None) -> int:
+def join(token: str, path: str, lock_dir: str | None, timeout: float | None) -> int:
     """
     Be the second node of a ``doctor --peer`` that waits elsewhere; return the exit code.
 
     :param token: as the first node has printed it
+    :param timeout: how long to look for the first node, seconds
     :raises CliError: nobody waits there
     """
     if not meeting.is_token(token):
@@ -156,6 +157,6 @@ def join(token: str, path: str, lock_dir: str | None) -> int:
             f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node"
         )
     home = home_of(path, lock_dir)
-    meeting.join(token, home)
+    meeting.join(token, home, meeting.FIND_SECONDS if timeout is None else timeout)
     print("This node's part is done. The first node has the verdict.")
     return Exit.OK

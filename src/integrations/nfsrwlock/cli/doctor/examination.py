@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from nfsrwlock.cli.doctor import cost, meanings, meeting
 from nfsrwlock.cli.doctor.findings import Check, Level, Report
 from nfsrwlock.cli.doctor.judge import judge
-from nfsrwlock.cli.doctor.mounts import mount_of
+from nfsrwlock.cli.doctor.mounts import Mount, mount_of
 from nfsrwlock.cli.doctor.place import remove_scratch, scratch_path
 from nfsrwlock.cli.options import LOCK_DIRECTORY_VARIABLE
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.text import PROGRAM, printable, say
+from nfsrwlock_core import LockError
 
 #: How long the second process of this host may take to start.
 _START_SECONDS = 60.0
@@ -66,18 +67,18 @@ class Examination:
         self.scratch: str | None = None
         self._wishes = wishes
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        # Not the thread's own end: before Python 3.13 a signal during join() makes it look ended (bpo-45274).
+        self._over = threading.Event()
         self._partner: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Begin."""
         self.since = time.monotonic()
-        self._thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end, for at most so long; return whether it has come."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        return self._over.wait(seconds)
 
     def stop(self) -> None:
         """Let it end soon, and clean up."""
@@ -98,6 +99,8 @@ class Examination:
             pass
         except OSError as error:
             self.error = CliError(f"{printable(self.report.path)}: {_said(error)}", Exit.FAILED)
+        finally:
+            self._over.set()
 
     def _progress(self, doing: str) -> None:
         if self._stopped.is_set():
@@ -126,8 +129,7 @@ class Examination:
         try:
             report.checks.append(_permission(home, scratch))
             report.checks += self._meet(token, scratch)
-            self._progress("measuring the cost")
-            report.checks.append(cost.measure(scratch, mount, lambda: self._progress("measuring the cost")))
+            report.checks.append(self._cost(scratch, mount))
         finally:
             self.end_partner()
             if remove_scratch(scratch):
@@ -138,11 +140,12 @@ class Examination:
 
     def _meet(self, token: str, scratch: str) -> list[Check]:
         peer = self._wishes.peer
-        if peer:
-            _invite(token, self.report.home)
-        else:
-            self._partner = _start_partner(token, self.report.home)
         try:
+            meeting.prepare(scratch)
+            if peer:
+                _invite(token, self.report.home)
+            else:
+                self._partner = _start_partner(token, self.report.home)
             result = meeting.lead(
                 scratch,
                 self._wishes.rounds,
@@ -166,6 +169,12 @@ class Examination:
                 text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
                 checks.append(Check("peer", Level.WARNING, text, "Run the command on another host."))
         return checks
+
+    def _cost(self, scratch: str, mount: Mount | None) -> Check:
+        try:
+            return cost.measure(scratch, mount, lambda: self._progress("measuring the cost"))
+        except (LockError, OSError) as error:
+            return Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", "Find out why, and try again.")
 
     def _can_come(self) -> bool:
         return self._partner is None or self._partner.poll() is None

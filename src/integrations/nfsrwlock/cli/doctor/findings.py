@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 #: Where a finding comes from: seen now, on this mount; seen by this project on its NFS cluster (``tests/nfs``); or
 #: taken from the documentation of the file system, and seen by nobody here.
 Basis = Literal["measured", "lab", "documented"]
 #: Between which processes locks can work at all: those of this host, or those of several.
 Scope = Literal["host", "hosts"]
+
+
+#: The questions that are not about the locks, but about the data that they guard.
+ABOUT_DATA: Final = frozenset({"data", "option-nocto"})
 
 
 class Level(StrEnum):
@@ -91,8 +95,10 @@ class Report:
     def verdict(self) -> str:
         """All of it in a sentence or two."""
         if not self.fit:
-            bad = ", ".join(check.name for check in self.checks if check.level is Level.UNFIT)
-            return f"UNFIT: do not rely on locks here ({bad})."
+            bad = list(dict.fromkeys(check.name for check in self.checks if check.level is Level.UNFIT))
+            if not {*bad} - ABOUT_DATA:
+                return f"UNFIT: locks hold here, but data read under them may be old ({', '.join(bad)})."
+            return f"UNFIT: do not rely on locks here ({', '.join(bad)})."
         warned = " There are warnings." if self.level is Level.WARNING else ""
         if self.scope == "host":
             return f"FIT for the processes of this host, and for no others: other hosts cannot see these locks.{warned}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from nfsrwlock.cli.doctor.findings import Check, Level
 from nfsrwlock.cli.doctor.meeting import Result
@@ -35,7 +35,7 @@ def _mkdir(result: Result) -> Check:
     both = sum(one == two == DONE for one, two in zip(lead, join, strict=True))
     neither = sum(DONE not in outcomes for outcomes in zip(lead, join, strict=True))
     facts = {**_facts(result, "mkdir"), "both": both, "neither": neither}
-    begin = f"{_between(result).capitalize()} made one name at once, {result.plan.rounds} times: "
+    begin = f"{_between(result).capitalize()} made one name at once, {_times(facts)}: "
     if both:
         return Check(
             "mkdir",
@@ -68,7 +68,7 @@ def _listing(result: Result) -> Check:
         }
     outcomes = (*result.lead.outcomes["list"], *result.join.outcomes["list"])
     facts = {**_facts(result, "list"), "missed": len(missed), "own_missed": own}
-    begin = f"{_between(result).capitalize()} listed, made a name each and listed again, {result.plan.rounds} times: "
+    begin = f"{_between(result).capitalize()} listed, made a name each and listed again, {_times(facts)}: "
     if missed or own:
         what = f"{len(missed)} pairs of listings missed each other's name" if missed else ""
         what += " and " if missed and own else ""
@@ -112,7 +112,9 @@ def _removal(result: Result) -> Check:
         wrong.append(f"{first_both} times a file was made in a directory that rmdir removed")
     if removed:
         wrong.append(f"{removed} times rmdir removed a directory with a file in it")
-    begin = f"Rename against unlink, create against rmdir, {result.plan.rounds} races each between {_between(result)}: "
+    begin = (
+        f"{_between(result).capitalize()} tried rename against unlink, and create against rmdir, {_times(facts)} each: "
+    )
     if wrong:
         return Check(
             "removal",
@@ -153,6 +155,10 @@ def _with_errors(check: Check, outcomes: Iterable[str]) -> Check:
     )
 
 
+def _times(facts: dict[str, Any]) -> str:
+    return f"{facts['rounds']} times (half of them within {facts['median_apart_ms']:.1f} ms)"
+
+
 def _facts(result: Result, race: str) -> dict[str, float | int]:
     """How close the races were; a race counts as close if, on one clock, the two calls overlapped."""
     pairs = list(zip(result.lead.spans[race], result.join.spans[race], strict=True))
@@ -179,11 +185,11 @@ def _freshness(result: Result) -> Check:
     if len(known) == len(delays) and max(known) < 1.0:
         text = f"A fresh listing shows what the other host made within {max(known):.2f} s."
         return Check("freshness", Level.OK, text, facts=facts)
-    late = f"only after {max(known):.1f} s" if len(known) == len(delays) else f"not within {NEWS_SECONDS:g} s"
+    late = f"{max(known):.1f} s later" if len(known) == len(delays) else f"more than {NEWS_SECONDS:g} s later"
     return Check(
         "freshness",
         Level.WARNING,
-        f"A fresh listing shows what the other host made {late}, if this host changes nothing there itself. Locks "
+        f"A fresh listing shows what the other host made {late}, if this one changes nothing there itself. Locks "
         "stay safe, for what decides a grant is listed after a change of one's own; but who waits learns late that a "
         "lock is free, and 'nfsrwlock status' shows the past.",
         "On NFS, mount without nocto; elsewhere, turn caching of directory listings off.",

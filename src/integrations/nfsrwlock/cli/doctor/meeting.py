@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.doctor.place import Directory, remove_scratch, scratch_path
-from nfsrwlock.cli.doctor.rounds import RACES, Plan, Record, Side, prepare
+from nfsrwlock.cli.doctor.rounds import RACES, Plan, Record, Side, prepare_rounds
 from nfsrwlock.cli.outcome import CliError, Exit
 
 Progress = Callable[[str], None]
@@ -30,8 +30,10 @@ Progress = Callable[[str], None]
 _TOKEN: Final = re.compile(r"[0-9a-f]{12}")
 #: Both sides must have the same: it changes whenever the rounds do.
 _FORMAT: Final = 1
-_ANSWER_SECONDS: Final = 60.0
-_FIND_SECONDS: Final = 10.0
+#: How long each may wait for the next word of the other.
+ANSWER_SECONDS: Final = 60.0
+#: How long the second node looks for the first one's directory.
+FIND_SECONDS: Final = 10.0
 _LEAST_PERIOD_SECONDS: Final = 0.006
 _MOST_RACING_SECONDS: Final = 60.0
 _PINGS: Final = 8
@@ -135,6 +137,11 @@ class _Table:
         return statistics.median(times)
 
 
+def prepare(scratch: str) -> None:
+    """Make the place where the two talk; before the other is told where that is."""
+    os.mkdir(f"{scratch}/meet", 0o700)
+
+
 def lead(
     scratch: str,
     rounds: int,
@@ -145,14 +152,13 @@ def lead(
     alive: Callable[[], bool],
 ) -> Result:
     """
-    Wait for the other side, run the rounds with it, and return what both saw. The scratch directory is there and empty.
+    Wait for the other side, run the rounds with it, and return what both saw. All is prepared.
 
     :param wait_seconds: how long the other may take to come
     :param local: the other is a process of this host, and is meant to be
     :param alive: whether it can still come
     :raises CliError: it did not come, or did not stay
     """
-    os.mkdir(f"{scratch}/meet", 0o700)
     table = _Table(scratch, "lead", progress)
     try:
         came = table.hear("join.", "waiting for the other side", wait_seconds, alive, 0.0 if local else 0.2)
@@ -170,7 +176,7 @@ def lead(
         ahead, uncertain = _compare_clocks(table)
         period = min(1.0, max(_LEAST_PERIOD_SECONDS, 12 * max(table.latency(), about["latency"])))
         rounds = min(rounds, max(10, int(_MOST_RACING_SECONDS / len(RACES) / period)))
-        prepare(scratch, rounds, lambda: progress("preparing the rounds"))
+        prepare_rounds(scratch, rounds, lambda: progress("preparing the rounds"))
         start = time.monotonic() + max(0.1, 10 * period) + uncertain
         plan = Plan(rounds=rounds, period=period, start=start, two_hosts=not same_kernel)
         table.say(
@@ -178,7 +184,7 @@ def lead(
             {"rounds": rounds, "period": period, "start": start, "two_hosts": plan.two_hosts, "ahead": ahead},
         )
         lead_record = Side(scratch, "lead", plan, 0.0, lambda: progress("racing")).play()
-        if table.hear("done", "waiting for the other side's results", _ANSWER_SECONDS, alive) is None:
+        if table.hear("done", "waiting for the other side's results", ANSWER_SECONDS, alive) is None:
             raise _gone("has not finished its rounds")
         join_record = Record(**table.content("done"))
         return Result(
@@ -202,7 +208,7 @@ def _compare_clocks(table: _Table) -> tuple[float, float]:
     for number in range(_PINGS):
         asked = time.monotonic()
         table.say(f"ping.{number}")
-        answer = table.hear(f"pong.{number}.", "comparing clocks", _ANSWER_SECONDS)
+        answer = table.hear(f"pong.{number}.", "comparing clocks", ANSWER_SECONDS)
         answered = time.monotonic()
         if answer is None:
             raise _gone("does not answer")
@@ -223,21 +229,22 @@ def _nobody_came(local: bool, seconds: float) -> str:
 
 def _gone(what: str) -> CliError:
     return CliError(
-        f"the other side joined, but {what} (after {_ANSWER_SECONDS:g} s): it has ended, or listings do not show what "
+        f"the other side joined, but {what} (after {ANSWER_SECONDS:g} s): it has ended, or listings do not show what "
         "the other host makes; see what it says there, and try again",
         Exit.FAILED,
     )
 
 
-def join(token: str, home: str) -> None:
+def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
     """
     Find the one who waits below ``home``, and run the rounds with it.
 
     :param token: of the meeting
+    :param find_seconds: how long to look for the meeting
     :raises CliError: nobody waits there, or the leader has gone
     """
     scratch = scratch_path(home, token)
-    limit = time.monotonic() + _FIND_SECONDS
+    limit = time.monotonic() + find_seconds
     while not os.path.isdir(f"{scratch}/meet"):
         if time.monotonic() > limit:
             raise CliError(
@@ -251,10 +258,10 @@ def join(token: str, home: str) -> None:
         table.say(f"join.{me}", {**introduction(), "latency": table.latency()})
         _be_taken(table, me)
         for number in range(_PINGS):
-            if table.hear(f"ping.{number}", "comparing clocks", _ANSWER_SECONDS) is None:
+            if table.hear(f"ping.{number}", "comparing clocks", ANSWER_SECONDS) is None:
                 raise _gone("does not go on")
             table.say(f"pong.{number}.{time.monotonic_ns()}")
-        if table.hear("plan", "waiting for the plan", _ANSWER_SECONDS) is None:
+        if table.hear("plan", "waiting for the plan", ANSWER_SECONDS) is None:
             raise _gone("has no plan")
         plan = table.content("plan")
         ahead = plan.pop("ahead")
@@ -271,9 +278,9 @@ def join(token: str, home: str) -> None:
 
 
 def _be_taken(table: _Table, me: str) -> None:
-    if table.hear(f"join.{me}", "joining", _ANSWER_SECONDS) is None:
+    if table.hear(f"join.{me}", "joining", ANSWER_SECONDS) is None:
         raise _gone("this node does not see its own name")
-    taken = table.hear("with.", "waiting for the first node", _ANSWER_SECONDS)
+    taken = table.hear("with.", "waiting for the first node", ANSWER_SECONDS)
     if taken is None:
         raise _gone("the first node does not react")
     if taken != f"with.{me}":

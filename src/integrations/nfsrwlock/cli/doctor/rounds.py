@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -87,7 +88,7 @@ class Record:
 
 #: The races in the order of the timetable.
 RACES: Final = ("mkdir", "list", "swap", "first")
-_DIRECTORIES: Final = ("mkdir", "swap", "first", "nonempty", "data", "news-lead", "news-join")
+_DIRECTORIES: Final = ("mkdir", "swap", "first", "nonempty", "data", "written", "news-lead", "news-join")
 _NONEMPTY: Final = 10
 
 
@@ -101,7 +102,7 @@ def is_holder(role: Role, number: int) -> bool:
     return (role == "lead") == (number % 2 == 0)
 
 
-def prepare(root: str, rounds: int, progress: Callable[[], None]) -> None:
+def prepare_rounds(root: str, rounds: int, progress: Callable[[], None]) -> None:
     """Make what the rounds need; for the leader, before anything begins."""
     with Directory(root) as place:
         for name in (*_DIRECTORIES, *sorted({list_directory(number) for number in range(rounds)})):
@@ -188,7 +189,8 @@ class Side:
     def _beat_first_or_be_evicted(self) -> None:
         with Directory(f"{self._root}/first") as place:
             for number in self._rounds("first"):
-                place.names(str(number))
+                with suppress(OSError):  # who comes late finds it removed
+                    place.names(str(number))
                 if is_holder(self._role, number):
                     self._act(number, "first", place.create, f"{number}/beat.0")
                 else:
@@ -227,16 +229,17 @@ class Side:
     # What only two hosts can tell
 
     def _read_what_the_other_wrote(self) -> None:
-        with Directory(f"{self._root}/data") as place:
+        # The flags lie elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
+        with Directory(f"{self._root}/data") as place, Directory(f"{self._root}/written") as flags:
             for number in range(_DATA_ROUNDS):
                 begin = self._plan.end + number * _DATA_SECONDS
                 self._sleep_until(begin)
                 place.read(f"{self._other}.{number}")  # now this client has the old version
                 self._sleep_until(begin + _DATA_SECONDS / 2)
                 place.write(f"{self._role}.{number}", NEW)
-                place.mkdir(f"written-{self._role}.{number}")
+                flags.mkdir(f"{self._role}.{number}")
                 limit = time.monotonic() + _FLAG_SECONDS
-                while f"written-{self._other}.{number}" not in place.names_after_a_change(f"look-{self._role}"):
+                while f"{self._other}.{number}" not in flags.names_after_a_change(f"look-{self._role}"):
                     self._progress()
                     if time.monotonic() > limit:
                         return
