@@ -133,9 +133,10 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     return break_holders(path, token, lock_dir, yes=yes, force=force)
 
 
+# Paths are unprocessed: click would look at them right away, and hang with the file server.
 @cli.command("doctor", context_settings=_SETTINGS, epilog=_DOCTOR_CODES)
-@click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
-@click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+@click.argument("paths", nargs=-1, type=click.UNPROCESSED, metavar="PATH...")
+@click.option("--lock-dir", type=click.UNPROCESSED, metavar="DIR", help="Where locks are kept, if not beside the data.")
 @click.option(
     "--peer", is_flag=True, help="Test together with a second node: prints the command to run there, and waits."
 )

@@ -57,13 +57,10 @@ def doctor(
         if examination.error is not None:
             errors.append(examination.error)
             say(str(examination.error))
-        elif not hung or examination.report.home:
+        else:
             reports.append(examination.report)
             if not as_json:
                 _print(examination.report, first=len(reports) == 1)
-        else:
-            errors.append(CliError(f"{printable(path)}: no answer for {patience:g} s", Exit.FAILED))
-            say(str(errors[-1]))
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=2))
     code = _code(reports, errors)

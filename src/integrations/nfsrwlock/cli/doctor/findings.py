@@ -58,7 +58,7 @@ class Report:
     What was found out about one path.
 
     :param path: as it was asked for
-    :param home: the directory in which the lock directories lie
+    :param home: the directory in which the lock directories lie; empty if the file system did not even tell that
     :param scope: between which processes locks can work here
     :param two_hosts: whether two hosts took part
     :param file_system: facts about the mount, see :meth:`nfsrwlock.cli.doctor.mounts.Mount.to_dict`
