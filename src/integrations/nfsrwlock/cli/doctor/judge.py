@@ -156,7 +156,8 @@ def _with_errors(check: Check, outcomes: Iterable[str]) -> Check:
 
 
 def _times(facts: dict[str, Any]) -> str:
-    return f"{facts['rounds']} times (half of them within {facts['median_apart_ms']:.1f} ms)"
+    known = f", clocks known to {facts['clock_known_to_ms']:.1f} ms" if facts["clock_known_to_ms"] else ""
+    return f"{facts['rounds']} times (half of them within {facts['median_apart_ms']:.1f} ms{known})"
 
 
 def _facts(result: Result, race: str) -> dict[str, float | int]:

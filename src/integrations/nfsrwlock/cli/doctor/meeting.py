@@ -174,6 +174,8 @@ def lead(
         here = introduction()
         same_kernel = about["kernel"] == here["kernel"]
         ahead, uncertain = _compare_clocks(table)
+        if local:  # one clock for both
+            ahead = uncertain = 0.0
         period = min(1.0, max(_LEAST_PERIOD_SECONDS, 12 * max(table.latency(), about["latency"])))
         rounds = min(rounds, max(10, int(_MOST_RACING_SECONDS / len(RACES) / period)))
         prepare_rounds(scratch, rounds, lambda: progress("preparing the rounds"))

@@ -25,6 +25,9 @@ Role = Literal["lead", "join"]
 ROUNDS_PER_DIRECTORY: Final = 20
 _DATA_ROUNDS: Final = 3
 _DATA_SECONDS: Final = 0.6
+#: A Linux NFS client was seen to ask the server once more after its first look at a directory.
+_WARMING_LOOKS: Final = 3
+_WARMING_SECONDS: Final = 0.1
 #: How long a fresh listing may take to show what the other host made, before it counts as late.
 NEWS_SECONDS: Final = 4.0
 _NEWS_LOOK_SECONDS: Final = 0.02
@@ -171,7 +174,8 @@ class Side:
                     place.close()
                 place = Directory(f"{self._root}/{list_directory(number)}")
             assert place is not None
-            place.names()  # now this client's cache is warm
+            for _ in range(_WARMING_LOOKS):
+                place.names()  # now this client's cache is warm
             self._act(number, "list", place.mkdir, f"{self._role}.{number}")
             self.record.listings.append(sorted(place.names()))
         if place is not None:
@@ -234,8 +238,10 @@ class Side:
             for number in range(_DATA_ROUNDS):
                 begin = self._plan.end + number * _DATA_SECONDS
                 self._sleep_until(begin)
-                place.read(f"{self._other}.{number}")  # now this client has the old version
-                self._sleep_until(begin + _DATA_SECONDS / 2)
+                for look in range(_WARMING_LOOKS):
+                    self._sleep_until(begin + look * _WARMING_SECONDS)
+                    place.read(f"{self._other}.{number}")  # now this client has the old version
+                self._sleep_until(begin + _WARMING_LOOKS * _WARMING_SECONDS)
                 place.write(f"{self._role}.{number}", NEW)
                 flags.mkdir(f"{self._role}.{number}")
                 limit = time.monotonic() + _FLAG_SECONDS
@@ -251,9 +257,10 @@ class Side:
             Directory(f"{self._root}/news-{self._role}") as own,
             Directory(f"{self._root}/news-{self._other}") as other,
         ):
-            self._sleep_until(begin)
-            own.names()
-            self._sleep_until(begin + 0.3)
+            for look in range(_WARMING_LOOKS):
+                self._sleep_until(begin + look * _WARMING_SECONDS)
+                own.names()
+            self._sleep_until(begin + _WARMING_LOOKS * _WARMING_SECONDS)
             other.mkdir("news")
             self.record.made = time.monotonic()
             while time.monotonic() < self.record.made + NEWS_SECONDS:
