@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from adapters.cli_scene import Scene, scene
+from nfsrwlock import inspect
 from small_disks import fill, remount_read_only, small_disk
 
 __all__ = ["scene"]
@@ -79,7 +80,8 @@ def test_json_has_the_documented_fields(scene: Scene) -> None:
         "host",
         "peer",
     } <= report.keys()
-    assert (report["path"], report["home"]) == ("data", os.path.realpath(scene.directory))
+    home = os.path.realpath(scene.directory)
+    assert (report["path"], report["home"], report["lock_path"]) == ("data", home, f"{home}/data.rwlock")
     assert (report["fit"], report["scope"], report["two_hosts"], report["peer"]) == (True, "host", False, None)
     assert {"type", "source", "mountpoint", "options"} == report["file_system"].keys()
     for check in report["checks"]:
@@ -108,7 +110,11 @@ def test_each_path_gets_a_report_and_locks_kept_elsewhere_are_looked_for_there(s
     result = scene.run("doctor", "--json", "--rounds", "10", "data", "other", NFSRWLOCK_DIR="locks")
     reports = json.loads(result.stdout)
     assert [report["path"] for report in reports] == ["data", "other"]
-    assert {report["home"] for report in reports} == {os.path.realpath(scene.directory / "locks")}
+    home = os.path.realpath(scene.directory / "locks")
+    assert {report["home"] for report in reports} == {home}
+    assert [report["lock_path"] for report in reports] == [
+        inspect(scene.directory / name, lock_dir=home).lock_path for name in ("data", "other")
+    ]
     assert os.listdir(scene.directory) == ["locks"]
     assert os.listdir(scene.directory / "locks") == []
 
@@ -287,7 +293,7 @@ def test_bad_input_is_refused_with_one_line(scene: Scene, arguments: list[str], 
 def test_a_path_that_cannot_be_examined_does_not_hide_the_others(scene: Scene) -> None:
     result = scene.run("doctor", "--json", "--rounds", "10", "missing/data", ".")
     assert result.returncode == 2
-    assert [report["path"] for report in json.loads(result.stdout)] == ["."]
+    assert [(report["path"], report["lock_path"]) for report in json.loads(result.stdout)] == [(".", None)]
     assert result.stderr.count("\n") == 1
 
 

@@ -247,6 +247,8 @@ def test_without_proc_nothing_is_known_and_that_is_said(tmp_path: Path, monkeypa
         ("fuse.whatever", "warning", "hosts"),
         ("fuse.s3fs", "unfit", "hosts"),
         ("9p", "warning", "hosts"),
+        ("hostfs", "warning", "hosts"),
+        ("fuseblk", "note", "host"),
         ("drvfs", "warning", "hosts"),
         ("never-heard-of", "warning", "hosts"),
     ],

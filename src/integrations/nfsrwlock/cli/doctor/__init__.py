@@ -89,8 +89,8 @@ def _print(report: Report, *, first: bool) -> None:
 def _follow(examination: Examination, patience: float) -> bool:
     """Wait for its end; return whether it hangs instead."""
     with _ended_by_signals():
-        examination.start()
         try:
+            examination.start()
             while not examination.wait(_LOOK_SECONDS):
                 silent = time.monotonic() - examination.since
                 if silent > patience:

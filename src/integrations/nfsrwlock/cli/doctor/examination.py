@@ -6,6 +6,7 @@ import errno
 import grp
 import os
 import shlex
+import stat
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from nfsrwlock.cli.doctor.place import remove_scratch, scratch_path
 from nfsrwlock.cli.options import LOCK_DIRECTORY_VARIABLE
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.text import PROGRAM, printable, say
-from nfsrwlock_core import LockError
+from nfsrwlock_core import LockError, SoftReadWriteLock
 
 #: How long the second process of this host may take to start.
 _START_SECONDS = 60.0
@@ -110,6 +111,10 @@ class Examination:
     def _examine(self) -> None:
         report = self.report
         report.home = home = home_of(report.path, self._wishes.lock_dir)
+        if not os.path.isdir(report.path):
+            report.lock_path = SoftReadWriteLock(
+                report.path, lock_dir=self._wishes.lock_dir, is_singleton=False
+            ).lock_path
         mount = mount_of(home)
         report.scope = meanings.scope_of(mount)
         if mount is not None:
@@ -192,10 +197,15 @@ def home_of(path: str, lock_dir: str | None) -> str:
         raise CliError("a path cannot contain a null byte")
     kept = lock_dir or os.environ.get(LOCK_DIRECTORY_VARIABLE)
     home = kept or (path if os.path.isdir(path) else os.path.dirname(path.rstrip("/")) or os.curdir)
-    if not os.path.isdir(home):
+    try:
+        wrong = "" if stat.S_ISDIR(os.stat(home).st_mode) else "is not a directory; correct the path"
+    except FileNotFoundError:
+        wrong = "does not exist; correct the path"
+    except OSError as error:
+        wrong = f"cannot be looked at: {_said(error)}"
+    if wrong:
         what = "the lock directory" if kept else f"the directory of {printable(path)}"
-        wrong = "is not a directory" if os.path.lexists(home) else "does not exist"
-        raise CliError(f"{printable(home)}, {what}, {wrong}; correct the path")
+        raise CliError(f"{printable(home)}, {what}, {wrong}")
     return os.path.realpath(home)
 
 

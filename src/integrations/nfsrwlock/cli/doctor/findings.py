@@ -59,6 +59,7 @@ class Report:
 
     :param path: as it was asked for
     :param home: the directory in which the lock directories lie; empty if the file system did not even tell that
+    :param lock_path: where the lock on ``path`` would live; ``None`` for a directory, which stands for what is in it
     :param scope: between which processes locks can work here
     :param two_hosts: whether two hosts took part
     :param file_system: facts about the mount, see :meth:`nfsrwlock.cli.doctor.mounts.Mount.to_dict`
@@ -68,6 +69,7 @@ class Report:
 
     path: str
     home: str
+    lock_path: str | None = None
     scope: Scope = "hosts"
     two_hosts: bool = False
     file_system: dict[str, Any] = field(default_factory=dict)
@@ -114,6 +116,7 @@ class Report:
         return {
             "path": self.path,
             "home": self.home,
+            "lock_path": self.lock_path,
             "fit": self.fit,
             "level": str(self.level),
             "verdict": self.verdict,

@@ -21,7 +21,7 @@ _TRY: Final = "Find out with two hosts: nfsrwlock doctor --peer PATH."
 
 _LOCAL: Final = frozenset(
     (
-        *("bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfsplus", "hostfs", "jfs", "msdos", "ntfs"),
+        *("bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "hfsplus", "jfs", "msdos", "ntfs"),
         *("ntfs3", "ramfs", "reiserfs", "rootfs", "tmpfs", "ubifs", "vfat", "xfs", "zfs"),
     )
 )
@@ -35,7 +35,13 @@ _CLUSTER: Final = {
     "gfs2": "GFS2",
     "ocfs2": "OCFS2",
 }
-_GUESTS: Final = {"9p": "9p", "virtiofs": "virtiofs", "drvfs": "DrvFs", "vboxsf": "VirtualBox's shared folders"}
+_GUESTS: Final = {
+    "9p": "9p",
+    "drvfs": "DrvFs",
+    "hostfs": "hostfs",
+    "vboxsf": "VirtualBox's shared folders",
+    "virtiofs": "virtiofs",
+}
 
 
 def scope_of(mount: Mount | None) -> Scope:

@@ -161,7 +161,7 @@ def lead(
     """
     table = _Table(scratch, "lead", progress)
     try:
-        came = table.hear("join.", "waiting for the other side", wait_seconds, alive, 0.0 if local else 0.2)
+        came = table.hear("join.", "waiting for the other side", wait_seconds, alive, 0.005 if local else 0.2)
         if came is None:
             raise CliError(_nobody_came(local, wait_seconds), Exit.FAILED if local else Exit.TIMED_OUT)
         about = table.content(came)

@@ -45,7 +45,9 @@ def show(report: Report, to: Console) -> None:
             text.append(f"\n→ {one_line(check.remedy)}")
         table.add_row(Text(str(check.level), style=_STYLES[check.level]), check.name, text)
     headline = Text(printable(report.path), style="bold")
-    if report.home:
+    if report.lock_path is not None:
+        headline.append(f": its lock would be {printable(report.lock_path)}", style="not bold")
+    elif report.home:
         headline.append(f": locks live in {printable(report.home)}", style="not bold")
     if report.peer is not None:
         headline.append(f"; seen from {printable(report.host)} and {printable(report.peer)}", style="not bold")
