@@ -100,7 +100,7 @@ def _follow(examination: Examination, patience: float) -> bool:
             examination.stop()
             examination.wait(_CLEAN_UP_SECONDS)
             if examination.scratch is not None:
-                say(f"{printable(examination.scratch)} could not be removed; remove it: rm -r")
+                say(f"could not clean up; remove the directory {printable(examination.scratch)}")
             raise
         finally:
             examination.end_partner()
