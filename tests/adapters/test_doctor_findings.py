@@ -11,9 +11,9 @@ import pytest
 from nfsrwlock.cli.doctor import mounts
 from nfsrwlock.cli.doctor.findings import Check, Level, Report
 from nfsrwlock.cli.doctor.judge import judge
-from nfsrwlock.cli.doctor.meanings import explain, scope_of
+from nfsrwlock.cli.doctor.meanings import explain, explain_other, scope_of
 from nfsrwlock.cli.doctor.meeting import Result
-from nfsrwlock.cli.doctor.mounts import Mount, mount_of, parse_mountinfo, requests_of
+from nfsrwlock.cli.doctor.mounts import Mount, mount_from, mount_of, parse_mountinfo, requests_of
 from nfsrwlock.cli.doctor.rounds import RACES, Plan, Record
 
 ROUNDS = 24
@@ -307,6 +307,21 @@ def test_options_of_others_are_explained(fstype: str, options: str, expected: di
     said: dict[str, Any] = {**levels(mount(fstype, options))}
     del said["file-system"]
     assert said == expected
+
+
+def test_the_mount_of_the_second_host_is_mentioned_where_it_differs() -> None:
+    plain, nocto = mount("nfs4", NFS4.format("hard")), mount("nfs4", NFS4.format("hard,nocto"))
+    here = explain(plain)
+    assert explain_other(mount_from(plain.to_dict()), "n2", here) == []
+    elsewhere = Mount(plain.fstype, plain.source, "/elsewhere", plain.options)
+    assert explain_other(elsewhere, "n2", here) == []
+    (check,) = explain_other(mount_from(nocto.to_dict()), "n2", here)
+    assert (check.name, check.level) == ("option-nocto", "warning")
+    assert check.text.startswith("On n2: nocto")
+    (check,) = explain_other(mount("nfs4", NFS3.format("hard")), "n2", here)
+    assert check.text.startswith("On n2: NFSv3")
+    (check,) = explain_other(mount_from(None), "n2", here)
+    assert check.level is Level.NOTE
 
 
 def test_a_verdict_promises_no_more_than_was_tested() -> None:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 
 from nfsrwlock.cli.doctor import cost, meanings, meeting
@@ -170,6 +169,7 @@ class Examination:
         if peer:
             self.report.peer = result.peer
             self.report.two_hosts = not result.same_kernel
+            checks = [*meanings.explain_other(result.peer_mount, result.peer, self.report.checks), *checks]
             if result.same_kernel:
                 text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
                 checks.append(Check("peer", Level.WARNING, text, "Run the command on another host."))
@@ -266,9 +266,10 @@ def _invite(token: str, home: str) -> None:
 def _start_partner(token: str, home: str) -> subprocess.Popen[bytes]:
     # -P: where the user happens to be is no place to import from.
     command = [sys.executable, "-P", "-m", "nfsrwlock", "doctor", "--join", token, "--", home]
-    with suppress(OSError):
+    try:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    raise CliError(f"a second process could not be started: {shlex.join(command)}", Exit.FAILED)
+    except OSError as error:
+        raise CliError(f"a second process could not be started: {_said(error)}", Exit.FAILED) from None
 
 
 def _said(error: OSError) -> str:

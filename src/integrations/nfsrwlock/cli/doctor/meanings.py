@@ -9,6 +9,7 @@ Documentation/filesystems/9p.rst; the README of s3fs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final
 
 from nfsrwlock.cli.doctor.findings import Basis, Check, Level, Scope
@@ -55,6 +56,27 @@ def explain(mount: Mount | None) -> list[Check]:
         text = "This system does not tell which file system this is, so nothing is known about it."
         return [Check("file-system", Level.NOTE, text, _TRY)]
     return [_type(mount), *_options(mount)]
+
+
+def explain_other(mount: Mount | None, host: str, here: list[Check]) -> list[Check]:
+    """
+    Return what the mount of a second host means, as far as it is not what this host's means.
+
+    :param host: that host's name
+    :param here: what :func:`explain` said of this host's mount
+    """
+    known = {(check.name, _without_place(check.text)) for check in here}
+    return [
+        replace(check, text=f"On {host}: {check.text}")
+        for check in explain(mount)
+        if (check.name, _without_place(check.text)) not in known
+    ]
+
+
+def _without_place(text: str) -> str:
+    """A file system may be mounted elsewhere on another host, and its server go by another name."""
+    name, _, more = text.partition(" from ")
+    return name + more.partition(": ")[2] if " mounted at " in more else text
 
 
 def name_of(mount: Mount) -> str:

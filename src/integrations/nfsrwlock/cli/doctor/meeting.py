@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nfsrwlock import __version__
+from nfsrwlock.cli.doctor.mounts import Mount, mount_from, mount_of
 from nfsrwlock.cli.doctor.place import Directory, remove_scratch, scratch_path
 from nfsrwlock.cli.doctor.rounds import RACES, Plan, Record, Side, prepare_rounds
 from nfsrwlock.cli.outcome import CliError, Exit
@@ -48,6 +49,7 @@ class Result:
     :param uncertain: by how much that may be wrong, seconds
     :param wall_ahead: the joiner's clock for people minus the leader's, seconds
     :param same_kernel: whether both ran on one kernel, and so behind one cache
+    :param peer_mount: what the joiner has mounted there
     """
 
     plan: Plan
@@ -58,6 +60,7 @@ class Result:
     uncertain: float
     wall_ahead: float
     same_kernel: bool
+    peer_mount: Mount | None = None
 
 
 def new_token() -> str:
@@ -198,6 +201,7 @@ def lead(
             uncertain=uncertain,
             wall_ahead=about["wall_minus_monotonic"] - here["wall_minus_monotonic"] + ahead,
             same_kernel=same_kernel,
+            peer_mount=mount_from(about["mount"]),
         )
     finally:
         with suppress(OSError):
@@ -257,7 +261,9 @@ def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
     table = _Table(scratch, "join", lambda _doing: None)
     try:
         me = secrets.token_hex(4)
-        table.say(f"join.{me}", {**introduction(), "latency": table.latency()})
+        mount = mount_of(home)
+        about = {"latency": table.latency(), "mount": None if mount is None else mount.to_dict()}
+        table.say(f"join.{me}", {**introduction(), **about})
         _be_taken(table, me)
         for number in range(_PINGS):
             if table.hear(f"ping.{number}", "comparing clocks", ANSWER_SECONDS) is None:

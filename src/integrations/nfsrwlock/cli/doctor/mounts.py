@@ -58,6 +58,13 @@ class Mount:
         }
 
 
+def mount_from(plain: dict[str, Any] | None) -> Mount | None:
+    """Return what :meth:`Mount.to_dict` was made from."""
+    if plain is None:
+        return None
+    return Mount(plain["type"], plain["source"], plain["mountpoint"], plain["options"])
+
+
 def mount_of(directory: str) -> Mount | None:
     """
     Return the mount that ``directory`` is on, or ``None`` where the system does not tell.
