@@ -17,7 +17,7 @@ from nfs.scene import MOUNTS, Scene
 
 pytestmark = pytest.mark.nfs
 
-ROUNDS = 30
+ROUNDS = 20
 NOCTO = "/mnt/nocto"
 
 
@@ -34,7 +34,7 @@ def between(n1: Node, n2: Node, directory: str) -> tuple[int, dict[str, Any]]:
         assert token is not None
         second = n2.run(doctor("--join", token[1].decode(), directory), timeout=60)
         assert (second.returncode, second.stderr) == (0, b"")
-        ended = first.wait(30)
+        ended = first.wait(60)
     finally:
         with contextlib.suppress(OSError):
             first.kill()
