@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from nfsrwlock import HoldStatus, LockError, SoftReadWriteLock
-
-
-def requests_of(mountpoint: str) -> dict[str, int]:
-    """How many requests of each kind this kernel has sent for a mount, by its own count."""
-    text = Path("/proc/self/mountstats").read_text()
-    section = text.split(f" mounted on {mountpoint} ", 1)[1].split("\ndevice ", 1)[0]
-    per_operation = section.split("per-op statistics", 1)[1]
-    return {kind: int(count) for kind, count in re.findall(r"^\s+([A-Z_0-9]+): (\d+)", per_operation, re.MULTILINE)}
+from nfsrwlock.cli.doctor.cost import requests_per_round
 
 
 def cost(mountpoint: str, work: Callable[[], object], rounds: int) -> dict[str, float]:
     """How many requests of each kind one round of ``work`` costs on average, once it is warm."""
     work()
-    before = requests_of(mountpoint)
-    for _ in range(rounds):
-        work()
-    after = requests_of(mountpoint)
-    used = {kind: (after[kind] - before.get(kind, 0)) / rounds for kind in after}
-    return {kind: count for kind, count in used.items() if count}
+    used = requests_per_round(mountpoint, work, rounds)
+    assert used is not None, f"no NFS mount at {mountpoint}"
+    return used
 
 
 def lines_of(path: str) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nfsrwlock import __version__
-from nfsrwlock.cli.options import PATH, holding, request
+from nfsrwlock.cli.options import PATH, holding, positive_seconds, request
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.cli.signals import end_as_if_by
 from nfsrwlock.cli.terminal import Terminal
@@ -30,6 +30,15 @@ Exit codes:
   127  the command does not exist
   128+ the command was ended by signal number CODE - 128
 Every other code is the command's own.
+"""
+
+_DOCTOR_CODES = """
+\b
+Exit codes:
+  0    fit, with or without warnings; for --join: this node has done its part
+  1    unfit, or something failed
+  2    bad input; the message names the remedy
+  75   no second node came within --timeout
 """
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -122,6 +131,60 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     from nfsrwlock.cli.breaking import break_holders  # noqa: PLC0415
 
     return break_holders(path, token, lock_dir, yes=yes, force=force)
+
+
+# Paths are unprocessed: click would look at them right away, and hang with the file server.
+@cli.command("doctor", context_settings=_SETTINGS, epilog=_DOCTOR_CODES)
+@click.argument("paths", nargs=-1, type=click.UNPROCESSED, metavar="PATH...")
+@click.option("--lock-dir", type=click.UNPROCESSED, metavar="DIR", help="Where locks are kept, if not beside the data.")
+@click.option(
+    "--peer", is_flag=True, help="Test together with a second node: prints the command to run there, and waits."
+)
+@click.option("--join", metavar="TOKEN", help="Be that second node.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(10, 10_000),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Rounds of each race.",
+)
+@click.option(
+    "-t",
+    "--timeout",
+    type=positive_seconds,
+    metavar="S",
+    help="Give up after S seconds: of waiting for the other node (--peer 300, --join 10), or for the file system to "
+    "answer (60).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+def _doctor(
+    paths: tuple[str, ...],
+    lock_dir: str | None,
+    peer: bool,
+    join: str | None,
+    rounds: int,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
+    """
+    Find out whether the file system at PATH... is fit for locks.
+
+    PATH is a directory, or a file to be locked. Tells what is mounted there and what its options mean, what a lock
+    costs, and whether the file system keeps the demands of the protocol, by racing two processes. Works in a directory
+    of its own beside the data, and removes it.
+    """
+    from nfsrwlock.cli import doctor  # noqa: PLC0415
+
+    if not paths:
+        raise CliError("no path given: nfsrwlock doctor PATH...")
+    if (peer or join is not None) and len(paths) > 1:
+        raise CliError("two nodes can test one path at a time; give one PATH with --peer or --join")
+    if join is not None:
+        if peer:
+            raise CliError("--peer is for the first node and --join for the second; use one of them")
+        return doctor.join(join, paths[0], lock_dir, timeout)
+    return doctor.doctor(paths, lock_dir, peer=peer, rounds=rounds, timeout=timeout, as_json=as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

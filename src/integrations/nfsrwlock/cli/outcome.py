@@ -16,6 +16,8 @@ code meaning
 
 ``run`` passes on every other code of the command. A command that itself ends with 75 or 76 looks the same: the message
 on stderr tells.
+
+``doctor`` ends with 1 for a file system that is unfit for locks, and with 75 if no second node came in time.
 """
 
 from __future__ import annotations

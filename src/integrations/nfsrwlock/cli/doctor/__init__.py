@@ -1,0 +1,159 @@
+"""
+``nfsrwlock doctor``: is this mount fit for locks?
+
+It asks what is mounted there, what its options mean, what a lock costs, and tries the three demands that the protocol
+makes of a file system (PROTOCOL.md section 6): with two processes of this host or, given ``--peer``, with one process
+here and one on a second node.
+
+What it does not promise: rounds that went well prove nothing about the ones to come, and what a server loses when it
+crashes (an export that answers before it has written, ``async``) cannot be seen from a client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+from nfsrwlock.cli.doctor import meeting
+from nfsrwlock.cli.doctor.examination import Examination, Wishes, home_of
+from nfsrwlock.cli.doctor.findings import Check, Level, Report
+from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
+from nfsrwlock.cli.text import flush, printable, say
+
+#: How long the file system may take to answer one call.
+ANSWER_SECONDS: Final = 60.0
+#: How long a second node may take to come.
+PEER_SECONDS: Final = 300.0
+_CLEAN_UP_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 0.1
+
+
+def doctor(
+    paths: Sequence[str], lock_dir: str | None, *, peer: bool, rounds: int, timeout: float | None, as_json: bool
+) -> int:
+    """
+    Examine ``paths``, one after the other, and report; return the exit code.
+
+    :param peer: do it together with a second node
+    :param rounds: of each race
+    :param timeout: how long to wait for the second node, or for an answer of the file system, seconds
+    """
+    wishes = Wishes(lock_dir, peer, rounds, PEER_SECONDS if timeout is None else timeout)
+    patience = ANSWER_SECONDS if timeout is None or peer else timeout
+    reports: list[Report] = []
+    errors: list[CliError] = []
+    hangs = False
+    for path in dict.fromkeys(paths):
+        examination = Examination(path, wishes)
+        hung = _follow(examination, patience)
+        hangs |= hung
+        if examination.error is not None:
+            errors.append(examination.error)
+            say(str(examination.error))
+        else:
+            reports.append(examination.report)
+            if not as_json:
+                _print(examination.report, first=len(reports) == 1)
+    if as_json:
+        print(json.dumps([report.to_dict() for report in reports], indent=2))
+    code = _code(reports, errors)
+    if hangs:  # what hangs would hang the end of this process, too
+        flush()
+        os._exit(code)
+    return code
+
+
+def _code(reports: list[Report], errors: list[CliError]) -> int:
+    codes = {error.code for error in errors}
+    if any(not report.fit for report in reports):
+        return Exit.FAILED
+    return next((code for code in (Exit.FAILED, Exit.BAD_INPUT) if code in codes), max(codes, default=Exit.OK))
+
+
+def _print(report: Report, *, first: bool) -> None:
+    from nfsrwlock.cli.doctor.show import console, show  # noqa: PLC0415
+
+    if not first:
+        print()
+    to = console()
+    show(report, to)
+
+
+def _follow(examination: Examination, patience: float) -> bool:
+    """Wait for its end; return whether it hangs instead."""
+    with _ended_by_signals():
+        try:
+            examination.start()
+            while not examination.wait(_LOOK_SECONDS):
+                silent = time.monotonic() - examination.since
+                if silent > patience:
+                    _note_hang(examination, silent)
+                    return True
+        except BaseException:
+            examination.stop()
+            examination.wait(_CLEAN_UP_SECONDS)
+            if examination.scratch is not None:
+                say(f"could not clean up; remove the directory {printable(examination.scratch)}")
+            raise
+        finally:
+            examination.end_partner()
+    return False
+
+
+def _note_hang(examination: Examination, silent: float) -> None:
+    examination.stop()
+    left = f" {printable(examination.scratch)} is left behind." if examination.scratch is not None else ""
+    examination.report.checks.append(
+        Check(
+            "answers",
+            Level.UNFIT,
+            f"No answer for {silent:.0f} s while {examination.doing}.{left}",
+            "Find out whether the file server is up and can be reached; then try again.",
+        )
+    )
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let signals that ask to end clean up first."""
+
+    def end(signum: int, _frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    for signum, handler in former.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(signum, end)
+    try:
+        yield
+    finally:
+        for signum, handler in former.items():
+            signal.signal(signum, handler)
+
+
+def join(token: str, path: str, lock_dir: str | None, timeout: float | None) -> int:
+    """
+    Be the second node of a ``doctor --peer`` that waits elsewhere; return the exit code.
+
+    :param token: as the first node has printed it
+    :param timeout: how long to look for the first node, seconds
+    :raises CliError: nobody waits there
+    """
+    if not meeting.is_token(token):
+        raise CliError(
+            f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node"
+        )
+    home = home_of(path, lock_dir)
+    meeting.join(token, home, meeting.FIND_SECONDS if timeout is None else timeout)
+    print("This node's part is done. The first node has the verdict.")
+    return Exit.OK

@@ -1,0 +1,276 @@
+"""One path under examination: where its lock would live, what is mounted there, and what the file system answers."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import shlex
+import stat
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+from nfsrwlock.cli.doctor import cost, meanings, meeting
+from nfsrwlock.cli.doctor.findings import Check, Level, Report
+from nfsrwlock.cli.doctor.judge import judge
+from nfsrwlock.cli.doctor.mounts import Mount, mount_of
+from nfsrwlock.cli.doctor.place import remove_scratch, scratch_path
+from nfsrwlock.cli.options import LOCK_DIRECTORY_VARIABLE
+from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.cli.text import PROGRAM, printable, say
+from nfsrwlock_core import LockError, SoftReadWriteLock
+
+#: How long the second process of this host may take to start.
+_START_SECONDS = 60.0
+_ELSEWHERE = "Ask for write permission, or keep locks elsewhere with --lock-dir (or NFSRWLOCK_DIR)."
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """
+    What was asked for.
+
+    :param lock_dir: where locks are kept, if not beside the data
+    :param peer: wait for a second node
+    :param rounds: of each race
+    :param wait_seconds: for how long
+    """
+
+    lock_dir: str | None
+    peer: bool
+    rounds: int
+    wait_seconds: float
+
+
+class StoppedError(Exception):
+    """The user does not want to wait for the end."""
+
+
+class Examination:
+    """
+    Looks at one path, in a thread of its own: a file system that hangs must not hang who waits for the answer.
+
+    After :meth:`start` it goes on until :meth:`wait` says that it is over. Then :attr:`error` says what was wrong with
+    the question, and :attr:`report` has the answer.
+    """
+
+    def __init__(self, path: str, wishes: Wishes) -> None:
+        self.report = Report(path=path, home="", host=str(meeting.introduction()["host"]))
+        self.error: CliError | None = None
+        #: What it does, and since when.
+        self.doing = "looking for the directory"
+        self.since = time.monotonic()
+        #: What it has made; removed again at its end.
+        self.scratch: str | None = None
+        self._wishes = wishes
+        self._stopped = threading.Event()
+        # Not the thread's own end: before Python 3.13 a signal during join() makes it look ended (bpo-45274).
+        self._over = threading.Event()
+        self._partner: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self.since = time.monotonic()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end, for at most so long; return whether it has come."""
+        return self._over.wait(seconds)
+
+    def stop(self) -> None:
+        """Let it end soon, and clean up."""
+        self._stopped.set()
+
+    def end_partner(self) -> None:
+        """End the second process of this host, if there is one."""
+        if self._partner is not None:
+            self._partner.kill()
+            self._partner.wait()
+
+    def _run(self) -> None:
+        try:
+            self._examine()
+        except CliError as error:
+            self.error = error
+        except StoppedError:
+            pass
+        except OSError as error:
+            self.error = CliError(f"{printable(self.report.path)}: {_said(error)}", Exit.FAILED)
+        finally:
+            self._over.set()
+
+    def _progress(self, doing: str) -> None:
+        if self._stopped.is_set():
+            raise StoppedError
+        self.doing, self.since = doing, time.monotonic()
+
+    def _examine(self) -> None:
+        report = self.report
+        report.home = home = home_of(report.path, self._wishes.lock_dir)
+        if not os.path.isdir(report.path):
+            report.lock_path = SoftReadWriteLock(
+                report.path, lock_dir=self._wishes.lock_dir, is_singleton=False
+            ).lock_path
+        mount = mount_of(home)
+        report.scope = meanings.scope_of(mount)
+        if mount is not None:
+            report.file_system = mount.to_dict()
+        report.checks += meanings.explain(mount)
+        self._progress("asking for free space")
+        report.checks.append(_space(home))
+        token = meeting.new_token()
+        scratch = scratch_path(home, token)
+        self._progress("making a directory")
+        try:
+            os.mkdir(scratch, 0o700)
+        except OSError as error:
+            report.checks.append(_refused(home, error))
+            return
+        self.scratch = scratch
+        try:
+            report.checks.append(_permission(home, scratch))
+            report.checks += self._meet(token, scratch)
+            report.checks.append(self._cost(scratch, mount))
+        finally:
+            self.end_partner()
+            if remove_scratch(scratch):
+                self.scratch = None
+            else:
+                text = f"{printable(scratch)} could not be removed."
+                report.checks.append(Check("leftover", Level.WARNING, text, f"rm -r {shlex.quote(scratch)}"))
+
+    def _meet(self, token: str, scratch: str) -> list[Check]:
+        peer = self._wishes.peer
+        try:
+            meeting.prepare(scratch)
+            if peer:
+                _invite(token, self.report.home)
+            else:
+                self._partner = _start_partner(token, self.report.home)
+            result = meeting.lead(
+                scratch,
+                self._wishes.rounds,
+                self._wishes.wait_seconds if peer else _START_SECONDS,
+                local=not peer,
+                progress=self._progress,
+                alive=self._can_come,
+            )
+        except CliError as error:
+            if peer:
+                raise
+            return [Check("processes", Level.UNFIT, f"Two processes of this host could not be compared: {error}.")]
+        except OSError as error:
+            text = f"The rounds came to an end: the file system says {_said(error)}."
+            return [Check("rounds", Level.UNFIT, text, "Find out why, and try again.")]
+        checks = judge(result)
+        if peer:
+            self.report.peer = result.peer
+            self.report.two_hosts = not result.same_kernel
+            checks = [*meanings.explain_other(result.peer_mount, result.peer, self.report.checks), *checks]
+            if result.same_kernel:
+                text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
+                checks.append(Check("peer", Level.WARNING, text, "Run the command on another host."))
+        return checks
+
+    def _cost(self, scratch: str, mount: Mount | None) -> Check:
+        try:
+            return cost.measure(scratch, mount, lambda: self._progress("measuring the cost"))
+        except (LockError, OSError) as error:
+            return Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", "Find out why, and try again.")
+
+    def _can_come(self) -> bool:
+        return self._partner is None or self._partner.poll() is None
+
+
+def home_of(path: str, lock_dir: str | None) -> str:
+    """
+    Return the directory in which locks on ``path``, or on files in the directory ``path``, live.
+
+    :raises CliError: there is no such directory
+    """
+    if not path:
+        raise CliError("an empty path cannot be examined: check the variable in PATH")
+    if "\0" in path:
+        raise CliError("a path cannot contain a null byte")
+    kept = lock_dir or os.environ.get(LOCK_DIRECTORY_VARIABLE)
+    home = kept or (path if os.path.isdir(path) else os.path.dirname(path.rstrip("/")) or os.curdir)
+    try:
+        wrong = "" if stat.S_ISDIR(os.stat(home).st_mode) else "is not a directory; correct the path"
+    except FileNotFoundError:
+        wrong = "does not exist; correct the path"
+    except OSError as error:
+        wrong = f"cannot be looked at: {_said(error)}"
+    if wrong:
+        what = "the lock directory" if kept else f"the directory of {printable(path)}"
+        raise CliError(f"{printable(home)}, {what}, {wrong}")
+    return os.path.realpath(home)
+
+
+def _space(home: str) -> Check:
+    found = os.statvfs(home)
+    free = found.f_bavail * found.f_frsize
+    facts = {"free_bytes": free, "free_inodes": found.f_favail if found.f_files else None}
+    inodes = "an unknown number of inodes" if not found.f_files else f"{found.f_favail} inodes"
+    text = f"{free / 2**20:,.0f} MiB and {inodes} free. To announce oneself takes an inode; to release, nothing."
+    remedy = "Free some space or inodes."
+    if (found.f_blocks and not free) or (found.f_files and not found.f_favail):
+        return Check("space", Level.UNFIT, f"Full: {text}", remedy, facts=facts)
+    scarce = (found.f_blocks and free < 2**20) or (found.f_files and found.f_favail < 100)
+    return Check("space", Level.WARNING if scarce else Level.OK, text, remedy if scarce else "", facts=facts)
+
+
+def _refused(home: str, error: OSError) -> Check:
+    texts = {
+        errno.EACCES: "you may not make directories there",
+        errno.EPERM: "you may not make directories there",
+        errno.EROFS: "it is on a read-only file system",
+        errno.ENOSPC: "there is no free space, or no free inode",
+        errno.EDQUOT: "you are over your disk quota",
+    }
+    why = texts.get(error.errno or 0, _said(error))
+    if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() == 0:
+        why += " (an NFS server usually maps root to nobody: try as the user who will take the locks)"
+    remedy = "Free some space or inodes." if error.errno in (errno.ENOSPC, errno.EDQUOT) else _ELSEWHERE
+    return Check("permission", Level.UNFIT, f"No lock can be made in {printable(home)}: {why}.", remedy)
+
+
+def _permission(home: str, scratch: str) -> Check:
+    about = os.stat(home)
+    owner = os.stat(scratch).st_uid
+    group = _group(about.st_gid)
+    text = f"You can make locks here. With --share group they would be for group {group}"
+    if os.geteuid() != 0 and about.st_gid not in {os.getegid(), *os.getgroups()}:
+        text += ", of which you are no member"
+    if not about.st_mode & 0o020:
+        text += ", whose members may not make any here (no group write permission)"
+    mapped = owner != os.geteuid()
+    text += f". The file server takes you for user {owner}." if mapped else "."
+    return Check("permission", Level.NOTE if mapped else Level.OK, text, facts={"group": group, "owner": owner})
+
+
+def _group(gid: int) -> str:
+    try:
+        return f"{grp.getgrgid(gid).gr_name} ({gid})"
+    except KeyError:
+        return str(gid)
+
+
+def _invite(token: str, home: str) -> None:
+    say(f"on a second node, as the same user, run: {PROGRAM} doctor --join {token} {shlex.quote(printable(home))}")
+    say("(if the directory is mounted elsewhere there, give its path there)")
+
+
+def _start_partner(token: str, home: str) -> subprocess.Popen[bytes]:
+    # -P: where the user happens to be is no place to import from.
+    command = [sys.executable, "-P", "-m", "nfsrwlock", "doctor", "--join", token, "--", home]
+    try:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except OSError as error:
+        raise CliError(f"a second process could not be started: {_said(error)}", Exit.FAILED) from None
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or type(error).__name__

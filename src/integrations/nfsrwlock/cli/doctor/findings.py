@@ -1,0 +1,130 @@
+"""What ``doctor`` finds out: one :class:`Check` per question, and the verdict that follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+#: Where a finding comes from: seen now, on this mount; seen by this project on its NFS cluster (``tests/nfs``); or
+#: taken from the documentation of the file system, and seen by nobody here.
+Basis = Literal["measured", "lab", "documented"]
+#: Between which processes locks can work at all: those of this host, or those of several.
+Scope = Literal["host", "hosts"]
+
+
+#: The questions that are not about the locks, but about the data that they guard.
+ABOUT_DATA: Final = frozenset({"data", "option-nocto"})
+
+
+class Level(StrEnum):
+    """How much a finding matters, least first."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    UNFIT = "unfit"
+
+    @property
+    def weight(self) -> int:
+        """Its place in this order."""
+        return list(Level).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """
+    One finding.
+
+    :param name: of the question; stable, for programs
+    :param level: how much the answer matters
+    :param text: the answer, as sentences
+    :param remedy: what to do about it, or nothing
+    :param basis: where the answer comes from
+    :param facts: the answer's numbers, for programs
+    """
+
+    name: str
+    level: Level
+    text: str
+    remedy: str = ""
+    basis: Basis = "measured"
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Report:
+    """
+    What was found out about one path.
+
+    :param path: as it was asked for
+    :param home: the directory in which the lock directories lie; empty if the file system did not even tell that
+    :param lock_path: where the lock on ``path`` would live; ``None`` for a directory, which stands for what is in it
+    :param scope: between which processes locks can work here
+    :param two_hosts: whether two hosts took part
+    :param file_system: facts about the mount, see :meth:`nfsrwlock.cli.doctor.mounts.Mount.to_dict`
+    :param host: name of this host
+    :param peer: name of the other host that took part
+    """
+
+    path: str
+    home: str
+    lock_path: str | None = None
+    scope: Scope = "hosts"
+    two_hosts: bool = False
+    file_system: dict[str, Any] = field(default_factory=dict)
+    host: str = ""
+    peer: str | None = None
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def level(self) -> Level:
+        """The worst finding's."""
+        return max((check.level for check in self.checks), key=lambda level: level.weight, default=Level.OK)
+
+    @property
+    def fit(self) -> bool:
+        """Whether locks can be trusted here, as far as it was tested."""
+        return self.level is not Level.UNFIT
+
+    @property
+    def remedies(self) -> list[str]:
+        """What to do, the most urgent first."""
+        ordered = sorted(self.checks, key=lambda check: -check.level.weight)
+        return list(dict.fromkeys(check.remedy for check in ordered if check.remedy))
+
+    @property
+    def verdict(self) -> str:
+        """All of it in a sentence or two."""
+        if not self.fit:
+            bad = list(dict.fromkeys(check.name for check in self.checks if check.level is Level.UNFIT))
+            if not {*bad} - ABOUT_DATA:
+                return f"UNFIT: locks hold here, but data read under them may be old ({', '.join(bad)})."
+            return f"UNFIT: do not rely on locks here ({', '.join(bad)})."
+        warned = " There are warnings." if self.level is Level.WARNING else ""
+        if self.scope == "host":
+            return f"FIT for the processes of this host, and for no others: other hosts cannot see these locks.{warned}"
+        if self.two_hosts:
+            return f"FIT: two hosts kept all demands of the protocol.{warned}"
+        return (
+            "FIT as far as one host can tell: its processes share one cache, so what another host sees was not tested."
+            + warned
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for JSON."""
+        return {
+            "path": self.path,
+            "home": self.home,
+            "lock_path": self.lock_path,
+            "fit": self.fit,
+            "level": str(self.level),
+            "verdict": self.verdict,
+            "remedies": self.remedies,
+            "scope": self.scope,
+            "two_hosts": self.two_hosts,
+            "host": self.host,
+            "peer": self.peer,
+            "file_system": self.file_system,
+            "checks": [{**asdict(check), "level": str(check.level)} for check in self.checks],
+        }

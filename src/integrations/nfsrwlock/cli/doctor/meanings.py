@@ -1,0 +1,239 @@
+"""
+What a file system's type and mount options mean for locks, before anything is tried.
+
+Each statement says where it comes from: this project's own NFS cluster, or the documentation, tried by nobody here.
+Sources: nfs(5); Linux fs/nfs/dir.c (``nfs_lookup_verify_inode``); sshfs(1); mount.cifs(8); mount.lustre(8);
+Documentation/filesystems/9p.rst; the README of s3fs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Final
+
+from nfsrwlock.cli.doctor.findings import Basis, Check, Level, Scope
+from nfsrwlock.cli.doctor.mounts import Mount
+
+#: The engine's default lease.
+_LEASE_SECONDS: Final = 90.0
+_ELSEWHERE: Final = "Keep the lock elsewhere with --lock-dir (or NFSRWLOCK_DIR)."
+_TRY: Final = "Find out with two hosts: nfsrwlock doctor --peer PATH."
+
+_LOCAL: Final = frozenset(
+    (
+        *("bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "hfsplus", "jfs", "msdos", "ntfs"),
+        *("ntfs3", "ramfs", "reiserfs", "rootfs", "tmpfs", "ubifs", "vfat", "xfs", "zfs"),
+    )
+)
+_CLUSTER: Final = {
+    "lustre": "Lustre",
+    "gpfs": "GPFS (Spectrum Scale)",
+    "beegfs": "BeeGFS",
+    "ceph": "CephFS",
+    "fuse.ceph": "CephFS",
+    "fuse.ceph-fuse": "CephFS",
+    "gfs2": "GFS2",
+    "ocfs2": "OCFS2",
+}
+_GUESTS: Final = {
+    "9p": "9p",
+    "drvfs": "DrvFs",
+    "hostfs": "hostfs",
+    "vboxsf": "VirtualBox's shared folders",
+    "virtiofs": "virtiofs",
+}
+
+
+def scope_of(mount: Mount | None) -> Scope:
+    """Return between which processes locks can work on this mount."""
+    return "host" if mount is not None and (mount.fstype in _LOCAL or mount.fstype == "overlay") else "hosts"
+
+
+def explain(mount: Mount | None) -> list[Check]:
+    """Return what the type of the file system means, and those of its options that matter or are thought to."""
+    if mount is None:
+        text = "This system does not tell which file system this is, so nothing is known about it."
+        return [Check("file-system", Level.NOTE, text, _TRY)]
+    return [_type(mount), *_options(mount)]
+
+
+def explain_other(mount: Mount | None, host: str, here: list[Check]) -> list[Check]:
+    """
+    Return what the mount of a second host means, as far as it is not what this host's means.
+
+    :param host: that host's name
+    :param here: what :func:`explain` said of this host's mount
+    """
+    known = {(check.name, _without_place(check.text)) for check in here}
+    return [
+        replace(check, text=f"On {host}: {check.text}")
+        for check in explain(mount)
+        if (check.name, _without_place(check.text)) not in known
+    ]
+
+
+def _without_place(text: str) -> str:
+    """A file system may be mounted elsewhere on another host, and its server go by another name."""
+    name, _, more = text.partition(" from ")
+    return name + more.partition(": ")[2] if " mounted at " in more else text
+
+
+def name_of(mount: Mount) -> str:
+    """Return what people call a file system."""
+    if mount.is_nfs:
+        return f"NFSv{mount.text('vers') or '?'}"
+    return _CLUSTER.get(mount.fstype, mount.fstype)
+
+
+def _type(mount: Mount) -> Check:
+    where = f"{name_of(mount)} from {mount.source}, mounted at {mount.mountpoint}"
+    level, text, remedy, basis = _about_type(mount)
+    return Check("file-system", level, f"{where}: {text}", remedy, basis)
+
+
+def _about_type(mount: Mount) -> tuple[Level, str, str, Basis]:
+    kind = mount.fstype
+    if mount.is_nfs:
+        return _about_nfs(mount)
+    if kind in _CLUSTER:
+        text = "keeps all demands by its documentation; this project has not tried it."
+        return Level.OK, text, "", "documented"
+    if kind == "overlay":
+        text = (
+            "an overlay is seen by this host alone, and by this container alone if it is a container's own; other "
+            "containers see other files under the same path."
+        )
+        return Level.NOTE, text, "Between containers, keep data and locks in a volume that they share.", "documented"
+    if kind in _LOCAL:
+        text = "local to this host. Other hosts cannot see it, unless this host exports it to them."
+        lost = " Its content is gone after a restart." if kind in ("tmpfs", "ramfs") else ""
+        return Level.NOTE, text + lost, "", "documented"
+    if kind in ("cifs", "smb3"):
+        text = "SMB. Whether a listing right after an own mkdir is fresh is not known."
+        return Level.WARNING, text, _TRY, "documented"
+    if kind == "fuse.sshfs":
+        text = (
+            "sshfs caches attributes and listings for 20 s by default, and hosts do not hear of each other's changes."
+        )
+        return Level.WARNING, text, f"Mount with -o dir_cache=no. {_TRY}", "documented"
+    if kind == "fuse.s3fs":
+        text = "an object store: no atomic rename, no coordination between hosts, by its own documentation."
+        return Level.UNFIT, text, _ELSEWHERE, "documented"
+    if kind in _GUESTS:
+        text = f"{_GUESTS[kind]}, between a host and its guests. Nothing is known about its caches."
+        return Level.WARNING, text, _TRY, "documented"
+    if kind.startswith("fuse"):
+        text = "a file system in user space; what it promises is up to its makers."
+        return Level.WARNING, text, _TRY, "documented"
+    return Level.WARNING, "nothing is known about it here.", _TRY, "documented"
+
+
+def _about_nfs(mount: Mount) -> tuple[Level, str, str, Basis]:
+    version = mount.text("vers") or "?"
+    if version == "3":
+        text = (
+            "keeps all demands. A client may hold an old listing until it makes a change itself (NFSv3 goes by time "
+            "stamps); waiters do so now and then."
+        )
+        return Level.OK, text, "", "lab"
+    if version == "2":
+        return Level.WARNING, "NFSv2 was never tried.", "Mount with vers=4.2 or vers=3.", "documented"
+    return Level.OK, "keeps all demands.", "", "lab"
+
+
+def _options(mount: Mount) -> Iterator[Check]:
+    if "ro" in mount.options:
+        text = "Mounted read-only: no lock can be made here."
+        yield Check("option-ro", Level.UNFIT, text, _ELSEWHERE)
+    tellers: dict[str, Callable[[Mount], Iterator[Check]]] = {
+        "nfs": _nfs_options,
+        "nfs4": _nfs_options,
+        "lustre": _lustre_options,
+        "cifs": _cifs_options,
+        "smb3": _cifs_options,
+        "9p": _9p_options,
+    }
+    if mount.fstype in tellers:
+        yield from tellers[mount.fstype](mount)
+
+
+def _nfs_options(mount: Mount) -> Iterator[Check]:
+    version3 = mount.text("vers") in ("2", "3")
+    if "nocto" in mount.options:
+        seconds = mount.number("acdirmax") or 60
+        text = (
+            "nocto: opening a directory or a file does not ask the server whether the cached copy is fresh. The "
+            "listing that decides a grant still is, for it comes after a change of one's own. But who waits learns of "
+            f"changes up to {seconds} s late, unless a change of its own comes first (28 s were seen for plain "
+            "listings)."
+        )
+        if version3:
+            text += " And on NFSv3 a file that another host had changed was read in its old version, every time."
+        else:
+            text += " On NFSv4 a file that was opened anew was still read in its new version, every time."
+        level = Level.UNFIT if version3 else Level.WARNING
+        yield Check("option-nocto", level, text, "Mount without nocto.", "lab")
+    if "noac" in mount.options or mount.number("acdirmax") == 0:
+        text = (
+            "noac (or actimeo=0): attributes are not cached. Not needed by the locks, and expensive: 29 requests for a "
+            "read lock instead of 4."
+        )
+        yield Check("option-noac", Level.NOTE, text, "", "lab")
+    elif any(mount.number(name) != usual for name, usual in _CACHE_TIMES.items() if name in mount.options):
+        times = ", ".join(f"{name}={mount.text(name)}" for name in _CACHE_TIMES if name in mount.options)
+        text = (
+            f"Attribute cache times {times}: locks do not depend on them, for every listing opens its directory anew."
+        )
+        yield Check("option-actimeo", Level.OK, text, "", "documented")
+    if (lookup := mount.text("lookup_cache") or mount.text("lookupcache")) in ("none", "pos", "positive"):
+        text = f"lookupcache={lookup}: not needed by the locks, which rest on no looked-up name; does no harm."
+        yield Check("option-lookupcache", Level.NOTE, text, "", "documented")
+    yield from _soft(mount)
+    if mount.text("local_lock") not in (None, "none") or "nolock" in mount.options:
+        text = (
+            f"local_lock={mount.text('local_lock') or 'all (nolock)'}: about flock and fcntl, which are not used here."
+        )
+        yield Check("option-local_lock", Level.OK, text, "", "documented")
+
+
+_CACHE_TIMES: Final = {"acregmin": 3, "acregmax": 60, "acdirmin": 30, "acdirmax": 60}
+
+
+def _soft(mount: Mount) -> Iterator[Check]:
+    kind = next((name for name in ("softerr", "soft") if name in mount.options), None)
+    if kind is None:
+        return
+    timeo, retrans = mount.number("timeo") or 600, mount.number("retrans")
+    seconds = timeo / 10 * (1 + (2 if retrans is None else retrans))
+    compared = "longer" if seconds > _LEASE_SECONDS else "less"
+    yield Check(
+        "option-soft",
+        Level.WARNING,
+        f"{kind}: a call fails after about {seconds:g} s without an answer (timeo={timeo}, retrans={retrans}), which "
+        f"is {compared} than the default lease of {_LEASE_SECONDS:g} s, and may still be carried out later. Locks "
+        "allow for that. Data may not: a write that fails so is lost, and few programs check.",
+        "Mount with hard, the default.",
+        "documented",
+        {"fails_after_s": seconds},
+    )
+
+
+def _lustre_options(mount: Mount) -> Iterator[Check]:
+    for name in ("flock", "localflock", "noflock"):
+        if name in mount.options:
+            yield Check(
+                "option-flock", Level.OK, f"{name}: about flock and fcntl, which are not used here.", "", "documented"
+            )
+
+
+def _cifs_options(mount: Mount) -> Iterator[Check]:
+    if mount.text("cache") == "loose":
+        text = "cache=loose: this host does not ask the server whether its copy is fresh, by mount.cifs(8)."
+        yield Check("option-cache", Level.WARNING, text, "Mount with cache=strict.", "documented")
+
+
+def _9p_options(mount: Mount) -> Iterator[Check]:
+    if (cache := mount.text("cache")) in ("loose", "fscache"):
+        text = f"cache={cache}: meant for mounts that nobody else changes, by the kernel's documentation."
+        yield Check("option-cache", Level.WARNING, text, "Mount with cache=none.", "documented")

@@ -1,0 +1,145 @@
+"""
+Which file system a directory is on, by the kernel's own account: ``/proc/self/mountinfo``, ``mountstats``.
+
+Where there is no such ``/proc`` (anything but Linux) a mount is unknown, which is an answer and no error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+_PROC: Final = Path("/proc/self")
+_OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """
+    One mount, see proc_pid_mountinfo(5).
+
+    :param fstype: type of the file system, such as ``nfs4`` or ``fuse.sshfs``
+    :param source: what is mounted: ``server:/export``, a device, …
+    :param mountpoint: where
+    :param options: those of the mount and of its file system; ``True`` for one without a value
+    """
+
+    fstype: str
+    source: str
+    mountpoint: str
+    options: dict[str, str | bool]
+
+    @property
+    def is_nfs(self) -> bool:
+        """Whether the kernel's own NFS client serves it."""
+        return self.fstype in ("nfs", "nfs4")
+
+    def text(self, option: str) -> str | None:
+        """The value of an option that has one."""
+        value = self.options.get(option)
+        return value if isinstance(value, str) else None
+
+    def number(self, option: str) -> int | None:
+        """The value of an option that is a number."""
+        value = self.text(option)
+        return int(value) if value is not None and value.isdecimal() else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for JSON."""
+        return {
+            "type": self.fstype,
+            "source": self.source,
+            "mountpoint": self.mountpoint,
+            "options": self.options,
+        }
+
+
+def mount_from(plain: dict[str, Any] | None) -> Mount | None:
+    """Return what :meth:`Mount.to_dict` was made from."""
+    if plain is None:
+        return None
+    return Mount(plain["type"], plain["source"], plain["mountpoint"], plain["options"])
+
+
+def mount_of(directory: str) -> Mount | None:
+    """
+    Return the mount that ``directory`` is on, or ``None`` where the system does not tell.
+
+    Asked of a descriptor, so that neither a mount over another one nor a symbolic link can mislead.
+    """
+    fd = os.open(directory, _OPEN_FLAGS)
+    try:
+        about = (_PROC / "fdinfo" / str(fd)).read_text()
+        table = (_PROC / "mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    found = re.search(r"^mnt_id:\s*(\d+)$", about, re.MULTILINE)
+    if found is None:
+        return None
+    for line in table.splitlines():
+        if line.split(" ", 1)[0] == found[1]:
+            mount = parse_mountinfo(line)
+            return None if mount is None else _with_defaults(mount)
+    return None
+
+
+def parse_mountinfo(line: str) -> Mount | None:
+    """Return what one line of ``mountinfo`` says, or ``None`` if it is not one."""
+    before, separator, after = line.partition(" - ")
+    fields, more = before.split(" "), after.split(" ")
+    if not separator or len(fields) < 6 or len(more) < 3:
+        return None
+    options = {**_options(more[2]), **_options(fields[5])}
+    if "ro" in _options(more[2]):
+        options = {**{name: value for name, value in options.items() if name != "rw"}, "ro": True}
+    return Mount(fstype=more[0], source=_unescaped(more[1]), mountpoint=_unescaped(fields[4]), options=options)
+
+
+def _options(text: str) -> dict[str, str | bool]:
+    pairs = (option.partition("=") for option in text.split(",") if option)
+    return {name: value if equals else True for name, equals, value in pairs}
+
+
+def _with_defaults(mount: Mount) -> Mount:
+    # mountstats also states the options that were not asked for, such as acdirmax=60.
+    section = _section(mount.mountpoint) if mount.is_nfs else None
+    stated = re.search(r"^\topts:\t(\S+)", section or "", re.MULTILINE)
+    if stated is None:
+        return mount
+    return Mount(mount.fstype, mount.source, mount.mountpoint, {**_options(stated[1]), **mount.options})
+
+
+def requests_of(mountpoint: str) -> dict[str, int] | None:
+    """
+    Return how many requests of each kind this kernel has sent for an NFS mount, by its own count.
+
+    Those of all processes, and of all mounts of one export that share their caches. ``None`` for what is no NFS mount.
+    """
+    section = _section(mountpoint)
+    if section is None or "per-op statistics" not in section:
+        return None
+    counts = section.split("per-op statistics", 1)[1]
+    return {kind: int(count) for kind, count in re.findall(r"^\s+([A-Z_0-9]+): (\d+)", counts, re.MULTILINE)}
+
+
+def _section(mountpoint: str) -> str | None:
+    try:
+        text = (_PROC / "mountstats").read_text(errors="surrogateescape")
+    except OSError:
+        return None
+    found = None
+    for section in re.split(r"^device ", text, flags=re.MULTILINE):
+        about = re.match(r"(?:\S+) mounted on (\S+) with fstype nfs4? ", section)
+        if about is not None and _unescaped(about[1]) == mountpoint:
+            found = section  # the last one is on top
+    return found
+
+
+def _unescaped(text: str) -> str:
+    return _OCTAL.sub(lambda found: chr(int(found[1], 8)), text)

@@ -1,0 +1,310 @@
+"""``nfsrwlock doctor``: what it says of file systems that are fit, of some that are not, and of some that lie."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.cli_scene import Scene, scene
+from nfsrwlock import inspect
+from small_disks import fill, remount_read_only, small_disk
+
+__all__ = ["scene"]
+
+LIES = Path(__file__).parents[1] / "lies"
+
+
+def examine(scene: Scene, *arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
+    """Exit code, the one report, and stderr."""
+    result = scene.run("doctor", "--json", *arguments, **environment)
+    (report,) = json.loads(result.stdout)
+    return result.returncode, report, result.stderr
+
+
+def lying(scene: Scene, lie: str, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """What is said of a file system that lies."""
+    path = os.pathsep.join(filter(None, [str(LIES), os.environ.get("PYTHONPATH")]))
+    code, report, _ = examine(scene, "--rounds", "60", *arguments, ".", LIE=lie, PYTHONPATH=path)
+    return code, report
+
+
+def level(report: dict[str, Any], name: str) -> str:
+    """How bad the answer to one question is."""
+    (check,) = (check for check in report["checks"] if check["name"] == name)
+    assert check["text"]
+    return str(check["level"])
+
+
+def start_peer(scene: Scene, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """Start the first node, and return the token that it gives out."""
+    leader = scene.start("doctor", "--peer", *arguments)
+    assert leader.stderr is not None
+    token = re.search(r"nfsrwlock doctor --join ([0-9a-f]{12}) (\S+)", leader.stderr.readline())
+    assert token is not None
+    assert token[2] == os.path.realpath(scene.directory)
+    return leader, token[1]
+
+
+# What is fit
+
+
+def test_a_sound_local_file_system_is_fit_for_this_host(scene: Scene) -> None:
+    result = scene.run("doctor", ".")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "FIT for the processes of this host, and for no others" in result.stdout
+    for demand in ("demand a", "demand b", "demand c"):
+        assert demand in result.stdout
+    assert os.listdir(scene.directory) == []
+
+
+def test_json_has_the_documented_fields(scene: Scene) -> None:
+    code, report, stderr = examine(scene, "--rounds", "20", "data")
+    assert (code, stderr) == (0, "")
+    assert {
+        "path",
+        "home",
+        "fit",
+        "level",
+        "verdict",
+        "remedies",
+        "scope",
+        "two_hosts",
+        "host",
+        "peer",
+    } <= report.keys()
+    home = os.path.realpath(scene.directory)
+    assert (report["path"], report["home"], report["lock_path"]) == ("data", home, f"{home}/data.rwlock")
+    assert (report["fit"], report["scope"], report["two_hosts"], report["peer"]) == (True, "host", False, None)
+    assert {"type", "source", "mountpoint", "options"} == report["file_system"].keys()
+    for check in report["checks"]:
+        assert check.keys() == {"name", "level", "text", "remedy", "basis", "facts"}
+        assert check["level"] in {"ok", "note", "warning", "unfit"}
+        assert check["basis"] in {"measured", "lab", "documented"}
+    assert [check["name"] for check in report["checks"]] == [
+        *("file-system", "space", "permission", "mkdir", "listing", "removal", "cost"),
+    ]
+    facts = {check["name"]: check["facts"] for check in report["checks"]}
+    assert facts["mkdir"]["rounds"] == facts["listing"]["rounds"] == facts["removal"]["rounds"] == 20
+    assert 0 < facts["cost"]["read"]["median_ms"] <= facts["cost"]["read"]["p95_ms"]
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="needs a tmpfs at /dev/shm")
+def test_a_tmpfs_is_recognised(scene: Scene) -> None:
+    _, report, _ = examine(scene, "--rounds", "10", "/dev/shm")
+    assert (report["file_system"]["type"], report["file_system"]["mountpoint"]) == ("tmpfs", "/dev/shm")
+    assert report["scope"] == "host"
+    assert "gone after a restart" in report["checks"][0]["text"]
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith(".nfsrwlock-doctor-")]
+
+
+def test_each_path_gets_a_report_and_locks_kept_elsewhere_are_looked_for_there(scene: Scene) -> None:
+    (scene.directory / "locks").mkdir()
+    result = scene.run("doctor", "--json", "--rounds", "10", "data", "other", NFSRWLOCK_DIR="locks")
+    reports = json.loads(result.stdout)
+    assert [report["path"] for report in reports] == ["data", "other"]
+    home = os.path.realpath(scene.directory / "locks")
+    assert {report["home"] for report in reports} == {home}
+    assert [report["lock_path"] for report in reports] == [
+        inspect(scene.directory / name, lock_dir=home).lock_path for name in ("data", "other")
+    ]
+    assert os.listdir(scene.directory) == ["locks"]
+    assert os.listdir(scene.directory / "locks") == []
+
+
+# What is not
+
+
+@pytest.mark.parametrize(
+    ("lie", "question", "fact"),
+    [
+        ("mkdir succeeds twice", "mkdir", "both"),
+        ("listings show own names only", "listing", "missed"),
+        ("listings are without own names", "listing", "own_missed"),
+        ("unlink succeeds always", "removal", "moved_and_removed"),
+        ("rmdir removes what is inside", "removal", "nonempty_removed"),
+        ("create makes the directory", "removal", "filled_and_removed"),
+    ],
+)
+def test_a_file_system_that_breaks_a_demand_is_unfit(scene: Scene, lie: str, question: str, fact: str) -> None:
+    code, report = lying(scene, lie)
+    assert code == 1
+    assert (report["fit"], report["level"]) == (False, "unfit")
+    assert [check["name"] for check in report["checks"] if check["level"] == "unfit"] == [question]
+    (check,) = (check for check in report["checks"] if check["name"] == question)
+    assert check["facts"][fact] > 0
+    assert "another file system" in check["remedy"]
+    assert check["remedy"] in report["remedies"]
+    assert report["verdict"].startswith("UNFIT")
+    assert os.listdir(scene.directory) == []
+
+
+def test_calls_that_fail_are_told(scene: Scene) -> None:
+    code, report = lying(scene, "rename fails")
+    assert (code, level(report, "removal")) == (0, "warning")
+    (check,) = (check for check in report["checks"] if check["name"] == "removal")
+    assert "EIO 60 times" in check["text"]
+    assert "There are warnings" in report["verdict"]
+
+
+def test_a_file_system_that_hangs_is_given_up_on(scene: Scene) -> None:
+    code, report = lying(scene, "mkdir hangs", "--timeout", "2")
+    assert (code, level(report, "answers")) == (1, "unfit")
+    left = os.listdir(scene.directory)
+    assert len(left) == 1
+    assert left[0] in report["checks"][-1]["text"]
+    assert "file server is up" in report["checks"][-1]["remedy"]
+
+
+def test_a_second_process_that_dies_is_no_reason_to_call_it_fit(scene: Scene) -> None:
+    code, report = lying(scene, "the second process dies")
+    assert (code, level(report, "processes")) == (1, "unfit")
+    assert os.listdir(scene.directory) == []
+
+
+@pytest.mark.root
+def test_a_full_file_system_is_unfit(tmp_path: Path, scene: Scene) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        fill(disk)
+        code, report, _ = examine(scene, str(disk))
+        assert (code, level(report, "space"), level(report, "permission")) == (1, "unfit", "unfit")
+        assert "Free some space or inodes." in report["remedies"]
+
+
+@pytest.mark.root
+def test_a_file_system_that_fills_up_in_between_is_told_and_cleaned(tmp_path: Path, scene: Scene) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        before = os.listdir(disk)
+        code, report, _ = examine(scene, str(disk))
+        assert (code, level(report, "space"), level(report, "rounds")) == (1, "warning", "unfit")
+        assert "No space left" in next(check["text"] for check in report["checks"] if check["name"] == "rounds")
+        assert os.listdir(disk) == before
+
+
+@pytest.mark.root
+def test_a_read_only_file_system_is_unfit(tmp_path: Path, scene: Scene) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        remount_read_only(disk)
+        code, report, _ = examine(scene, str(disk))
+        assert (code, level(report, "option-ro"), level(report, "permission")) == (1, "unfit", "unfit")
+        assert "--lock-dir" in report["remedies"][0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_may_not_be_written_is_unfit(tmp_path: Path, scene: Scene) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o555)
+    code, report, _ = examine(scene, "theirs")
+    assert (code, level(report, "permission")) == (1, "unfit")
+    assert "--lock-dir" in report["remedies"][0]
+
+
+# Two nodes
+
+
+def test_two_processes_that_are_told_of_each_other_meet_and_leave_nothing_behind(scene: Scene) -> None:
+    leader, token = start_peer(scene, "--json", "--rounds", "20", ".")
+    joined = scene.run("doctor", "--join", token, ".")
+    assert (joined.returncode, joined.stderr) == (0, "")
+    assert "first node has the verdict" in joined.stdout
+    stdout, _ = leader.communicate(timeout=30)
+    (report,) = json.loads(stdout)
+    assert leader.returncode == 0
+    assert (level(report, "mkdir"), level(report, "listing"), level(report, "removal")) == ("ok", "ok", "ok")
+    # It is told apart from a second node by its kernel.
+    assert (report["two_hosts"], level(report, "peer")) == (False, "warning")
+    assert report["peer"] == report["host"]
+    assert os.listdir(scene.directory) == []
+
+
+def test_a_peer_that_does_not_come_is_told_and_nothing_is_left(scene: Scene) -> None:
+    result = scene.run("doctor", "--peer", "--timeout", "0.5", ".")
+    assert (result.returncode, result.stdout) == (75, "")
+    assert "no second node came within 0.5 s" in result.stderr
+    assert os.listdir(scene.directory) == []
+
+
+def test_a_third_node_is_sent_away(scene: Scene) -> None:
+    token = "0123456789ab"
+    (scene.directory / f".nfsrwlock-doctor-{token}" / "meet" / "with.another").mkdir(parents=True)
+    third = scene.run("doctor", "--join", token, ".")
+    assert third.returncode == 2
+    assert "another node has joined already" in third.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_doctor_cleans_up(scene: Scene, signum: signal.Signals) -> None:
+    leader, token = start_peer(scene, ".")
+    assert os.listdir(scene.directory) == [f".nfsrwlock-doctor-{token}"]
+    leader.send_signal(signum)
+    assert leader.wait(20) == 128 + signum
+    assert os.listdir(scene.directory) == []
+
+
+def test_a_second_node_cleans_up_after_a_first_that_was_killed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nfsrwlock.cli.doctor import meeting
+    from nfsrwlock.cli.outcome import CliError
+
+    leader, token = start_peer(scene, ".")
+    leader.kill()
+    leader.wait()
+    monkeypatch.setattr(meeting, "ANSWER_SECONDS", 0.5)
+    with pytest.raises(CliError, match="first node does not react"):
+        meeting.join(token, str(scene.directory))
+    assert os.listdir(scene.directory) == []
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["no path given"]),
+        ([""], ["empty path"]),
+        (["missing/data"], ["missing", "does not exist"]),
+        (["file/data"], ["file", "is not a directory"]),
+        (["--lock-dir", "missing", "data"], ["missing", "does not exist"]),
+        (["--rounds", "0", "."], ["--rounds", "--help"]),
+        (["--timeout", "0", "."], ["--timeout", "--help"]),
+        (["--peer", ".", "data"], ["one path at a time"]),
+        (["--join", "0123456789ab", "--peer", "."], ["use one of them"]),
+        (["--join", "../..", "."], ["no token", "copy the command"]),
+        (["--join", "0123456789ab", "--timeout", "0.3", "."], ["nobody waits", "same directory"]),
+    ],
+)
+def test_bad_input_is_refused_with_one_line(scene: Scene, arguments: list[str], parts: list[str]) -> None:
+    (scene.directory / "file").touch()
+    result = scene.run("doctor", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("nfsrwlock: ")
+    assert result.stderr.count("\n") == 1
+    for part in parts:
+        assert part in result.stderr
+    assert os.listdir(scene.directory) == ["file"]
+
+
+def test_a_path_that_cannot_be_examined_does_not_hide_the_others(scene: Scene) -> None:
+    result = scene.run("doctor", "--json", "--rounds", "10", "missing/data", ".")
+    assert result.returncode == 2
+    assert [(report["path"], report["lock_path"]) for report in json.loads(result.stdout)] == [(".", None)]
+    assert result.stderr.count("\n") == 1
+
+
+def test_where_the_user_happens_to_be_is_no_place_to_import_from(scene: Scene) -> None:
+    (scene.directory / "json.py").write_text("raise SystemExit('imported')")
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "nfsrwlock", "doctor", "--rounds", "10", "."],
+        cwd=scene.directory,
+        env=scene.environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (result.returncode, result.stderr) == (0, "")

@@ -1,0 +1,333 @@
+"""What ``nfsrwlock doctor`` concludes: from what two sides saw, and from what is mounted. No file system involved."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfsrwlock.cli.doctor import mounts
+from nfsrwlock.cli.doctor.findings import Check, Level, Report
+from nfsrwlock.cli.doctor.judge import judge
+from nfsrwlock.cli.doctor.meanings import explain, explain_other, scope_of
+from nfsrwlock.cli.doctor.meeting import Result
+from nfsrwlock.cli.doctor.mounts import Mount, mount_from, mount_of, parse_mountinfo, requests_of
+from nfsrwlock.cli.doctor.rounds import RACES, Plan, Record
+
+ROUNDS = 24
+
+
+def side(role: str, other: str) -> Record:
+    """A side that saw everything, and won every race as the leader or lost it."""
+    first = role == "lead"
+    listings = [
+        [f"{who}.{number}" for who in (role, other) for number in range(begin, round_number + 1)]
+        for round_number in range(ROUNDS)
+        for begin in [round_number // 20 * 20]
+    ]
+    outcomes = {
+        "mkdir": ["done" if first else "EEXIST"] * ROUNDS,
+        "list": ["done"] * ROUNDS,
+        "swap": ["done" if first else "ENOENT"] * ROUNDS,
+        "first": ["done" if first else "ENOTEMPTY"] * ROUNDS,
+    }
+    # The joiner's clock is 100 s ahead.
+    began = 1000.0 if first else 1100.0
+    spans = {race: [(began + number, began + number + 0.001) for number in range(ROUNDS)] for race in RACES}
+    return Record(
+        outcomes=outcomes,
+        spans=spans,
+        listings=listings,
+        nonempty=["ENOTEMPTY"] * 10,
+        data=["new"] * 3,
+        made=began + 500,
+        seen=began + 500.01,
+    )
+
+
+def result(two_hosts: bool = True, wall_ahead: float = 0.0) -> Result:
+    """Two sides of a sound file system."""
+    return Result(
+        plan=Plan(rounds=ROUNDS, period=0.01, start=1000.0, two_hosts=two_hosts),
+        lead=side("lead", "join"),
+        join=side("join", "lead"),
+        peer="n2",
+        ahead=100.0,
+        uncertain=0.001,
+        wall_ahead=wall_ahead,
+        same_kernel=not two_hosts,
+    )
+
+
+def judged(seen: Result) -> dict[str, Check]:
+    return {check.name: check for check in judge(seen)}
+
+
+def test_a_sound_file_system_passes() -> None:
+    checks = judged(result())
+    assert set(checks) == {"mkdir", "listing", "removal", "freshness", "data", "clock"}
+    assert {check.level for check in checks.values()} == {Level.OK}
+    facts = checks["mkdir"].facts
+    assert (facts["overlapping"], facts["median_apart_ms"]) == (ROUNDS, 0.0), "clocks are compared"
+
+
+def test_one_host_is_asked_only_what_it_can_answer() -> None:
+    assert set(judged(result(two_hosts=False))) == {"mkdir", "listing", "removal"}
+
+
+def test_one_name_that_both_made_is_unfit_and_one_that_neither_made_is_not() -> None:
+    seen = result()
+    seen.join.outcomes["mkdir"][5] = "done"
+    assert judged(seen)["mkdir"].level is Level.UNFIT
+    seen = result()
+    seen.lead.outcomes["mkdir"][5] = "EEXIST"
+    assert judged(seen)["mkdir"].level is Level.NOTE
+
+
+def test_two_listings_that_miss_each_other_are_unfit_and_one_alone_is_not() -> None:
+    seen = result()
+    seen.lead.listings[7].remove("join.7")
+    assert judged(seen)["listing"].level is Level.OK, "its listing may have been first"
+    seen.join.listings[7].remove("lead.7")
+    assert judged(seen)["listing"].level is Level.UNFIT
+
+
+def test_a_listing_that_misses_an_earlier_round_is_unfit() -> None:
+    seen = result()
+    seen.lead.listings[7].remove("join.3")
+    check = judged(seen)["listing"]
+    assert (check.level, check.facts["missed"]) == (Level.UNFIT, 1)
+
+
+def test_a_name_that_was_not_made_is_not_missed() -> None:
+    seen = result()
+    seen.lead.outcomes["list"][7] = "EIO"
+    seen.lead.listings[7].remove("lead.7")
+    for listing in (*seen.lead.listings, *seen.join.listings):
+        listing[:] = [name for name in listing if name != "lead.7"]
+    check = judged(seen)["listing"]
+    assert (check.level, check.facts["missed"], check.facts["own_missed"]) == (Level.WARNING, 0, 0)
+    assert "EIO 1 times" in check.text
+
+
+@pytest.mark.parametrize(("race", "fact"), [("swap", "moved_and_removed"), ("first", "filled_and_removed")])
+def test_a_beat_that_both_got_is_unfit(race: str, fact: str) -> None:
+    seen = result()
+    seen.join.outcomes[race][4] = "done"
+    check = judged(seen)["removal"]
+    assert (check.level, check.facts[fact]) == (Level.UNFIT, 1)
+
+
+def test_a_beat_that_neither_got_is_a_note() -> None:
+    seen = result()
+    seen.lead.outcomes["swap"][4] = "ENOENT"
+    assert judged(seen)["removal"].level is Level.NOTE
+
+
+def test_a_removed_directory_that_was_not_empty_is_unfit() -> None:
+    seen = result()
+    seen.join.nonempty[0] = "done"
+    assert judged(seen)["removal"].level is Level.UNFIT
+
+
+@pytest.mark.parametrize(("seen_at", "level"), [(1500.01, "ok"), (1502.5, "warning"), (None, "warning")])
+def test_a_listing_that_is_late_is_a_warning(seen_at: float | None, level: str) -> None:
+    seen = result()
+    seen.lead.seen = seen_at
+    assert judged(seen)["freshness"].level == level
+
+
+def test_old_data_is_unfit_although_locks_hold() -> None:
+    seen = result()
+    seen.join.data[1] = "old"
+    check = judged(seen)["data"]
+    assert check.level is Level.UNFIT
+    report = Report(path="p", home="/p", two_hosts=True, checks=judge(seen))
+    assert not report.fit
+    assert "locks hold here, but data read under them may be old" in report.verdict
+
+
+def test_data_that_nobody_read_is_not_called_good() -> None:
+    seen = result()
+    seen.lead.data, seen.join.data = [], []
+    assert judged(seen)["data"].level is Level.WARNING
+
+
+def test_clocks_that_differ_are_a_note() -> None:
+    assert judged(result(wall_ahead=0.5))["clock"].level is Level.OK
+    assert judged(result(wall_ahead=-300.0))["clock"].level is Level.NOTE
+
+
+# What is mounted
+
+
+def mount(fstype: str, options: str = "rw", source: str = "srv:/data") -> Mount:
+    found = parse_mountinfo(f"36 35 0:28 / /mnt/data rw,relatime shared:1 - {fstype} {source} {options}")
+    assert found is not None
+    return found
+
+
+def levels(found: Mount) -> dict[str, Level]:
+    return {check.name: check.level for check in explain(found)}
+
+
+def test_a_line_of_mountinfo_is_read() -> None:
+    found = parse_mountinfo(
+        r"35 23 0:27 /sub /mnt/a\040b\134c rw,noatime master:2 - nfs4 srv:/e\040f rw,vers=4.2,hard,timeo=600"
+    )
+    assert found is not None
+    assert (found.fstype, found.source, found.mountpoint) == ("nfs4", "srv:/e f", "/mnt/a b\\c")
+    assert found.options == {"rw": True, "noatime": True, "vers": "4.2", "hard": True, "timeo": "600"}
+    assert (found.number("timeo"), found.number("vers"), found.text("hard"), found.is_nfs) == (600, None, None, True)
+
+
+@pytest.mark.parametrize("line", ["", "36", "36 35 0:28 / /mnt rw - nfs", "a b c d e f g h"])
+def test_what_is_no_line_of_mountinfo_is_no_mount(line: str) -> None:
+    assert parse_mountinfo(line) is None
+
+
+def test_a_mount_is_read_only_if_either_the_mount_or_its_file_system_is() -> None:
+    line = "36 35 0:28 / /mnt/data {} - ext4 /dev/sda {}"
+    for own, super_options in [("ro", "rw"), ("rw", "ro")]:
+        found = parse_mountinfo(line.format(own, super_options))
+        assert found is not None
+        assert levels(found)["option-ro"] is Level.UNFIT
+
+
+def test_the_mount_of_a_directory_is_found_by_its_descriptor(tmp_path: Path) -> None:
+    found, root = mount_of(str(tmp_path)), mount_of("/")
+    assert found is not None
+    assert root is not None
+    assert root.mountpoint == "/"
+    assert os.stat(found.mountpoint).st_dev == tmp_path.stat().st_dev
+
+
+MOUNTSTATS = """\
+device /dev/vda mounted on / with fstype ext4
+device srv:/ mounted on /mnt/a\\040b with fstype nfs4 statvers=1.1
+\topts:\trw,vers=4.2,acregmin=3,acregmax=60,acdirmin=30,acdirmax=60,hard
+\tper-op statistics
+\t        NULL: 1 1 0 44 24 0 0 0 0
+\t     GETATTR: 12 12 0 148 240 0 0 0 0
+device srv:/other mounted on /mnt/a\\040b/c with fstype nfs statvers=1.1
+\tper-op statistics
+\t     GETATTR: 99 99 0 148 240 0 0 0 0
+"""
+
+
+def test_requests_are_counted_for_the_one_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mountstats").write_text(MOUNTSTATS)
+    monkeypatch.setattr(mounts, "_PROC", tmp_path)
+    assert requests_of("/mnt/a b") == {"NULL": 1, "GETATTR": 12}
+    assert requests_of("/mnt/a b/c") == {"GETATTR": 99}
+    assert requests_of("/") is None
+    assert requests_of("/mnt") is None
+
+
+def test_without_proc_nothing_is_known_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "_PROC", tmp_path / "none")
+    assert mount_of(str(tmp_path)) is None
+    assert requests_of("/") is None
+    (check,) = explain(None)
+    assert (check.level, scope_of(None)) == (Level.NOTE, "hosts")
+
+
+@pytest.mark.parametrize(
+    ("fstype", "level", "scope"),
+    [
+        ("ext4", "note", "host"),
+        ("overlay", "note", "host"),
+        ("nfs4", "ok", "hosts"),
+        ("lustre", "ok", "hosts"),
+        ("gpfs", "ok", "hosts"),
+        ("cifs", "warning", "hosts"),
+        ("fuse.sshfs", "warning", "hosts"),
+        ("fuse.whatever", "warning", "hosts"),
+        ("fuse.s3fs", "unfit", "hosts"),
+        ("9p", "warning", "hosts"),
+        ("hostfs", "warning", "hosts"),
+        ("fuseblk", "note", "host"),
+        ("drvfs", "warning", "hosts"),
+        ("never-heard-of", "warning", "hosts"),
+    ],
+)
+def test_a_type_says_what_to_expect(fstype: str, level: str, scope: str) -> None:
+    found = mount(fstype)
+    (check,) = explain(found)
+    assert (check.level, scope_of(found)) == (level, scope)
+    assert check.basis == ("lab" if fstype == "nfs4" else "documented")
+
+
+NFS4 = "rw,vers=4.2,acregmin=3,acregmax=60,acdirmin=30,acdirmax=60,{},timeo=600,retrans=2,local_lock=none"
+NFS3 = NFS4.replace("4.2", "3")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (NFS4.format("hard"), {}),
+        (NFS3.format("hard"), {}),
+        (NFS4.format("hard,nocto"), {"option-nocto": "warning"}),
+        (NFS3.format("hard,nocto"), {"option-nocto": "unfit"}),
+        (NFS4.format("hard,noac"), {"option-noac": "note"}),
+        (NFS4.replace("acdirmax=60", "acdirmax=600").format("hard"), {"option-actimeo": "ok"}),
+        (NFS4.format("hard,lookupcache=none"), {"option-lookupcache": "note"}),
+        (NFS4.format("soft"), {"option-soft": "warning"}),
+        (NFS4.format("softerr"), {"option-soft": "warning"}),
+        (NFS4.replace("local_lock=none", "local_lock=all").format("hard"), {"option-local_lock": "ok"}),
+    ],
+)
+def test_an_option_of_nfs_that_matters_is_explained(options: str, expected: dict[str, str]) -> None:
+    said: dict[str, Any] = {**levels(mount("nfs4", options))}
+    assert said.pop("file-system") == "ok"
+    assert said == expected
+
+
+def test_a_soft_mount_is_compared_with_the_lease() -> None:
+    (_, slow) = explain(mount("nfs4", NFS4.format("soft")))
+    assert (slow.facts["fails_after_s"], "longer than the default lease" in slow.text) == (180, True)
+    (_, quick) = explain(mount("nfs4", NFS4.replace("timeo=600", "timeo=50").format("soft")))
+    assert (quick.facts["fails_after_s"], "less than the default lease" in quick.text) == (15, True)
+
+
+@pytest.mark.parametrize(
+    ("fstype", "options", "expected"),
+    [
+        ("lustre", "rw,noflock", {"option-flock": "ok"}),
+        ("lustre", "rw,localflock", {"option-flock": "ok"}),
+        ("cifs", "rw,cache=loose", {"option-cache": "warning"}),
+        ("cifs", "rw,cache=strict", {}),
+        ("9p", "rw,cache=loose", {"option-cache": "warning"}),
+        ("ext4", "rw,nocto,soft", {}),
+    ],
+)
+def test_options_of_others_are_explained(fstype: str, options: str, expected: dict[str, str]) -> None:
+    said: dict[str, Any] = {**levels(mount(fstype, options))}
+    del said["file-system"]
+    assert said == expected
+
+
+def test_the_mount_of_the_second_host_is_mentioned_where_it_differs() -> None:
+    plain, nocto = mount("nfs4", NFS4.format("hard")), mount("nfs4", NFS4.format("hard,nocto"))
+    here = explain(plain)
+    assert explain_other(mount_from(plain.to_dict()), "n2", here) == []
+    elsewhere = Mount(plain.fstype, plain.source, "/elsewhere", plain.options)
+    assert explain_other(elsewhere, "n2", here) == []
+    (check,) = explain_other(mount_from(nocto.to_dict()), "n2", here)
+    assert (check.name, check.level) == ("option-nocto", "warning")
+    assert check.text.startswith("On n2: nocto")
+    (check,) = explain_other(mount("nfs4", NFS3.format("hard")), "n2", here)
+    assert check.text.startswith("On n2: NFSv3")
+    (check,) = explain_other(mount_from(None), "n2", here)
+    assert check.level is Level.NOTE
+
+
+def test_a_verdict_promises_no_more_than_was_tested() -> None:
+    assert "as far as one host can tell" in Report(path="p", home="/p").verdict
+    assert "two hosts kept all demands" in Report(path="p", home="/p", two_hosts=True).verdict
+    assert "for no others" in Report(path="p", home="/p", scope="host").verdict
+    bad = Report(path="p", home="/p", two_hosts=True, checks=[Check("listing", Level.UNFIT, "bad", "go away")])
+    assert (bad.fit, bad.remedies) == (False, ["go away"])
+    assert bad.verdict == "UNFIT: do not rely on locks here (listing)."

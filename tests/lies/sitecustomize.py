@@ -1,0 +1,111 @@
+"""
+A file system that lies, for real processes: put this directory first on PYTHONPATH, and name the lie in ``LIE``.
+
+Each lie replaces one call of the operating system, and only for the names that ``nfsrwlock doctor`` makes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sys
+import time
+from typing import Any
+
+_mkdir, _rmdir, _open, _unlink, _rename, _listdir = os.mkdir, os.rmdir, os.open, os.unlink, os.rename, os.listdir
+_own: set[str] = set()
+
+
+def mkdir_succeeds_twice(path: Any, *args: Any, **kwargs: Any) -> None:
+    try:
+        _mkdir(path, *args, **kwargs)
+    except FileExistsError:
+        if not str(path).startswith("same."):
+            raise
+
+
+def mkdir_notes_own_names(path: Any, *args: Any, **kwargs: Any) -> None:
+    _mkdir(path, *args, **kwargs)
+    _own.add(str(path))
+
+
+def listing_shows_own_names_only(path: Any = ".") -> list[str]:
+    names = _listdir(path)
+    if re.search(r"/list-\d+$", str(path)):
+        return [name for name in names if name in _own]
+    return names
+
+
+def listing_is_without_own_names(path: Any = ".") -> list[str]:
+    names = _listdir(path)
+    if re.search(r"/list-\d+$", str(path)):
+        return [name for name in names if name not in _own]
+    return names
+
+
+def unlink_succeeds_always(path: Any, *args: Any, **kwargs: Any) -> None:
+    try:
+        _unlink(path, *args, **kwargs)
+    except FileNotFoundError:
+        if not str(path).endswith("/beat.3"):
+            raise
+
+
+def rmdir_removes_what_is_inside(path: Any, *, dir_fd: int | None = None) -> None:
+    try:
+        _rmdir(path, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY or dir_fd is None:
+            raise
+        shutil.rmtree(path, dir_fd=dir_fd)
+
+
+def create_makes_the_directory(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+    try:
+        return _open(path, flags, *args, **kwargs)
+    except FileNotFoundError:
+        if not str(path).endswith("/beat.0"):
+            raise
+        _mkdir(os.path.dirname(path), dir_fd=kwargs["dir_fd"])
+        return _open(path, flags, *args, **kwargs)
+
+
+def rename_fails(path: Any, *args: Any, **kwargs: Any) -> None:
+    if str(path).endswith("/beat.3"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+    _rename(path, *args, **kwargs)
+
+
+def mkdir_hangs(path: Any, *args: Any, **kwargs: Any) -> None:
+    if str(path).startswith("same."):
+        time.sleep(600)
+    _mkdir(path, *args, **kwargs)
+
+
+def _tell(lie: str) -> None:
+    if lie == "mkdir succeeds twice":
+        os.mkdir = mkdir_succeeds_twice
+    elif lie == "listings show own names only":
+        os.mkdir, os.listdir = mkdir_notes_own_names, listing_shows_own_names_only
+    elif lie == "listings are without own names":
+        os.mkdir, os.listdir = mkdir_notes_own_names, listing_is_without_own_names
+    elif lie == "unlink succeeds always":
+        os.unlink = unlink_succeeds_always
+    elif lie == "rmdir removes what is inside":
+        os.rmdir = rmdir_removes_what_is_inside
+    elif lie == "create makes the directory":
+        os.open = create_makes_the_directory
+    elif lie == "rename fails":
+        os.rename = rename_fails
+    elif lie == "mkdir hangs":
+        os.mkdir = mkdir_hangs
+    elif lie == "the second process dies":
+        if "--join" in sys.orig_argv:
+            os._exit(3)
+    elif lie:
+        raise ValueError(lie)
+
+
+_tell(os.environ.get("LIE", ""))
