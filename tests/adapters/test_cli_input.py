@@ -11,6 +11,7 @@ import pytest
 
 from adapters.cli_scene import Scene, scene
 from nfsrwlock.cli import main
+from other_users import ALICE, as_user, directory_of, needs_root
 
 __all__ = ["scene"]
 
@@ -143,3 +144,13 @@ def test_neither_click_nor_rich_is_imported_by_the_package_and_rich_not_by_a_fre
         "sys.exit('rich' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=scene.directory).returncode == 0
+
+
+class TestAsAnotherUser:
+    pytestmark = needs_root
+
+    def test_a_file_that_its_owner_may_not_read_can_be_locked(self) -> None:
+        """The lock lies beside the file; `flock` has to open what it locks, this does not."""
+        with directory_of(ALICE) as place:
+            (place / "data").touch(mode=0)
+            assert as_user(ALICE, lambda: main(["status", "--json", str(place / "data")])) == 0

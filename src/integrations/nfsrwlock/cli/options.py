@@ -41,7 +41,9 @@ def _number(value: str) -> float:
         return math.nan
 
 
-PATH = click.Path(path_type=str)
+#: As it was given. ``click.Path`` would look at the file: it refuses what this user may lock but not read, and it hangs
+#: on a server that is away before any time-out counts.
+PATH = click.UNPROCESSED
 
 _OPTIONS = [
     click.option("-r", "--read", "read", multiple=True, type=PATH, metavar="PATH", help="Hold a shared lock on PATH."),
