@@ -7,7 +7,7 @@ PYTEST_WORKERS ?= 2
 # More arguments for pytest, as in: make test PYTEST_ARGS="-k fork -x"
 PYTEST_ARGS ?=
 
-# How long `make campaign` takes, seconds, and the number that all its choices follow from.
+# How long `make campaign` and `make simulate` take, seconds, and the number that all its choices follow from.
 DURATION ?= 3600
 SEED ?= 1
 # More arguments for it, as in: make campaign CAMPAIGN_ARGS="--clients 4 --lease 12 --keep history"
@@ -30,7 +30,7 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nfs test-nfs-long campaign lint format docs build clean distclean
+.PHONY: help setup demo test test-nfs test-nfs-long simulate exhaustive campaign lint format docs build clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under fault
 test-nfs-long: .venv/.dev ## the same scenarios of server outages, with one of five minutes (root; about ten minutes)
 	$(BIN)/python tests/nfs/lab install
 	NFSRWLOCK_TEST_OUTAGE_S=300 $(BIN)/python -m pytest tests/nfs/test_server_outages.py -s $(PYTEST_ARGS)
+
+simulate: .venv/.dev ## random runs on the simulated NFS for DURATION seconds, from the number SEED on
+	$(BIN)/python tests/simulation/long.py --seconds $(DURATION) --seed $(SEED) --jobs $(PYTEST_WORKERS)
+
+exhaustive: .venv/.dev ## every interleaving within larger bounds than in make test (about ten minutes)
+	$(BIN)/python tests/simulation/thorough.py
 
 campaign: .venv/.dev ## random faults on the NFS cluster for DURATION seconds, by SEED; what was held is judged (root)
 	$(BIN)/python tests/nfs/lab install

@@ -1,0 +1,44 @@
+"""
+The exhaustive searches that are too large for every test run: ``make exhaustive``, some minutes each.
+
+Prints the size of each, and the way to the first broken promise if there is one; exit code 1 then.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from simulation.exhaustive import Bounds, Search
+from simulation.witness import Violation
+
+SEARCHES = {
+    "writer and reader, three heartbeats": Bounds(modes="WR", beats=3),
+    "writer and reader, a failing call and a death": Bounds(modes="WR", faults=1),
+    "two writers, both announce themselves twice": Bounds(modes="WW", announcements=2, beats=0),
+    "writer and two readers, two leases run out, a death": Bounds(modes="WRR", beats=0, expiries=(1, 1, 0)),
+    "two writers and a reader, a lease runs out, a death": Bounds(modes="WWR", beats=0, expiries=(1, 0, 0)),
+}
+
+
+def main() -> int:
+    broken = 0
+    for name, bounds in SEARCHES.items():
+        began = time.monotonic()
+        try:
+            explored = Search(bounds, limit=50_000_000).run()
+        except Violation as violation:
+            broken += 1
+            print(f"{name}: {violation}", flush=True)
+        else:
+            seconds = time.monotonic() - began
+            size = f"{explored.states} states, {explored.transitions} transitions"
+            print(f"{name}: {size}, no promise broken ({seconds:.0f} s)", flush=True)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
