@@ -12,6 +12,8 @@ DURATION ?= 3600
 SEED ?= 1
 # More arguments for it, as in: make campaign CAMPAIGN_ARGS="--clients 4 --lease 12 --keep history"
 CAMPAIGN_ARGS ?=
+# How long `make storm-joblib` takes, seconds.
+STORM_SECONDS ?= 60
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -30,15 +32,18 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nfs test-nfs-long simulate exhaustive campaign lint format docs build clean distclean
+.PHONY: help setup demo example-joblib test test-nfs test-nfs-long simulate exhaustive campaign storm-joblib lint format docs build clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.dev ## the environment .venv with everything for development in it
 
 demo: .venv/.dev ## three workers, an updater and two killed jobs share a genome index (under a minute)
 	$(BIN)/python examples/demo/run.py
+
+example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed: nothing is computed twice
+	$(BIN)/python examples/joblib/run.py
 
 test: lint ## lint, then every test that needs neither root nor NFS
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations 10 $(SUITES) $(PYTEST_ARGS)
@@ -60,6 +65,9 @@ exhaustive: .venv/.dev ## every interleaving within larger bounds than in make t
 campaign: .venv/.dev ## random faults on the NFS cluster for DURATION seconds, by SEED; what was held is judged (root)
 	$(BIN)/python tests/nfs/lab install
 	$(BIN)/python tests/nfs/campaign --seconds $(DURATION) --seed $(SEED) $(CAMPAIGN_ARGS)
+
+storm-joblib: .venv/.dev ## readers of a joblib store beside those who clear it, for STORM_SECONDS
+	$(BIN)/python tests/adapters/joblib_storm.py --seconds $(STORM_SECONDS)
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .

@@ -16,17 +16,28 @@ if os.name != "posix":
 if TYPE_CHECKING:
     from .aio import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock
     from .compat import LeaseCompromise, Timeout
-    from .errors import LeaseExpiredError, LockBusyError, LockError, LockLostError, LockNotHeldError, LockPathError
+    from .errors import (
+        DeadlockError,
+        LeaseExpiredError,
+        LockBusyError,
+        LockError,
+        LockLostError,
+        LockNotHeldError,
+        LockPathError,
+    )
     from .hold import HoldStatus
     from .lock import AcquireReturnProxy, SoftReadWriteLock
     from .lockset import LockSet
     from .state import LockState, PeerInfo, WaitInfo, break_lock, inspect
+    from .witness import HoldWitness
 
 _HOMES: Final = {
     "AcquireReturnProxy": "lock",
     "AsyncAcquireReturnProxy": "aio",
     "AsyncSoftReadWriteLock": "aio",
+    "DeadlockError": "errors",
     "HoldStatus": "hold",
+    "HoldWitness": "witness",
     "LeaseCompromise": "compat",
     "LeaseExpiredError": "errors",
     "LockBusyError": "errors",
@@ -49,7 +60,9 @@ __all__ = [
     "AcquireReturnProxy",
     "AsyncAcquireReturnProxy",
     "AsyncSoftReadWriteLock",
+    "DeadlockError",
     "HoldStatus",
+    "HoldWitness",
     "LeaseCompromise",
     "LeaseExpiredError",
     "LockBusyError",

@@ -51,6 +51,10 @@ class LockNotHeldError(LockError, RuntimeError):
     """The operation needs a held lock, and it is not held."""
 
 
+class DeadlockError(LockError, RuntimeError):
+    """The lock is held by somebody who cannot release it before this very call returns: waiting would never end."""
+
+
 class LockBusyError(LockError, RuntimeError):
     """An operator's request was refused because it concerns a holder that is alive."""
 

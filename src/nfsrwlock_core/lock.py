@@ -28,6 +28,7 @@ from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
 from .singletons import OnePerPath, offer, register
 from .state import WaitInfo
 from .watch import Watch
+from .witness import HoldWitness
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise
@@ -209,6 +210,19 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by this instance")
         if (error := held.hold.error()) is not None:
             raise error
+
+    def witness(self) -> HoldWitness:
+        """
+        Return what other processes can check this hold by, such as children that work under it; it can be pickled.
+
+        :raises LockLostError: if the hold was lost
+        :raises LockNotHeldError: if the lock is not held
+        """
+        self.check()
+        held = self._held_here()
+        if held is None:
+            raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by this instance")
+        return HoldWitness(self.lock_file, self.lock_path, held.hold.participant.name)
 
     def _held_here(self) -> _Held | None:
         return self._held if self._pid == os.getpid() else None

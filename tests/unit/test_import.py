@@ -127,7 +127,7 @@ def test_arrows_point_down() -> None:
         {"names", "watch", "workers", "errors"},
         {"directory", "paths", "removal"},
         {"identity", "protocol", "settings"},
-        {"state", "hold", "compat", "singletons"},
+        {"state", "hold", "compat", "singletons", "witness"},
         {"scheduler", "acquire"},
         {"beater", "helper"},
         {"keeper"},

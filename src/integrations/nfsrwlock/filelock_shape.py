@@ -1,0 +1,275 @@
+"""
+The exclusive lock in the shape of filelock's classes, for libraries that take a lock class or build one themselves.
+
+What differs from filelock's: the lock is a directory ``<lock_file>.rwlock``, no file; it works between hosts that share
+a file system; a hold that was lost is told at the end of the ``with`` block; it can be pickled.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self, Unpack
+
+from nfsrwlock_core import AcquireReturnProxy, HoldStatus, LockLostError, SoftReadWriteLock, Timeout, WaitInfo
+
+from .options import LeaseOptions, LockOptions, refuse_unknown
+
+
+@dataclass(slots=True)
+class _Context:
+    lock: SoftReadWriteLock
+    counter: int = 0
+    thread: int = 0
+    #: What the core gave for the hold; leaving it tells whether the hold was lost.
+    grant: AcquireReturnProxy | None = None
+
+
+class _Cancelled(Exception):
+    pass
+
+
+class FileLockProxy:
+    """What :meth:`FileLock.acquire` returns: leaving a ``with`` block on it releases one level of the lock."""
+
+    def __init__(self, lock: FileLock) -> None:
+        self.lock: Final = lock
+
+    def __enter__(self) -> FileLock:
+        return self.lock
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.lock.__exit__(exc_type, exc_value, traceback)
+
+
+class FileLock(ContextDecorator):
+    """
+    An exclusive lock with the methods of ``filelock.FileLock``, over the write side of :class:`SoftReadWriteLock`.
+
+    It is re-entrant. Used as a decorator, it is held during each call. Its file is never made: what exists on disk is
+    the directory ``<lock_file>.rwlock``.
+
+    :param lock_file: the path that names the lock
+    :param timeout: seconds to wait at most; -1 waits without limit
+    :param mode: accepted for filelock's callers and without effect; who may take part is said by ``share``
+    :param thread_local: ``True``: each thread that uses the object has a hold of its own, so threads exclude each
+        other. ``False``: the hold is the object's, any thread may raise or release it
+    :param blocking: ``False``: raise :class:`Timeout` at once if the lock is not free
+    :param poll_interval: seconds between looks while waiting
+    :param options: the other settings of the lock, see :class:`SoftReadWriteLock`
+    :raises TypeError: if a setting is of the wrong type or unknown
+    :raises ValueError: if settings are out of range or contradict each other
+    """
+
+    def __init__(
+        self,
+        lock_file: str | os.PathLike[str],
+        timeout: float = -1,
+        mode: int = -1,
+        thread_local: bool = True,
+        *,
+        blocking: bool = True,
+        poll_interval: float = 0.05,
+        **options: Unpack[LeaseOptions],
+    ) -> None:
+        refuse_unknown(dict(options), "FileLock()")
+        self._lock_file: Final = os.fsdecode(lock_file)
+        self._timeout = timeout
+        self._mode: Final = mode
+        self._is_thread_local: Final = thread_local
+        self._blocking = blocking
+        self._options: Final = LockOptions(timeout=timeout, poll_interval=poll_interval, **options)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        self._mutex = threading.RLock()
+        self._contexts = threading.local()
+        self._all: list[_Context] = []
+        self._shared = self._new_context()  # also so that wrong settings are told at once
+
+    def _new_context(self) -> _Context:
+        lock = SoftReadWriteLock(self._lock_file, is_singleton=False, blocking=self._blocking, **self._options)
+        context = _Context(lock)
+        self._all.append(context)
+        return context
+
+    @property
+    def _context(self) -> _Context:
+        if not self._is_thread_local:
+            return self._shared
+        context: _Context | None = getattr(self._contexts, "context", None)
+        if context is None:
+            context = self._contexts.context = self._new_context()
+        return context
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self._lock_file, self._mode, self._is_thread_local, self._blocking, dict(self._options))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} on {self._lock_file!r}, {self._context.lock.status.value}>"
+
+    @property
+    def lock_file(self) -> str:
+        """The path as it was given."""
+        return self._lock_file
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait by default; -1 for no limit. Can be set."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, value: float | str) -> None:
+        self._timeout = float(value)
+
+    @property
+    def blocking(self) -> bool:
+        """Whether an acquire waits by default. Can be set."""
+        return self._blocking
+
+    @blocking.setter
+    def blocking(self, value: bool) -> None:
+        self._blocking = value
+
+    @property
+    def mode(self) -> int:
+        """As it was given; without effect."""
+        return self._mode
+
+    @property
+    def is_singleton(self) -> bool:
+        """``False``: two objects on one path are two locks, which exclude each other."""
+        return False
+
+    def is_thread_local(self) -> bool:
+        """Whether each thread has a hold of its own."""
+        return self._is_thread_local
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the lock is held, by this thread if holds are thread-local, and was not lost."""
+        return self._context.lock.status is HoldStatus.HELD
+
+    @property
+    def lock_counter(self) -> int:
+        """How often the lock was acquired and not released yet."""
+        return self._context.counter
+
+    def check(self) -> None:
+        """
+        Make sure that the lock is still held.
+
+        :raises LockLostError: if it was lost, or its lease has run out
+        :raises LockNotHeldError: if it is not held at all
+        """
+        self._context.lock.check()
+
+    def acquire(
+        self,
+        timeout: float | None = None,
+        poll_interval: float | None = None,
+        *,
+        poll_intervall: float | None = None,
+        blocking: bool | None = None,
+        cancel_check: Callable[[], bool] | None = None,
+    ) -> FileLockProxy:
+        """
+        Take the lock, or raise the level of a hold that exists.
+
+        :param timeout: seconds; ``None``: the object's; -1: no limit
+        :param poll_interval: accepted for filelock's callers and without effect: the object's counts
+        :param poll_intervall: the same
+        :param blocking: ``False``: do not wait; ``None``: as the object says
+        :param cancel_check: asked before each pause while waiting; ``True`` ends the waiting with :class:`Timeout`
+        :returns: a proxy that releases the lock at the end of a ``with`` block
+        :raises Timeout: if it could not be had in time; a subclass of ``filelock.Timeout``
+        :raises LockPathError: if the lock cannot live at its path
+        :raises LockLostError: if it is held and was lost; release it first
+        """
+        if poll_intervall is not None:
+            warnings.warn("use poll_interval instead of poll_intervall", DeprecationWarning, stacklevel=2)
+        context = self._context
+        limit = self._timeout if timeout is None else timeout
+        blocking = self._blocking if blocking is None else blocking
+        started = time.monotonic()
+
+        def ask(info: WaitInfo) -> None:
+            if cancel_check is not None and cancel_check():
+                raise _Cancelled
+
+        if self._is_thread_local:
+            self._take(context, limit, blocking, ask)
+            return FileLockProxy(self)
+        # One thread at a time waits on disk; another one that comes meanwhile shares what it gets.
+        if not self._mutex.acquire(timeout=limit if blocking and limit >= 0 else (-1 if blocking else 0)):
+            raise Timeout(self._lock_file, "another thread of this process is waiting for it already")
+        try:
+            left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
+            self._take(context, left, blocking, ask)
+        finally:
+            self._mutex.release()
+        return FileLockProxy(self)
+
+    def _take(self, context: _Context, limit: float, blocking: bool, ask: Callable[[WaitInfo], None]) -> None:
+        if context.counter:
+            context.lock.check()
+        else:
+            try:
+                context.grant = context.lock.acquire_write(limit, blocking=blocking, on_wait=ask)
+                context.thread = threading.get_ident()
+            except _Cancelled:
+                raise Timeout(self._lock_file, "cancel_check asked to stop waiting") from None
+        context.counter += 1
+
+    def release(self, force: bool = False) -> None:
+        """
+        Give back one level; the last one ends the hold. Does nothing if the lock is not held, as filelock's.
+
+        :param force: give back all levels
+        """
+        self._release(force=force)
+
+    def _release(self, *, force: bool) -> LockLostError | None:
+        context = self._context
+        if context.counter == 0:
+            return None
+        context.counter = 0 if force else context.counter - 1
+        if context.counter:
+            return None
+        try:
+            if context.thread == threading.get_ident() and context.grant is not None:
+                context.grant.__exit__(None, None, None)
+            else:
+                context.lock.release(force=True)  # a hold of the object's may end in another thread
+        except LockLostError as error:
+            return error
+        return None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        error = self._release(force=False)
+        if error is not None and exc_value is None:
+            raise error
+
+    def __del__(self) -> None:
+        # As filelock's: what nobody can release any more is released. Half-made objects have no contexts.
+        for context in getattr(self, "_all", ()):
+            if context.counter:
+                context.lock.release(force=True)
+
+
+def _restored(lock_file: str, mode: int, thread_local: bool, blocking: bool, options: Any) -> FileLock:
+    return FileLock(lock_file, mode=mode, thread_local=thread_local, blocking=blocking, **options)

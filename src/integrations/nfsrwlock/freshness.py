@@ -1,0 +1,33 @@
+"""
+Looking at a name on NFS so that the answer is the file server's and not a cache's.
+
+A client keeps names that it once found missing, and attributes, for up to a minute (nfs(5), ``acdirmax``). Opening a
+directory asks the server for its attributes ("close-to-open", nfs(5)); if they have changed, names in it are looked up
+anew. So: open the directory first, then look.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+
+def stat_afresh(path: str | os.PathLike[str], depth: int = 1) -> os.stat_result | None:
+    """
+    Return what ``path`` is on the file server, symbolic links followed; ``None`` if it is not there.
+
+    :param depth: how many of the directories above it others may just have made
+    :raises OSError: if it cannot be looked at
+    """
+    parents = []
+    parent = os.fspath(path)
+    for _ in range(depth):
+        parent = os.path.dirname(parent) or os.curdir
+        parents.append(parent)
+    for parent in reversed(parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.close(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None

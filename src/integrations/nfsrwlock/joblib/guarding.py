@@ -1,0 +1,307 @@
+"""
+A context around parallel work: the parent holds the locks, its children can check that it still does.
+
+It imports the core and no joblib, so it serves any way to run children, and costs them nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self, Unpack
+
+from nfsrwlock.options import LockOptions, refuse_unknown
+from nfsrwlock_core import (
+    DeadlockError,
+    HoldWitness,
+    LockNotHeldError,
+    LockSet,
+    SoftReadWriteLock,
+    WaitInfo,
+    inspect,
+)
+
+from .parents import Mode, Standing, end, parent_processes, stand, standing_around
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+@dataclass(slots=True)
+class Wish:
+    """A lock that is asked for."""
+
+    path: str
+    lock_path: str
+    mode: Mode
+
+
+class Borrow(Exception):
+    """A parent process holds a path shared, and a writer between it and us waits: its hold must do for us, too."""
+
+    def __init__(self, lock_path: str, witness: HoldWitness) -> None:
+        super().__init__(lock_path)
+        self.lock_path = lock_path
+        self.witness = witness
+
+
+def wishes_of(read: Paths, write: Paths, options: LockOptions) -> list[Wish]:
+    """
+    Return what is asked for, each lock once, in the order in which everybody takes them.
+
+    :raises ValueError: if no path is given, or settings are wrong
+    """
+    wishes: dict[str, Wish] = {}
+    modes: tuple[tuple[Mode, Paths], ...] = (("read", read), ("write", write))
+    for mode, paths in modes:
+        for path in [paths] if isinstance(paths, str | bytes | os.PathLike) else paths:
+            lock = SoftReadWriteLock(path, is_singleton=False, **options)
+            # A path in both is written. Absolute, because the process may change its directory.
+            wishes[lock.lock_path] = Wish(os.path.abspath(lock.lock_file), lock.lock_path, mode)
+    if not wishes:
+        raise ValueError("there must be at least one path to read or to write")
+    return [wishes[lock_path] for lock_path in sorted(wishes, key=os.fsencode)]
+
+
+def parents_hold_for(wish: Wish) -> Standing | None:
+    """
+    Return the hold around the calling code that covers ``wish``, ``None`` if there is none around it.
+
+    :raises DeadlockError: if there is one that conflicts with it
+    """
+    around = list(standing_around(wish.lock_path))
+    for hold in around:
+        if hold.mode == "read" == wish.mode or (hold.is_callers and hold.mode == "write"):
+            return hold
+    if not around:
+        return None
+    hold = around[-1]
+    if hold.is_callers:
+        raise DeadlockError(
+            f"cannot take the write lock on {wish.path!r}: the code around holds it shared, and waiting for itself "
+            "would never end; take it exclusively at the outset"
+        )
+    raise DeadlockError(_message(wish, hold.mode, hold.pid))
+
+
+def refuse_parents(wishes: dict[str, Wish], options: LockOptions, info: WaitInfo) -> None:
+    """
+    Look, while waiting, whether a process above this one is in the way; it cannot let go before this one is done.
+
+    :raises DeadlockError: if it holds a path that is asked for in conflict with it
+    :raises Borrow: if it holds shared what is to be read, and only a waiting writer stands between
+    """
+    parents = parent_processes()
+    wish = next(wish for wish in wishes.values() if wish.path == info.lock_file)
+    for peer in info.blockers:
+        is_parent = peer.same_kernel and peer.alive and peer.pid in parents
+        if is_parent and peer.state == "holding" and not wish.mode == "read" == peer.mode:
+            raise DeadlockError(_message(wish, peer.mode, peer.pid))
+    if info.mode == "read" and info.blockers:
+        for peer in inspect(wish.path, lock_dir=options.get("lock_dir")).holders:
+            if peer.mode == "read" and peer.same_kernel and peer.alive and peer.pid in parents:
+                raise Borrow(wish.lock_path, HoldWitness(wish.path, wish.lock_path, peer.name))
+
+
+def _message(wish: Wish, mode: str, pid: int | None) -> str:
+    doing = {"read": "shared", "write": "exclusively"}.get(mode, "")
+    return (
+        f"cannot take the {wish.mode} lock on {wish.path!r}: its parent, process {pid}, holds it {doing}. "
+        "Waiting would never end; let children take other paths than their parent, or let the parent take none"
+    )
+
+
+class Guard:
+    """
+    Locks that are held for a ``with`` block, to be passed to the children that work in it; made by :func:`guard`.
+
+    In the process that entered it, it is a set of locks. A copy that was pickled, or inherited through ``fork``, while
+    it was held is not a hold: it can only be asked, by :meth:`check`, whether that hold still stands.
+    """
+
+    def __init__(self, read: Paths, write: Paths, options: LockOptions) -> None:
+        self._options: Final = options
+        self._wishes: Final = wishes_of(read, write, options)
+        self._set_up(())
+
+    def _set_up(self, witnesses: tuple[HoldWitness, ...]) -> None:
+        self._pid = os.getpid() if not witnesses else 0
+        #: By what another process checks the hold.
+        self._witnesses = witnesses
+        self._locks: LockSet | None = None
+        self._standing: list[Standing] = []
+        #: Holds of others that cover what this one asks for.
+        self._around: list[Standing | HoldWitness] = []
+        self._is_entered = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (self._wishes, self._options, self.witnesses())
+
+    def __repr__(self) -> str:
+        paths = {mode: [wish.path for wish in self._wishes if wish.mode == mode] for mode in ("read", "write")}
+        return f"<{type(self).__name__} read={paths['read']}, write={paths['write']}>"
+
+    @property
+    def paths_read(self) -> tuple[str, ...]:
+        """The paths that are locked shared, absolute."""
+        return tuple(wish.path for wish in self._wishes if wish.mode == "read")
+
+    @property
+    def paths_write(self) -> tuple[str, ...]:
+        """The paths that are locked exclusively, absolute."""
+        return tuple(wish.path for wish in self._wishes if wish.mode == "write")
+
+    def witnesses(self) -> tuple[HoldWitness, ...]:
+        """Return by what other processes check each of the holds; empty if it is not held."""
+        return self._witnesses
+
+    def check(self) -> None:
+        """
+        Make sure that the locks are still held; call it right before a result is made final.
+
+        In the process that holds them it costs no file-system call, in a child a few for each path. There it fails at
+        once after the parent has died, has left the block or has lost a lock, and at the latest after the lease if the
+        parent sends no heartbeat.
+
+        :raises LockLostError: if a lock is no longer held, or its lease has run out
+        :raises LockNotHeldError: if the guard was not entered
+        """
+        if self._pid == os.getpid():
+            if not self._is_entered:
+                raise LockNotHeldError(f"{self!r} is not entered: use it in a with statement")
+            if self._locks is not None:
+                self._locks.check()
+            for hold in self._around:
+                hold.check()
+            return
+        if not self._witnesses:
+            raise LockNotHeldError(f"{self!r} was not entered before it was passed on")
+        for witness in self._witnesses:
+            witness.check()
+
+    def __enter__(self) -> Self:
+        if self._pid != os.getpid():
+            if not self._witnesses:
+                self._set_up(())  # a copy that was never held is a guard like any other
+            else:
+                raise DeadlockError(f"{self!r} is held by the process that passed it on; a copy can only be checked")
+        if self._is_entered:
+            raise RuntimeError(f"{self!r} is entered already; make another guard for another block")
+        own: dict[str, Wish] = {}
+        around: list[Standing | HoldWitness] = []
+        for wish in self._wishes:
+            hold = parents_hold_for(wish)
+            if hold is None:
+                own[wish.lock_path] = wish
+            else:
+                around.append(hold)
+        locks = self._acquire(own, around)
+        self._locks, self._around, self._is_entered = locks, around, True
+        try:
+            mine = {} if locks is None else {lock.lock_path: lock for lock in locks.locks}
+            witnesses = [lock.witness() for lock in mine.values()]
+            for outer in around:
+                witnesses += _witnesses_of(outer)
+            self._witnesses = tuple(witnesses)
+            self._standing = [
+                Standing(wish.lock_path, wish.mode, partial(_check_any, mine[path], self._witness_of(path)))
+                for path, wish in own.items()
+            ]
+            stand(self._standing)
+        except BaseException:
+            self._leave(None)
+            raise
+        return self
+
+    def _acquire(self, own: dict[str, Wish], around: list[Standing | HoldWitness]) -> LockSet | None:
+        while own:
+            locks = LockSet(
+                [wish.path for wish in own.values() if wish.mode == "read"],
+                [wish.path for wish in own.values() if wish.mode == "write"],
+                **self._options,
+            )
+            try:
+                return locks.acquire(on_wait=partial(refuse_parents, own, self._options))
+            except Borrow as borrow:
+                del own[borrow.lock_path]
+                around.append(borrow.witness)
+        return None
+
+    def _witness_of(self, lock_path: str) -> HoldWitness:
+        return next(witness for witness in self._witnesses if witness.lock_path == lock_path)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pid == os.getpid():
+            self._leave(exc_value)
+
+    def _leave(self, exception: BaseException | None) -> None:
+        end(self._standing)
+        locks, self._locks, self._standing, self._is_entered = self._locks, None, [], False
+        around, self._around = self._around, []
+        try:
+            if exception is None:
+                for hold in around:
+                    hold.check()
+        finally:
+            self._witnesses = ()
+            if locks is not None:
+                locks.__exit__(type(exception) if exception is not None else None, exception, None)
+
+
+def _check_any(lock: SoftReadWriteLock, witness: HoldWitness) -> None:
+    # In a forked child the lock is void, and its parent's hold is what counts.
+    if witness_is_needed(lock):
+        witness.check()
+    else:
+        lock.check()
+
+
+def witness_is_needed(lock: SoftReadWriteLock) -> bool:
+    """Whether ``lock`` was taken by another process than this one."""
+    return lock.lease_remaining is None
+
+
+def _witnesses_of(hold: Standing | HoldWitness) -> list[HoldWitness]:
+    if isinstance(hold, HoldWitness):
+        return [hold]
+    arguments = getattr(hold.check, "args", ())
+    return [argument for argument in arguments if isinstance(argument, HoldWitness)]
+
+
+def _arrived(wishes: list[Wish], options: LockOptions, witnesses: tuple[HoldWitness, ...]) -> Guard:
+    copy = Guard.__new__(Guard)
+    copy._options = options  # type: ignore[misc]  # as the constructor does
+    copy._wishes = wishes  # type: ignore[misc]
+    copy._set_up(witnesses)
+    return copy
+
+
+def guard(read: Paths = (), write: Paths = (), **options: Unpack[LockOptions]) -> Guard:
+    """
+    Hold paths for a ``with`` block around parallel work, with any backend of joblib, or none.
+
+    .. code-block:: python
+
+       with guard(read="/nfs/in", write="/nfs/out") as g:
+           Parallel(n_jobs=8)(delayed(work)(i, g) for i in items)
+
+    Pass it on to the children, and let each call ``g.check()`` before it makes its result final. Guards may be nested:
+    what the same thread holds already is not taken again. A child that asks for a path which its parent holds, by a
+    guard or a locked function, gets :class:`DeadlockError` at once if the two exclude each other.
+
+    :param read: paths to lock shared; one or several
+    :param write: paths to lock exclusively; one or several. A path in both is written
+    :param options: settings of the locks, see :class:`SoftReadWriteLock`; ``timeout`` counts for all of them together
+    :returns: the guard; it takes the locks when its block is entered, all or none, in one order
+    :raises ValueError: if there is no path, or settings are wrong
+    :raises TypeError: if an option is unknown or of the wrong type
+
+    Entering raises :class:`Timeout`, :class:`LockPathError` and :class:`DeadlockError`; leaving raises
+    :class:`LockLostError` if a lock was lost and no other exception is on its way.
+    """
+    refuse_unknown(dict(options), "guard()")
+    return Guard(read, write, options)

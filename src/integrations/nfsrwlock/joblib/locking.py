@@ -1,0 +1,167 @@
+"""
+A decorator: each call of a function takes its own locks, on paths that may come from its arguments.
+
+It imports the core and no joblib: a child that unpickles a locked function gets nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any, ParamSpec, TypeVar, Unpack, cast
+
+from nfsrwlock.options import LockOptions, refuse_unknown
+from nfsrwlock_core import AsyncSoftReadWriteLock, HoldWitness
+
+from .guarding import Borrow, Guard, Paths, Wish, parents_hold_for, refuse_parents, wishes_of
+from .parents import Standing, end, stand
+
+PathsOrFunction = Paths | Callable[..., Paths]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class _Rule:
+    """Which paths a call locks."""
+
+    def __init__(self, func: Callable[..., Any], read: PathsOrFunction, write: PathsOrFunction) -> None:
+        self._signature = inspect.signature(func)
+        self._read = _chosen(read, self._signature, "read")
+        self._write = _chosen(write, self._signature, "write")
+
+    def paths(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Paths, Paths]:
+        """Return the paths to read and to write."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                given |= value
+            else:
+                given[name] = value
+        return _asked(self._read, given), _asked(self._write, given)
+
+
+def _chosen(paths: PathsOrFunction, signature: inspect.Signature, name: str) -> Any:
+    # A function of some of the arguments, by their names, with these names; or the paths themselves.
+    if not callable(paths):
+        return paths if isinstance(paths, str | bytes | os.PathLike) else tuple(paths)
+    wanted = inspect.signature(paths).parameters.values()
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    for parameter in wanted:
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            raise TypeError(f"{name}= must be a function of named arguments, and it has *{parameter.name}")
+        missing = parameter.name not in signature.parameters and not takes_all
+        if missing and parameter.default is inspect.Parameter.empty:
+            known = ", ".join(signature.parameters) or "none"
+            raise TypeError(
+                f"{name}= asks for an argument {parameter.name!r}, which the locked function does not have: {known}"
+            )
+    return _FromArguments(paths, tuple(parameter.name for parameter in wanted))
+
+
+class _FromArguments:
+    def __init__(self, function: Callable[..., Paths], names: tuple[str, ...]) -> None:
+        self._function = function
+        self._names = names
+
+    def __call__(self, given: dict[str, Any]) -> Paths:
+        return self._function(*(given[name] for name in self._names if name in given))
+
+
+def _asked(paths: Any, given: dict[str, Any]) -> Paths:
+    return cast("Paths", paths(given) if isinstance(paths, _FromArguments) else paths)
+
+
+def locked(
+    *, read: PathsOrFunction = (), write: PathsOrFunction = (), **options: Unpack[LockOptions]
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """
+    Let each call of a function hold locks while it runs.
+
+    .. code-block:: python
+
+       @locked(read="/nfs/ref", write=lambda i: f"/nfs/out/{i}")
+       def work(i): ...
+
+    It works on functions, methods and coroutine functions, and below joblib with every backend: each call takes locks
+    of its own, in whatever process or thread it runs. What the same thread or task holds already, by :func:`guard` or
+    another locked function, is not taken again.
+
+    :param read: paths to lock shared: one, several, or a function that gives them, called with those arguments of the
+        call that have the names of its parameters
+    :param write: paths to lock exclusively, likewise
+    :param options: settings of the locks, see :class:`SoftReadWriteLock`; ``timeout`` counts for all of them together
+    :raises TypeError: if what it decorates is no function, or a generator function (its body runs after the call); if a
+        path function asks for an argument that the function does not have; if an option is unknown
+    :raises ValueError: if there is no path
+
+    A call raises what the function raises, and what :func:`guard` raises when it is entered and left.
+    """
+    refuse_unknown(dict(options), "locked()")
+    for paths in (read, write):
+        if not callable(paths) and isinstance(paths, str):
+            wishes_of(paths, (), options)  # wrong settings and empty paths are told at once
+    if read == () and write == ():
+        raise ValueError("locked() needs read= or write=, a path to lock")
+
+    def decorate(func: Callable[_P, _R]) -> Callable[_P, _R]:
+        if isinstance(func, staticmethod | classmethod):
+            raise TypeError(f"put @locked below @{type(func).__name__}, next to the function")
+        if not callable(func):
+            raise TypeError(f"@locked decorates functions, not {type(func).__name__}")
+        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+            raise TypeError("a generator runs after the call that makes it; use guard() in its body")
+        rule = _Rule(func, read, write)
+        wrapper = _coroutine if inspect.iscoroutinefunction(func) else _function
+        return cast("Callable[_P, _R]", wrapper(func, rule, options))
+
+    return decorate
+
+
+def _function(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> Callable[..., Any]:
+    @functools.wraps(func)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with Guard(*rule.paths(args, kwargs), options):
+            return func(*args, **kwargs)
+
+    return call
+
+
+def _coroutine(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> Callable[..., Any]:
+    @functools.wraps(func)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        wishes = wishes_of(*rule.paths(args, kwargs), options)
+        async with AsyncExitStack() as stack:
+            around: list[Standing | HoldWitness] = []
+            standing: list[Standing] = []
+            for wish in wishes:
+                outer = parents_hold_for(wish)
+                hold = outer or await _taken(stack, wish, options)
+                if outer is None and isinstance(hold, Standing):
+                    standing.append(hold)
+                else:
+                    around.append(hold)
+            stack.callback(end, standing)
+            stand(standing)
+            result = await func(*args, **kwargs)
+            for each in around:
+                each.check()
+            return result
+
+    return call
+
+
+async def _taken(stack: AsyncExitStack, wish: Wish, options: LockOptions) -> Standing | HoldWitness:
+    lock = AsyncSoftReadWriteLock(wish.path, is_singleton=False, **options)
+    acquire = lock.acquire_write if wish.mode == "write" else lock.acquire_read
+    try:
+        grant = await acquire(on_wait=functools.partial(refuse_parents, {wish.lock_path: wish}, options))
+    except Borrow as borrow:
+        return borrow.witness
+    await stack.enter_async_context(grant)
+    return Standing(wish.lock_path, wish.mode, lock.check)

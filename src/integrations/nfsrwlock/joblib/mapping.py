@@ -1,0 +1,80 @@
+"""
+A shared hold that lasts as long as memory maps do.
+
+The hold hangs on the ``mmap`` object below an array, which every view of the array keeps alive. What it does not cover:
+maps of the same file that another process has opened by name, as joblib's children do with an array that is passed to
+them; they are safe while the parent keeps its array.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import threading
+import types
+import weakref
+from collections import Counter
+from typing import Any, Final
+
+from nfsrwlock_core import SoftReadWriteLock
+
+_NO_DATA: Final = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.FrameType)
+
+#: How many results that this process has mapped hold each lock.
+_mapped: Counter[str] = Counter()
+_mutex: Final = threading.RLock()  # re-entrant: a finaliser may run anywhere, in here, too
+
+
+def is_mapped_here(lock_file: str) -> bool:
+    """Whether a living memory map of this process holds the lock on ``lock_file``."""
+    return _mapped[lock_file] > 0
+
+
+def maps_in(value: object) -> list[mmap.mmap]:
+    """
+    Return the memory maps that ``value`` refers to, however deeply.
+
+    Objects of C types that hide their references from the garbage collector are not looked into, but for NumPy's.
+    """
+    found: dict[int, mmap.mmap] = {}
+    seen: set[int] = set()
+    waiting: list[Any] = [value]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, _NO_DATA):
+            continue
+        seen.add(id(item))
+        if isinstance(item, mmap.mmap):
+            found[id(item)] = item
+            continue
+        waiting.extend(gc.get_referents(item))
+        if hasattr(item, "__array_interface__") or hasattr(item, "dtype"):  # NumPy's arrays tell the collector nothing
+            waiting.append(getattr(item, "base", None))
+            if getattr(getattr(item, "dtype", None), "hasobject", False):
+                waiting.extend(getattr(item, "flat", ()))
+    return list(found.values())
+
+
+class _Hold:
+    def __init__(self, lock: SoftReadWriteLock, count: int) -> None:
+        self.lock: Final = lock
+        self.count = count
+
+    def one_less(self) -> None:
+        with _mutex:
+            self.count -= 1
+            if self.count:
+                return
+            _mapped[self.lock.lock_file] -= 1
+            if not _mapped[self.lock.lock_file]:
+                del _mapped[self.lock.lock_file]
+        self.lock.release(force=True)  # from whatever thread; in a forked child this does nothing
+
+
+def keep_for(maps: list[mmap.mmap], lock: SoftReadWriteLock) -> None:
+    """Let ``lock``, which is held, be released when the last of ``maps`` is gone."""
+    hold = _Hold(lock, len(maps))
+    with _mutex:
+        _mapped[lock.lock_file] += 1
+    for one in maps:
+        weakref.finalize(one, hold.one_less).atexit = False  # at exit the core releases what is held

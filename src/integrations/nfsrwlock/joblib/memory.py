@@ -1,0 +1,379 @@
+"""
+``joblib.Memory`` that computes each result once, however many processes on any hosts ask for it at the same time.
+
+What is stored and where is joblib's; the locks are :mod:`nfsrwlock.joblib.store`'s, the order of events is told in
+:mod:`nfsrwlock.joblib.story`. What is not promised: a plain ``joblib.Memory`` on the same store takes no locks.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import textwrap
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Final, Unpack
+
+import joblib
+from joblib._store_backends import CacheWarning
+from joblib.func_inspect import format_signature, get_func_name
+from joblib.memory import (
+    _FUNCTION_HASHES,
+    AsyncMemorizedFunc,
+    AsyncNotMemorizedFunc,
+    MemorizedFunc,
+    NotMemorizedFunc,
+    NotMemorizedResult,
+    extract_first_line,
+)
+
+from nfsrwlock.options import LockOptions, refuse_unknown
+from nfsrwlock_core import LockLostError
+
+from .holding import held
+from .mapping import maps_in
+from .store import TAG, CallId, Granularity, LockingStoreBackend, register_store_backend, tag_of
+from .story import Compute, Give, Keep, Story, Take, Taken, TaskTeller, ThreadTeller
+
+#: Stands for "to be loaded as a memory map once the exclusive lock is given back".
+_TO_BE_MAPPED: Final = object()
+
+#: Set while joblib's own check of a function's code runs: then `clear` is about other code's items only.
+_code_has_changed: ContextVar[bool] = ContextVar("nfsrwlock_joblib_code_has_changed", default=False)
+#: The item that joblib's own code is storing.
+_storing: ContextVar[CallId | None] = ContextVar("nfsrwlock_joblib_storing", default=None)
+
+
+class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has no types
+    """A function whose results are cached, and computed once; made by :meth:`Memory.cache`."""
+
+    store_backend: LockingStoreBackend
+
+    # -- whether a stored result may be used --------------------------------------------------------------------------
+
+    @property
+    def _tag(self) -> str:
+        return tag_of(self.func_code_info[0])
+
+    def _is_in_cache_and_valid(self, call_id: CallId) -> bool:
+        return self.store_backend.contains_item(call_id) and self._is_valid(call_id)
+
+    def _is_valid(self, call_id: CallId) -> bool:
+        metadata = self.store_backend.get_metadata(call_id)
+        tag = metadata.get(TAG)
+        # An item without a mark was stored by joblib, whose rule is that all items are of the code beside them.
+        if tag != self._tag if tag is not None else not self._is_stored_code_ours():
+            return False
+        return self.cache_validation_callback is None or bool(self.cache_validation_callback(metadata))
+
+    def _is_stored_code_ours(self) -> bool:
+        try:
+            if _FUNCTION_HASHES.get(self.func) == self._hash_func():
+                return True  # as joblib: what this process has once seen to fit keeps fitting
+        except TypeError:
+            pass  # not every callable can be hashed
+        try:
+            stored, _ = extract_first_line(self.store_backend.get_cached_func_code([self.func_id]))
+        except (OSError, ValueError):
+            return False
+        return bool(stored == self.func_code_info[0])
+
+    def _check_previous_func_code(self, stacklevel: int = 2) -> bool:
+        token = _code_has_changed.set(True)
+        try:
+            return bool(super()._check_previous_func_code(stacklevel=stacklevel + 1))
+        finally:
+            _code_has_changed.reset(token)
+
+    def check_call_in_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """Tell whether a call is cached and valid, under its shared lock. Calls and removes nothing."""
+        call_id = (self.func_id, self._get_args_id(*args, **kwargs))
+        if held(self.store_backend.lock_file(call_id)) is not None:
+            return self._is_in_cache_and_valid(call_id)  # asked by its own computation
+        with self.store_backend.lock_for(call_id).read_lock():
+            found = self.store_backend.contains_item(call_id) or self.store_backend.signature(call_id) is not None
+            return found and self._is_valid(call_id)
+
+    # -- the call -----------------------------------------------------------------------------------------------------
+
+    def _cached_call(self, args: Any, kwargs: Any, shelving: bool) -> Any:
+        return self._told(args, kwargs, self._story(args, kwargs, shelving, force=False))
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the call whether it is cached or not, store the result, return it and what is known of the call."""
+        return self._told(args, kwargs, self._story(args, kwargs, shelving=False, force=True))
+
+    def _told(self, args: Any, kwargs: Any, story: tuple[CallId, Story]) -> Any:
+        call_id, steps = story
+        return ThreadTeller(self.store_backend, call_id).tell(steps, partial(self.func, *args, **kwargs))
+
+    def _story(self, args: Any, kwargs: Any, shelving: bool, *, force: bool) -> tuple[CallId, Story]:
+        call_id = (self.func_id, self._get_args_id(*args, **kwargs))
+        return call_id, self._steps(call_id, args, kwargs, shelving, force)
+
+    def _steps(self, call_id: CallId, args: Any, kwargs: Any, shelving: bool, force: bool) -> Story:
+        # Gives what joblib's own _cached_call gives: the output or a reference to it, and what is known of the call.
+        store = self.store_backend
+        self._say_what_is_asked(call_id, args, kwargs)
+        while True:
+            seen = None
+            if not force:
+                yield Take("read")
+                found = store.contains_item(call_id)
+                seen = None if found else store.signature(call_id)
+                if (found or seen is not None) and self._is_valid(call_id):
+                    loaded = yield from self._load(call_id, args, kwargs, shelving)
+                    if loaded is not None:
+                        return loaded[0], {}
+                seen = store.signature(call_id) if found else seen
+                yield Give()
+            taken = yield Take("write", seen, until_changed=not force, tag=self._tag)
+            if taken is Taken.MAPPED_HERE:
+                return (yield from self._compute_only(shelving, "it is in use by a memory map of this process"))
+            if taken is Taken.APPEARED:
+                continue
+            now = store.signature(call_id)
+            if not force and now is not None and now != seen:
+                yield Give()
+                continue
+            return (yield from self._compute_and_store(call_id, args, kwargs, shelving))
+
+    def _load(self, call_id: CallId, args: Any, kwargs: Any, shelving: bool) -> Story:
+        # The shared lock is held. Gives a tuple of the output, or None if it cannot be loaded.
+        if shelving:
+            return (self._get_memorized_result(call_id),)
+        try:
+            started = time.time()
+            output = self._load_item(call_id)
+            if self.store_backend.mmap_mode is not None:
+                output = yield from self._keep_maps(call_id, output)
+            if self._verbose > 4:
+                self._print_duration(time.time() - started, context="cache loaded ")
+        except Exception:
+            if self.store_backend.signature(call_id) is not None:  # else this client only believed that it was there
+                _, signature = format_signature(self.func, *args, **kwargs)
+                self.warn(f"Exception while loading results for {signature}\n {traceback.format_exc()}")
+            return None
+        return (output,)
+
+    def _keep_maps(self, call_id: CallId, output: Any) -> Story:
+        maps = maps_in(output)
+        if maps and not (yield Keep(maps)):
+            return self.store_backend.load_copy(call_id)
+        return output
+
+    def _compute_only(self, shelving: bool, reason: str) -> Story:
+        output = yield Compute()
+        warnings.warn(f"Unable to cache to disk: {reason}.", CacheWarning, stacklevel=2)
+        return (NotMemorizedResult(output) if shelving else output), {}
+
+    def _compute_and_store(self, call_id: CallId, args: Any, kwargs: Any, shelving: bool) -> Story:
+        # The exclusive lock is held.
+        store = self.store_backend
+        self._check_previous_func_code(stacklevel=4)
+        store.start_anew(call_id)
+        if self._verbose > 10:
+            location = store.get_cached_func_info([self.func_id])["location"]
+            _, name = get_func_name(self.func)
+            self.warn(f"Computing func {name}, argument hash {call_id[1]} in location {location}")
+        self._before_call(args, kwargs)
+        started = time.time()
+        output = yield Compute()
+        try:
+            self._check_hold(call_id)
+        except LockLostError as error:
+            warnings.warn(f"Unable to cache to disk: {error}", CacheWarning, stacklevel=2)
+            return (NotMemorizedResult(output) if shelving else output), {}
+        # Before the result is there, so that whoever finds it finds its mark, too, even if this process is killed.
+        store.store_metadata(call_id, {"duration": time.time() - started, "input_args": {}, "time": started})
+        token = _storing.set(call_id)
+        try:
+            result, metadata = self._after_call(call_id, args, kwargs, shelving, output, started)
+        finally:
+            _storing.reset(token)
+        if result is _TO_BE_MAPPED:
+            yield Give()
+            yield Take("read")
+            loaded = yield from self._load(call_id, args, kwargs, shelving)
+            result = output if loaded is None else loaded[0]
+        return result, metadata
+
+    def _check_hold(self, call_id: CallId) -> None:
+        hold = held(self.store_backend.lock_file(call_id))
+        if hold is not None:
+            hold.lock.check()
+
+    def _load_item(self, call_id: CallId, metadata: Any = None) -> Any:
+        if _storing.get() == call_id:
+            return _TO_BE_MAPPED
+        return super()._load_item(call_id, metadata)
+
+    def _say_what_is_asked(self, call_id: CallId, args: Any, kwargs: Any) -> None:
+        if self._verbose < 20:
+            return
+        logging.basicConfig(level=logging.INFO)
+        _, name = get_func_name(self.func)
+        _, signature = format_signature(self.func, *args, **kwargs)
+        location = self.store_backend.get_cached_func_info([self.func_id])["location"]
+        self.info(
+            textwrap.dedent(
+                f"""
+                Querying {name} with signature
+                {signature}.
+
+                (argument hash {call_id[1]})
+
+                The store location is {location}.
+                """
+            )
+        )
+
+    # -- removal ------------------------------------------------------------------------------------------------------
+
+    def clear(self, warn: bool = True) -> None:
+        """
+        Remove the function's results but for those that are in use; never waits.
+
+        :param warn: say so in the log; also how many were in use and stay
+        """
+        if self._verbose > 0 and warn:
+            self.warn(f"Clearing function cache identified by {self.func_id}")
+        if _code_has_changed.get():
+            # Those that are in use are not lost by staying: their mark says that they are of other code.
+            self.store_backend.remove_stale(self.func_id, self._tag)
+        else:
+            busy = self.store_backend.remove_all(self.func_id)
+            if busy and warn:
+                self.warn(f"{busy} results of {self.func_id} are in use and stay")
+        func_code, _, first_line = self.func_code_info
+        self._write_func_code(func_code, first_line)
+
+
+class AsyncLockingMemorizedFunc(LockingMemorizedFunc, AsyncMemorizedFunc):  # type: ignore[misc]
+    """A coroutine function whose results are cached, and computed once."""
+
+    async def _told(self, args: Any, kwargs: Any, story: tuple[CallId, Story]) -> Any:
+        call_id, steps = story
+        return await TaskTeller(self.store_backend, call_id).tell(steps, partial(self.func, *args, **kwargs))
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the result, from the store or computed."""
+        return (await self._cached_call(args, kwargs, shelving=False))[0]
+
+    async def call_and_shelve(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a reference to the result, from the store or computed."""
+        return (await self._cached_call(args, kwargs, shelving=True))[0]
+
+    async def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the call whether it is cached or not; see :meth:`LockingMemorizedFunc.call`."""
+        return await self._told(args, kwargs, self._story(args, kwargs, shelving=False, force=True))
+
+
+class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
+    """
+    ``joblib.Memory`` with compute-once: change the import, keep everything else, the store included.
+
+    Of any number of threads, processes and hosts that call a cached function with the same arguments at the same time,
+    one computes; the others wait and load. If it raises, or dies, the next one computes. ``clear``, ``reduce_size`` and
+    the removal that follows a change of the function's code pass by what is in use. With ``mmap_mode`` a result stays
+    in use for as long as the array, or any view of it, lives in the process that loaded it.
+
+    A result that is ready when the exclusive lock has been lost (the process was stopped, the server away, for longer
+    than the lease) is returned and not stored, with a ``CacheWarning``. For functions that hold the GIL for longer than
+    the lease say ``heartbeat="process"``.
+
+    :param location: the store, as in joblib; ``None``: no caching, and no locks
+    :param backend: ``"local"`` or ``"nfsrwlock"``, which mean the same here
+    :param granularity: ``"item"``: a lock for each function and arguments. ``"function"``: one for each function, so
+        that it is computed by one caller at a time, whatever the arguments; it makes fewer files
+    :param options: settings of the locks, see :class:`nfsrwlock.SoftReadWriteLock`; ``timeout`` is for each wait
+
+    The other parameters are joblib's.
+
+    :raises TypeError: if ``backend`` is another one, or an option is unknown or of the wrong type
+    :raises ValueError: if settings are out of range or contradict each other
+
+    A cached call raises what its function raises, and :class:`Timeout`, :class:`LockPathError`, and
+    :class:`DeadlockError` if it is made, with the same arguments, by its own computation.
+    """
+
+    def __init__(
+        self,
+        location: str | os.PathLike[str] | None = None,
+        backend: str = "local",
+        mmap_mode: str | None = None,
+        compress: bool | int | tuple[str, int] = False,
+        verbose: int = 1,
+        backend_options: dict[str, Any] | None = None,
+        *,
+        granularity: Granularity = "item",
+        **options: Unpack[LockOptions],
+    ) -> None:
+        if backend not in ("local", "nfsrwlock"):
+            raise TypeError(
+                f"Unknown location {location} or backend {backend}: nfsrwlock keeps its store in a directory, "
+                "so backend must be 'local' or 'nfsrwlock'"
+            )
+        refuse_unknown(dict(options), "Memory()")
+        register_store_backend()
+        super().__init__(
+            location=location,
+            backend="nfsrwlock",
+            mmap_mode=mmap_mode,
+            compress=compress,
+            verbose=verbose,
+            backend_options={"granularity": granularity, **(backend_options or {}), **options},
+        )
+
+    def cache(
+        self,
+        func: Callable[..., Any] | None = None,
+        ignore: list[str] | None = None,
+        verbose: int | None = None,
+        mmap_mode: str | bool | None = False,
+        cache_validation_callback: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> Any:
+        """Return ``func`` with its results cached and computed once; parameters as in joblib."""
+        if cache_validation_callback is not None and not callable(cache_validation_callback):
+            raise ValueError(f"cache_validation_callback needs to be callable. Got {cache_validation_callback}.")
+        if func is None:
+            return functools.partial(
+                self.cache,
+                ignore=ignore,
+                verbose=verbose,
+                mmap_mode=mmap_mode,
+                cache_validation_callback=cache_validation_callback,
+            )
+        is_coroutine = inspect.iscoroutinefunction(func)
+        if self.store_backend is None:
+            return (AsyncNotMemorizedFunc if is_coroutine else NotMemorizedFunc)(func)
+        if isinstance(func, MemorizedFunc):
+            func = func.func
+        return (AsyncLockingMemorizedFunc if is_coroutine else LockingMemorizedFunc)(
+            func,
+            location=self.store_backend,
+            backend=self.backend,
+            ignore=ignore,
+            mmap_mode=self.mmap_mode if mmap_mode is False else mmap_mode,
+            compress=self.compress,
+            verbose=self._verbose if verbose is None else verbose,
+            timestamp=self.timestamp,
+            cache_validation_callback=cache_validation_callback,
+        )
+
+    def clear(self, warn: bool = True) -> None:
+        """Remove all results but for those that are in use; never waits. Locks stay."""
+        if warn:
+            self.warn("Flushing completely the cache")
+        if self.store_backend is None:
+            return
+        busy = self.store_backend.remove_all("")
+        _FUNCTION_HASHES.clear()
+        if busy and warn:
+            self.warn(f"{busy} results are in use and stay")

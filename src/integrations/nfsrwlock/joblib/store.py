@@ -1,0 +1,339 @@
+"""
+joblib's store of results in a directory, with a lock for each item (or each function).
+
+The files are those of ``joblib.Memory``: either can read what the other wrote. Beside them, as ``<store>.locks``, lies
+a tree of locks, outside of what joblib lists and clears. One entry is added to an item's ``metadata.json``: a digest of
+the source code that computed it, by which a result of another version of the function is recognised, whoever wrote it
+when.
+
+Registered with joblib as the backend ``nfsrwlock``, it makes a plain ``joblib.Memory`` safe against removals under a
+reader's hands. It cannot make that compute once: joblib decides to compute before it asks the store for anything, and
+tells it nothing if the function raises. :class:`nfsrwlock.joblib.Memory` does.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import Any, Final, Literal, get_args
+
+from joblib._store_backends import CacheWarning, FileSystemStoreBackend
+from joblib.memory import extract_first_line
+from joblib.memory import register_store_backend as _register
+
+from nfsrwlock.freshness import stat_afresh
+from nfsrwlock.options import LockOptions, lock_option_names
+from nfsrwlock_core import SoftReadWriteLock, Timeout, WaitInfo
+
+from . import mapping
+from .holding import Held, enter, held, leave
+
+Granularity = Literal["item", "function"]
+CallId = tuple[str, str]
+Signature = tuple[int, ...]
+
+#: The entry of ``metadata.json`` that says which code computed an item.
+TAG: Final = "nfsrwlock_func_code"
+_LOCKS: Final = ".locks"
+_ITEM: Final = re.compile(r"[a-f0-9]{32}")
+_OUTPUT: Final = "output.pkl"
+#: How often a directory is made anew that a cleaner removes in the same moment because it is empty.
+_TRIES: Final = 100
+
+
+@lru_cache(maxsize=256)
+def tag_of(func_code: str) -> str:
+    """Return the digest of a function's source code that its items are marked with."""
+    return hashlib.sha256(func_code.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class _MappedHere(Exception):
+    """The lock is held by a memory map of this very process."""
+
+
+class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # joblib has no types
+    """
+    The store; see the module.
+
+    Its options, given as ``backend_options`` of a ``joblib.Memory``, are ``granularity`` and the settings of
+    :class:`nfsrwlock.SoftReadWriteLock` that :class:`nfsrwlock.LockOptions` names, besides joblib's own.
+    """
+
+    granularity: Granularity = "item"
+
+    def configure(self, location: str, verbose: int = 1, backend_options: dict[str, Any] | None = None) -> None:
+        """Set the store up; joblib calls this."""
+        options = dict(backend_options or {})
+        granularity = options.pop("granularity", "item")
+        if granularity not in get_args(Granularity):
+            raise ValueError(f"granularity must be 'item' or 'function', got {granularity!r}")
+        if granularity == "function" and options.get("mmap_mode") is not None:
+            raise ValueError(
+                "mmap_mode needs granularity='item': with one lock for the function, each mapped array would keep "
+                "everybody from computing anything"
+            )
+        # Others are passed on: joblib lets a backend take what it knows.
+        own = {name: options.pop(name) for name in list(options) if name in lock_option_names()}
+        super().configure(location, verbose=verbose, backend_options=options)
+        self.granularity = granularity
+        self._options = LockOptions(**own)  # type: ignore[typeddict-item]  # looked at above
+        self._root = os.path.realpath(self.location) + _LOCKS
+        SoftReadWriteLock(self._root, is_singleton=False, **self._options)  # wrong settings are told at once
+
+    # -- locks --------------------------------------------------------------------------------------------------------
+
+    @property
+    def lock_options(self) -> LockOptions:
+        """The settings of the locks."""
+        options: LockOptions = self._options
+        return options
+
+    def lock_file(self, call_id: CallId) -> str:
+        """Return the path that names the lock of an item: ``nfsrwlock status`` shows who holds it."""
+        last = call_id[1] if self.granularity == "item" else "function"
+        return os.path.join(self._root, call_id[0], last)
+
+    def lock_for(self, call_id: CallId) -> SoftReadWriteLock:
+        """Return a new lock object for an item: threads exclude each other by the same rules as processes do."""
+        return SoftReadWriteLock(self.lock_file(call_id), is_singleton=False, **self._options)
+
+    def signature(self, call_id: CallId) -> Signature | None:
+        """Return by what one stored result differs from another, as the file server says; ``None`` if there is none."""
+        found = stat_afresh(os.path.join(self.location, *call_id, _OUTPUT), depth=2)
+        return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    @contextmanager
+    def _exclusively(self, call_id: CallId, *, wait: bool) -> Iterator[None]:
+        # Timeout and _MappedHere say that the item is in use.
+        lock_file = self.lock_file(call_id)
+        if (outer := held(lock_file)) is not None:
+            if outer.mode == "read":
+                raise Timeout(lock_file, "this very thread reads it")
+            yield
+            return
+        lock = self.lock_for(call_id)
+        lock.acquire_write(blocking=wait, on_wait=self._refuse_if_mapped_here(lock_file))
+        token = enter(lock_file, Held("write", lock))
+        try:
+            yield
+        finally:
+            leave(token)
+            lock.release(force=True)
+
+    def _refuse_if_mapped_here(self, lock_file: str) -> Any:
+        def refuse(info: WaitInfo) -> None:
+            if mapping.is_mapped_here(lock_file):
+                raise _MappedHere
+
+        return refuse
+
+    # -- items --------------------------------------------------------------------------------------------------------
+
+    def load_item(self, call_id: CallId, **options: Any) -> Any:
+        """
+        Load an item under its shared lock, which memory maps in it keep for as long as they live.
+
+        :raises KeyError: if there is none
+        """
+        if held(self.lock_file(call_id)) is not None:
+            return super().load_item(call_id, **options)
+        lock = self.lock_for(call_id)
+        lock.acquire_read()
+        maps = []
+        try:
+            item = super().load_item(call_id, **options)
+            if self.mmap_mode is not None:
+                maps = mapping.maps_in(item)
+                if maps:
+                    mapping.keep_for(maps, lock)
+            return item
+        finally:
+            if not maps:
+                lock.release(force=True)
+
+    def load_copy(self, call_id: CallId, **options: Any) -> Any:
+        """Load an item into memory even if this store maps items. The caller holds its lock."""
+        plain = copy.copy(self)
+        plain.mmap_mode = None
+        return plain.load_item(call_id, **options)
+
+    def dump_item(self, call_id: CallId, item: Any, verbose: int = 1) -> None:
+        """Store an item under its exclusive lock; as joblib, warn and go on where that is not possible."""
+        try:
+            with self._exclusively(call_id, wait=True):
+                super().dump_item(call_id, item, verbose=verbose)
+        except (_MappedHere, Timeout) as error:
+            reason = "it is in use by a memory map of this process" if isinstance(error, _MappedHere) else error
+            warnings.warn(f"Unable to cache to disk: {reason}.", CacheWarning, stacklevel=2)
+
+    def _move_item(self, src: str, dst: str) -> None:
+        # The moment in which a result becomes visible, and so the last one to make sure that it may.
+        call_id = os.path.split(os.path.relpath(os.path.dirname(dst), self.location))
+        hold = held(self.lock_file(call_id)) if _ITEM.fullmatch(call_id[1]) else None
+        try:
+            if hold is not None:
+                hold.lock.check()
+            os.replace(src, dst)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(src)
+            raise
+
+    def store_metadata(self, call_id: CallId, metadata: dict[str, Any]) -> None:
+        """Store what is known of a computation, and, under a hold that says so, which code it was."""
+        hold = held(self.lock_file(call_id))
+        if hold is not None and hold.tag is not None:
+            metadata = {**metadata, TAG: hold.tag}
+        super().store_metadata(call_id, metadata)
+
+    def create_location(self, location: str) -> None:
+        """Make a directory, also while a cleaner removes those above it that are empty."""
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError):
+                super().create_location(location)
+                return
+        super().create_location(location)
+
+    def store_cached_func_code(self, call_id: list[str], func_code: str | None = None) -> None:
+        """Store the code of a function, also while a cleaner removes its directory because it is empty."""
+        for _ in range(_TRIES):
+            with suppress(FileNotFoundError):
+                super().store_cached_func_code(call_id, func_code)
+                return
+        super().store_cached_func_code(call_id, func_code)
+
+    # -- removal ------------------------------------------------------------------------------------------------------
+
+    def clear_item(self, call_id: CallId) -> None:
+        """Remove an item unless it is in use."""
+        self.remove_if_idle(call_id)
+
+    def clear_path(self, call_id: list[str]) -> None:
+        """Remove all items of a function that are not in use."""
+        self.remove_all(call_id[0])
+
+    def clear(self) -> None:
+        """Remove all items that are not in use. Locks stay, and so do files that are none of joblib's."""
+        self.remove_all("")
+
+    def enforce_store_limits(self, bytes_limit: Any, items_limit: Any = None, age_limit: Any = None) -> None:
+        """Remove the items that were used longest ago, as joblib does, but pass by those that are in use."""
+        for item in self._get_items_to_delete(bytes_limit, items_limit, age_limit):
+            if self.verbose > 10:
+                print(f"Deleting item {item}")
+            call_id = os.path.split(os.path.relpath(item.path, self.location))
+            if _ITEM.fullmatch(call_id[1]):
+                self.remove_if_idle(call_id)
+
+    def remove_if_idle(self, call_id: CallId, *, keep: str | None = None) -> bool:
+        """
+        Remove an item unless it is in use; never waits.
+
+        :param keep: leave an item that is marked with this
+        :returns: whether it is gone, or may stay
+        """
+        if not os.path.isdir(os.path.join(self.location, *call_id)):
+            return True
+        try:
+            with self._exclusively(call_id, wait=False):
+                if keep is None or self.get_metadata(call_id).get(TAG) != keep:
+                    self._remove(call_id)
+        except (Timeout, _MappedHere):
+            return False
+        return True
+
+    def _remove(self, call_id: CallId) -> None:
+        # The result first: without it there is no item, whatever a crash leaves of the rest.
+        directory = os.path.join(self.location, *call_id)
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, _OUTPUT))
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def start_anew(self, call_id: CallId) -> None:
+        """Remove what is there of an item, because it is about to be computed. The caller holds its exclusive lock."""
+        if os.path.isdir(os.path.join(self.location, *call_id)):
+            self._remove(call_id)
+
+    def remove_stale(self, func_id: str, keep: str) -> int:
+        """
+        Remove a function's items that other code computed, because its code has changed.
+
+        An item that is in use stays, and is marked as what it is if joblib wrote it without a mark: nobody will take it
+        for a result of the new code.
+
+        :param keep: the mark of the new code
+        :returns: how many were in use
+        """
+        old = self._stored_tag(func_id)
+        busy = 0
+        for call_id in self._items(func_id, deep=False):
+            if self.remove_if_idle(call_id, keep=keep):
+                continue
+            busy += 1
+            self._mark_if_unmarked(call_id, old)
+        return busy
+
+    def remove_all(self, func_id: str) -> int:
+        """
+        Remove all items of a function, or of the store (``""``), that are not in use, and directories left empty.
+
+        :returns: how many were in use
+        """
+        busy = [call_id for call_id in self._items(func_id, deep=True) if not self.remove_if_idle(call_id)]
+        for call_id in busy:
+            self._mark_if_unmarked(call_id, self._stored_tag(call_id[0]))
+        self._prune(os.path.join(self.location, func_id) if func_id else self.location)
+        return len(busy)
+
+    def _items(self, func_id: str, *, deep: bool) -> list[CallId]:
+        found = []
+        for directory, names, _ in os.walk(os.path.join(self.location, func_id) if func_id else self.location):
+            here = os.path.relpath(directory, self.location)
+            found += [(here, name) for name in names if _ITEM.fullmatch(name)]
+            names[:] = [name for name in names if deep and not _ITEM.fullmatch(name)]
+        return found
+
+    def _stored_tag(self, func_id: str) -> str | None:
+        try:
+            return tag_of(extract_first_line(self.get_cached_func_code([func_id]))[0])
+        except (OSError, ValueError):
+            return None
+
+    def _mark_if_unmarked(self, call_id: CallId, tag: str | None) -> None:
+        metadata = self.get_metadata(call_id)
+        if TAG not in metadata and self.contains_item(call_id):
+            # Without knowing whose code it was: a mark that fits no code.
+            super().store_metadata(call_id, {**metadata, TAG: tag or ""})
+
+    def _prune(self, top: str) -> None:
+        # Directories that hold no items any more, deepest first. rmdir(2) refuses the others, however they came by it.
+        for directory, names, files in os.walk(top, topdown=False):
+            if directory == self.location or _ITEM.fullmatch(os.path.basename(directory)):
+                continue
+            if any(os.path.isdir(os.path.join(directory, name)) for name in names):
+                continue
+            for name in files:
+                if name == "func_code.py" or name.startswith("func_code.py."):
+                    with suppress(OSError):
+                        os.unlink(os.path.join(directory, name))
+            with suppress(OSError):
+                os.rmdir(directory)
+
+
+def register_store_backend() -> None:
+    """
+    Register the backend ``nfsrwlock`` with joblib, for ``joblib.Memory(location, backend="nfsrwlock")``.
+
+    Call it once in each program that makes such a Memory; a Memory that arrives by pickle needs no call.
+    """
+    _register("nfsrwlock", LockingStoreBackend)
+
+
+__all__ = ["CallId", "Granularity", "LockingStoreBackend", "register_store_backend", "tag_of"]

@@ -1,0 +1,46 @@
+"""What the ready-made forms of the lock pass on to it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, TypedDict
+
+
+class LeaseOptions(TypedDict, total=False):
+    """
+    Settings of :class:`nfsrwlock.SoftReadWriteLock` that say what a lock is, each with its meaning there.
+
+    Everybody who uses one path must use the same ``share`` and ``lock_dir``.
+    """
+
+    heartbeat_interval: float
+    stale_threshold: float | None
+    heartbeat: Literal["thread", "process"]
+    share: Literal["user", "group"]
+    lock_dir: str | os.PathLike[str] | None
+
+
+class LockOptions(LeaseOptions, total=False):
+    """These, and how it is waited for."""
+
+    timeout: float
+    poll_interval: float
+
+
+def lock_option_names() -> list[str]:
+    """Return the names of :class:`LockOptions`."""
+    return sorted({*LeaseOptions.__annotations__, *LockOptions.__annotations__})
+
+
+def refuse_unknown(options: dict[str, Any], caller: str) -> None:
+    """
+    Make sure that ``options`` are names of :class:`LockOptions`.
+
+    :raises TypeError: if one is not, with those that are
+    """
+    known = lock_option_names()
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"{caller} got an unexpected keyword argument {name!r}; lock settings are: {', '.join(known)}"
+            )

@@ -1,0 +1,362 @@
+"""Memory besides compute-once: memory maps, removal, coroutines, loss, the registered backend."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import Raised, Stage, wait_until
+from nfsrwlock import DeadlockError, LockPathError, break_lock
+from nfsrwlock.joblib import Memory, register_store_backend
+
+joblib = pytest.importorskip("joblib")
+np = pytest.importorskip("numpy")
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from joblib_scene import FUNCTIONS  # noqa: E402
+
+STORM = HERE / "joblib_storm.py"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    with Stage(tmp_path) as stage:
+        yield stage
+
+
+def holders(directory: Path) -> list[str]:
+    """How each lock below is held."""
+    return sorted(path.name.split(".")[0] for path in directory.rglob("*.rwlock/*") if path.name[0] in "rw")
+
+
+def items(directory: Path) -> int:
+    return sum(1 for _ in directory.rglob("output.pkl"))
+
+
+def full(size: int, value: int) -> Any:
+    return np.full(size, value)
+
+
+def pair(size: int) -> Any:
+    return {"a": [np.zeros(size), np.ones(size)], "b": "text"}
+
+
+# -- removal beside use -----------------------------------------------------------------------------------------------
+
+
+def test_clearing_in_a_loop_disturbs_no_reader_and_removes_no_lock() -> None:
+    # A minute of it: make storm-joblib.
+    command = [sys.executable, str(STORM), "--seconds", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["troubles"] == []
+    assert outcome["calls"] > 8
+    assert outcome["cleared"] > 0
+    assert outcome["reduced"] > 0
+    assert outcome["locks"] > 1
+
+
+def test_the_same_storm_breaks_plain_joblib() -> None:
+    command = [sys.executable, str(STORM), "--seconds", "4", "--kind", "joblib"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "ended with code 1" in done.stdout
+
+
+def test_what_is_in_use_stays_and_so_do_locks_and_files_of_the_users(stage: Stage, tmp_path: Path) -> None:
+    user = stage.actor("from joblib_scene import *", path=HERE)
+    user.do("f = cached('item', 'work')")
+    assert user.do("[f(1), f(2)]") == [[1, 1], [2, 1]]
+    user.do("lock = f.store_backend.lock_for((f.func_id, f._get_args_id(1))); lock.acquire_read(); pass")
+    memory = Memory(tmp_path / "cache" / "joblib", verbose=0)
+    (tmp_path / "cache" / "joblib" / "notes.txt").write_text("a user's")
+    memory.clear(warn=False)
+    assert items(tmp_path) == 1
+    memory.reduce_size(items_limit=0)
+    assert items(tmp_path) == 1
+    user.do("lock.release()")
+    memory.reduce_size(items_limit=0)
+    assert items(tmp_path) == 0
+    memory.clear(warn=False)
+    assert os.listdir(tmp_path / "cache" / "joblib") == ["notes.txt"]
+    assert len(list((tmp_path / "cache" / "joblib.locks").rglob("*.rwlock"))) == 2
+    assert user.do("f(1)") == [1, 1]
+
+
+def test_the_locks_lie_beside_the_store_where_joblib_lists_nothing(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0)
+    assert memory.cache(full)(2, 3).tolist() == [3, 3]
+    assert len(memory.store_backend.get_items()) == 1
+    assert list((tmp_path / "cache").rglob("*.rwlock")) == []
+    assert len(list((tmp_path / "cache.locks").rglob("*.rwlock"))) == 1
+    joblib.Memory(tmp_path / "cache", verbose=0).clear(warn=False)
+    assert len(list((tmp_path / "cache.locks").rglob("*.rwlock"))) == 1
+
+
+def test_a_lock_directory_of_the_users_choice(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0, lock_dir=tmp_path / "locks")
+    memory.cache(full)(2, 3)
+    assert len(list((tmp_path / "locks").glob("*.rwlock"))) == 1
+    assert not (tmp_path / "cache.locks").exists()
+
+
+# -- memory maps ------------------------------------------------------------------------------------------------------
+
+
+def test_a_mapped_result_is_in_use_until_its_last_view_is_gone(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", mmap_mode="r", verbose=0)
+    other = Memory(tmp_path / "cache", verbose=0)
+    array = memory.cache(full)(1000, 7)
+    assert isinstance(array, np.memmap), "at the first call already, as joblib's"
+    again = memory.cache(full)(1000, 7)[10:]
+    assert holders(tmp_path) == ["read", "read"]
+    other.clear(warn=False)
+    assert items(tmp_path) == 1
+    del array
+    gc.collect()
+    assert holders(tmp_path) == ["read"]
+    other.reduce_size(items_limit=0)
+    assert int(again.sum()) == 7 * 990
+    del again
+    gc.collect()
+    assert holders(tmp_path) == []
+    other.clear(warn=False)
+    assert items(tmp_path) == 0
+
+
+def test_maps_deep_in_a_result_count_each(tmp_path: Path) -> None:
+    cached = Memory(tmp_path / "cache", mmap_mode="r", verbose=0).cache(pair)
+    result = cached(1000)
+    ones = result["a"][1]
+    del result
+    gc.collect()
+    assert holders(tmp_path) == ["read"]
+    assert float(ones.sum()) == 1000
+    shelved = cached.call_and_shelve(1000)
+    del ones
+    gc.collect()
+    assert holders(tmp_path) == []
+    got = pickle.loads(pickle.dumps(shelved)).get()
+    assert holders(tmp_path) == ["read"]
+    del got
+    gc.collect()
+    assert holders(tmp_path) == []
+
+
+def test_a_result_without_maps_holds_nothing(tmp_path: Path) -> None:
+    cached = Memory(tmp_path / "cache", mmap_mode="r", verbose=0).cache(str)
+    kept = [cached(1), cached(1)]
+    assert holders(tmp_path) == []
+    assert kept == ["1", "1"]
+
+
+def test_what_this_process_has_mapped_is_computed_without_being_stored_and_nobody_hangs(tmp_path: Path) -> None:
+    cached = Memory(tmp_path / "cache", mmap_mode="r", verbose=0).cache(full)
+    array = cached(1000, 7)
+    with pytest.warns(UserWarning.__base__, match="in use by a memory map of this process"):
+        output, _ = cached.call(1000, 7)
+    assert output.tolist() == array.tolist()
+    assert not isinstance(output, np.memmap)
+
+
+# -- calls within calls -----------------------------------------------------------------------------------------------
+
+
+def test_a_computation_that_asks_for_its_own_result_is_told_so(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0)
+
+    @memory.cache
+    def endless(x: int) -> int:
+        return int(endless(x))
+
+    with pytest.raises(DeadlockError, match="asks for its own result"):
+        endless(1)
+    assert holders(tmp_path) == []
+
+
+def test_a_computation_may_ask_whether_it_is_cached(tmp_path: Path) -> None:
+    cached: Any = None
+
+    def work(x: int) -> bool:
+        return bool(cached.check_call_in_cache(x))
+
+    cached = Memory(tmp_path / "cache", verbose=0).cache(work)
+    assert cached(1) is False
+    assert cached.check_call_in_cache(1) is True
+
+
+@pytest.mark.parametrize("granularity", ["item", "function"])
+def test_a_function_may_call_itself_with_other_arguments(tmp_path: Path, granularity: Any) -> None:
+    mmap_mode = "r" if granularity == "item" else None
+    memory = Memory(tmp_path / "cache", verbose=0, granularity=granularity, mmap_mode=mmap_mode)
+    calls: list[int] = []
+
+    @memory.cache(ignore=["calls"])
+    def fibonacci(n: int, calls: list[int]) -> Any:
+        calls.append(n)
+        return np.array([n]) if n < 2 else np.array(fibonacci(n - 1, calls) + fibonacci(n - 2, calls))
+
+    assert fibonacci(10, calls).tolist() == [55]
+    assert sorted(calls) == list(range(11)), "each once"
+    gc.collect()
+    assert holders(tmp_path) == []
+
+
+# -- coroutines -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mmap_mode", [None, "r"])
+def test_of_eight_tasks_one_computes(tmp_path: Path, mmap_mode: str | None) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0, poll_interval=0.1, mmap_mode=mmap_mode)
+    calls: list[int] = []
+
+    @memory.cache(ignore=["calls"])
+    async def work(x: int, calls: list[int]) -> Any:
+        calls.append(x)
+        await asyncio.sleep(0.3)
+        if len(calls) == 1:
+            raise ArithmeticError
+        return np.full(10, x)
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(*(work(3, calls) for _ in range(8)), return_exceptions=True)
+
+    results = asyncio.run(main())
+    assert [type(result) for result in results].count(ArithmeticError) == 1
+    assert sum(isinstance(result, np.ndarray) and result.tolist() == [3] * 10 for result in results) == 7
+    assert calls == [3, 3]
+    del results
+    gc.collect()
+    assert holders(tmp_path) == []
+
+
+def test_a_task_that_is_cancelled_while_it_waits_leaves_nothing(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0, poll_interval=0.1)
+
+    @memory.cache
+    async def work(x: int) -> int:
+        await asyncio.sleep(1)
+        return x
+
+    async def main() -> None:
+        first = asyncio.create_task(work(1))
+        await asyncio.sleep(0.3)
+        second = asyncio.create_task(work(1))
+        await asyncio.sleep(0.3)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        assert await first == 1
+
+    asyncio.run(main())
+    assert holders(tmp_path) == []
+
+
+# -- what is not stored -----------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_is_ready_when_the_lock_was_lost_is_returned_and_not_stored(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0, heartbeat_interval=0.1, stale_threshold=20)
+
+    @memory.cache
+    def slow(x: int) -> int:
+        (lock,) = (tmp_path / "cache.locks").rglob("*.rwlock")
+        break_lock(str(lock).removesuffix(".rwlock"), force=True)
+        time.sleep(1.5)  # several heartbeats
+        return x
+
+    with pytest.warns(Warning, match="Unable to cache to disk: The lock on .* was lost"):
+        assert slow(4) == 4
+    assert items(tmp_path) == 0
+
+
+def test_a_lock_that_is_lost_while_the_result_is_written_keeps_it_from_being_seen(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0, heartbeat_interval=0.1, stale_threshold=20)
+
+    class Slow:
+        def __reduce__(self) -> tuple[Any, ...]:
+            (lock,) = (tmp_path / "cache.locks").rglob("*.rwlock")
+            break_lock(str(lock).removesuffix(".rwlock"), force=True)
+            time.sleep(1.5)
+            return str, ("pickled",)
+
+    @memory.cache
+    def work() -> Any:
+        return Slow()
+
+    with pytest.warns(Warning, match="Unable to cache to disk"):
+        assert isinstance(work(), Slow)
+    assert items(tmp_path) == 0
+    assert list((tmp_path / "cache").rglob("output.pkl*")) == []
+
+
+def test_who_waits_longer_than_the_timeout_is_told_who_computes(stage: Stage, tmp_path: Path) -> None:
+    busy = stage.actor("from joblib_scene import *", path=HERE)
+    waits = stage.actor("from joblib_scene import *; SETTINGS['timeout'] = 0.3; pass", path=HERE)
+    busy.tell("cached('item', 'hangs_once')(1)")
+    wait_until((tmp_path / "hung").exists)
+    with pytest.raises(Raised) as raised:
+        waits.do("cached('item', 'hangs_once')(1)")
+    assert "Timeout" in raised.value.names
+    assert f"pid {busy.pid}" in raised.value.message
+
+
+# -- the registered backend -------------------------------------------------------------------------------------------
+
+
+def test_a_plain_memory_with_our_backend_reads_under_locks(tmp_path: Path) -> None:
+    register_store_backend()
+    memory = joblib.Memory(
+        tmp_path / "cache", backend="nfsrwlock", verbose=0, mmap_mode="r", backend_options={"timeout": 20}
+    )
+    cached = pickle.loads(pickle.dumps(memory)).cache(full)
+    cached(1000, 7)
+    array = cached(1000, 7)
+    assert isinstance(array, np.memmap)
+    assert "read" in holders(tmp_path)
+    memory.reduce_size(items_limit=0)
+    assert items(tmp_path) == 1
+    del array
+    gc.collect()
+    memory.clear(warn=False)
+    assert items(tmp_path) == 0
+    assert holders(tmp_path) == []
+
+
+# -- wrong input ------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_input_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="backend must be 'local' or 'nfsrwlock'"):
+        Memory(tmp_path, backend="s3")
+    with pytest.raises(TypeError, match=r"Memory\(\) got an unexpected keyword argument 'leas'"):
+        Memory(tmp_path, leas=3)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="granularity must be 'item' or 'function'"):
+        Memory(tmp_path, granularity="file")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="stale_threshold must exceed"):
+        Memory(tmp_path, stale_threshold=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cached = Memory(tmp_path / "cache", verbose=0).cache(str)
+        assert cached(1) == "1"
+    with pytest.raises(ValueError, match="mmap_mode needs granularity='item'"):
+        Memory(tmp_path, granularity="function", mmap_mode="r")
+    (tmp_path / "cache.locks").rename(tmp_path / "old")
+    (tmp_path / "cache.locks").write_text("not a directory")
+    with pytest.raises(LockPathError, match="Not a directory; correct the path"):
+        cached(2)

@@ -1,0 +1,273 @@
+"""The ready-made forms for plain Python: fetch, shared_directory and FileLock, with real processes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import pytest
+
+from actors import Raised, Stage, announcements, wait_until
+from nfsrwlock import (
+    DeadlockError,
+    FileLock,
+    LockLostError,
+    LockPathError,
+    SoftReadWriteLock,
+    Timeout,
+    break_lock,
+    fetch,
+    shared_directory,
+)
+
+IMPORTS = "from nfsrwlock import *\nfrom pathlib import Path\nimport os, time\n"
+#: A build that leaves a line behind each time it begins.
+BUILD = IMPORTS + (
+    "def build(path):\n"
+    "    with open('builds', 'a') as log: log.write(f'{os.getpid()}\\n')\n"
+    "    time.sleep(0.5)\n"
+    "    Path(path).write_text('made by %d' % os.getpid())\n"
+)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with Stage(tmp_path) as stage:
+        yield stage
+
+
+def builds(directory: Path) -> list[str]:
+    return (directory / "builds").read_text().split()
+
+
+# -- fetch ------------------------------------------------------------------------------------------------------------
+
+
+def test_of_eight_processes_that_fetch_at_once_one_builds_and_all_get_its_file(stage: Stage, tmp_path: Path) -> None:
+    actors = [stage.actor(BUILD) for _ in range(8)]
+    for actor in actors:
+        actor.tell("got = fetch('data', build)")
+    for actor in actors:
+        actor.answer()
+    assert len({actor.do("Path(got).read_text()") for actor in actors}) == 1
+    assert len(builds(tmp_path)) == 1
+    assert len(announcements(tmp_path / "data")) == 8, "each has a shared hold"
+    with pytest.raises(Timeout):
+        SoftReadWriteLock(tmp_path / "data").acquire_write(blocking=False)
+    for actor in actors:
+        actor.do("got.check(); got.release(); got.release()")
+    assert announcements(tmp_path / "data") == []
+    assert sorted(os.listdir(tmp_path)) == ["builds", "data", "data.rwlock"]
+
+
+def test_if_the_builder_is_killed_the_next_one_builds(stage: Stage, tmp_path: Path) -> None:
+    victim = stage.actor(BUILD.replace("0.5", "60"))
+    victim.tell("fetch('data', build)")
+    wait_until((tmp_path / "builds").exists)
+    (tmp_path / ".data.mine.partial").write_text("a user's file")
+    (tmp_path / f".data.{'0' * 32}.partial").write_text("half a file of another victim")
+    heir = stage.actor(BUILD)
+    heir.tell("got = fetch('data', build)")
+    victim.kill()
+    heir.answer()
+    assert builds(tmp_path) == [str(victim.pid), str(heir.pid)]
+    assert sorted(path.name for path in tmp_path.glob(".data*")) == [".data.mine.partial"]
+
+
+def test_if_the_builder_raises_nothing_is_published_and_the_next_one_builds(stage: Stage, tmp_path: Path) -> None:
+    first, second = stage.actor(BUILD), stage.actor(BUILD)
+    first.do("def fail(path):\n    Path(path).write_text('half'); time.sleep(0.5); raise ZeroDivisionError")
+    first.tell("fetch('data', fail)")
+    wait_until(lambda: list(tmp_path.glob(".data*")))
+    second.tell("got = fetch('data', build)")
+    with pytest.raises(Raised) as raised:
+        first.answer()
+    assert "ZeroDivisionError" in raised.value.names
+    second.answer()
+    assert (tmp_path / "data").read_text() == f"made by {second.pid}"
+    assert list(tmp_path.glob(".data*")) == []
+
+
+def test_a_builder_that_lost_the_lock_publishes_nothing(tmp_path: Path) -> None:
+    def build(path: Path) -> None:
+        path.write_text("late")
+        break_lock(tmp_path / "data", force=True)
+        wait_until(lambda: lost, timeout=10)
+
+    lost: list[int] = []
+    watcher = threading.Timer(1.5, lost.append, [1])  # several heartbeats later
+    watcher.start()
+    with pytest.raises(LockLostError):
+        fetch(tmp_path / "data", build, heartbeat_interval=0.1, stale_threshold=20)
+    assert not (tmp_path / "data").exists()
+    watcher.join()
+
+
+def test_a_build_that_fetches_its_own_path_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(DeadlockError, match="being built by this very call"):
+        fetch(tmp_path / "data", lambda path: fetch(tmp_path / "data", Path.touch))
+
+
+def test_a_build_that_makes_nothing_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(LockPathError, match=r"was not made by build\(\)"):
+        fetch(tmp_path / "data", lambda path: None)
+
+
+def test_a_directory_that_is_no_longer_valid_is_built_anew_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "old").touch()
+
+    def build(path: Path) -> None:
+        path.mkdir()
+        (path / "new").touch()
+
+    with fetch(tmp_path / "data", build, is_valid=lambda path: (path / "new").exists()) as got:
+        assert os.listdir(got) == ["new"]
+        assert got.generation == 1
+    with fetch(tmp_path / "data", build, is_valid=lambda path: (path / "new").exists()) as got:
+        assert got.generation == 1, "it was not built again"
+    assert sorted(os.listdir(tmp_path)) == ["data", "data.rwlock"]
+
+
+def test_a_wrong_option_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"fetch\(\) got an unexpected keyword argument 'time_out'"):
+        fetch(tmp_path / "data", Path.touch, time_out=3)  # type: ignore[call-arg]
+
+
+# -- shared_directory -------------------------------------------------------------------------------------------------
+
+
+def test_users_share_a_directory_and_a_cleaner_has_it_alone(stage: Stage, tmp_path: Path) -> None:
+    user, other, cleaner = (stage.actor(IMPORTS + "it = shared_directory('cache')") for _ in range(3))
+    user.do("use = it.use(); lock = use.__enter__()")
+    assert other.do("with it as path: seen = os.path.isdir(path)\n") is None
+    assert other.do("seen") is True
+    with pytest.raises(Raised) as raised:
+        cleaner.do("it.clean(blocking=False).__enter__()")
+    assert "Timeout" in raised.value.names
+    user.do("lock.check(); use.__exit__(None, None, None)")
+    cleaner.do("clean = it.clean(); _ = clean.__enter__()")
+    with pytest.raises(Raised) as raised:
+        other.do("it.use(timeout=0.2).__enter__()")
+    assert "Timeout" in raised.value.names
+    cleaner.do("os.rmdir('cache'); clean.__exit__(None, None, None)")
+    other.do("with it as path: assert os.path.isdir(path)\n")
+    assert announcements(tmp_path / "cache") == []
+
+
+def test_a_shared_directory_is_used_by_threads_through_one_object_and_pickles(tmp_path: Path) -> None:
+    directory = pickle.loads(pickle.dumps(shared_directory(tmp_path / "cache", timeout=20)))
+    meeting = threading.Barrier(3)
+
+    def use() -> None:
+        with directory:
+            meeting.wait(20)
+            assert len(announcements(tmp_path / "cache")) == 2
+            meeting.wait(20)
+
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    meeting.wait(20)
+    meeting.wait(20)
+    for thread in threads:
+        thread.join()
+    assert announcements(tmp_path / "cache") == []
+
+
+# -- FileLock ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_lock_excludes_other_processes_and_raises_filelocks_timeout(stage: Stage, tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "x.lock", timeout=20)
+    other = stage.actor(IMPORTS + "lock = FileLock('x.lock', timeout=0.2)")
+    with lock.acquire() as held:
+        assert held is lock
+        assert lock.is_locked
+        with pytest.raises(Raised) as raised:
+            other.do("lock.acquire()")
+        assert "Timeout" in raised.value.names
+    assert not lock.is_locked
+    other.do("lock.acquire()")
+    with pytest.raises(filelock.Timeout):
+        lock.acquire(timeout=0.2)
+    with pytest.raises(filelock.Timeout):
+        lock.acquire(timeout=20, cancel_check=lambda: True)
+    with pytest.raises(filelock.Timeout):
+        lock.acquire(blocking=False)
+
+
+def test_a_file_lock_is_re_entrant_a_decorator_and_forgiving_at_release(tmp_path: Path) -> None:
+    lock = FileLock(str(tmp_path / "x.lock"), 5, 0o664)
+
+    @lock
+    def work() -> int:
+        return lock.lock_counter
+
+    lock.release()
+    with lock, lock:
+        assert work() == 3
+    assert (lock.lock_counter, lock.is_locked) == (0, False)
+    lock.acquire()
+    lock.acquire()
+    lock.release(force=True)
+    assert announcements(tmp_path / "x.lock") == []
+
+
+@pytest.mark.parametrize("thread_local", [True, False])
+def test_the_hold_of_a_file_lock_is_the_threads_or_the_objects(tmp_path: Path, thread_local: bool) -> None:
+    lock = FileLock(tmp_path / "x.lock", timeout=0.2, thread_local=thread_local)
+    seen: list[object] = []
+
+    def elsewhere() -> None:
+        seen.append(lock.is_locked)
+        try:
+            with lock:
+                seen.append(lock.lock_counter)
+        except Timeout:
+            seen.append("Timeout")
+
+    with lock:
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert seen == ([False, "Timeout"] if thread_local else [True, 2])
+    assert announcements(tmp_path / "x.lock") == []
+
+
+def test_a_file_lock_that_was_lost_says_so_at_the_end_of_the_block(tmp_path: Path) -> None:
+    def lose() -> None:
+        with FileLock(tmp_path / "x.lock", heartbeat_interval=0.1, stale_threshold=20):
+            break_lock(tmp_path / "x.lock", force=True)
+
+    with pytest.raises(LockLostError):
+        lose()
+
+
+def test_a_file_lock_pickles_as_its_settings_and_is_released_when_nobody_has_it_any_more(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "x.lock", timeout=7, thread_local=False, share="group")
+    lock.acquire()
+    copy = pickle.loads(pickle.dumps(lock))
+    assert (copy.timeout, copy.is_locked, copy.is_thread_local(), copy.lock_file) == (7, False, False, lock.lock_file)
+    del lock
+    assert announcements(tmp_path / "x.lock") == []
+
+
+def test_the_lock_class_takes_the_place_of_filelocks_where_a_library_takes_one(tmp_path: Path) -> None:
+    # As huggingface_hub's WeakFileLock does: mode, timeout, acquire in a loop, release.
+    def weak_file_lock(kind: type[FileLock | filelock.FileLock]) -> str:
+        lock = kind(tmp_path / "weak.lock", timeout=1, mode=0o664)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            return "busy"
+        try:
+            return "held" if lock.is_locked else "not"
+        finally:
+            lock.release()
+
+    assert weak_file_lock(FileLock) == weak_file_lock(filelock.FileLock) == "held"

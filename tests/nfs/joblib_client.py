@@ -1,0 +1,74 @@
+"""What processes on the lab's clients do with a cache of joblib's; imported there."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from functools import partial
+from typing import Any
+
+import joblib
+import numpy as np
+
+from nfs.on_client import cost
+from nfsrwlock.joblib import Memory
+
+_computed: list[int] = []
+_computed_arrays: list[int] = []
+
+
+def square(x: int) -> int:
+    _computed.append(x)
+    return x * x
+
+
+def megabyte(x: int) -> Any:
+    _computed_arrays.append(x)
+    return np.full(2**17, x, dtype=np.float64)
+
+
+def call_all(location: str, keys: int, seed: int) -> list[int]:
+    """Call a cached function for each key, in an order of this client's own; return the keys it computed itself."""
+    cached = Memory(location, verbose=0, poll_interval=0.1).cache(square)
+    order = list(range(keys))
+    random.Random(seed).shuffle(order)
+    for x in order:
+        assert cached(x) == x * x
+    return list(_computed)
+
+
+def caches(location: str) -> list[Any]:
+    """The same function cached by plain joblib and by ours."""
+    memories = (joblib.Memory(f"{location}-joblib", verbose=0), Memory(f"{location}-ours", verbose=0))
+    return [memory.cache(megabyte) for memory in memories]
+
+
+def fill(location: str, keys: int) -> None:
+    """Compute and store arrays of 1 MiB in both caches."""
+    for cached in caches(location):
+        for x in range(keys):
+            cached(x)
+
+
+def milliseconds_per_hit(location: str, keys: int) -> tuple[float, float]:
+    """The median times of a hit on an array of 1 MiB that another client has stored: plain joblib, ours; in turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    functions = caches(location)
+    for x in range(keys):
+        for cached, taken in zip(functions, times, strict=True):
+            started = time.perf_counter()
+            array = cached(x)
+            taken.append(time.perf_counter() - started)
+            assert array[0] == x
+    assert not _computed_arrays
+    plain, ours = (1000 * statistics.median(taken) for taken in times)
+    return plain, ours
+
+
+def requests_per_hit(location: str, mountpoint: str, rounds: int) -> list[dict[str, float]]:
+    """What a hit asks of the file server once all is in this client's cache, by its kernel's count: plain, ours."""
+    return [cost(mountpoint, partial(cached, 1), rounds) for cached in caches(location)]
+
+
+__all__ = ["call_all", "fill", "milliseconds_per_hit", "requests_per_hit"]

@@ -1,0 +1,121 @@
+"""A hold as other processes see it: they fail in time when it no longer stands."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors import Raised, Stage, announcements, wait_until
+from nfsrwlock import HoldWitness, LeaseExpiredError, LockLostError, LockNotHeldError, SoftReadWriteLock, break_lock
+
+LEASE_S = 6.0
+HOLD = f"lock = SoftReadWriteLock('data', heartbeat_interval=1, stale_threshold={LEASE_S}); lock.acquire_write(); pass"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with Stage(tmp_path) as stage:
+        yield stage
+
+
+@pytest.fixture(params=[None, "elsewhere"])
+def host(request: pytest.FixtureRequest) -> str | None:
+    return request.param  # type: ignore[no-any-return]
+
+
+def witness(path: Path) -> HoldWitness:
+    (name,) = announcements(path)
+    return HoldWitness(str(path), f"{path}.rwlock", name)
+
+
+def test_it_is_made_from_a_hold_only_and_survives_pickling(tmp_path: Path) -> None:
+    lock = SoftReadWriteLock(tmp_path / "data")
+    with pytest.raises(LockNotHeldError):
+        lock.witness()
+    with lock.read_lock():
+        seen = pickle.loads(pickle.dumps(lock.witness()))
+        seen.check()
+    with pytest.raises(LockLostError, match="released it or was evicted"):
+        seen.check()
+    with lock.read_lock(), pytest.raises(LockLostError):
+        seen.check()  # a new hold is another one
+
+
+def test_it_passes_while_heartbeats_come_also_after_long_pauses(stage: Stage, tmp_path: Path, host: str) -> None:
+    stage.actor(HOLD, host=host)
+    seen = witness(tmp_path / "data")
+    waited = wait_until(lambda: len(os.listdir(next((tmp_path / "data.rwlock").glob("write.*")))) > 0)
+    for _ in range(3):
+        seen.check()
+        seen._looked = -1e9  # as if the last look had been very long ago
+        seen._seen = (0, -1e9)
+    assert waited < LEASE_S
+    assert [name for name in os.listdir(tmp_path / "data.rwlock") if name.startswith("gone.")] == []
+
+
+def test_it_fails_at_once_when_the_holder_has_died_on_this_machine(stage: Stage, tmp_path: Path) -> None:
+    holder = stage.actor(HOLD)
+    seen = witness(tmp_path / "data")
+    seen.check()
+    holder.kill()
+    assert len(announcements(tmp_path / "data")) == 1, "the marker is still there"
+    with pytest.raises(LockLostError, match="has died"):
+        seen.check()
+
+
+@pytest.mark.parametrize("looks_before", [True, False])
+def test_it_fails_within_the_lease_when_a_holder_elsewhere_falls_silent(
+    stage: Stage, tmp_path: Path, looks_before: bool
+) -> None:
+    holder = stage.actor(HOLD, host="elsewhere")
+    seen = witness(tmp_path / "data")
+    if looks_before:
+        seen.check()
+    holder.kill()
+
+    def fails() -> bool:
+        # A witness that looks for the first time must know the age as well as one that has looked all the time.
+        try:
+            (seen if looks_before else witness(tmp_path / "data")).check()
+        except LeaseExpiredError:
+            return True
+        return False
+
+    assert wait_until(fails, timeout=LEASE_S + 5, pause=0.1) <= LEASE_S
+    assert len(announcements(tmp_path / "data")) == 1, "the marker is still there"
+
+
+def test_it_fails_when_the_holder_was_evicted(stage: Stage, tmp_path: Path) -> None:
+    stage.actor(HOLD)
+    seen = witness(tmp_path / "data")
+    break_lock(tmp_path / "data", force=True)
+    with pytest.raises(LockLostError):
+        seen.check()
+
+
+def test_what_cannot_be_looked_at_passes_until_the_lease_is_over_and_no_longer(stage: Stage, tmp_path: Path) -> None:
+    stage.actor(HOLD, host="elsewhere")
+    seen, blind = witness(tmp_path / "data"), witness(tmp_path / "data")
+    seen.check()
+    os.rename(tmp_path / "data.rwlock", tmp_path / "away")
+    (tmp_path / "data.rwlock").write_text("no directory: listing it fails, and tells nothing")
+    seen.check()
+    with pytest.raises(LeaseExpiredError, match="cannot be looked at"):
+        blind.check()
+    seen._seen = (seen._seen[0], seen._seen[1] - LEASE_S) if seen._seen else None
+    with pytest.raises(LeaseExpiredError, match="cannot be looked at"):
+        seen.check()
+
+
+def test_an_actor_checks_what_it_was_sent(stage: Stage, tmp_path: Path) -> None:
+    child = stage.actor("import pickle; pass")
+    lock = SoftReadWriteLock(tmp_path / "data")
+    with lock.write_lock():
+        child.do(f"seen = pickle.loads({pickle.dumps(lock.witness())!r}); seen.check()")
+    with pytest.raises(Raised) as raised:
+        child.do("seen.check()")
+    assert "LockLostError" in raised.value.names
