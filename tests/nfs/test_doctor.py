@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from nfs.lab import Lab, Node
-from nfs.scene import MOUNTS, Scene
+from nfs.lanes import BOTH, LANES
+from nfs.scene import Scene
 
 pytestmark = pytest.mark.nfs
 
 ROUNDS = 20
-NOCTO = "/mnt/nocto"
+#: Of NFSv3, where data may be old then.
+NOCTO = "/mnt/nocto3"
 
 
 def doctor(*arguments: str) -> list[str]:
@@ -49,12 +51,13 @@ def examined(lab: Lab) -> Iterator[dict[str, tuple[int, dict[str, Any]]]]:
     """By mountpoint, what two hosts found; on all mounts at once, for most of it is waiting."""
     for node in lab.clients:
         node.mount("3", "nocto,nosharecache", at=NOCTO)
-    directories = [f"{mountpoint}/doctor-{number}" for number, mountpoint in enumerate([*MOUNTS.values(), NOCTO])]
+    mountpoints = [*(LANES[lane].at for lane in BOTH), NOCTO]
+    directories = [f"{mountpoint}/doctor-{number}" for number, mountpoint in enumerate(mountpoints)]
     for directory in directories:
         lab.clients[0].check(["mkdir", directory])
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda directory: between(*lab.clients, directory), directories)
-        yield dict(zip([*MOUNTS.values(), NOCTO], found, strict=True))
+        yield dict(zip(mountpoints, found, strict=True))
     for node in lab.clients:
         node.umount(NOCTO)
 
@@ -68,12 +71,12 @@ def facts(report: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("version", MOUNTS)
+@pytest.mark.parametrize("version", BOTH)
 def test_two_hosts_find_nfs_fit(examined: dict[str, tuple[int, dict[str, Any]]], version: str) -> None:
-    code, report = examined[MOUNTS[version]]
+    code, report = examined[LANES[version].at]
     assert code == 0
     assert (report["fit"], report["two_hosts"], report["host"], report["peer"]) == (True, True, "n1", "n2")
-    assert report["file_system"]["mountpoint"] == MOUNTS[version]
+    assert report["file_system"]["mountpoint"] == LANES[version].at
     assert report["file_system"]["options"]["vers"] == version
     demands = {"mkdir": "ok", "listing": "ok", "removal": "ok", "data": "ok"}
     # A reply may get lost, and NFSv3 may answer from its cache of missing names: notes, both.
