@@ -7,6 +7,13 @@ PYTEST_WORKERS ?= 2
 # More arguments for pytest, as in: make test PYTEST_ARGS="-k fork -x"
 PYTEST_ARGS ?=
 
+# How long a run of the benchmarks may take, about, in seconds; QUICK=1 only sees that they work.
+DURATION ?=
+QUICK ?=
+# More for them, as in: make bench BENCH_ARGS="--only storm,growth --dir /data"
+BENCH_ARGS ?=
+override BENCH_ARGS += $(if $(DURATION),--duration $(DURATION)) $(if $(QUICK),--quick)
+
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -24,7 +31,7 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nfs lint format docs build clean distclean
+.PHONY: help setup demo test test-nfs bench bench-nfs lint format docs build clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +47,13 @@ test: lint ## lint, then every test that needs neither root nor NFS
 test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under faults (root; under five minutes)
 	$(BIN)/python tests/nfs/lab install
 	$(BIN)/python -m pytest tests/nfs $(PYTEST_ARGS)
+
+bench: .venv/.bench ## this lock beside others, locally (DURATION=s, or QUICK=1 for a glance; under three minutes)
+	$(BIN)/python benchmarks local $(BENCH_ARGS)
+
+bench-nfs: .venv/.bench ## the same on a cluster of kernels with an NFS server; brings docs/benchmarks up to date (root)
+	$(BIN)/python tests/nfs/lab install
+	$(BIN)/python benchmarks nfs $(if $(QUICK),,--out docs/benchmarks --readme README.md) $(BENCH_ARGS)
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -88,6 +102,13 @@ distclean: clean ## remove .venv too
 	else echo "updating .venv"; fi; \
 	$(PIP) install --upgrade 'pip>=25.1'; \
 	$(PIP) install --upgrade --editable . --group dev; \
+	touch $@
+
+.venv/.bench: .venv/.dev
+	@set -eu; $(TAKE_TURNS); \
+	if [ .venv/.bench -nt .venv/.dev ]; then exit 0; fi; \
+	echo "adding the other locks of the benchmarks to .venv"; \
+	$(PIP) install --upgrade --group bench; \
 	touch $@
 
 .venv/.docs: .venv/.dev
