@@ -227,16 +227,17 @@ def _handover(document: Document) -> str:
 def _waiters(document: Document) -> str:
     rows = []
     for record in find(document, "waiters"):
-        if record.get("error"):
+        if "requests per second" not in record or record["failed"] == record["processes"]:
             rows.append([_label(document, record), _kind(record), f"fails: {_short(record['error'])}", "", "", "", ""])
             continue
+        failed = f" ({record['failed']} failed: {_short(record['error'])})" if record["failed"] else ""
         polls = record["polls per second"]
         rows.append(
             [
                 _label(document, record),
                 _kind(record),
-                f"{record['waited']:g} s",
-                f"{record['requests per second']:g}",
+                f"{record['waited']:g} s to {record['waited'] + record['watched']:.0f} s",
+                f"{record['requests per second']:g}{failed}",
                 "" if polls is None else f"{polls / record['processes']:.2f}",
                 "" if polls is None else f"{record['requests per poll']:.2f}",
                 _kinds(record["requests by kind"], least=1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -62,13 +63,35 @@ def release() -> float:
     return began
 
 
+def warm_up(contender: str) -> None:
+    """Take and release such a lock on this machine's own disk, so that this process has run all that code once."""
+    with tempfile.TemporaryDirectory() as directory:
+        make(contender, f"{directory}/data", {})
+        cycles(1)
+
+
 def wait() -> None:
     """Begin to acquire, in the background."""
-    threading.Thread(target=_contender().acquire, daemon=True).start()
+
+    def acquire() -> None:
+        try:
+            _contender().acquire()
+        except Exception as error:
+            _here["trouble"] = error
+            raise
+        _here["trouble"] = RuntimeError("the wait has ended")
+
+    threading.Thread(target=acquire, daemon=True).start()
 
 
 def polls() -> int | None:
-    """How often the wait has looked in vain so far."""
+    """
+    How often the wait has looked in vain so far.
+
+    :raises Exception: what has ended the wait
+    """
+    if "trouble" in _here:
+        raise _here["trouble"]
     return _contender().polls
 
 

@@ -32,10 +32,10 @@ class Plan:
     :param polls: poll intervals of the handover, seconds
     :param handovers: per pair of processes and poll interval
     :param long_wait_s: a handover after this long a wait, too; 0: none
-    :param windows_s: how long the crowd has waited when its requests are counted
-    :param window_s: for how long they are counted
+    :param windows_s: when the requests of waiters are counted: after so long a wait, for so long
     :param heartbeat_s: of the idle holders
     :param recoveries: how often
+    :param left_out: measurements that would find the same as at another place
     :param recovery_s: for how long a recovery is waited for
     :param sizes: numbers of readers at once
     :param growth_s: for how long they may take to come
@@ -45,20 +45,20 @@ class Plan:
     few: tuple[str, ...]
     cycle_s: float = 20.0
     crowd: int = 100
-    storm_s: float = 25.0
-    storms: int = 3
+    storm_s: float = 15.0
+    storms: int = 4
     readers: int = 50
-    writer_s: float = 10.0
+    writer_s: float = 8.0
     polls: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 1.0)
     handovers: int = 3
     long_wait_s: float = 12.0
-    windows_s: tuple[float, ...] = (2.0, 25.0)
-    window_s: float = 4.0
-    heartbeat_s: float = 3.0
-    recoveries: int = 3
-    recovery_s: float = 15.0
+    windows_s: tuple[tuple[float, float], ...] = ((2.0, 4.0), (14.0, 15.0))
+    heartbeat_s: float = 2.0
+    recoveries: int = 2
+    recovery_s: float = 8.0
     sizes: tuple[int, ...] = (1, 10, 100, 1000, 5000)
-    growth_s: float = 20.0
+    growth_s: float = 12.0
+    left_out: tuple[str, ...] = ()
 
     def without(self, contender: str) -> Plan:
         """The same without a contender."""

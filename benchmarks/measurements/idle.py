@@ -40,24 +40,28 @@ def _waiters(place: Place, plan: Plan, name: str) -> Iterator[Record]:
             waiter.tell("make", contender=name, path=path, options={})
         for waiter in waiters:
             waiter.answer()
+        errors: list[str] = []
         began = time.monotonic()
         for waiter in waiters:
             waiter.tell("wait")
         for waiter in waiters:
             waiter.answer()
-        for window in windows:
-            time.sleep(max(began + window - time.monotonic(), 0))
-            polls_before = _polls(waiters)
+        for start, length in windows:
+            time.sleep(max(began + start - time.monotonic(), 0))
+            polls_before = _polls(waiters, errors)
             before, moment = place.requests(), time.monotonic()
-            polls_between = _polls(waiters)
-            time.sleep(plan.window_s)
-            polls_then = _polls(waiters)
+            polls_between = _polls(waiters, errors)
+            time.sleep(length)
+            polls_then = _polls(waiters, errors)
             after, seconds = place.requests(), time.monotonic() - moment
-            polls_after = _polls(waiters)
+            polls_after = _polls(waiters, errors)
             # Counting takes time itself, so polls are counted on both sides of each count of requests.
             polls = (polls_then + polls_after - polls_before - polls_between) / 2
             yield _record("waiters", place, plan, name, used(before, after), seconds) | {
-                "waited": window,
+                "waited": start,
+                "watched": round(seconds, 1),
+                "failed": len(errors),
+                "error": errors[0] if errors else None,
                 "polls per second": round(polls / seconds, 2) if polls else None,
                 "requests per poll": round(sum(used(before, after).values()) / polls, 3) if polls else None,
             }
@@ -76,7 +80,9 @@ def _holders(place: Place, plan: Plan, name: str) -> Record:
         until = time.monotonic() + 60
         for member in members:
             member.answer_by(until)
-        time.sleep(2 * beat)  # the first heartbeat makes a file, the later ones are what a holder costs
+        # The first heartbeat makes a file, and at the second the client gives back the server's leave to cache that
+        # file. The later ones are what a holder costs.
+        time.sleep(3.5 * beat)
         before, moment = place.requests(), time.monotonic()
         time.sleep(3 * beat)
         after, seconds = place.requests(), time.monotonic() - moment
@@ -89,10 +95,17 @@ def _holders(place: Place, plan: Plan, name: str) -> Record:
     }
 
 
-def _polls(members: list[Member]) -> int:
+def _polls(members: list[Member], errors: list[str]) -> int:
     for member in members:
         member.tell("polls")
-    return sum(member.answer() or 0 for member in members)
+    errors.clear()
+    total = 0
+    for member in members:
+        try:
+            total += member.answer() or 0
+        except Trouble as trouble:
+            errors.append(str(trouble))
+    return total
 
 
 def _record(
