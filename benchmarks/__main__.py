@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a directory
 from benchmarks import report, results
 from benchmarks.contenders import KINDS
 from benchmarks.measurements import Plan, measurements
-from benchmarks.places import ROOT, NfsLab, Place, local_place
+from benchmarks.places import ROOT, Late, NfsLab, Place, Trouble, local_place
 from benchmarks.results import Document
 
 #: What NFS is measured with: version, delay in ms.
@@ -147,7 +147,15 @@ def _measure(
         sys.stderr.write(f"{place.label}: {name} ... ")
         sys.stderr.flush()
         contenders = plan.contenders if name == "uncontended" else plan.few
-        results.add_all(document, list(measure(place, replace(plan, contenders=contenders), lab)))
+        found = []
+        try:
+            for record in measure(place, replace(plan, contenders=contenders), lab):
+                found.append(record)  # noqa: PERF402 - what is found before an error is kept
+        except (Late, Trouble) as error:
+            # A process of the benchmarks itself has failed or hangs. The rest of the run is not lost for that.
+            sys.stderr.write(f"broken off: {error!r} ... ")
+            arguments.code = 1
+        results.add_all(document, found)
         sys.stderr.write(f"{time.monotonic() - began:.0f} s\n")
         save()
 
@@ -167,9 +175,22 @@ def _begin(arguments: argparse.Namespace) -> Document:
             raise ValueError(f"{arguments.results} was measured with other versions; measure all of it again")
         document = earlier
     arguments.began = time.monotonic()
-    words = [word for word in arguments.command if not word.startswith(("/", "--out", "--dir", "--lab"))]
-    document["pieces"].append({"began": results.now(), "command": " ".join(["python benchmarks", *words])})
+    arguments.code = 0
+    document["pieces"].append({"began": results.now(), "command": _told(arguments.command)})
     return document
+
+
+def _told(command: list[str]) -> str:
+    # Without the paths, which say nothing to others.
+    words = iter(command)
+    told = ["python benchmarks"]
+    for word in words:
+        if word.partition("=")[0] in ("--out", "--dir", "--lab", "--readme"):
+            if "=" not in word:
+                next(words, None)
+        else:
+            told.append(word)
+    return " ".join(told)
 
 
 def _save(document: Document, arguments: argparse.Namespace) -> None:
@@ -179,7 +200,7 @@ def _save(document: Document, arguments: argparse.Namespace) -> None:
 
 def _end(document: Document, arguments: argparse.Namespace) -> int:
     _save(document, arguments)
-    return _render(arguments)
+    return _render(arguments) or arguments.code
 
 
 def _render(arguments: argparse.Namespace) -> int:

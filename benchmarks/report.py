@@ -64,21 +64,20 @@ def update_readme(document: Document, path: Path) -> None:
 def _ratios(document: Document) -> str:
     places = [place for place in _README_PLACES if first(document, "uncontended", place, "nfsrwlock-read")]
     rows = []
-    for name, ours in (
-        ("floor", "nfsrwlock-read"),
-        ("filelock-read", "nfsrwlock-read"),
-        ("filelock-write", "nfsrwlock-write"),
-        ("soft", "nfsrwlock-write"),
-        ("flufl", "nfsrwlock-write"),
-        ("lockf-write", "nfsrwlock-write"),
+    for mode, name, label in (
+        ("read", "floor", "the bare floor: mkdir, list, rmdir"),
+        ("read", "filelock-read", "filelock `SoftReadWriteLock`"),
+        ("write", "filelock-write", "filelock `SoftReadWriteLock`"),
+        ("write", "soft", "filelock `SoftFileLock`"),
+        ("write", "flufl", "flufl.lock"),
+        ("write", "lockf-write", "`lockf`"),
     ):
-        mode = ours.removeprefix("nfsrwlock-")
-        cells = [_times(targets.ratio(document, name, ours, place)) for place in places]
-        rows.append([f"acquire + release: {KINDS[name].label}, beside our {mode}", *cells])
+        cells = [_times(targets.ratio(document, name, f"nfsrwlock-{mode}", place)) for place in places]
+        rows.append([f"{mode} and release: {label}", *cells])
     storms = [targets.storm_ratio(document, place) for place in places]
     cells = ["–" if storm is None else f"{'> ' * storm[1]}{_times(storm[0])}" for storm in storms]
-    rows.append(["100 readers at once, the median's wait: filelock SoftReadWriteLock", *cells])
-    header = ["how many times as long others take", *(document["places"][place]["label"] for place in places)]
+    rows.append(["100 readers at one moment, the median's wait: filelock `SoftReadWriteLock`", *cells])
+    header = ["times as long as nfsrwlock", *(document["places"][place]["label"] for place in places)]
     return _table(header, rows) + "\n"
 
 
@@ -320,8 +319,8 @@ def _growth(document: Document) -> str:
     return _section(
         "Growth: a read cycle among so many readers",
         "Milliseconds, median; requests to the server. The readers are lock objects in three processes on other "
-        "clients, each with an announcement of its own; the one that is measured counts. The floor has as many entries "
-        "of the same length.",
+        "clients, and the one that is measured counts. Beyond 100, nfsrwlock's are announcements under names as the "
+        "lock makes them, for each real one lists all before it. The floor has as many entries of about that length.",
         _table(["", "", *(f"{size:,}" for size in sizes)], rows) if rows else "",
     )
 

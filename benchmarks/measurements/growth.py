@@ -6,14 +6,15 @@ import statistics
 import time
 from collections.abc import Iterator
 
+from benchmarks.contenders import KINDS
 from benchmarks.measurements import Plan, Record
 from benchmarks.numbers import spread
 from benchmarks.places import Late, NfsLab, Place, Trouble, group, used
 
 _CYCLES = 15
-#: Up to here every reader is a lock that is held. As each one lists all before it, many thousands would take minutes;
-#: the further ones are announcements under names as a lock makes them.
-_REALLY = 1000
+#: Up to here every reader is a lock that is held. As each one lists all before it, thousands would take minutes; the
+#: further ones are announcements under names as a lock makes them. Locks without announcements get holders only.
+_REALLY = 100
 
 
 def measure(place: Place, plan: Plan, lab: NfsLab | None) -> Iterator[Record]:
@@ -32,9 +33,10 @@ def _grow(place: Place, plan: Plan, name: str) -> Iterator[Record]:
         held = 1  # the one that is measured counts
         for size in plan.sizes:
             ends = time.monotonic() + plan.growth_s
+            really = size <= _REALLY and KINDS[name].excludes
             shares = [(size - held + number) // len(others) for number in range(len(others))]
             for other, share in zip(others, shares, strict=True):
-                other.tell("hold_many", contender=name, path=path, count=share, really=size <= _REALLY)
+                other.tell("hold_many", contender=name, path=path, count=share, really=really)
             record: Record = {"measurement": "growth", "place": place.name, "contender": name, "readers": size}
             try:
                 for other in others:

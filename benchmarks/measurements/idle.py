@@ -8,7 +8,10 @@ from typing import Any
 
 from benchmarks.contenders import KINDS, writer_of
 from benchmarks.measurements import Plan, Record, is_asked_shared
-from benchmarks.places import Member, NfsLab, Place, Trouble, group, used
+from benchmarks.places import Late, Member, NfsLab, Place, Trouble, group, used
+
+#: For how long the holders may take to come, seconds.
+_COME_S = 20.0
 
 
 def measure(place: Place, plan: Plan, lab: NfsLab | None) -> Iterator[Record]:
@@ -77,9 +80,12 @@ def _holders(place: Place, plan: Plan, name: str) -> Record:
             member.answer()
         for member in members:
             member.tell("acquire")
-        until = time.monotonic() + 60
-        for member in members:
-            member.answer_by(until)
+        until = time.monotonic() + _COME_S
+        try:
+            for member in members:
+                member.answer_by(until)
+        except Late:
+            raise Trouble(f"they do not all hold it within {_COME_S:g} s") from None
         # The first heartbeat makes a file, and at the second the client gives back the server's leave to cache that
         # file. The later ones are what a holder costs.
         time.sleep(3.5 * beat)

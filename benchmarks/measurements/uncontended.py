@@ -11,7 +11,7 @@ from benchmarks.numbers import spread
 from benchmarks.places import Member, NfsLab, Place, Trouble, group, used
 
 #: A turn of a contender takes about so long, or one cycle.
-_TURN_S = 0.02
+_TURN_S = 0.1
 _TURNS_MIN = 5
 
 
