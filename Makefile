@@ -48,7 +48,7 @@ test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under fault
 	$(BIN)/python tests/nfs/lab install
 	$(BIN)/python -m pytest tests/nfs $(PYTEST_ARGS)
 
-bench: .venv/.bench ## this lock beside others, locally (DURATION=s, or QUICK=1 for a glance; under three minutes)
+bench: .venv/.bench ## this lock beside others, locally (DURATION=s, or QUICK=1 for a glance)
 	$(BIN)/python benchmarks local $(BENCH_ARGS)
 
 bench-nfs: .venv/.bench ## the same on a cluster of kernels with an NFS server; brings docs/benchmarks up to date (root)
