@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # run as a directory
 
 from benchmarks import report, results
 from benchmarks.contenders import KINDS
-from benchmarks.measurements import Plan, measurements
+from benchmarks.measurements import Measurement, Plan, Record, measurements
 from benchmarks.places import ROOT, Late, NfsLab, Place, Trouble, local_place
 from benchmarks.results import Document
 
@@ -147,17 +147,29 @@ def _measure(
         sys.stderr.write(f"{place.label}: {name} ... ")
         sys.stderr.flush()
         contenders = plan.contenders if name == "uncontended" else plan.few
-        found = []
-        try:
-            for record in measure(place, replace(plan, contenders=contenders), lab):
-                found.append(record)  # noqa: PERF402 - what is found before an error is kept
-        except (Late, Trouble) as error:
-            # A process of the benchmarks itself has failed or hangs. The rest of the run is not lost for that.
-            sys.stderr.write(f"broken off: {error!r} ... ")
+        found, error = _attempt(measure, place, replace(plan, contenders=contenders), lab)
+        if error is not None and lab is not None:
+            sys.stderr.write(f"broken off ({error!r}); once more, in a new lab ... ")
+            lab.renew(place)
+            found, error = _attempt(measure, place, replace(plan, contenders=contenders), lab)
+        if error is not None:
+            sys.stderr.write(f"broken off ({error!r}) ... ")
             arguments.code = 1
         results.add_all(document, found)
         sys.stderr.write(f"{time.monotonic() - began:.0f} s\n")
         save()
+
+
+def _attempt(
+    measure: Measurement, place: Place, plan: Plan, lab: NfsLab | None
+) -> tuple[list[Record], Exception | None]:
+    # A process of the benchmarks themselves may fail or hang. What was found before, and the rest of the run, is kept.
+    found: list[Record] = []
+    try:
+        found.extend(measure(place, plan, lab))
+    except (Late, Trouble) as error:
+        return found, error
+    return found, None
 
 
 def _begin(arguments: argparse.Namespace) -> Document:

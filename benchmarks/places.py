@@ -295,13 +295,21 @@ class NfsLab:
         )
         for node in self.lab.clients:
             node.mount("3", at="/mnt/nfs3")
-        self.machines = [Machine(node.name, node) for node in self.lab.clients]
+        self.machines += [Machine(node.name, node) for node in self.lab.clients]
 
     def down(self) -> None:
         """End everything."""
         for machine in self.machines:
             machine.close()
+        self.machines.clear()
         self.lab.down()
+
+    def renew(self, place: Place) -> None:
+        """Bring it down and up again: User-Mode Linux was seen to lose an interrupt of the server's disk."""
+        self.down()
+        self.up()
+        for node in self.lab.clients:
+            node.delay(place.facts["delay ms"])
 
     def place(self, version: str, delay_ms: float) -> Place:
         """Set the network delay of the clients, and give the place for a version of NFS."""
