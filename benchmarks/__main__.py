@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -85,8 +86,11 @@ def main(argv: list[str]) -> int:
     """Carry out one command; return the exit code."""
     arguments = _parser().parse_args(argv)
     arguments.command = argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it takes its lab down, as on Ctrl-C
     try:
         return int(arguments.act(arguments))
+    except KeyboardInterrupt:
+        return 130
     except (OSError, ValueError) as error:
         sys.stderr.write(f"benchmarks: {error}\n")
         return getattr(error, "code", 1)
