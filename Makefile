@@ -7,13 +7,17 @@ PYTEST_WORKERS ?= 2
 # More arguments for pytest, as in: make test PYTEST_ARGS="-k fork -x"
 PYTEST_ARGS ?=
 
-# How long `make campaign` and `make simulate` take, seconds, and the number that all its choices follow from.
-DURATION ?= 3600
+# How long campaign and simulate (3600), storm-joblib (60) and the benchmarks take, about, in seconds.
+DURATION ?=
+# The number that all choices of campaign and simulate follow from.
 SEED ?= 1
-# More arguments for it, as in: make campaign CAMPAIGN_ARGS="--clients 4 --lease 12 --keep history"
+# More arguments for campaign, as in: make campaign CAMPAIGN_ARGS="--clients 4 --lease 12 --keep history"
 CAMPAIGN_ARGS ?=
-# How long `make storm-joblib` takes, seconds.
-STORM_SECONDS ?= 60
+# QUICK=1 only sees that the benchmarks work.
+QUICK ?=
+# More arguments for them, as in: make bench BENCH_ARGS="--only storm,growth --dir /data"
+BENCH_ARGS ?=
+override BENCH_ARGS += $(if $(DURATION),--duration $(DURATION)) $(if $(QUICK),--quick)
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -32,7 +36,8 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example-joblib test test-nfs test-nfs-long simulate exhaustive campaign storm-joblib lint format docs build clean distclean
+.PHONY: help setup demo example-joblib test test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
+    bench bench-nfs lint format docs build clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,17 +62,23 @@ test-nfs-long: .venv/.dev ## the same scenarios of server outages, with one of f
 	NFSRWLOCK_TEST_OUTAGE_S=300 $(BIN)/python -m pytest tests/nfs/test_server_outages.py -s $(PYTEST_ARGS)
 
 simulate: .venv/.dev ## random runs on the simulated NFS for DURATION seconds, from the number SEED on
-	$(BIN)/python tests/simulation/long.py --seconds $(DURATION) --seed $(SEED) --jobs $(PYTEST_WORKERS)
+	$(BIN)/python tests/simulation/long.py --seconds $(or $(DURATION),3600) --seed $(SEED) --jobs $(PYTEST_WORKERS)
 
 exhaustive: .venv/.dev ## every interleaving within larger bounds than in make test (about ten minutes)
 	$(BIN)/python tests/simulation/thorough.py
 
 campaign: .venv/.dev ## random faults on the NFS cluster for DURATION seconds, by SEED; what was held is judged (root)
 	$(BIN)/python tests/nfs/lab install
-	$(BIN)/python tests/nfs/campaign --seconds $(DURATION) --seed $(SEED) $(CAMPAIGN_ARGS)
+	$(BIN)/python tests/nfs/campaign --seconds $(or $(DURATION),3600) --seed $(SEED) $(CAMPAIGN_ARGS)
 
-storm-joblib: .venv/.dev ## readers of a joblib store beside those who clear it, for STORM_SECONDS
-	$(BIN)/python tests/adapters/joblib_storm.py --seconds $(STORM_SECONDS)
+storm-joblib: .venv/.dev ## readers of a joblib store beside those who clear it, for DURATION seconds
+	$(BIN)/python tests/adapters/joblib_storm.py --seconds $(or $(DURATION),60)
+bench: .venv/.bench ## this lock beside others, locally (DURATION=s, or QUICK=1 for a glance)
+	$(BIN)/python benchmarks local $(BENCH_ARGS)
+
+bench-nfs: .venv/.bench ## the same on a cluster of kernels with an NFS server; brings docs/benchmarks up to date (root)
+	$(BIN)/python tests/nfs/lab install
+	$(BIN)/python benchmarks nfs $(if $(QUICK),,--out docs/benchmarks --readme README.md) $(BENCH_ARGS)
 
 lint: .venv/.dev ## ruff and mypy
 	$(BIN)/ruff check .
@@ -116,6 +127,13 @@ distclean: clean ## remove .venv too
 	else echo "updating .venv"; fi; \
 	$(PIP) install --upgrade 'pip>=25.1'; \
 	$(PIP) install --upgrade --editable . --group dev; \
+	touch $@
+
+.venv/.bench: .venv/.dev
+	@set -eu; $(TAKE_TURNS); \
+	if [ .venv/.bench -nt .venv/.dev ]; then exit 0; fi; \
+	echo "adding the other locks of the benchmarks to .venv"; \
+	$(PIP) install --upgrade --group bench; \
 	touch $@
 
 .venv/.docs: .venv/.dev

@@ -15,7 +15,7 @@ copyright = "2026, nfsrwlock developers"
 release = version = nfsrwlock.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "benchmarks/results.md"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 

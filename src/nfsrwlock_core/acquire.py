@@ -127,7 +127,7 @@ class Attempt:
             record=own_record(who.pid),
             watch=watch,
         )
-        self._pid: Final = os.getpid()
+        self._pid: Final = who.pid
         self._is_abandoned = False
         # A step that hangs in a thread and the one that gives it up must not overlap.
         self._mutex = threading.Lock()

@@ -325,7 +325,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
     def _acquire_in_turn(
         self, turn: threading.RLock, mode: Mode, limit: float, blocking: bool, on_wait: OnWait | None, taken: list[Mode]
     ) -> None:
-        started = time.monotonic()
+        started = time.monotonic() if limit > 0 else 0.0
         if self._enter_again(mode, taken):
             return
         if _is_mine(turn) and self._is_acquiring(sys._getframe(2)):
@@ -336,7 +336,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
                 raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
             if not self._enter_again(mode, taken):
-                left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
+                left = max(limit - (time.monotonic() - started), 0.0) if limit > 0 else limit
                 self._acquire_anew(mode, left, blocking, on_wait, taken)
         finally:
             # As often as it is ours: not at all if an exception came before we had it, and more than once if a signal's

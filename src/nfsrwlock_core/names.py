@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 TOKEN_HEX_DIGITS: Final = 32
@@ -54,16 +55,37 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """One participant, as its entry's name states it."""
+    """
+    One participant, as its entry's name states it.
+
+    What a listing of a thousand readers need not know of each of them is read from the name when it is asked for.
+    """
 
     name: str
     mode: Mode
     token: str
     ticket: int = 0
-    lease_ms: int = DEFAULT_LEASE_MS
-    who: Identity | None = None
-    since_ms: int = 0
     understood: bool = True
+    #: What follows the token in a name that is understood, field by field.
+    _more: tuple[str, ...] = ()
+
+    @property
+    def lease_ms(self) -> int:
+        """For how long peers wait in silence before they evict it."""
+        return int(self._more[0]) if self._more else DEFAULT_LEASE_MS
+
+    @property
+    def who(self) -> Identity | None:
+        """The process behind it, ``None`` if that cannot be read."""
+        if not self._more:
+            return None
+        _, pid, start, kernel, uid, _, host = self._more
+        return Identity(pid=int(pid), start=int(start), kernel=kernel, uid=int(uid), host=_decode_host(host))
+
+    @property
+    def since_ms(self) -> int:
+        """When the attempt began by its own clock, for people; 0 if that cannot be read."""
+        return int(self._more[5]) if self._more else 0
 
     @property
     def is_writer(self) -> bool:
@@ -155,25 +177,12 @@ def parse_announcement(name: str) -> Announcement | None:
     if len(name) > NAME_MAX_BYTES or not name.startswith(("read.", "write.")):
         return None
     is_write = name.startswith("write.")
-    match = (_WRITE if is_write else _READ).fullmatch(name)
     mode = Mode.WRITE if is_write else Mode.READ
+    match = (_WRITE if is_write else _READ).fullmatch(name)
     if match is None:
-        return Announcement(name=name, mode=mode, token=_stand_in_token(name), understood=False)
-    return Announcement(
-        name=name,
-        mode=mode,
-        token=match["token"],
-        ticket=int(match["ticket"], 16) if is_write else 0,
-        lease_ms=int(match["lease"]),
-        who=Identity(
-            pid=int(match["pid"]),
-            start=int(match["start"]),
-            kernel=match["kernel"],
-            uid=int(match["uid"]),
-            host=_decode_host(match["host"]),
-        ),
-        since_ms=int(match["since"]),
-    )
+        return Announcement(name, mode, _stand_in_token(name), understood=False)
+    ticket, (token, *more) = int(match["ticket"], 16) if is_write else 0, match.groups()[is_write:]
+    return Announcement(name, mode, token, ticket, True, tuple(more))
 
 
 def parse_listing(names: list[str]) -> Listing:
@@ -216,6 +225,7 @@ def _stand_in_token(name: str) -> str:
     return f"{value:016x}x"
 
 
+@lru_cache(maxsize=1)
 def _encode_host(host: str) -> str:
     # Percent-encoded bytes, cut at a whole character: a host name is for people, so losing its end is no harm.
     encoded = ""
@@ -232,5 +242,7 @@ def _percent(char: str) -> str:
 
 
 def _decode_host(text: str) -> str:
+    if "%" not in text:
+        return text
     raw = re.sub(r"%([0-9A-F]{2})", lambda match: chr(int(match[1], 16)), text)
     return raw.encode("latin-1").decode("utf-8", "replace")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
 Heartbeat = Literal["thread", "process"]
+_NUMBERS: Final = (Real, Decimal)
 #: A holder beats at least this often in its lease, so that two beats may fail before it runs out.
 _BEATS_PER_LEASE: Final = 3
 #: No file system answers so surely that a shorter lease could be kept.
@@ -215,7 +216,7 @@ def seconds(name: str, value: object) -> float:
     :raises TypeError: if it is no real number
     :raises ValueError: if it is too large
     """
-    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     try:
         return float(value)

@@ -1,0 +1,149 @@
+"""What this project set out to reach, and whether a run on the lab's NFSv4.2 has reached it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.measurements import Record
+from benchmarks.results import Document, first
+
+_PLACE = "nfs4.2"
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    One target and its fate.
+
+    :param text: what is wanted
+    :param figure: what was measured
+    :param is_met: whether that is enough
+    """
+
+    text: str
+    figure: str
+    is_met: bool
+
+
+def judge(document: Document) -> Iterator[Target]:
+    """All targets that the document has figures for."""
+    yield from _requests(document)
+    yield from _times(document)
+    yield from _storm(document)
+    yield from _crowd(document)
+    yield from _growth(document)
+
+
+def ratio(document: Document, slower: str, faster: str, place: str = _PLACE) -> float | None:
+    """How many times as long an uncontended cycle of one takes as of the other, by medians."""
+    medians = [_median(first(document, "uncontended", place, name)) for name in (slower, faster)]
+    return medians[0] / medians[1] if medians[0] is not None and medians[1] is not None else None
+
+
+def storm_ratio(document: Document, place: str = _PLACE) -> tuple[float, bool] | None:
+    """How many times as long filelock's median waits in a storm; and whether that is only a lower bound."""
+    ours = first(document, "storm", place, "nfsrwlock-read")
+    theirs = first(document, "storm", place, "filelock-read")
+    own = _median(ours, "median")
+    if theirs is None or own is None:
+        return None
+    other = _median(theirs, "median")
+    return (theirs["limit"] / own, True) if other is None else (other / own, False)
+
+
+def _requests(document: Document) -> Iterator[Target]:
+    for mode, most in (("read", 4.2), ("write", 9.0)):
+        record = first(document, "uncontended", _PLACE, f"nfsrwlock-{mode}")
+        if record is not None and "requests" in record:
+            yield Target(
+                f"a {mode} cycle makes at most {most:g} requests",
+                f"{record['requests']:.2f}",
+                record["requests"] <= most,
+            )
+
+
+def _times(document: Document) -> Iterator[Target]:
+    for mode, least in (("read", 25), ("write", 15)):
+        times = ratio(document, f"filelock-{mode}", f"nfsrwlock-{mode}")
+        if times is not None:
+            yield Target(
+                f"a {mode} cycle is at least {least} times as fast as filelock's `SoftReadWriteLock`",
+                f"{times:.1f} times",
+                times >= least,
+            )
+    for other, label in (("soft", "`SoftFileLock`"), ("flufl", "`flufl.lock`")):
+        both = [ratio(document, other, f"nfsrwlock-{mode}") for mode in ("read", "write")]
+        if both[0] is not None and both[1] is not None:
+            yield Target(
+                f"read and write cycles are faster than {label}",
+                f"{both[0]:.1f} and {both[1]:.1f} times as fast",
+                min(both[0], both[1]) > 1,
+            )
+    times = ratio(document, "nfsrwlock-read", "floor")
+    if times is not None:
+        yield Target(
+            "a read cycle takes at most 1.5 times as long as the bare floor", f"{times:.2f} times", times <= 1.5
+        )
+
+
+def _storm(document: Document) -> Iterator[Target]:
+    found = storm_ratio(document)
+    if found is not None:
+        times, is_bound = found
+        yield Target(
+            "in a storm of 100 readers, the median waits at most 1/20 as long as filelock's",
+            f"1/{times:.0f}{' or less' if is_bound else ''}",
+            times >= 20,
+        )
+
+
+def _crowd(document: Document) -> Iterator[Target]:
+    waiters = [
+        record
+        for record in document["records"]
+        if (record["measurement"], record["place"], record["contender"]) == ("waiters", _PLACE, "nfsrwlock-read")
+        and record.get("requests per poll") is not None
+    ]
+    if waiters:
+        counts = [record["requests per poll"] for record in waiters]
+        figure = ", ".join(
+            f"{record['requests per poll']:.2f} from {record['waited']:g} s to "
+            f"{record['waited'] + record['watched']:.0f} s of waiting"
+            for record in waiters
+        )
+        yield Target("a waiting process makes at most 1.2 requests a poll", figure, max(counts) <= 1.2)
+    if len(waiters) > 1:
+        early, late = waiters[0], waiters[-1]
+        per_process = [record["polls per second"] / record["processes"] for record in (early, late)]
+        yield Target(
+            "and backs off",
+            f"{per_process[0]:.2f} polls a second after {early['waited']:g} s of waiting, "
+            f"{per_process[1]:.2f} after {late['waited']:g} s",
+            per_process[1] < per_process[0] / 2,
+        )
+    holders = first(document, "holders", _PLACE, "nfsrwlock-read")
+    if holders is not None and "requests per heartbeat" in holders:
+        beat = holders["requests per heartbeat"]
+        yield Target("an idle holder makes at most one request a heartbeat", f"{beat:.2f}", beat <= 1.005)
+
+
+def _growth(document: Document) -> Iterator[Target]:
+    records = [first(document, "growth", _PLACE, "nfsrwlock-read", readers=readers) for readers in (1, 1000)]
+    medians = [_median(record) for record in records]
+    if medians[0] is not None and medians[1] is not None:
+        times = medians[1] / medians[0]
+        yield Target(
+            "a read cycle among 1,000 readers costs at most 3 times what it costs alone",
+            f"{times:.1f} times the time" + _more_requests(records),
+            times <= 3,
+        )
+
+
+def _more_requests(records: list[Record | None]) -> str:
+    counts = [record.get("requests") for record in records if record is not None]
+    return f", {counts[1]:.1f} requests instead of {counts[0]:.1f}" if len(counts) == 2 and counts[0] else ""
+
+
+def _median(record: Record | None, values: str = "seconds") -> float | None:
+    return None if record is None else record.get(values, {}).get("median")

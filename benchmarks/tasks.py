@@ -1,0 +1,151 @@
+"""What the processes on the machines do; each of them has one contender at a time. All times are seconds."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contenders import KINDS, Contender, Options
+
+_here: dict[str, Any] = {}
+
+
+def _contender() -> Contender:
+    contender: Contender = _here["contender"]
+    return contender
+
+
+def make(contender: str, path: str, options: dict[str, float]) -> int:
+    """Become a process that has this contender; return the process's id."""
+    _here["contender"] = KINDS[contender].make(path, Options(**options))
+    return os.getpid()
+
+
+def make_directory(path: str) -> None:
+    """Make a directory, parents included."""
+    os.makedirs(path, exist_ok=True)
+
+
+def cycles(count: int) -> list[float]:
+    """Acquire and release so many times; return how long each took."""
+    contender = _contender()
+    acquire, release, clock = contender.acquire, contender.release, time.perf_counter
+    times = []
+    for _ in range(count):
+        began = clock()
+        acquire()
+        release()
+        times.append(clock() - began)
+    return times
+
+
+def acquire(at: float | None = None, keep: bool = True) -> float:
+    """Acquire at a moment of the wall clock, or now; return the moment of the grant. Release again unless ``keep``."""
+    if at is not None:
+        time.sleep(max(at - time.time(), 0))
+    _contender().acquire()
+    granted = time.time()
+    if not keep:
+        _contender().release()
+    return granted
+
+
+def release() -> float:
+    """Release; return the moment when that began."""
+    began = time.time()
+    _contender().release()
+    return began
+
+
+def warm_up(contender: str) -> None:
+    """Take and release such a lock on this machine's own disk, so that this process has run all that code once."""
+    with tempfile.TemporaryDirectory() as directory:
+        make(contender, f"{directory}/data", {})
+        cycles(1)
+
+
+def wait() -> None:
+    """Begin to acquire, in the background."""
+
+    def acquire() -> None:
+        try:
+            _contender().acquire()
+        except Exception as error:
+            _here["trouble"] = error
+            raise
+        _here["trouble"] = RuntimeError("the wait has ended")
+
+    threading.Thread(target=acquire, daemon=True).start()
+
+
+def polls() -> int | None:
+    """
+    How often the wait has looked in vain so far.
+
+    :raises Exception: what has ended the wait
+    """
+    if "trouble" in _here:
+        raise _here["trouble"]
+    return _contender().polls
+
+
+def come_and_go(until: float, hold: float, pause: float) -> int:
+    """Acquire, hold, release and pause, until a moment of the wall clock; return how often. The means are given."""
+    chance = random.Random()
+    rounds = 0
+    time.sleep(chance.uniform(0, pause))
+    while time.time() < until:
+        _contender().acquire()
+        time.sleep(hold * chance.uniform(0.5, 1.5))
+        _contender().release()
+        rounds += 1
+        time.sleep(pause * chance.uniform(0.5, 1.5))
+    return rounds
+
+
+def hold_many(contender: str, path: str, count: int, really: bool) -> None:
+    """Hold the lock so many times over, each by a lock object of its own; or leave what others find of that."""
+    held = _here.setdefault("held", [])
+    for _ in range(count):
+        one = KINDS[contender].make(path, Options())
+        if really:
+            one.acquire()
+        else:
+            one.announce()
+        held.append(one)
+
+
+def requests(mountpoint: str | None) -> dict[str, int]:
+    """How many requests of each kind this kernel has sent for a mount, by its own count; none for a local place."""
+    if mountpoint is None:
+        return {}
+    text = Path("/proc/self/mountstats").read_text()
+    section = text.split(f" mounted on {mountpoint} ", 1)[1].split("\ndevice ", 1)[0]
+    per_operation = section.split("per-op statistics", 1)[1]
+    return {kind: int(count) for kind, count in re.findall(r"^\s+([A-Z_0-9]+): (\d+)", per_operation, re.MULTILINE)}
+
+
+def file_system(path: str) -> str:
+    """The type of the file system that a path is on."""
+    best = ("", "?")
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, at, kind, *_ = line.split()
+        if os.path.commonpath([at, path]) == at:
+            best = max(best, (at, kind), key=lambda found: len(found[0]))
+    return best[1]
+
+
+def round_trip(path: str) -> float:
+    """The least time of a hundred looks at a directory that this process has just changed, opened afresh."""
+    times = []
+    for _ in range(100):
+        began = time.perf_counter()
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,0 +1,213 @@
+"""The benchmarks: that the instrument measures all it says, and that the report tells what was measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import children_of, has_ended, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = {"nfsrwlock-read", "filelock-read", "lockf-read"}
+EXCLUSIVE = {"nfsrwlock-write", "filelock-write", "soft", "strict", "lockf-write"}
+
+
+def benchmarks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks"), *map(str, arguments)], capture_output=True, text=True, timeout=100
+    )
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("bench")
+    (directory / "work").mkdir()
+    result = benchmarks("local", "--quick", "--duration", "60", "--dir", directory / "work", "--out", directory / "out")
+    assert result.returncode == 0, result.stderr
+    assert not list((directory / "work").iterdir()), "the place is removed"
+    return directory / "out"
+
+
+def contenders(directory: Path, measurement: str) -> set[str]:
+    records = json.loads((directory / "results.json").read_text())["records"]
+    # flufl.lock is there only where `make bench` has installed it.
+    return {record["contender"] for record in records if record["measurement"] == measurement} - {"flufl"}
+
+
+def test_every_lock_is_measured_by_every_measurement_that_concerns_it(quick: Path) -> None:
+    assert contenders(quick, "uncontended") == SHARED | EXCLUSIVE | {"floor"}
+    assert contenders(quick, "storm") == SHARED | {"soft", "strict"}
+    assert contenders(quick, "writer") == SHARED
+    assert contenders(quick, "handover") == EXCLUSIVE
+    assert contenders(quick, "recovery") == EXCLUSIVE
+    assert contenders(quick, "growth") == {"nfsrwlock-read", "filelock-read", "floor"}
+
+
+def test_our_lock_never_fails_and_what_must_come_has_come(quick: Path) -> None:
+    records = json.loads((quick / "results.json").read_text())["records"]
+    for record in records:
+        if record["contender"].startswith(("nfsrwlock", "floor")):
+            assert not record.get("error"), record
+        if record["contender"].startswith("nfsrwlock") and record["measurement"] != "storm":
+            assert record["seconds"]["n"] > 0, record
+        if record["measurement"] == "storm" and record["contender"] == "nfsrwlock-read":
+            assert record["granted"] == record["processes"] == 8
+            assert 0 < record["first"]["median"] <= record["median"]["median"] <= record["last"]["median"]
+        if record["measurement"] == "growth" and record["contender"] == "nfsrwlock-read":
+            assert record["seconds"]["min"] > 0
+
+
+def test_the_results_say_what_ran_and_name_no_host_and_no_path(quick: Path) -> None:
+    text = (quick / "results.json").read_text()
+    document = json.loads(text)
+    assert document["pieces"][0]["command"] == "python benchmarks local --quick --duration 60"
+    assert {"python", "nfsrwlock", "filelock"} <= set(document["versions"])
+    assert str(quick.parent) not in text
+    assert str(Path.home()) not in text
+
+
+def test_tables_and_plot_are_drawn_from_the_results_alone(quick: Path, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text((quick / "results.json").read_text())
+    result = benchmarks("render", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "results.md").read_text() == (quick / "results.md").read_text()
+    assert ET.parse(tmp_path / "results.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    rows = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("| nfsrwlock, read")]
+    assert len(rows) >= 3  # uncontended, storm, writer
+
+
+def test_one_measurement_can_be_taken_anew_and_the_others_stay(quick: Path, tmp_path: Path) -> None:
+    before = json.loads((quick / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(before))
+    result = benchmarks("local", "--quick", "--only", "uncontended", "--add", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    after = json.loads((tmp_path / "results.json").read_text())
+    assert len(after["pieces"]) == 2
+    assert len(after["records"]) == len(before["records"])
+    stay = [record for record in before["records"] if record["measurement"] != "uncontended"]
+    assert [record for record in after["records"] if record["measurement"] != "uncontended"] == stay
+    assert next(r for r in after["records"] if r["measurement"] == "uncontended") not in before["records"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["local", "--only", "storms"], "no such measurement: storms; there are uncontended"),
+        (["nfs", "--places", "nfs5"], "no such place: nfs5; there are local"),
+        (["local", "--duration", "0"], "must be a positive number of seconds"),
+        (["render"], "No such file"),
+        (["local", "--quick", "--add"], "No such file"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+    result = benchmarks(*arguments, "--out", tmp_path)
+    assert result.returncode != 0
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# -- the report, from figures made up ---------------------------------------------------------------------------------
+
+
+def seconds(median: float) -> dict[str, float]:
+    return {"n": 9, "median": median, "p10": median, "p90": median, "min": median, "max": median}
+
+
+def cycle(contender: str, median: float, requests: float) -> dict[str, Any]:
+    record = {"measurement": "uncontended", "place": "nfs4.2", "contender": contender, "seconds": seconds(median)}
+    return record | {"requests": requests, "requests by kind": {"LOOKUP": requests}}
+
+
+def storm(contender: str, median: float | None) -> dict[str, Any]:
+    record = {"measurement": "storm", "place": "nfs4.2", "contender": contender, "processes": 100, "limit": 20}
+    found = {"n": 0} if median is None else seconds(median)
+    record |= {"failed": 0, "error": None, "granted": 0 if median is None else 100}
+    return record | {"first": found, "median": found, "last": found}
+
+
+def written(directory: Path, *records: dict[str, Any]) -> tuple[str, str]:
+    document = {
+        "schema": 1,
+        "versions": {"python": "3", "nfsrwlock": "0"},
+        "machine": {"processors": 2, "processor": "p", "memory": "m", "system": "s"},
+        "pieces": [{"began": "2026-01-01T00:00:00+00:00", "command": "python benchmarks nfs", "seconds": 60}],
+        "places": {"nfs4.2": {"label": "NFSv4.2"}},
+        "records": records,
+    }
+    (directory / "results.json").write_text(json.dumps(document))
+    readme = directory / "README.md"
+    readme.write_text(
+        "before\n<!-- benchmarks: written by make bench-nfs -->\nold\n<!-- end of benchmarks -->\nafter\n"
+    )
+    result = benchmarks("render", "--out", directory, "--readme", readme)
+    assert result.returncode == 0, result.stderr
+    return result.stdout, readme.read_text()
+
+
+def test_a_target_is_met_or_missed_by_the_figures(tmp_path: Path) -> None:
+    said, _ = written(
+        tmp_path,
+        cycle("nfsrwlock-read", 0.0020, 4.0),
+        cycle("nfsrwlock-write", 0.0050, 9.1),
+        cycle("filelock-read", 0.0499, 150),
+        cycle("filelock-write", 0.0750, 150),
+        cycle("soft", 0.0048, 10),
+        cycle("flufl", 0.0052, 13),
+        cycle("floor", 0.0014, 4),
+        storm("nfsrwlock-read", 0.5),
+        storm("filelock-read", 10.0),
+    )
+    lines = said.splitlines()
+    assert "met    a read cycle makes at most 4.2 requests: 4.00" in lines
+    assert "MISSED a write cycle makes at most 9 requests: 9.10" in lines
+    assert "MISSED a read cycle is at least 25 times as fast as filelock's `SoftReadWriteLock`: 24.9 times" in lines
+    assert "met    a write cycle is at least 15 times as fast as filelock's `SoftReadWriteLock`: 15.0 times" in lines
+    assert "MISSED read and write cycles are faster than `SoftFileLock`: 2.4 and 1.0 times as fast" in lines
+    assert "met    read and write cycles are faster than `flufl.lock`: 2.6 and 1.0 times as fast" in lines
+    assert "met    a read cycle takes at most 1.5 times as long as the bare floor: 1.43 times" in lines
+    assert "met    in a storm of 100 readers, the median waits at most 1/20 as long as filelock's: 1/20" in lines
+
+
+def test_who_never_had_the_lock_counts_as_having_waited_for_the_whole_storm(tmp_path: Path) -> None:
+    cycles = [cycle(name, 0.001, 4) for name in ("nfsrwlock-read", "filelock-read")]
+    said, readme = written(tmp_path, *cycles, storm("nfsrwlock-read", 0.4), storm("filelock-read", None))
+    assert "met    in a storm of 100 readers, the median waits at most 1/20 as long as filelock's: 1/50 or less" in said
+    assert "| > 50 |" in readme
+    assert readme.startswith("before\n")
+    assert readme.endswith("<!-- end of benchmarks -->\nafter\n")
+    assert "\nold\n" not in readme
+    assert "> 20 / > 20 / > 20 (0 had it)" in (tmp_path / "results.md").read_text()
+
+
+def test_a_readme_without_a_place_for_the_table_is_left_alone(tmp_path: Path) -> None:
+    written(tmp_path, cycle("nfsrwlock-read", 0.001, 4))
+    readme = tmp_path / "OTHER.md"
+    readme.write_text("text\n")
+    result = benchmarks("render", "--out", tmp_path, "--readme", readme)
+    assert result.returncode == 1
+    assert "has no place for the table" in result.stderr
+    assert readme.read_text() == "text\n"
+
+
+def test_the_processes_end_with_the_conductor(tmp_path: Path) -> None:
+    conductor = subprocess.Popen(
+        [sys.executable, str(ROOT / "benchmarks"), "local", "--only", "storm", "--dir", tmp_path, "--out", tmp_path],
+        stderr=subprocess.PIPE,
+    )
+    try:
+        wait_until(lambda: any(children_of(pid) for pid in children_of(conductor.pid)), 60)
+        time.sleep(1)
+        hosts = children_of(conductor.pid)
+        everybody = [*hosts, *(member for host in hosts for member in children_of(host))]
+        assert len(everybody) > len(hosts)
+    finally:
+        conductor.kill()
+        conductor.communicate()
+    wait_until(lambda: all(has_ended(pid) for pid in everybody), 30)
