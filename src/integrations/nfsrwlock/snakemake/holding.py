@@ -59,7 +59,7 @@ def _acquire(job: Any, plan: Plan) -> None:
     except Timeout as error:
         raise WorkflowError(
             f"{job_name(job)} gave up waiting for its locks. {printable(str(error))}. "
-            f"'nfsrwlock status {printable(error.lock_file)}' shows who holds it and who waits; how long a job waits is "
+            f"'nfsrwlock status {printable(error.lock_file)}' shows who holds it; how long a job waits is "
             "set by timeout= of its flags, NFSRWLOCK_TIMEOUT, or the config's section nfsrwlock",
             rule=job.rule,
         ) from None
