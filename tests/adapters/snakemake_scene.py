@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,6 +30,22 @@ python = {sys.executable!r}
 SEE = f"""
 name=$1; shift; mkdir -p seen
 exec {sys.executable} -m nfsrwlock status --json "$@" > seen/$name.json
+"""
+
+
+#: Runs Snakemake several times, each in a process of its own that need not import it again.
+MANY = """
+import json, os, sys
+import snakemake.cli
+for number, arguments in enumerate(json.load(sys.stdin)):
+    pid = os.fork()
+    if pid == 0:
+        log = os.open(f"many.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        snakemake.cli.main(arguments)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
@@ -99,6 +116,21 @@ class Scene:
     def run(self, *arguments: str, code: int | None = 0, directory: str = ".", **environment: str) -> str:
         """Run Snakemake to its end; return its log."""
         return self.start(*arguments, directory=directory, **environment).end(code).text
+
+    def many(self, *runs: str) -> list[tuple[int, str]]:
+        """Run Snakemake once for each line of arguments, one after the other; return exit codes and logs."""
+        done = subprocess.run(
+            [sys.executable, "-c", MANY],
+            cwd=self.directory,
+            env=self.environment,
+            input=json.dumps([["-c2", "--nocolor", *shlex.split(run)] for run in runs]),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        codes = [int(line) for line in done.stdout.split()]
+        assert len(codes) == len(runs), done.stderr
+        return [(code, self.read(f"many.{number}")) for number, code in enumerate(codes)]
 
     def read(self, path: str) -> str:
         """The text of a file."""

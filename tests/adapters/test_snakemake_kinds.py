@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from adapters.snakemake_scene import Scene, scene
 
 __all__ = ["scene"]

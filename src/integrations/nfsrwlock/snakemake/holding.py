@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from snakemake.exceptions import WorkflowError
-
 from nfsrwlock.snakemake.leash import reason
-from nfsrwlock.snakemake.messages import Waiting, job_name, printable, say
+from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, printable, say
 from nfsrwlock.snakemake.plan import Plan
 from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout, WaitInfo
 
@@ -29,7 +27,7 @@ def held(job: Any, plan: Plan) -> Iterator[LockSet]:
     """
     Hold the locks of ``job`` in this block.
 
-    :raises WorkflowError: if they cannot be had; says who holds them
+    :raises LockingError: if they cannot be had; says who holds them
     """
     _acquire(job, plan)
     try:
@@ -57,14 +55,13 @@ def _acquire(job: Any, plan: Plan) -> None:
     try:
         plan.locks.acquire(timeout, on_wait=on_wait)
     except Timeout as error:
-        raise WorkflowError(
+        raise LockingError(
             f"{job_name(job)} gave up waiting for its locks. {printable(str(error))}. "
             f"'nfsrwlock status {printable(error.lock_file)}' shows who holds it; how long a job waits is "
             "set by timeout= of its flags, NFSRWLOCK_TIMEOUT, or the config's section nfsrwlock",
-            rule=job.rule,
         ) from None
     except LockError as error:
-        raise WorkflowError(f"{job_name(job)} cannot lock its files: {printable(str(error))}", rule=job.rule) from None
+        raise LockingError(f"{job_name(job)} cannot lock its files: {printable(str(error))}") from None
     waited = time.monotonic() - began
     if waited >= 1:
         say(f"{job_name(job)} has its locks after {waited:.0f} s")
@@ -73,9 +70,7 @@ def _acquire(job: Any, plan: Plan) -> None:
 def _refuse_if_ending(job: Any) -> None:
     scheduler = getattr(job.rule.workflow, "scheduler", None)
     if ending.is_set() or getattr(scheduler, "_user_kill", None):
-        raise WorkflowError(
-            f"{job_name(job)} gave up waiting for its locks: the workflow is being ended", rule=job.rule
-        )
+        raise LockingError(f"{job_name(job)} gave up waiting for its locks: the workflow is being ended")
 
 
 def _refuse_in_a_pipe(job: Any, plan: Plan) -> None:
@@ -86,11 +81,10 @@ def _refuse_in_a_pipe(job: Any, plan: Plan) -> None:
         others = list(_holders.values())
     for other, its_plan in others:
         if other is not job and other.pipe_group == job.pipe_group and (paths := plan.conflicts_with(its_plan)):
-            raise WorkflowError(
+            raise LockingError(
                 f"{job_name(job)} and {job_name(other)} run at the same time, connected by a pipe, but exclude each "
                 f"other: one of them writes {printable(', '.join(sorted(paths)))}. Replace pipe() by a file, or let "
                 "one rule do both",
-                rule=job.rule,
             )
 
 
@@ -98,7 +92,7 @@ def settle(job: Any, locks: LockSet) -> None:
     """
     Return when the locks are certain, after the job's work and before its result counts.
 
-    :raises WorkflowError: if they were lost
+    :raises LockingError: if they were lost
     """
     while locks.status is HoldStatus.SUSPECT:
         if ending.is_set():
@@ -108,10 +102,9 @@ def settle(job: Any, locks: LockSet) -> None:
         raise lost(job, locks)
 
 
-def lost(job: Any, locks: LockSet) -> WorkflowError:
+def lost(job: Any, locks: LockSet) -> LockingError:
     """Return the error for a job whose locks did not last."""
-    return WorkflowError(
+    return LockingError(
         f"{job_name(job)} was stopped and its result is void: {printable(reason(locks))}. Nothing was published. "
         "Jobs lose a lock when no heartbeat gets through for a lease (stale_threshold=), or when an operator breaks it",
-        rule=job.rule,
     )

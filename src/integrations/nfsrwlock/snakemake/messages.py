@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from nfsrwlock.cli.text import duration, one_line, printable
@@ -11,7 +14,7 @@ from nfsrwlock.cli.text import duration, one_line, printable
 if TYPE_CHECKING:
     from nfsrwlock_core import WaitInfo
 
-__all__ = ["Waiting", "duration", "job_name", "printable", "say", "warn"]
+__all__ = ["LockingError", "Waiting", "duration", "job_name", "printable", "say", "warn"]
 
 #: Who waits for less than this is not worth a line.
 _SILENT_S: Final = 1.0
@@ -25,12 +28,33 @@ def job_name(job: Any) -> str:
 
 def say(text: str) -> None:
     """Write one line to Snakemake's log."""
-    logger.info(one_line(f"nfsrwlock: {text}"))
+    _log(logging.INFO, text)
 
 
 def warn(text: str) -> None:
-    """Write one line that is seen with ``--quiet`` too."""
-    logger.warning(one_line(f"nfsrwlock: {text}"))
+    """Write one line that is more than news."""
+    _log(logging.WARNING, text)
+
+
+def _log(level: int, text: str) -> None:
+    # Processes that run single jobs log errors only, and these lines are for whoever waits for such a job.
+    logger.log(max(level, logger.getEffectiveLevel()), one_line(f"nfsrwlock: {text}"))
+
+
+class LockingError(WorkflowError):  # type: ignore[misc]
+    """
+    A job has no locks, or has lost them.
+
+    Snakemake shows where in the code an exception was raised if that is not its own; here that is of no use to anybody.
+    """
+
+    @property
+    def __traceback__(self) -> TracebackType | None:
+        return None
+
+    @__traceback__.setter
+    def __traceback__(self, traceback: TracebackType | None) -> None:
+        pass
 
 
 class Waiting:

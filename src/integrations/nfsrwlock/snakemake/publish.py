@@ -22,11 +22,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from snakemake.exceptions import WorkflowError
 from snakemake.io import _IOFile, is_flagged
 
 from nfsrwlock.snakemake.cache import run_async
-from nfsrwlock.snakemake.messages import job_name, printable, say, warn
+from nfsrwlock.snakemake.messages import LockingError, job_name, printable, say, warn
 from nfsrwlock.snakemake.plan import Plan
 
 _PLACE_CHARS: Final = 120
@@ -48,7 +47,7 @@ class Workspace:
     The private places of one run of a job, under its locks.
 
     :param job: with exclusive outputs
-    :raises WorkflowError: if they cannot be made
+    :raises LockingError: if they cannot be made
     """
 
     def __init__(self, job: Any, plan: Plan) -> None:
@@ -62,8 +61,8 @@ class Workspace:
                 self._outputs.append(self._output(index, job.output[index]))
         except OSError as error:
             self.discard()
-            raise WorkflowError(
-                f"{job_name(job)} cannot make a private directory for its exclusive outputs: {error}", rule=job.rule
+            raise LockingError(
+                f"{job_name(job)} cannot make a private directory for its exclusive outputs: {error}"
             ) from None
 
     def _output(self, index: int, file: Any) -> _Output:
@@ -98,7 +97,7 @@ class Workspace:
         Move the outputs into place.
 
         :param check: raises if the locks are not certain; called before each rename
-        :raises WorkflowError: if an output is missing or not what the rule says; then nothing was published
+        :raises LockingError: if an output is missing or not what the rule says; then nothing was published
         """
         self._examine()
         for output in self._outputs:
@@ -129,18 +128,16 @@ class Workspace:
                 with open(output.private, "w", encoding="ascii"):
                     pass
             if not os.path.lexists(output.private):
-                raise WorkflowError(
+                raise LockingError(
                     f"{job_name(self._job)} has not made its output {output.final!r}. An exclusive output must be "
                     "written to the path that {output} (or snakemake.output) gives, which is a private one: here "
                     f"{output.private!r}. A name beside it must be made from that path, not from the input's",
-                    rule=self._job.rule,
                 )
             if os.path.isdir(output.private) != bool(output.file.is_directory):
-                raise WorkflowError(
+                raise LockingError(
                     f"the output {output.final!r} is "
                     + ("no directory, although marked directory()" if output.file.is_directory else "a directory")
                     + ("" if output.file.is_directory else "; mark it directory()"),
-                    rule=self._job.rule,
                 )
         self._ensure()
 
