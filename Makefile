@@ -10,6 +10,9 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# How often `make test-snakemake` replaces a file that others read.
+REWRITES ?= 200
+
 # What `make test` runs: those of the suites without needs that are there.
 SUITES := $(wildcard tests/unit tests/adapters tests/simulation)
 
@@ -24,15 +27,20 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-nfs lint format docs build clean distclean
+.PHONY: help setup demo test test-nfs test-snakemake lint format docs build clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.dev ## the environment .venv with everything for development in it
 
-demo: .venv/.dev ## three workers, an updater and two killed jobs share a genome index (under a minute)
+demo: .venv/.dev ## a genome index shared by jobs that are killed, and by Snakemake workflows (under two minutes)
 	$(BIN)/python examples/demo/run.py
+	$(BIN)/python examples/snakemake/run.py
+
+test-snakemake: .venv/.dev ## locked Snakemake workflows: 200 rewrites, or REWRITES=n (ten minutes; n: fewer)
+	NFSRWLOCK_TEST_REWRITES=$(REWRITES) $(BIN)/python -m pytest tests/adapters/test_snakemake_outputs.py \
+	    -k never_see --timeout 1800 $(PYTEST_ARGS)
 
 test: lint ## lint, then every test that needs neither root nor NFS
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations 10 $(SUITES) $(PYTEST_ARGS)

@@ -39,6 +39,8 @@ nitpick_ignore_regex = [
 
 # Names of parameter types whose values the parameters' descriptions list.
 nitpick_ignore = [("py:class", name) for name in ("Executor", "Heartbeat", "OnWait", "Paths", "Share")]
+# An exception of Snakemake's.
+nitpick_ignore.append(("py:exc", "WorkflowError"))
 
 
 def find_under_public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: Element) -> Element | None:
