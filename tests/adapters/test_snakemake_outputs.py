@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from nfsrwlock import SoftReadWriteLock
 
 __all__ = ["scene"]
 
+VERSION = tuple(int(number) for number in importlib.metadata.version("snakemake").split(".")[:2])
 #: How often the output is rewritten while others read it; `make test-snakemake` does it more often.
 REWRITES = int(os.environ.get("NFSRWLOCK_TEST_REWRITES", "5"))
 #: Puts back what Snakemake does by itself. With it, the tests of this file must fail, and some check that they do.
@@ -138,16 +140,17 @@ rule several:
     assert scene.read("ref/c.idx") == "side\n", "what is written beside an output is found beside it"
     assert scene.exists("ref/dir/.snakemake_timestamp")
     scene.snakefile(rules.replace("{version}", "2").replace("{end}", "false"))
-    (failed, text), (kept, _), (_, plan) = scene.many("-k", "-k --keep-incomplete", "-n")
+    (failed, text), (kept, _), (_, plan) = scene.many("-k -F", "-k -F --keep-incomplete", "-n")
     assert (failed, kept) == (1, 1)
     assert "ref/one" not in text[text.find("Removing output files") :].partition("\n\n")[0]
     old = ("ref/one", "ref/dir/x", "ref/a.idx", "ref/b.idx")
     assert [scene.read(path) for path in old] == ["1\n"] * 4, "as they were"
     assert scene.exists("plain"), "--keep-incomplete keeps what has no flag, as ever"
     assert len(scene.litter()) == 3, "and the private directories of the others"
-    assert plan.count("Code has changed since last execution") >= 3, "failed code is not noted as that of the outputs"
+    if VERSION >= (9, 13):  # before, Snakemake does not see that code has changed
+        assert plan.count("Code has changed") >= 3, "failed code is not noted as that of the outputs"
     scene.snakefile(rules.replace("{version}", "3").replace("{end}", "true"))
-    scene.run("--rerun-incomplete")
+    scene.run("-F", "--rerun-incomplete")
     assert [scene.read(path) for path in made] == ["3\n"] * 5
     assert scene.litter() == [], "what earlier runs have left is removed by the next"
     assert sorted(os.listdir(scene.directory / "ref/dir")) == [".snakemake_timestamp", "x"]

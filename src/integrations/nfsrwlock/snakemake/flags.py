@@ -9,7 +9,7 @@ from os import PathLike, fsdecode, fspath
 from typing import Any, Final
 
 from snakemake.exceptions import WorkflowError
-from snakemake.io import AnnotatedString, _IOFile, flag
+from snakemake.io import AnnotatedString, IOFile, _IOFile, flag
 
 from nfsrwlock.snakemake.settings import Heartbeat, Options, Share, checked
 
@@ -130,7 +130,7 @@ def _own_copy(value: Any) -> Any:
     # flag() changes its argument in place, and what is flagged already may be another rule's output, whose other
     # consumers must not inherit the flag.
     if isinstance(value, _IOFile):
-        other = _IOFile(value._file, rule=value.rule)
+        other = IOFile(value._file, rule=value.rule)
         other.set_flags({})
         other._file.flags = dict(value.flags)
         return other

@@ -64,7 +64,7 @@ def _acquire(job: Any, plan: Plan) -> None:
         raise LockingError(f"{job_name(job)} cannot lock its files: {printable(str(error))}") from None
     waited = time.monotonic() - began
     if waited >= 1:
-        say(f"{job_name(job)} has its locks after {waited:.0f} s")
+        say(job, f"{job_name(job)} has its locks after {waited:.0f} s")
 
 
 def _refuse_if_ending(job: Any) -> None:

@@ -59,6 +59,7 @@ def install() -> None:
         (Job, "cleanup", _spare_exclusive),
         (Job, "postprocess", _know_failure),
         (_IOFile, "remove", _remove),
+        (_IOFile, "exists", _exists),
         (_IOFile, "touch", _touch),
         (persistence, "finished", _keep_old_records),
     ):
@@ -81,7 +82,7 @@ def _run_under_locks(original: Callable[..., Any]) -> Callable[..., Any]:
         replace = once.to_replace(job) if plan.once else {}
         with holding.held(job, plan) as locks:
             if plan.once and once.is_made(job, replace):
-                say(f"{job_name(job)} has nothing to do: its outputs were made meanwhile, under the same lock")
+                say(job, f"{job_name(job)} has nothing to do: its outputs were made meanwhile, under the same lock")
                 return None
             return _run(job, plan, leash, locks, lambda files: original(self, job, run_func, *files), args)
 
@@ -168,13 +169,8 @@ def _check_rules_too(original: Callable[..., Any]) -> Callable[..., Any]:
 def _spare_exclusive(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def remove_some(self: Any, *args: Any, **kwargs: Any) -> Any:
-        exclusive = [file for file in self.output if is_exclusive(file)]
-        if not exclusive:
-            return await original(self, *args, **kwargs)
         token = _sparing.set(True)
         try:
-            if args:  # Job.cleanup names in its log what it removes; since 9.14 it can be told what not to
-                args = ({*args[0], *exclusive}, *args[1:])
             return await original(self, *args, **kwargs)
         finally:
             _sparing.reset(token)
@@ -190,6 +186,17 @@ def _remove(original: Callable[..., Any]) -> Callable[..., Any]:
         return await original(self, *args, **kwargs)
 
     return remove
+
+
+def _exists(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def exists(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Job.cleanup says in the log that it removes what is there.
+        if _sparing.get() and is_exclusive(self):
+            return False
+        return await original(self, *args, **kwargs)
+
+    return exists
 
 
 def _touch(original: Callable[..., Any]) -> Callable[..., Any]:

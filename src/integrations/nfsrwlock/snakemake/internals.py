@@ -80,6 +80,7 @@ def _first_difference() -> str | None:
         (Job.prepare, "remove_existing_output"),
         (Job.remove_existing_output, "remove"),
         (Job.cleanup, "remove"),
+        (Job.cleanup, "exists"),
         (Job.postprocess, "cleanup"),
         (Job.postprocess, "finished"),
         (Job.postprocess, "check_and_touch_output"),

@@ -110,7 +110,7 @@ class Leash:
             if status is HoldStatus.HELD:
                 if self._stopped:
                     thaw(self._stopped)
-                    warn(f"{job_name(self._job)} goes on: its locks are confirmed, they were never lost")
+                    warn(self._job, f"{job_name(self._job)} goes on: its locks are confirmed, they were never lost")
                 return
             if self._in_process:
                 self._end_this_process()
@@ -119,8 +119,9 @@ class Leash:
                 freeze(self._everyone, self._stopped)
                 if first and self._stopped:
                     warn(
+                        self._job,
                         f"{job_name(self._job)} is stopped until its locks are certain: "
-                        "the lease has run out before a heartbeat succeeded"
+                        "the lease has run out before a heartbeat succeeded",
                     )
             else:
                 kill(self._everyone)
@@ -129,7 +130,8 @@ class Leash:
     def _end_this_process(self) -> None:
         assert self._locks is not None
         warn(
-            f"{job_name(self._job)} is ended, and with it the process that runs its Python code: {reason(self._locks)}"
+            self._job,
+            f"{job_name(self._job)} is ended, and with it the process that runs its Python code: {reason(self._locks)}",
         )
         kill(self._everyone)
         for stream in (sys.stdout, sys.stderr):

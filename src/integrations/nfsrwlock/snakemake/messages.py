@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,19 +28,24 @@ def job_name(job: Any) -> str:
     return f"job {job.jobid} (rule {job.rule.name})"
 
 
-def say(text: str) -> None:
+def say(job: Any, text: str) -> None:
     """Write one line to Snakemake's log."""
-    _log(logging.INFO, text)
+    _log(job, logging.INFO, text)
 
 
-def warn(text: str) -> None:
+def warn(job: Any, text: str) -> None:
     """Write one line that is more than news."""
-    _log(logging.WARNING, text)
+    _log(job, logging.WARNING, text)
 
 
-def _log(level: int, text: str) -> None:
-    # Processes that run single jobs log errors only, and these lines are for whoever waits for such a job.
-    logger.log(max(level, logger.getEffectiveLevel()), one_line(f"nfsrwlock: {text}"))
+def _log(job: Any, level: int, text: str) -> None:
+    line = one_line(f"nfsrwlock: {text}")
+    if job.rule.workflow.is_main_process:
+        logger.log(level, line)
+    else:
+        # A process that runs one job logs errors only, later than it may live, and its stderr is where they go.
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
 
 
 class LockingError(WorkflowError):  # type: ignore[misc]
@@ -80,6 +87,7 @@ class Waiting:
             who = f"the file system answers {info.trouble}"
         more = f" and {len(info.blockers) - 3} more" if len(info.blockers) > 3 else ""
         say(
+            self._job,
             f"{job_name(self._job)} waits to {info.mode} {printable(info.lock_file)}, "
-            f"{duration(waited)} so far, {self._limit}: {who}{more}"
+            f"{duration(waited)} so far, {self._limit}: {who}{more}",
         )

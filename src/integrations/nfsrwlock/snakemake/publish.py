@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from snakemake.io import _IOFile, is_flagged
+from snakemake.io import IOFile, is_flagged
 
 from nfsrwlock.snakemake.cache import run_async
 from nfsrwlock.snakemake.messages import LockingError, job_name, printable, say, warn
@@ -81,7 +81,7 @@ class Workspace:
         # Of those who held these same locks before us; they hold them no more.
         for entry in os.listdir(place):
             if entry.rpartition(".")[0] == self._mine:
-                say(f"removing what an earlier run left unfinished: {printable(os.path.join(place, entry))}")
+                say(self._job, f"removing what an earlier run left unfinished: {printable(os.path.join(place, entry))}")
                 shutil.rmtree(os.path.join(place, entry), ignore_errors=True)
 
     def redirected(self, files: Any) -> Any:
@@ -145,7 +145,7 @@ class Workspace:
         ensured = []
         for output in self._outputs:
             if is_flagged(output.file, "ensure"):
-                file = _IOFile(output.private, rule=self._job.rule)
+                file = IOFile(output.private, rule=self._job.rule)
                 file.clone_flags(output.file)
                 ensured.append(file)
         if ensured:
@@ -181,11 +181,14 @@ class Workspace:
                     continue
                 check()
                 if _is_directory(final):
-                    warn(f"{printable(path)} was not moved to {printable(final)}, where there is a directory already")
+                    warn(
+                        self._job,
+                        f"{printable(path)} was not moved to {printable(final)}, where there is a directory already",
+                    )
                     os.rename(path, os.path.join(parent, f".{name}.{secrets.token_hex(4)}"))
                     continue
                 os.rename(path, final)
-                say(f"{job_name(self._job)} also wrote {printable(final)}, which is not among its outputs")
+                say(self._job, f"{job_name(self._job)} also wrote {printable(final)}, which is not among its outputs")
 
     # In any case
 
@@ -200,7 +203,8 @@ class Workspace:
         """Say where the unfinished outputs of a failed job are, for ``--keep-incomplete``."""
         for directory in self._directories.values():
             say(
-                f"the unfinished outputs of {job_name(self._job)} are kept in {printable(directory)} until its next run"
+                self._job,
+                f"the unfinished outputs of {job_name(self._job)} are kept until its next run: {printable(directory)}",
             )
 
 
