@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import time
@@ -292,3 +293,37 @@ def test_a_flag_is_its_rule_s_own(scene: Scene) -> None:
     assert scene.seen("third") == {"first": [], "second": []}
     assert scene.seen("fourth") == {"first": ["read"], "second": []}
     assert scene.seen("deep") == {"other/deep": ["write"]}
+
+
+SCHEDULED = """
+rule all:
+    input: "locked", "free", "one", "two"
+rule locked:
+    input: shared_read("ref/in")
+    output: "locked"
+    priority: 100
+    shell: "cp {input} {output}"
+rule free:
+    output: "free"
+    shell: "touch {output}"
+rule each:
+    wildcard_constraints: name="one|two"
+    output: exclusive("{name}", lock="ref/both")
+    shell: "ls -d ref/both.rwlock/write.* > {wildcards.name}.seen; sleep 1; touch {output}"
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("snakemake_interface_scheduler_plugins") is None, reason="before 9.11")
+def test_with_the_scheduler_a_job_whose_lock_is_busy_takes_no_core(scene: Scene) -> None:
+    scene.write("ref/in", "data")
+    scene.snakefile(SCHEDULED)
+    with SoftReadWriteLock(scene.directory / "ref/in").write_lock():
+        run = scene.start("-c2", "--scheduler", "nfsrwlock")
+        scene.wait_for(lambda: all(scene.exists(name) for name in ("free", "one", "two")))
+        assert "(rule locked) is not started yet, its lock is busy: " in run.text
+        assert f"pid {os.getpid()}, writing since" in run.text
+        assert "localrule locked" not in run.text
+    run.end(0)
+    assert scene.read("locked") == "data"
+    for name in ("one", "two"):  # neither was started to wait for the other
+        assert len(scene.read(f"{name}.seen").split()) == 1
