@@ -287,7 +287,7 @@ def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and
             input: "out/x"
         rule x:
             input: "ref/in", set=shared_read(["ref/a", "ref/b"], lock="ref/{name}.set", lock_dir="locks")
-            output: exclusive("out/{name}")
+            output: exclusive("out/{name}", heartbeat="process")
             shell:
                 "{see} all ref/in out/x; {python} -m nfsrwlock status --json --lock-dir locks ref/x.set > seen/set.json"
                 "; touch {output}"

@@ -9,9 +9,9 @@ which outputs those are in its environment.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
-import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -80,12 +80,16 @@ def with_message(job: Any, command: str) -> str:
     for one in job if job.is_group() else [job]:
         if one.rule.workflow.is_main_process:
             replace |= to_replace(one)
-    return f"export {_VARIABLE}={shlex.quote(json.dumps(replace))} && {command}" if replace else command
+    if not replace:
+        return command
+    # Executors put the command between quotes of their own, so there must be none in it.
+    told = base64.urlsafe_b64encode(json.dumps(replace).encode()).decode()
+    return f"export {_VARIABLE}={told} && {command}"
 
 
 def _told() -> dict[str, str]:
     try:
-        told = json.loads(os.environ.get(_VARIABLE, "{}"))
+        told = json.loads(base64.urlsafe_b64decode(os.environ.get(_VARIABLE, "")) or "{}")
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}
