@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -24,7 +25,7 @@ rule tick:
     input: shared_read("ref/in")
     output: exclusive("ref/out")
     shell:
-        "echo half > {output}; setsid sh -c 'while :; do echo x >> ticks2; sleep 0.05; done' & "
+        "trap 'exit 130' INT; echo half > {output}; (setsid sh -c 'while :; do echo x >> ticks2; sleep 0.05; done' &); "
         "while :; do echo $$ > pid; echo x >> ticks; sleep 0.05; done"
 rule other:
     output: "ref/other"
@@ -47,6 +48,15 @@ def start_ticking(scene: Scene, *arguments: str) -> Run:
     assert is_ticking(scene)
     assert len(scene.locks()) == 2
     return run
+
+
+def interrupt(run: Run) -> None:
+    """Press Ctrl-C, again if need be: asyncio loses the one that comes while Snakemake runs a task that is done."""
+    for _ in range(10):
+        os.killpg(run.process.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            run.process.wait(6)
+            return
 
 
 def assert_nothing_happened(scene: Scene) -> None:
@@ -116,6 +126,25 @@ def test_a_job_that_overslept_its_lease_publishes_nothing(scene: Scene) -> None:
     assert scene.read("ref/out") == "another\n"
 
 
+def test_a_lock_that_is_lost_right_before_the_rename_is_noticed(scene: Scene) -> None:
+    scene.write("ref/out", "old\n")
+    scene.snakefile(
+        """
+        import time
+        from nfsrwlock import break_lock
+        def lose_the_lock(wildcards):
+            break_lock("ref/out", force=True)
+            time.sleep(4)  # a heartbeat later
+        rule make:
+            output: exclusive(ensure("ref/out", sha256=lose_the_lock), stale_threshold=3)
+            shell: "echo new > {output}"
+        """
+    )
+    text = scene.run("-F", code=1)
+    assert "ref/out' was lost" in text
+    assert scene.read("ref/out") == "old\n"
+
+
 def test_when_snakemake_is_killed_its_job_is_stopped(scene: Scene) -> None:
     run = start_ticking(scene)
     run.kill(signal.SIGKILL)
@@ -143,7 +172,7 @@ def test_locks_are_released_and_the_old_output_stays_however_it_ends(scene: Scen
     elif victim == "both":
         os.killpg(run.process.pid, signal.SIGKILL)
     elif victim == "interrupted":
-        os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
+        interrupt(run)
     else:
         run.kill(signal.SIGTERM)  # Snakemake ends when its jobs have ended
         time.sleep(1)
@@ -180,12 +209,12 @@ def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene
         assert "hook.py" not in runs[0].text
         began = time.monotonic()
         runs[1].kill(signal.SIGTERM)
-        runs[2].kill(signal.SIGINT)
+        interrupt(runs[2])
         for run in runs[1:]:
             run.end()
             assert run.process.returncode != 0
             assert "the workflow is being ended" in run.text
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 60
         assert not scene.exists("out")
 
 

@@ -32,6 +32,7 @@ _PLACE_CHARS: Final = 120
 #: The file by which Snakemake knows the time of a directory.
 _TIMESTAMP: Final = ".snakemake_timestamp"
 _OLD: Final = ".old."
+_TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,24 @@ class Workspace:
         parent, name = os.path.split(final)
         if parent not in self._directories:
             place = os.path.join(parent, _place_of(name))
+            try:
+                self._directories[parent] = self._private_directory(place)
+            except PermissionError:  # another member of the group has left one here
+                self._directories[parent] = self._private_directory(f"{place}.{os.geteuid()}")
+        return _Output(index, file, final, os.path.join(self._directories[parent], name))
+
+    def _private_directory(self, place: str) -> str:
+        directory = os.path.join(place, f"{self._mine}.{secrets.token_hex(8)}")
+        for left in reversed(range(_TRIES)):
             os.makedirs(place, exist_ok=True)
             self._remove_leftovers(place)
-            token = f"{self._mine}.{secrets.token_hex(8)}"
-            os.mkdir(os.path.join(place, token))
-            self._directories[parent] = os.path.join(place, token)
-        return _Output(index, file, final, os.path.join(self._directories[parent], name))
+            try:
+                os.mkdir(directory)
+                break
+            except FileNotFoundError:  # a holder before us, whose lock was lost, has just left
+                if not left:
+                    raise
+        return directory
 
     def _remove_leftovers(self, place: str) -> None:
         # Of those who held these same locks before us; they hold them no more.
@@ -103,6 +116,7 @@ class Workspace:
         for output in self._outputs:
             _touch(output.private, is_directory=bool(output.file.is_directory))
         check()
+        self._publish_the_rest(check)
         undo: list[tuple[str, str]] = []
         try:
             if len(self._outputs) == 1:
@@ -114,7 +128,6 @@ class Workspace:
                     check()
                     os.rename(output.private, output.final)
                     undo.append((output.final, output.private))
-            self._publish_the_rest(check)
         except BaseException:
             for source, target in reversed(undo):
                 check()  # not ours any more: whoever has the lock now decides what is there
@@ -173,11 +186,12 @@ class Workspace:
             undo.append((_aside(output), output.final))
 
     def _publish_the_rest(self, check: Callable[[], None]) -> None:
-        # What a program writes beside its output (an index, a log) would be beside it without the flag, too.
+        # What a program writes beside its output (an index, a log) would be beside it without the flag, too. It comes
+        # first, so that the outputs are there only if all is.
         for parent, directory in self._directories.items():
             for name in sorted(os.listdir(directory)):
                 path, final = os.path.join(directory, name), os.path.join(parent, name)
-                if name.startswith(_OLD) or any(path == output.private for output in self._outputs):
+                if any(path == output.private for output in self._outputs):
                     continue
                 check()
                 if _is_directory(final):
