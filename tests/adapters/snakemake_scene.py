@@ -126,7 +126,7 @@ class Scene:
             input=json.dumps([["-c2", "--nocolor", *shlex.split(run)] for run in runs]),
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=60 + 10 * len(runs),
         )
         codes = [int(line) for line in done.stdout.split()]
         assert len(codes) == len(runs), done.stderr

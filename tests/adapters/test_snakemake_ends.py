@@ -130,11 +130,13 @@ def test_a_lock_that_is_lost_right_before_the_rename_is_noticed(scene: Scene) ->
     scene.write("ref/out", "old\n")
     scene.snakefile(
         """
+        import hashlib
         import time
         from nfsrwlock import break_lock
         def lose_the_lock(wildcards):
             break_lock("ref/out", force=True)
             time.sleep(4)  # a heartbeat later
+            return hashlib.sha256(b"new" + bytes([10])).hexdigest()
         rule make:
             output: exclusive(ensure("ref/out", sha256=lose_the_lock), stale_threshold=3)
             shell: "echo new > {output}"

@@ -50,7 +50,15 @@ def rewrite_while_reading(scene: Scene, rewrites: int, more: str = "") -> tuple[
     scene.snakefile(more + WRITER, "writer.smk")
     scene.snakefile(READER, "reader.smk")
     scene.many("-s writer.smk")
-    jobs = ("--config", "reads=500", "--nolock", "--max-jobs-per-timespan", "9999/1s", "--latency-wait", "0")
+    jobs = (
+        "--config",
+        f"reads={400 + 20 * rewrites}",
+        "--nolock",
+        "--max-jobs-per-timespan",
+        "9999/1s",
+        "--latency-wait",
+        "0",
+    )
     reader = scene.start("-s", "reader.smk", *jobs)
     scene.wait_for(lambda: any((scene.directory / "read").glob("*")))
     for code, text in scene.many(*["-s writer.smk -F --nolock"] * rewrites):
