@@ -22,6 +22,12 @@ override BENCH_ARGS += $(if $(DURATION),--duration $(DURATION)) $(if $(QUICK),--
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# How often `make test-snakemake` replaces a file that others read.
+REWRITES ?= 200
+
+# Releases of Snakemake that `make test-snakemake-versions` takes, beside the newest one, which `make test` takes.
+SNAKEMAKE_VERSIONS ?= 9.1.2 9.13.0
+
 # What `make test` runs: those of the suites without needs that are there.
 SUITES := $(wildcard tests/unit tests/adapters tests/simulation)
 
@@ -36,16 +42,24 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example-joblib test test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
+.PHONY: help setup demo example-joblib test test-snakemake test-snakemake-versions test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-23s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.dev ## the environment .venv with everything for development in it
 
-demo: .venv/.dev ## three workers, an updater and two killed jobs share a genome index (under a minute)
+demo: .venv/.dev ## a genome index shared by jobs that are killed, and by Snakemake workflows (under two minutes)
 	$(BIN)/python examples/demo/run.py
+	$(BIN)/python examples/snakemake/run.py
+
+test-snakemake-versions: ## the tests of the adapter for Snakemake with older releases, each in an environment of its own
+	PYTHON=$(PYTHON) tests/adapters/snakemake_versions $(SNAKEMAKE_VERSIONS)
+
+test-snakemake: .venv/.dev ## locked Snakemake workflows: 200 rewrites, or REWRITES=n (ten minutes; n: fewer)
+	NFSRWLOCK_TEST_REWRITES=$(REWRITES) $(BIN)/python -m pytest tests/adapters/test_snakemake_outputs.py \
+	    -k never_see --timeout 1800 $(PYTEST_ARGS)
 
 example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed: nothing is computed twice
 	$(BIN)/python examples/joblib/run.py
@@ -102,7 +116,7 @@ clean: ## remove what the other targets made, but not .venv
 	find . -name .venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
-	rm -rf .venv .venv.lock
+	rm -rf .venv .venv-snakemake .venv.lock
 
 # Each candidate is run, because a name on PATH may be a version manager's shim for a version that is not selected.
 # pip is brought up to date first: dependency groups need 25.1.

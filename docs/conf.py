@@ -42,6 +42,8 @@ nitpick_ignore = [
     ("py:class", name)
     for name in ("Executor", "Granularity", "Heartbeat", "LeaseOptions", "OnWait", "Paths", "PathsOrFunction", "Share")
 ]
+# An exception of Snakemake's.
+nitpick_ignore.append(("py:exc", "WorkflowError"))
 
 
 def find_under_public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: Element) -> Element | None:

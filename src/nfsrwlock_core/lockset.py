@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -85,10 +85,37 @@ class LockSet:
                 modes[lock.lock_path] = (lock, mode)  # written last, so that a path in both is written
         if not modes:
             raise ValueError("a LockSet needs at least one path to read or to write")
-        members = [modes[lock_path] for lock_path in sorted(modes, key=os.fsencode)]
-        self._members = tuple(_Member(lock, mode, canonical(lock.lock_file)) for lock, mode in members)
+        self._set_up(_Member(lock, mode, canonical(lock.lock_file)) for lock, mode in modes.values())
+
+    def _set_up(self, members: Iterable[_Member]) -> None:
+        self._members = tuple(sorted(members, key=lambda member: os.fsencode(member.lock.lock_path)))
         self._is_held = False
         self._turn = threading.Lock()
+
+    @classmethod
+    def joined(cls, sets: Iterable[LockSet]) -> Self:
+        """
+        Return one set of all the locks in ``sets``, for locks that need different settings. It is not held.
+
+        Each lock keeps its settings; the timeout of the new set is the one of its first lock. A path that one set reads
+        and another one writes is written.
+
+        :raises ValueError: if there is no lock, or two sets name one lock with different settings
+        """
+        members: dict[str, _Member] = {}
+        for member in (member for one in sets for member in one._members):
+            known = members.setdefault(member.lock.lock_path, member)
+            if known.lock != member.lock:
+                raise ValueError(f"the lock on {member.path!r} is asked for with two different settings")
+            if member.mode is Mode.WRITE:
+                members[member.lock.lock_path] = member
+        if not members:
+            raise ValueError("a LockSet needs at least one path to read or to write")
+        # Locks of its own: those of the sets may be held.
+        own = (replace(one, lock=SoftReadWriteLock._restore(one.lock._settings)) for one in members.values())
+        joined = cls.__new__(cls)
+        joined._set_up(own)
+        return joined
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -144,9 +171,7 @@ class LockSet:
         return {"_members": self._members}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._members = state["_members"]
-        self._is_held = False
-        self._turn = threading.Lock()
+        self._set_up(state["_members"])
 
     def check(self) -> None:
         """

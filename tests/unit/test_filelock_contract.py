@@ -1035,7 +1035,7 @@ def test_different_a_hold_may_come_back_after_an_outage(theirs: Subject, ours: S
             "stale_threshold",
             "poll_interval",
         ),  # attributes there
-        *("check", "status", "is_locked", "lease_remaining", "lock_path", "heartbeat", "share", "lock_dir"),
+        *("check", "status", "is_locked", "lease_remaining", "lock_path", "heartbeat", "share", "lock_dir", "witness"),
     }
 
 

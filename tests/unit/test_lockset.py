@@ -328,3 +328,28 @@ def test_what_is_held_is_released_when_the_interpreter_exits(stage: Stage, a: Pa
     assert modes_of(a, b) == [["read"], ["write"]]
     assert actor.leave() == 0
     assert modes_of(a, b) == [[], []]
+
+
+def test_sets_that_need_different_settings_are_joined_to_one(a: Path, b: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "locks"
+    elsewhere.mkdir()
+    reading = LockSet(read=[a, b])
+    sets = [LockSet(write=b), LockSet(read=tmp_path / "c", lock_dir=elsewhere, stale_threshold=45, timeout=3), reading]
+    with reading:
+        joined = LockSet.joined(sets)
+        assert joined.status is HoldStatus.FREE, "a lock that is held otherwise is not taken over"
+    assert joined.paths_read == (str(a), str(tmp_path / "c"))
+    assert joined.paths_write == (str(b),), "read and written is written"
+    assert [lock.lock_path for lock in joined.locks] == sorted(lock.lock_path for lock in joined.locks)
+    with joined:
+        assert modes_of(a, b) == [["read"], ["write"]]
+        assert [lock.stale_threshold for lock in joined.locks if lock.lock_dir] == [45]
+        assert len(list(elsewhere.iterdir())) == 1
+    assert modes_of(a, b) == [[], []]
+
+
+def test_sets_that_contradict_each_other_are_not_joined(a: Path) -> None:
+    with pytest.raises(ValueError, match="two different settings"):
+        LockSet.joined([LockSet(read=a), LockSet(write=a, stale_threshold=45)])
+    with pytest.raises(ValueError, match="at least one"):
+        LockSet.joined([])

@@ -1,0 +1,86 @@
+"""
+Locks for Snakemake's cache between workflows (``cache: True``).
+
+Snakemake looks into the cache, computes what is missing and stores it without any lock, so two workflows compute the
+same at once, and may spoil each other's entry. With a lock on the entry, one computes and the others wait and take it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from os import PathLike
+from typing import Any
+
+from snakemake.common import async_run as run_by_itself
+from snakemake.exceptions import WorkflowError
+
+from nfsrwlock.snakemake.settings import Heartbeat, Options, Share, checked
+
+_options: Options | None = None
+
+
+def lock_cache(
+    *,
+    timeout: float | None = None,
+    stale_threshold: float | None = None,
+    share: Share | None = None,
+    lock_dir: str | PathLike[str] | None = None,
+    heartbeat: Heartbeat | None = None,
+) -> None:
+    """
+    Guard the cache: a job with ``cache: True`` holds the exclusive lock on its entry.
+
+    Called once in a Snakefile, for all rules. Without ``--cache`` it changes nothing. The parameters are those of
+    :func:`nfsrwlock.snakemake.shared_read`.
+
+    :raises WorkflowError: if an option makes no sense
+    """
+    global _options  # noqa: PLW0603 - Snakemake has one cache per process, too
+    _options = checked(
+        "lock_cache",
+        timeout=timeout,
+        stale_threshold=stale_threshold,
+        share=share,
+        lock_dir=lock_dir,
+        heartbeat=heartbeat,
+    )
+
+
+def cache_entry(job: Any) -> tuple[str, Options] | None:
+    """
+    Return the path of the entry that ``job`` uses and the options of its lock; ``None`` if it uses none.
+
+    :raises WorkflowError: if the cache is not a directory
+    """
+    workflow = job.rule.workflow
+    if _options is None or not _is_cached(workflow, job.rule):
+        return None
+    cache = workflow.output_file_cache
+    path = getattr(cache, "path", None)
+    if path is None:
+        raise WorkflowError("lock_cache() can guard a cache in a directory only, not one in a storage", rule=job.rule)
+    find = cache.provenance_hash_map.get_provenance_hash
+    arguments = [job] if len(inspect.signature(find).parameters) == 1 else [job, workflow.get_cache_mode(job.rule)]
+    entry = find(*arguments)
+    if inspect.isawaitable(entry):
+        entry = run_async(workflow, entry)
+    return os.path.join(path, str(entry)), _options
+
+
+def has_cache_directive(rule: Any) -> bool:
+    """Whether the rule's outputs are to be kept in the cache, if there is one."""
+    cache = getattr(rule, "cache", None)
+    if cache is not None:
+        return bool(cache.output)
+    return bool(getattr(rule.workflow, "cache_rules", {}).get(rule.name))  # before 9.20
+
+
+def _is_cached(workflow: Any, rule: Any) -> bool:
+    return workflow.workflow_settings.cache is not None and has_cache_directive(rule)
+
+
+def run_async(workflow: Any, coroutine: Any) -> Any:
+    """Run one of Snakemake's coroutines to its end, in a thread that runs none."""
+    runner = getattr(workflow, "async_run", None)
+    return run_by_itself(coroutine) if runner is None else runner(coroutine)

@@ -1,0 +1,153 @@
+"""The flags that a workflow's author writes. A flag says what is wanted; what comes of it is in the plan of a job."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike, fsdecode, fspath
+from typing import Any, Final
+
+from snakemake.exceptions import WorkflowError
+from snakemake.io import AnnotatedString, IOFile, _IOFile, flag
+
+from nfsrwlock.snakemake.settings import Heartbeat, Options, Share, checked
+
+#: Under these names the flags are kept with the file.
+READ: Final = "nfsrwlock_read"
+WRITE: Final = "nfsrwlock_write"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """
+    What a flag says about a file.
+
+    :param lock: the path that names the lock, with wildcards; ``None``: the file's own
+    :param once: whether a job may be skipped whose outputs somebody else has made meanwhile
+    :param options: how it is locked
+    """
+
+    lock: str | None
+    once: bool = False
+    options: Options
+
+
+def shared_read(
+    value: Any,
+    *,
+    lock: str | PathLike[str] | None = None,
+    timeout: float | None = None,
+    stale_threshold: float | None = None,
+    share: Share | None = None,
+    lock_dir: str | PathLike[str] | None = None,
+    heartbeat: Heartbeat | None = None,
+) -> Any:
+    """
+    Mark an input: while a job with this input runs, it holds the shared lock on it.
+
+    Takes what an input may be: a path, a list, a function of the wildcards, a part of ``expand`` or ``multiext``, an
+    output of another rule. Can be combined with ``ancient``, ``unpack`` and others, and be used in ``inputflags:``.
+
+    :param lock: one lock for all of these files, named by this path; wildcards are filled in. Default: each file's own
+    :param timeout: seconds that a job waits for its locks, ``inf`` for ever; default: a day
+    :param stale_threshold: the lease, seconds; default: 90
+    :param share: ``"user"`` or ``"group"``: who takes part in the lock
+    :param lock_dir: a directory to keep the lock in, for data in directories that cannot be written
+    :param heartbeat: ``"process"`` for Python code in ``run:`` that holds the GIL for longer than a lease
+    :returns: the same, flagged; ``value`` itself is not changed
+    :raises WorkflowError: if an option makes no sense
+    """
+    options = _options("shared_read", timeout, stale_threshold, share, lock_dir, heartbeat)
+    return _flagged(value, READ, Wish(lock=_lock_path("shared_read", lock), options=options))
+
+
+def exclusive(
+    value: Any,
+    *,
+    once: bool = False,
+    lock: str | PathLike[str] | None = None,
+    timeout: float | None = None,
+    stale_threshold: float | None = None,
+    share: Share | None = None,
+    lock_dir: str | PathLike[str] | None = None,
+    heartbeat: Heartbeat | None = None,
+) -> Any:
+    """
+    Mark an output: the job that makes it holds the exclusive lock, and it appears by an atomic rename.
+
+    In the job, ``{output}`` is a path of the same name in a private directory beside the real one. What the job wrote
+    there is moved into place when the job has succeeded and its lock is certain. If it fails, what was there before
+    stays as it is.
+
+    :param once: skip the job if, once the lock is held, somebody else has made the outputs meanwhile and they are
+        newer than the inputs. Needs every output of the rule to be exclusive
+    :raises WorkflowError: if an option makes no sense
+
+    The other parameters are those of :func:`shared_read`.
+    """
+    if not isinstance(once, bool):
+        raise WorkflowError(f"exclusive: once must be True or False, not {once!r}")
+    options = _options("exclusive", timeout, stale_threshold, share, lock_dir, heartbeat)
+    return _flagged(value, WRITE, Wish(lock=_lock_path("exclusive", lock), once=once, options=options))
+
+
+def _options(
+    where: str,
+    timeout: float | None,
+    stale_threshold: float | None,
+    share: Share | None,
+    lock_dir: str | PathLike[str] | None,
+    heartbeat: Heartbeat | None,
+) -> Options:
+    return checked(
+        where,
+        timeout=timeout,
+        stale_threshold=stale_threshold,
+        share=share,
+        lock_dir=lock_dir,
+        heartbeat=heartbeat,
+    )
+
+
+def _lock_path(where: str, lock: Any) -> str | None:
+    if lock is None:
+        return None
+    if not isinstance(lock, str | PathLike) or not fspath(lock):
+        raise WorkflowError(f"{where}: lock must be a path, not {lock!r}")
+    return fsdecode(lock)
+
+
+def _flagged(value: Any, name: str, wish: Wish) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _flagged(item, name, wish) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_flagged(item, name, wish) for item in value]
+    return flag(_own_copy(value), name, wish)
+
+
+def _own_copy(value: Any) -> Any:
+    # flag() changes its argument in place, and what is flagged already may be another rule's output, whose other
+    # consumers must not inherit the flag.
+    if isinstance(value, _IOFile):
+        other = IOFile(value._file, rule=value.rule)
+        other.set_flags({})
+        other._file.flags = dict(value.flags)
+        return other
+    if isinstance(value, AnnotatedString):
+        other = copy.copy(value)
+        other.flags = dict(value.flags)
+        return other
+    return value
+
+
+def wish_of(file: Any, name: str) -> Wish | None:
+    """Return what a flag (:data:`READ`, :data:`WRITE`) says about a file, ``None`` if it has none."""
+    flags = getattr(file, "flags", None)
+    wish = flags.get(name) if flags else None
+    return wish if isinstance(wish, Wish) else None
+
+
+def is_exclusive(file: Any) -> bool:
+    """Whether an output is marked as exclusive."""
+    return wish_of(file, WRITE) is not None

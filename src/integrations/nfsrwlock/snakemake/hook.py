@@ -1,0 +1,258 @@
+"""
+Where Snakemake is told to lock: the only module that changes it.
+
+``Executor.cached_or_run`` is passed by every process that really runs a job, in a thread of its own, and still knows
+the job with its flags. Around it the locks are held. What Snakemake itself does with outputs before and after that,
+outside of the lock, is left out for exclusive ones: removing the old output, removing it after a failure, touching it,
+and noting a failed job's code as that of the old output.
+
+Nothing changes for files without flags. :mod:`nfsrwlock.snakemake.internals` has made sure that all this is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import wraps
+from types import SimpleNamespace
+from typing import Any, Final
+
+from snakemake.executors import local
+from snakemake.io import _IOFile
+from snakemake.jobs import Job
+from snakemake.workflow import Workflow
+from snakemake_interface_executor_plugins.executors.real import RealExecutor
+
+from nfsrwlock.snakemake import holding, once
+from nfsrwlock.snakemake.flags import is_exclusive
+from nfsrwlock.snakemake.internals import persistence_class, scheduler_class, shell_module
+from nfsrwlock.snakemake.leash import Leash, start_process
+from nfsrwlock.snakemake.messages import job_name, say
+from nfsrwlock.snakemake.plan import Plan, check_rules, plan_of
+from nfsrwlock.snakemake.publish import Workspace
+from nfsrwlock_core import LockError, LockSet
+
+_OUTPUT: Final = 2  # of run_wrapper's arguments
+_INSTALLED: Final = "_nfsrwlock_installed"
+
+#: True while Snakemake removes outputs on its own account: the exclusive ones are not its to remove.
+_sparing: ContextVar[bool] = ContextVar("nfsrwlock_sparing", default=False)
+#: True while Snakemake deals with a job that failed.
+_failed: ContextVar[bool] = ContextVar("nfsrwlock_failed", default=False)
+
+
+def install() -> None:
+    """Put the hook in place, once per process."""
+    if getattr(local.Executor, _INSTALLED, False):
+        return
+    setattr(local.Executor, _INSTALLED, True)
+    shell = shell_module()
+    shell.sp = _subprocess_on_a_leash(shell.sp)
+    persistence, scheduler = persistence_class(), scheduler_class()
+    for owner, name, wrap in (
+        (local.Executor, "cached_or_run", _run_under_locks),
+        (local.Executor, "cancel", _give_up_waiting),
+        (scheduler, "schedule", _give_up_waiting_after),
+        (RealExecutor, "format_job_exec", _tell_the_job),
+        (Workflow, "check", _check_rules_too),
+        (Job, "remove_existing_output", _spare_exclusive),
+        (Job, "cleanup", _spare_exclusive),
+        (Job, "postprocess", _know_failure),
+        (_IOFile, "remove", _remove),
+        (_IOFile, "exists", _exists),
+        (_IOFile, "touch", _touch),
+        (persistence, "finished", _keep_old_records),
+    ):
+        setattr(owner, name, wrap(getattr(owner, name)))
+
+
+# -- the run ----------------------------------------------------------------------------------------------------------
+
+
+def _run_under_locks(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def cached_or_run(self: Any, job: Any, run_func: Any, *args: Any) -> Any:
+        # A job that is spawned takes its locks in its own process; a rule without anything to run needs none.
+        if run_func == self.spawn_job or job.is_norun:
+            return original(self, job, run_func, *args)
+        leash = Leash(job)
+        plan = plan_of(job, leash.on_compromise)
+        if plan is None:
+            return original(self, job, run_func, *args)
+        replace = once.to_replace(job) if plan.once else {}
+        with holding.held(job, plan) as locks:
+            if plan.once and once.is_made(job, replace):
+                say(job, f"{job_name(job)} has nothing to do: its outputs were made meanwhile, under the same lock")
+                return None
+            return _run(job, plan, leash, locks, lambda files: original(self, job, run_func, *files), args)
+
+    return cached_or_run
+
+
+def _run(job: Any, plan: Plan, leash: Leash, locks: LockSet, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    workspace = Workspace(job, plan) if plan.exclusive else None
+    if workspace is not None:
+        args = (*args[:_OUTPUT], workspace.redirected(args[_OUTPUT]), *args[_OUTPUT + 1 :])
+    is_done = False
+    try:
+        try:
+            with leash.around(locks):
+                result = run(args)
+        except Exception:
+            holding.settle(job, locks)  # a job that was stopped for its lock's sake fails for that reason
+            raise
+        holding.settle(job, locks)
+        if workspace is not None:
+            try:
+                workspace.publish(locks.check)
+            except LockError:
+                raise holding.lost(job, locks) from None
+        is_done = True
+        return result
+    finally:
+        if workspace is not None:
+            if not is_done and job.rule.workflow.execution_settings.keep_incomplete:
+                workspace.keep()
+            else:
+                workspace.discard()
+
+
+def _tell_the_job(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def format_job_exec(self: Any, job: Any) -> Any:
+        return once.with_message(job, original(self, job))
+
+    return format_job_exec
+
+
+def _subprocess_on_a_leash(subprocess: Any) -> Any:
+    # What snakemake.shell knows as the module `subprocess`, with another Popen.
+    return SimpleNamespace(**(vars(subprocess) | {"Popen": start_process}))
+
+
+# -- the end of the workflow ------------------------------------------------------------------------------------------
+
+
+def _give_up_waiting(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def cancel(self: Any) -> Any:
+        holding.ending.set()
+        return original(self)
+
+    return cancel
+
+
+def _give_up_waiting_after(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def schedule(self: Any) -> Any:
+        holding.ending.clear()  # one process may run several workflows, one after the other
+        try:
+            return original(self)
+        finally:
+            holding.ending.set()
+
+    return schedule
+
+
+def _check_rules_too(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def check(self: Any) -> Any:
+        check_rules(self)
+        return original(self)
+
+    return check
+
+
+# -- what Snakemake does with outputs outside of the lock -------------------------------------------------------------
+
+
+def _spare_exclusive(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def remove_some(self: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _sparing.set(True)
+        try:
+            return await original(self, *args, **kwargs)
+        finally:
+            _sparing.reset(token)
+
+    return remove_some
+
+
+def _remove(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def remove(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _sparing.get() and is_exclusive(self):
+            return None
+        return await original(self, *args, **kwargs)
+
+    return remove
+
+
+def _exists(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def exists(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Job.cleanup says in the log that it removes what is there.
+        if _sparing.get() and is_exclusive(self):
+            return False
+        return await original(self, *args, **kwargs)
+
+    return exists
+
+
+def _touch(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def touch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # It was touched before it was published. What is there now may be another workflow's. Not so with --touch.
+        if is_exclusive(self) and self.rule is not None and not self.rule.workflow.touch:
+            return None
+        return original(self, *args, **kwargs)
+
+    return touch
+
+
+def _know_failure(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def postprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _failed.set(bool(kwargs.get("error")))
+        try:
+            return await original(self, *args, **kwargs)
+        finally:
+            _failed.reset(token)
+
+    return postprocess
+
+
+def _keep_old_records(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def finished(self: Any, job: Any) -> Any:
+        # Snakemake notes a failed job's code and inputs and removes its outputs. An exclusive one stays as it was, so
+        # what is known of it must stay too, or it would count as made by the new code.
+        exclusive = [file for file in job.output if is_exclusive(file)]
+        if not exclusive or not _failed.get():
+            return await original(self, job)
+        result = await original(self, _WithOutput(job, [file for file in job.output if not is_exclusive(file)]))
+        if hasattr(self, "_unmark_incomplete"):
+            for file in exclusive:
+                self._unmark_incomplete(self._get_key(file))
+        else:
+            self._remove_incomplete_marker(_WithOutput(job, exclusive))
+        return result
+
+    return finished
+
+
+class _WithOutput:
+    """A job of which only some outputs are seen."""
+
+    def __init__(self, job: Any, output: list[Any]) -> None:
+        self._job = job
+        self.output = output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._job, name)
+
+    def __hash__(self) -> int:
+        return hash(self._job)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._job == other)

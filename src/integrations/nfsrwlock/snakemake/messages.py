@@ -1,0 +1,93 @@
+"""What the user reads, in Snakemake's own log: one line per message, with the job's rule and number."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+
+from nfsrwlock.cli.text import duration, one_line, printable
+
+if TYPE_CHECKING:
+    from nfsrwlock_core import WaitInfo
+
+__all__ = ["LockingError", "Waiting", "duration", "job_name", "printable", "say", "warn"]
+
+#: Who waits for less than this is not worth a line.
+_SILENT_S: Final = 1.0
+_AGAIN_S: Final = 60.0
+
+
+def job_name(job: Any) -> str:
+    """Name a job as Snakemake does: its rule and its number."""
+    return f"job {job.jobid} (rule {job.rule.name})"
+
+
+def say(job: Any, text: str) -> None:
+    """Write one line to Snakemake's log."""
+    _log(job, logging.INFO, text)
+
+
+def warn(job: Any, text: str) -> None:
+    """Write one line that is more than news."""
+    _log(job, logging.WARNING, text)
+
+
+def _log(job: Any, level: int, text: str) -> None:
+    line = one_line(f"nfsrwlock: {text}")
+    if job.rule.workflow.is_main_process:
+        logger.log(level, line)
+    else:
+        # A process that runs one job logs errors only, later than it may live, and its stderr is where they go.
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
+
+
+class LockingError(WorkflowError):  # type: ignore[misc]
+    """
+    A job has no locks, or has lost them.
+
+    Snakemake shows where in the code an exception was raised if that is not its own; here that is of no use to anybody.
+    """
+
+    @property
+    def __traceback__(self) -> TracebackType | None:
+        return None
+
+    @__traceback__.setter
+    def __traceback__(self, traceback: TracebackType | None) -> None:
+        pass
+
+
+class Waiting:
+    """Tells who is waited for: after a second, when that is somebody else, and once a minute."""
+
+    def __init__(self, job: Any, timeout: float) -> None:
+        self._job = job
+        self._limit = "without limit" if timeout < 0 else f"at most {duration(timeout)}"
+        self._due = _SILENT_S
+        self._shown: tuple[str, ...] = ()
+
+    def update(self, info: WaitInfo, waited: float) -> None:
+        """There is still reason to wait, after ``waited`` seconds."""
+        if waited < _SILENT_S:
+            return
+        tokens = tuple(peer.token for peer in info.blockers)
+        if waited < self._due and (not tokens or tokens[0] in self._shown):
+            return
+        self._due = waited + _AGAIN_S
+        self._shown = tokens
+        who = "; ".join(peer.describe() for peer in info.blockers[:3]) or "nobody is known to be in the way"
+        if info.trouble is not None:
+            who = f"the file system answers {info.trouble}"
+        more = f" and {len(info.blockers) - 3} more" if len(info.blockers) > 3 else ""
+        say(
+            self._job,
+            f"{job_name(self._job)} waits to {info.mode} {printable(info.lock_file)}, "
+            f"{duration(waited)} so far, {self._limit}: {who}{more}",
+        )

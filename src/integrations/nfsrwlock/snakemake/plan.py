@@ -1,0 +1,185 @@
+"""What a job must lock: made from the flags of its files. Rules that cannot be guarded are refused here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from snakemake.exceptions import WorkflowError
+from snakemake.io import apply_wildcards, is_flagged
+
+from nfsrwlock.snakemake.cache import cache_entry, has_cache_directive
+from nfsrwlock.snakemake.flags import READ, WRITE, Wish, is_exclusive, wish_of
+from nfsrwlock.snakemake.settings import DEFAULT_TIMEOUT_S, Options, for_lock, resolved
+from nfsrwlock_core import LockSet
+
+#: What Snakemake does with outputs of these kinds it does outside of the job, so not under its lock.
+_REFUSED: Final = {
+    "temp": "Snakemake deletes it when the workflow's own consumers are done, without a lock and whoever reads it",
+    "protected": "nobody could replace it any more",
+    "update": "it is changed in place, where readers would see it half done",
+    "pipe": "it is no file that could be published",
+    "service": "it is no file that could be published",
+    "nodelocal": "it is not shared",
+    "storage_object": "it is not on a shared file system",
+}
+
+
+Mode = Literal["read", "write"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    What one job needs.
+
+    :param locks: all its locks, not held
+    :param timeout: seconds to wait for them; ``inf``: without end
+    :param exclusive: which of its outputs are exclusive, by index
+    :param once: whether it may be skipped if others have made its outputs
+    """
+
+    locks: LockSet
+    timeout: float
+    exclusive: tuple[int, ...]
+    once: bool
+
+    def conflicts_with(self, other: Plan) -> frozenset[str]:
+        """Return the paths because of which the two cannot be held at the same time."""
+        mine, theirs = set(self.locks.paths_write), set(other.locks.paths_write)
+        return frozenset((mine & theirs) | (mine & set(other.locks.paths_read)) | (theirs & set(self.locks.paths_read)))
+
+
+def plan_of(job: Any, on_compromise: Callable[[object], None] | None = None) -> Plan | None:
+    """
+    Return what ``job`` needs, ``None`` if nothing of it is flagged.
+
+    :param on_compromise: called when a lock that is held becomes suspect or lost
+    :raises WorkflowError: if its flags contradict each other
+    """
+    workflow = job.rule.workflow
+    wanted: dict[tuple[str, Options], Mode] = {}
+    timeouts: list[float] = []
+    once = False
+    for path, mode, wish in _wishes(job):
+        options = resolved(wish.options, workflow.config)
+        timeouts.append(DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout)
+        key = (
+            path,
+            Options(
+                stale_threshold=options.stale_threshold,
+                share=options.share,
+                lock_dir=options.lock_dir,
+                heartbeat=options.heartbeat,
+            ),
+        )
+        wanted[key] = "write" if "write" in (mode, wanted.get(key)) else "read"
+        once = once or wish.once
+    if not wanted:
+        return None
+    try:
+        locks = LockSet.joined(
+            LockSet(
+                read=[path] if mode == "read" else [],
+                write=[path] if mode == "write" else [],
+                on_compromise=on_compromise,
+                **for_lock(options),
+            )
+            for (path, options), mode in wanted.items()
+        )
+    except ValueError as error:
+        raise WorkflowError(f"the files of a job cannot be locked: {error}", rule=job.rule) from None
+    exclusive = tuple(index for index, file in enumerate(job.output) if is_exclusive(file))
+    return Plan(locks, min(timeouts), exclusive, once)
+
+
+def _wishes(job: Any) -> Iterator[tuple[str, Mode, Wish]]:
+    for file in job.input:
+        if wish_of(file, WRITE) is not None:
+            raise WorkflowError(
+                f"the input {str(file)!r} is marked exclusive(), which is for outputs: mark it shared_read()",
+                rule=job.rule,
+            )
+        if (wish := wish_of(file, READ)) is not None:
+            if is_flagged(file, "storage_object"):
+                raise WorkflowError(
+                    f"the input {str(file)!r} is in a storage, not on a shared file system, and cannot be locked",
+                    rule=job.rule,
+                )
+            yield _lock_path(job, file, wish), "read", wish
+    for file in job.output:
+        if (wish := wish_of(file, WRITE)) is not None:
+            yield _lock_path(job, file, wish), "write", wish
+    if (entry := cache_entry(job)) is not None:
+        path, options = entry
+        yield path, "write", Wish(lock=None, options=options)
+
+
+def _lock_path(job: Any, file: Any, wish: Wish) -> str:
+    if wish.lock is None:
+        return os.path.abspath(str(file))
+    try:
+        return os.path.abspath(str(apply_wildcards(wish.lock, job.wildcards)))
+    except Exception as error:
+        raise WorkflowError(
+            f"the lock {wish.lock!r} of {str(file)!r} has a wildcard that the rule has not: {error}", rule=job.rule
+        ) from None
+
+
+def check_rules(workflow: Any) -> None:
+    """
+    Refuse rules whose outputs could not be guarded, when the workflow has been read.
+
+    :raises WorkflowError: with the rule, the file and the reason
+    """
+    for rule in workflow.rules:
+        for file in rule.input:
+            if wish_of(file, WRITE) is not None:
+                raise WorkflowError(f"{_name(file)}: exclusive() is for outputs; mark it shared_read()", rule=rule)
+        for file in rule.output:
+            _check_output(rule, file)
+        wishes = [wish for file in rule.output if (wish := wish_of(file, WRITE)) is not None]
+        if wishes:
+            _check_rule(rule, wishes)
+
+
+def _check_output(rule: Any, file: Any) -> None:
+    if wish_of(file, READ) is not None:
+        raise WorkflowError(f"{_name(file)}: shared_read() is for inputs; mark an output exclusive()", rule=rule)
+    if not is_exclusive(file):
+        return
+    for kind, reason in _REFUSED.items():
+        if is_flagged(file, kind):
+            name = "in a storage" if kind == "storage_object" else f"{kind}()"
+            if kind == "temp" and rule.workflow.storage_settings.all_temp:
+                name = "temp(), by --all-temp,"
+            raise WorkflowError(f"{_name(file)}: an exclusive() output cannot be {name}: {reason}", rule=rule)
+
+
+def _check_rule(rule: Any, wishes: list[Wish]) -> None:
+    if rule.shadow_depth is not None:
+        raise WorkflowError(
+            "exclusive() outputs do not go with shadow:, whose results Snakemake moves after the lock is released; "
+            "the job writes to a private directory anyway",
+            rule=rule,
+        )
+    if has_cache_directive(rule):
+        raise WorkflowError(
+            "exclusive() outputs do not go with cache:, which puts links in their place; use lock_cache() to make "
+            "workflows share the cache safely",
+            rule=rule,
+        )
+    if any(wish.once for wish in wishes):
+        if len(wishes) < len(rule.output):
+            raise WorkflowError(
+                "once=True needs every output of the rule to be exclusive(): a job that is skipped makes none of them",
+                rule=rule,
+            )
+        if rule.benchmark:
+            raise WorkflowError("once=True does not go with benchmark:, which a skipped job cannot make", rule=rule)
+
+
+def _name(file: Any) -> str:
+    return "a function" if file.is_callable() else repr(str(file))

@@ -1,0 +1,87 @@
+"""
+The watchdog: a small process that outlives Snakemake for as long as it takes to stop the jobs that it left behind.
+
+A job whose Snakemake process was killed (SIGKILL, out of memory) would work on, and nobody holds its locks any more.
+Jobs are known by a token in their environment, which everything that they start inherits. The watchdog learns of its
+parent's death by the end of its standard input.
+
+What it does not do: find processes that cleared their environment, on other systems than Linux or under other users.
+
+It is run as a script and needs nothing but the standard library; only :func:`marked` is used by importing it.
+"""
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+
+VARIABLE = "NFSRWLOCK_JOB"
+#: The name by which `nfsrwlock run` knows those that it must never stop.
+NAME = "nfsrwlock-guard"
+_PATIENCE_S = 30.0
+
+
+def marked(token: bytes) -> list[int]:
+    """Return the processes, of those this one may look at, that carry ``token`` in their environment."""
+    found = []
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return []
+    me = os.getpid()
+    for name in names:
+        if name.isdigit() and int(name) != me:
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if token in file.read():
+                        found.append(int(name))
+            except OSError:
+                continue  # it has ended, or belongs to somebody else
+    return found
+
+
+def _stop(token: bytes) -> int:
+    # Stopped first, so that none can start another one unseen; killed when nobody new turns up.
+    stopped: set[int] = set()
+    until = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < until:
+        new = [pid for pid in marked(token) if pid not in stopped]
+        for pid in new:
+            _send(pid, signal.SIGSTOP)
+        stopped.update(new)
+        if not new:
+            for pid in stopped:
+                _send(pid, signal.SIGKILL)
+            if not marked(token):
+                break
+            time.sleep(0.01)
+            stopped.clear()
+    return len(stopped)
+
+
+def _send(pid: int, signum: int) -> None:
+    with suppress(OSError):
+        os.kill(pid, signum)
+
+
+def main() -> None:
+    """Read lines ``+token job`` and ``-token`` until the parent is gone; stop the jobs that are left."""
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
+        file.write(NAME)
+    jobs: dict[bytes, str] = {}
+    for line in sys.stdin.buffer:
+        token, _, label = line[1:].strip().partition(b" ")
+        if line.startswith(b"+"):
+            jobs[token] = label.decode("utf-8", "replace")
+        else:
+            jobs.pop(token, None)
+    for token, label in jobs.items():
+        if marked(token):
+            _stop(token)
+            with suppress(OSError):
+                print(f"nfsrwlock: {label} was stopped: Snakemake, which held its locks, was killed", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

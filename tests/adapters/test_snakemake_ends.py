@@ -1,0 +1,402 @@
+"""How jobs end that do not end well: a lost lease, a kill, a wait that is too long. And what takes no lock at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+from adapters.snakemake_scene import Run, Scene, scene
+from nfsrwlock import SoftReadWriteLock, Timeout, break_lock, inspect
+
+__all__ = ["scene"]
+
+#: Ticks until somebody ends it; so does a process that has left its parent, its session and its group.
+TICKING = """
+rule all:
+    input: "ref/out", "ref/other"
+rule tick:
+    input: shared_read("ref/in")
+    output: exclusive("ref/out")
+    shell:
+        "trap 'exit 130' INT; echo half > {output}; (setsid sh -c 'while :; do echo x >> ticks2; sleep 0.05; done' &); "
+        "while :; do echo $$ > pid; echo x >> ticks; sleep 0.05; done"
+rule other:
+    output: "ref/other"
+    shell: "sleep 1; echo done > {output}"
+"""
+
+
+def is_ticking(scene: Scene) -> bool:
+    before = [scene.read("ticks"), scene.read("ticks2")]
+    time.sleep(0.4)
+    return before != [scene.read("ticks"), scene.read("ticks2")]
+
+
+def start_ticking(scene: Scene, *arguments: str) -> Run:
+    scene.write("ref/in", "data\n")
+    scene.write("ref/out", "old\n")
+    scene.snakefile(TICKING)
+    run = scene.start("-F", *arguments)
+    scene.wait_for(lambda: scene.exists("ticks") and scene.exists("ticks2") and scene.exists("pid"))
+    assert is_ticking(scene)
+    assert len(scene.locks()) == 2
+    return run
+
+
+def interrupt(run: Run) -> None:
+    """Press Ctrl-C, again if need be: asyncio loses the one that comes while Snakemake runs a task that is done."""
+    for _ in range(10):
+        os.killpg(run.process.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            run.process.wait(6)
+            return
+
+
+def assert_nothing_happened(scene: Scene) -> None:
+    assert scene.read("ref/out") == "old\n"
+    for path in ("in", "out"):  # free, or to be had at once from a process that is gone
+        with SoftReadWriteLock(scene.directory / "ref" / path, is_singleton=False).write_lock(timeout=20):
+            pass
+    scene.wait_for(lambda: not is_ticking(scene), 20)
+
+
+def test_a_job_whose_lock_is_lost_is_stopped_and_publishes_nothing(scene: Scene) -> None:
+    scene.environment["NFSRWLOCK_STALE_THRESHOLD"] = "3"
+    run = start_ticking(scene, "--retries", "1")
+    break_lock(scene.directory / "ref/in", force=True)
+    scene.wait_for(lambda: "Trying to restart job" in run.text)
+    assert "was stopped and its result is void: The lock on" in run.text
+    assert "ref/in' was lost" in run.text
+    (scene.directory / "pid").unlink()
+    scene.wait_for(lambda: scene.exists("pid") and len(scene.locks()) == 2)  # the second attempt
+    break_lock(scene.directory / "ref/out", force=True)
+    run.end(1)
+    assert "ref/out' was lost" in run.text
+    assert_nothing_happened(scene)
+    assert scene.litter() == []
+
+
+def test_a_run_block_whose_lock_is_lost_ends_with_its_process(scene: Scene) -> None:
+    scene.snakefile(
+        """
+        rule tick:
+            output: exclusive("ref/out", stale_threshold=3)
+            run:
+                import time
+                shell("sh -c 'while :; do echo x >> ticks2; sleep 0.05; done' &")
+                while True:
+                    open("ticks", "a").write("x")
+                    time.sleep(0.05)
+        """
+    )
+    run = scene.start()
+    scene.wait_for(lambda: scene.exists("ticks") and scene.exists("ticks2"))
+    break_lock(scene.directory / "ref/out", force=True)
+    run.end(1)
+    assert "is ended, and with it the process that runs its Python code: The lock on" in run.text
+    assert not is_ticking(scene)
+    assert not scene.exists("ref/out")
+
+
+def test_a_job_that_overslept_its_lease_publishes_nothing(scene: Scene) -> None:
+    scene.write("ref/out", "old\n")
+    scene.snakefile(
+        """
+        rule make:
+            output: exclusive("ref/out", stale_threshold=3)
+            shell: "echo new > {output}; touch begun; while [ ! -e go ]; do sleep 0.05; done; sleep 1"
+        """
+    )
+    run = scene.start("-F")
+    scene.wait_for(lambda: scene.exists("begun"))
+    run.kill(signal.SIGSTOP)  # it sends no heartbeats, and cannot stop its job
+    with SoftReadWriteLock(scene.directory / "ref/out", poll_interval=0.1).write_lock(timeout=40):
+        scene.write("ref/out", "another\n")
+    scene.write("go", "")
+    run.kill(signal.SIGCONT)
+    run.end(1)
+    assert "its result is void" in run.text
+    assert scene.read("ref/out") == "another\n"
+
+
+def test_a_lock_that_is_lost_right_before_the_rename_is_noticed(scene: Scene) -> None:
+    scene.write("ref/out", "old\n")
+    scene.snakefile(
+        """
+        import hashlib
+        import time
+        from nfsrwlock import break_lock
+        def lose_the_lock(wildcards):
+            break_lock("ref/out", force=True)
+            time.sleep(4)  # a heartbeat later
+            return hashlib.sha256(b"new" + bytes([10])).hexdigest()
+        rule make:
+            output: exclusive(ensure("ref/out", sha256=lose_the_lock), stale_threshold=3)
+            shell: "echo new > {output}"
+        """
+    )
+    text = scene.run("-F", code=1)
+    assert "ref/out' was lost" in text
+    assert scene.read("ref/out") == "old\n"
+
+
+def test_when_snakemake_is_killed_its_job_is_stopped(scene: Scene) -> None:
+    run = start_ticking(scene)
+    run.kill(signal.SIGKILL)
+    assert_nothing_happened(scene)
+    scene.wait_for(lambda: "rule tick) was stopped: Snakemake, which held its locks, was killed" in run.text)
+    assert [name for name in scene.litter() if scene.exists(name)], "what it had begun is left, beside its place"
+    # The next run finds the way free, and cleans up.
+    scene.snakefile('rule make:\n    output: exclusive("ref/out")\n    shell: "echo new > {output}"\n')
+    (code, text), *_ = scene.many("-F --nolock ref/out --rerun-incomplete")
+    assert code == 0, text
+    assert scene.read("ref/out") == "new\n"
+    assert scene.litter() == []
+
+
+@pytest.mark.parametrize("victim", ["job", "both", "interrupted", "terminated", "node"])
+def test_locks_are_released_and_the_old_output_stays_however_it_ends(scene: Scene, victim: str) -> None:
+    if victim == "node":  # nobody here can tell whether its processes live: only its lease counts
+        scene.environment |= {"NFSRWLOCK_HOST": "elsewhere", "NFSRWLOCK_STALE_THRESHOLD": "4"}
+    run = start_ticking(scene)
+    job = int(scene.read("pid"))
+    if victim == "node":
+        scene.clean_up()
+    elif victim == "job":
+        os.kill(job, signal.SIGKILL)
+    elif victim == "both":
+        os.killpg(run.process.pid, signal.SIGKILL)
+    elif victim == "interrupted":
+        interrupt(run)
+    else:
+        run.kill(signal.SIGTERM)  # Snakemake ends when its jobs have ended
+        time.sleep(1)
+        assert is_ticking(scene), "the job that runs may end"
+        assert len(scene.locks()) == 2
+        os.kill(job, signal.SIGTERM)
+    run.end()
+    assert run.process.returncode != 0
+    if victim not in ("both", "node"):
+        assert scene.locks() == []
+    for pid in scene.processes():  # the one that left its parent outlives a job that was killed, as ever
+        os.kill(pid, signal.SIGKILL)
+    assert_nothing_happened(scene)
+
+
+def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene) -> None:
+    scene.write("ref/in", "data")
+    scene.snakefile(
+        """
+        rule read:
+            input: shared_read("ref/in", timeout=float(config["timeout"]))
+            output: "out"
+            shell: "cp {input} {output}"
+        """
+    )
+    with SoftReadWriteLock(scene.directory / "ref/in").write_lock():
+        runs = [scene.start("--nolock", "--config", f"timeout={timeout}") for timeout in (3, 900, 901)]
+        for run in runs:
+            scene.wait_for(lambda run=run: "waits to read" in run.text)
+            assert f"pid {os.getpid()}, writing since" in run.text
+        runs[0].end(1)
+        assert "gave up waiting for its locks" in runs[0].text
+        assert f"after 3.0 s it is held by {inspect(scene.directory / 'ref/in').holders[0].user}@" in runs[0].text
+        assert "hook.py" not in runs[0].text
+        began = time.monotonic()
+        runs[1].kill(signal.SIGTERM)
+        interrupt(runs[2])
+        for run in runs[1:]:
+            run.end()
+            assert run.process.returncode != 0
+            assert "the workflow is being ended" in run.text
+        assert time.monotonic() - began < 60
+        assert not scene.exists("out")
+
+
+def test_two_ends_of_a_pipe_that_exclude_each_other_are_told_so(scene: Scene) -> None:
+    scene.write("ref/in", "data")
+    scene.snakefile(
+        """
+        rule drink:
+            input: "pipe"
+            output: exclusive("ref/out", lock="ref/set")
+            shell: "cat {input} > {output}"
+        rule pour:
+            input: shared_read("ref/in", lock="ref/set")
+            output: pipe("pipe")
+            shell: "cat {input} > {output}"
+        """
+    )
+    began = time.monotonic()
+    text = scene.run("drink", code=1)
+    assert "connected by a pipe, but exclude each other" in text
+    assert time.monotonic() - began < 30
+    assert scene.locks() == []
+
+
+def test_what_runs_no_job_takes_no_lock(scene: Scene) -> None:
+    scene.write("in", "data")
+    scene.write("out", "made")
+    scene.snakefile(
+        """
+        rule make:
+            input: shared_read("in")
+            output: exclusive("out")
+            shell: "cp {input} {output}"
+        """
+    )
+    with (
+        SoftReadWriteLock(scene.directory / "in").write_lock(),
+        SoftReadWriteLock(scene.directory / "out").write_lock(),
+    ):
+        held = scene.locks()
+        before = os.stat(scene.directory / "out").st_mtime_ns
+        runs = ["-n -F", "--touch -F", "--list-rules", "--lint", "--report report.html", "--unlock", "--summary"]
+        for (code, text), run in zip(scene.many(*runs), runs, strict=True):
+            assert code == 0 or (run == "--lint" and "Traceback" not in text), (run, text)
+        assert scene.locks() == held
+        assert scene.read("out") == "made"
+        assert os.stat(scene.directory / "out").st_mtime_ns > before, "--touch means it"
+        with pytest.raises(Timeout):
+            SoftReadWriteLock(scene.directory / "in", is_singleton=False).acquire_read(timeout=0)
+
+
+REFUSED = {
+    'output: temp(exclusive("x"))': "an exclusive() output cannot be temp(): Snakemake deletes it",
+    'output: exclusive(protected("x"))': "an exclusive() output cannot be protected()",
+    'output: update(exclusive("x"))': "an exclusive() output cannot be update()",
+    'output: exclusive(pipe("x"))': "an exclusive() output cannot be pipe()",
+    'output: shared_read("x")': "'x': shared_read() is for inputs",
+    'input: exclusive("in")\n    output: "x"': "'in': exclusive() is for outputs",
+    'output: exclusive("x", once=True), "y"': "once=True needs every output of the rule to be exclusive()",
+    'output: exclusive("x")\n    shadow: "minimal"': "exclusive() outputs do not go with shadow:",
+    'output: exclusive("x")\n    cache: True': "exclusive() outputs do not go with cache:",
+    'output: exclusive("x", timeout="soon")': "exclusive: timeout must be a number of seconds, 0 or more, not 'soon'",
+    'output: exclusive("x", share="all")': "exclusive: share must be 'user' or 'group', not 'all'",
+    'output: exclusive("x", lock="")': "exclusive: lock must be a path, not ''",
+}
+
+
+def test_what_cannot_be_guarded_is_refused_when_the_workflow_is_read(scene: Scene) -> None:
+    for number, rule in enumerate(REFUSED):
+        scene.snakefile(f'rule x:\n    {rule}\n    shell: "touch {{output}}"\n', f"{number}.smk")
+    runs = scene.many(*(f"-n -s {number}.smk" for number in range(len(REFUSED))))
+    for (code, text), (rule, message) in zip(runs, REFUSED.items(), strict=True):
+        assert code == 1, rule
+        assert message in text, rule
+        assert "rule x, line" in text or "line " in text, rule
+
+
+def test_a_flag_is_its_rule_s_own(scene: Scene) -> None:
+    scene.snakefile(
+        """
+        rule all:
+            input: "third", "fourth"
+        rule first:
+            output: "first"
+            shell: "touch {output}"
+        rule second:
+            input: shared_read(rules.first.output[0])
+            output: exclusive("second")
+            shell: "{see} {rule} first second; touch {output}"
+        rule third:
+            input: rules.first.output[0], ancient(rules.second.output[0])
+            output: "third"
+            shell: "{see} {rule} first second; touch {output}"
+        module other:
+            snakefile: "other.smk"
+            prefix: "other"
+        use rule * from other as other_*
+        use rule third as fourth with:
+            input: shared_read("first"), ancient("second")
+            output: "fourth"
+        use rule second as other_second with:
+            input: rules.first.output, rules.other_deep.output
+            output: "unused"
+        """
+    )
+    scene.snakefile(
+        'rule deep:\n    output: exclusive("deep")\n    shell: "{see} deep other/deep; touch {output}"', "other.smk"
+    )
+    scene.run("-c1", "third", "fourth", "other/deep")
+    assert scene.seen("second") == {"first": ["read"], "second": ["write"]}
+    assert scene.seen("third") == {"first": [], "second": []}
+    assert scene.seen("fourth") == {"first": ["read"], "second": []}
+    assert scene.seen("deep") == {"other/deep": ["write"]}
+
+
+SCHEDULED = """
+rule all:
+    input: "locked", "free", "one", "two"
+rule locked:
+    input: shared_read("ref/in")
+    output: "locked"
+    priority: 100
+    shell: "cp {input} {output}"
+rule free:
+    output: "free"
+    shell: "touch {output}"
+rule each:
+    wildcard_constraints: name="one|two"
+    output: exclusive("{name}", lock="ref/both")
+    shell: "ls -d ref/both.rwlock/write.* > {wildcards.name}.seen; sleep 1; touch {output}"
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("snakemake_interface_scheduler_plugins") is None, reason="before 9.11")
+def test_with_the_scheduler_a_job_whose_lock_is_busy_takes_no_core(scene: Scene) -> None:
+    scene.write("ref/in", "data")
+    scene.snakefile(SCHEDULED)
+    with SoftReadWriteLock(scene.directory / "ref/in").write_lock():
+        run = scene.start("-c2", "--scheduler", "nfsrwlock")
+        scene.wait_for(lambda: all(scene.exists(name) for name in ("free", "one", "two")))
+        assert "(rule locked) is not started yet, its lock is busy: " in run.text
+        assert f"pid {os.getpid()}, writing since" in run.text
+        # Older releases do not ask the scheduler when a single job is ready; then it is started last, and waits.
+        started = run.text.find("localrule locked")
+        assert started < 0 or started > max(run.text.rfind("localrule free"), run.text.rfind("localrule each"))
+    run.end(0)
+    assert scene.read("locked") == "data"
+    for name in ("one", "two"):  # neither was started to wait for the other
+        assert len(scene.read(f"{name}.seen").split()) == 1
+
+
+def test_a_job_may_lock_a_part_of_its_work_itself(scene: Scene) -> None:
+    scene.snakefile(
+        """
+        from nfsrwlock import SoftReadWriteLock
+        rule all:
+            input: "one", "two"
+        rule one:
+            output: "one"
+            run:
+                with SoftReadWriteLock("ref/x").write_lock(timeout=50):
+                    shell("{see} one ref/x ref/env")
+                shell("{see} after ref/x ref/env; touch {output}")
+        rule two:
+            output: "two"
+            shell:
+                "nfsrwlock hold --write ref/y --timeout 50 --pid $$; {see} two ref/y ref/env; touch {output}"
+        """
+    )
+    scene.write("ref/x", "")
+    done = subprocess.run(
+        [sys.executable, "-m", "nfsrwlock", "run", "--write", "ref/env", "--", "snakemake", "-c2"],
+        cwd=scene.directory,
+        env=scene.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert scene.seen("one") == {"ref/x": ["write"], "ref/env": ["write"]}
+    assert scene.seen("after") == {"ref/x": [], "ref/env": ["write"]}
+    assert scene.seen("two") == {"ref/y": ["write"], "ref/env": ["write"]}
+    scene.wait_for(lambda: not scene.locks())

@@ -1,0 +1,313 @@
+"""Exclusive outputs: what readers see of them, what a failure leaves, and who makes them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+import time
+
+import pytest
+
+from adapters.snakemake_scene import Scene, scene
+from nfsrwlock import SoftReadWriteLock
+
+__all__ = ["scene"]
+
+VERSION = tuple(int(number) for number in importlib.metadata.version("snakemake").split(".")[:2])
+#: How often the output is rewritten while others read it; `make test-snakemake` does it more often.
+REWRITES = int(os.environ.get("NFSRWLOCK_TEST_REWRITES", "5"))
+#: Puts back what Snakemake does by itself. With it, the tests of this file must fail, and some check that they do.
+WITHOUT_REMOVAL = """
+from snakemake.jobs import Job
+Job.remove_existing_output = Job.remove_existing_output.__wrapped__
+"""
+WITHOUT_CLEAN_UP = """
+from snakemake.jobs import Job
+Job.cleanup = Job.cleanup.__wrapped__
+"""
+
+WRITER = """
+rule write:
+    output: exclusive("ref/set.txt")
+    shell: "stamp=$(date +%s%N); for i in 1 2 3 4 5; do echo $stamp >> {output}; sleep 0.03; done"
+"""
+READER = """
+rule all:
+    input: expand("read/{n}", n=range(int(config["reads"])))
+rule read:
+    input: ancient(shared_read("ref/set.txt"))
+    output: "read/{n}"
+    shell:
+        "[ ! -e stop ]; sleep 0.1; "
+        "[ $(wc -l < {input}) = 5 ] && [ $(sort -u {input} | wc -l) = 1 ] || {{ touch bad; exit 1; }}; "
+        "head -1 {input} > {output}"
+"""
+
+
+def rewrite_while_reading(scene: Scene, rewrites: int, more: str = "") -> tuple[bool, int]:
+    """Return whether a read was bad, and how many versions were read."""
+    scene.snakefile(more + WRITER, "writer.smk")
+    scene.snakefile(READER, "reader.smk")
+    scene.many("-s writer.smk")
+    jobs = (
+        "--config",
+        f"reads={400 + 20 * rewrites}",
+        "--nolock",
+        "--max-jobs-per-timespan",
+        "9999/1s",
+        "--latency-wait",
+        "0",
+    )
+    reader = scene.start("-s", "reader.smk", *jobs)
+    scene.wait_for(lambda: any((scene.directory / "read").glob("*")))
+    for code, text in scene.many(*["-s writer.smk -F --nolock"] * rewrites):
+        assert code == 0, text
+    scene.write("stop", "")
+    reader.end(1)
+    return scene.exists("bad") or "missing locally" in reader.text, len(
+        {file.read_text() for file in (scene.directory / "read").iterdir()}
+    )
+
+
+def test_readers_never_see_an_output_missing_or_half_written(scene: Scene) -> None:
+    bad, versions = rewrite_while_reading(scene, REWRITES)
+    assert not bad, scene.runs[-1].text[-3000:]
+    assert versions > REWRITES / 2, "they met"
+    assert scene.litter() == []
+
+
+def test_that_test_fails_if_snakemake_removes_the_old_output(scene: Scene) -> None:
+    bad, _ = rewrite_while_reading(scene, 3, WITHOUT_REMOVAL)
+    assert bad
+
+
+FAILING = """
+rule make:
+    output: exclusive("../ref/x")
+    shell: "echo begun; echo half > {output}; while [ ! -e ../go ]; do sleep 0.05; done; exit 1"
+"""
+MAKING = """
+rule make:
+    output: exclusive("../ref/x")
+    shell: "echo whole > {output}"
+"""
+
+
+def fail_while_another_one_makes_it(scene: Scene, more: str) -> bool:
+    """A fails on a cluster. Before its main process hears of that, B has the lock and has made the file."""
+    scene.snakefile(more + FAILING, "a/Snakefile")
+    scene.snakefile(MAKING, "b/Snakefile")
+    scene.write("a/submit", 'setsid nohup sh "$1" > job.log 2>&1 < /dev/null &\necho $$\n')
+    a = scene.start(
+        *("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "sh submit", "--jobs", "1"),
+        *("--seconds-between-status-checks", "6"),
+        directory="a",
+    )
+    scene.wait_for(lambda: scene.exists("a/job.log") and "begun" in scene.read("a/job.log"))
+    b = scene.start(directory="b")
+    scene.wait_for(lambda: "waits to write" in b.text)
+    assert "reading" not in b.text
+    scene.write("go", "")
+    b.end(0)
+    assert a.process.poll() is None, "A's main process has not yet heard of the failure"
+    a.end(1)
+    return scene.exists("ref/x") and scene.read("ref/x") == "whole\n"
+
+
+def test_a_job_that_fails_leaves_what_another_workflow_has_made(scene: Scene) -> None:
+    assert fail_while_another_one_makes_it(scene, "")
+    assert "Removing output files" not in scene.runs[0].text
+    assert scene.litter() == []
+
+
+def test_that_test_fails_if_snakemake_cleans_up(scene: Scene) -> None:
+    assert not fail_while_another_one_makes_it(scene, WITHOUT_CLEAN_UP)
+
+
+def test_a_failure_leaves_the_old_output_and_the_wish_for_a_new_one(scene: Scene) -> None:
+    rules = """
+rule all:
+    input: "ref/one", "ref/dir", "ref/a.idx", "ref/b.idx", "plain"
+rule one:
+    output: exclusive("ref/one"), "plain"
+    shell: "echo {version} > {output[0]}; echo {version} > plain; {end}"
+rule dir:
+    output: exclusive(directory("ref/dir"))
+    shell: "mkdir {output}; echo {version} > {output}/x; {end}"
+rule several:
+    output: exclusive(multiext("ref/", "a.idx", "b.idx"))
+    shell:
+        'd=$(dirname {output[0]}); echo {version} > $d/a.idx; echo side > $d/c.idx; [ {end} = true ]'
+        ' && echo {version} > $d/b.idx'
+"""
+    scene.snakefile(rules.replace("{version}", "1").replace("{end}", "true"))
+    scene.run()
+    made = ("ref/one", "plain", "ref/dir/x", "ref/a.idx", "ref/b.idx")
+    assert [scene.read(path) for path in made] == ["1\n"] * 5
+    assert scene.read("ref/c.idx") == "side\n", "what is written beside an output is found beside it"
+    assert scene.exists("ref/dir/.snakemake_timestamp")
+    scene.snakefile(rules.replace("{version}", "2").replace("{end}", "false"))
+    (failed, text), (kept, _), (_, plan) = scene.many("-k -F", "-k -F --keep-incomplete", "-n")
+    assert (failed, kept) == (1, 1)
+    assert "ref/one" not in text[text.find("Removing output files") :].partition("\n\n")[0]
+    old = ("ref/one", "ref/dir/x", "ref/a.idx", "ref/b.idx")
+    assert [scene.read(path) for path in old] == ["1\n"] * 4, "as they were"
+    assert scene.exists("plain"), "--keep-incomplete keeps what has no flag, as ever"
+    assert len(scene.litter()) == 3, "and the private directories of the others"
+    if VERSION >= (9, 13):  # before, Snakemake does not see that code has changed
+        assert plan.count("Code has changed") >= 3, "failed code is not noted as that of the outputs"
+    scene.snakefile(rules.replace("{version}", "3").replace("{end}", "true"))
+    scene.run("-F", "--rerun-incomplete")
+    assert [scene.read(path) for path in made] == ["3\n"] * 5
+    assert scene.litter() == [], "what earlier runs have left is removed by the next"
+    assert sorted(os.listdir(scene.directory / "ref/dir")) == [".snakemake_timestamp", "x"]
+
+
+def test_an_output_that_is_not_what_the_rule_says_is_not_published(scene: Scene) -> None:
+    scene.snakefile(
+        """
+        rule all:
+            input: "ref/missing", "ref/dir", "ref/file", "ref/empty", "ref/two"
+        rule missing:
+            output: exclusive("ref/missing")
+            shell: "touch beside"
+        rule dir:
+            output: exclusive("ref/dir")
+            shell: "mkdir {output}"
+        rule file:
+            output: exclusive(directory("ref/file"))
+            shell: "touch {output}"
+        rule empty:
+            output: exclusive(ensure("ref/empty", non_empty=True))
+            shell: "touch {output}"
+        rule two:
+            output: exclusive("ref/two"), exclusive("ref/three")
+            shell: "touch {output[0]}"
+        """
+    )
+    scene.write("ref/empty", "old")
+    text = scene.run("-k", "-F", code=1)
+    assert "has not made its output 'ref/missing'" in text
+    assert "the output 'ref/dir' is a directory; mark it directory()" in text
+    assert "the output 'ref/file' is no directory, although marked directory()" in text
+    assert "unexpected empty output files" in text
+    assert "has not made its output 'ref/three'" in text
+    assert sorted(name for name in os.listdir(scene.directory / "ref") if not name.endswith(".rwlock")) == ["empty"]
+    assert scene.read("ref/empty") == "old"
+
+
+ONCE = """
+rule all:
+    input: "done"
+rule index:
+    input: ref=shared_read("../ref/in")
+    output: exclusive("../ref/idx", once=True), exclusive(directory("../ref/idx.d"), once=True)
+    {kind}
+rule use:
+    input: "../ref/idx", "../ref/idx.d"
+    output: touch("done")
+"""
+BY_SHELL = 'shell: "echo built >> ../built; sleep 1; cp {input} {output[0]}; mkdir {output[1]}"'
+BY_RUN = 'run: shell("echo built >> ../built; cp {input} {output[0]}; mkdir {output[1]}")'
+
+
+def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it_again(scene: Scene) -> None:
+    scene.write("ref/in", "data")
+    for name in ("a", "b", "c"):
+        scene.snakefile(ONCE.replace("{kind}", BY_SHELL if name == "a" else BY_RUN), f"{name}/Snakefile")
+    with SoftReadWriteLock(scene.directory / "ref/idx").write_lock():  # so that all of them have planned to build it
+        runs = [scene.start(directory=name) for name in ("a", "b", "c")]
+        scene.wait_for(lambda: all("waits to write" in run.text for run in runs))
+    for run in runs:
+        run.end(0)
+    assert scene.read("built") == "built\n"
+    assert sum("has nothing to do" in run.text for run in runs) == 2
+    before = os.stat(scene.directory / "ref/idx").st_mtime_ns
+    # Nobody has touched what was made, so nobody makes it again.
+    assert all("Nothing to be done" in scene.run(directory=name) for name in ("a", "b"))
+    assert os.stat(scene.directory / "ref/idx").st_mtime_ns == before
+    # Who insists gets a new one, also where the job runs in a process of its own, which is always forced.
+    scene.run("-R", "index", directory="a")
+    scene.run("-R", "index", directory="b")
+    assert scene.read("built") == "built\n" * 3
+    # An input that has changed is a reason for all, and again one of them builds.
+    time.sleep(0.05)
+    scene.write("ref/in", "new data")
+    with SoftReadWriteLock(scene.directory / "ref/idx").write_lock():
+        runs = [scene.start(directory=name) for name in ("b", "c")]
+        scene.wait_for(lambda: all("waits to write" in run.text for run in runs))
+    for run in runs:
+        run.end(0)
+    assert scene.read("built") == "built\n" * 4
+    assert scene.read("ref/idx") == "new data"
+
+
+CACHED = """
+lock_cache(timeout=50)
+rule all:
+    input: "one.txt", "dir", "a.idx", "b.idx"
+rule one:
+    output: "one.txt"
+    cache: True
+    shell: "echo one >> ../computed; sleep 0.5; echo data > {output}"
+rule directory:
+    output: directory("dir")
+    cache: True
+    shell: "echo dir >> ../computed; sleep 0.5; mkdir {output}; echo data > {output}/x"
+rule several:
+    output: multiext("", "a.idx", "b.idx")
+    cache: True
+    shell: "echo several >> ../computed; for f in {output}; do echo $f > $f; sleep 0.3; done"
+"""
+
+
+def compute_at_once(scene: Scene, names: str) -> list[str]:
+    scene.write("cache/.keep", "")
+    for name in names:
+        scene.snakefile(CACHED, f"{name}/Snakefile")
+    environment = {"SNAKEMAKE_OUTPUT_CACHE": str(scene.directory / "cache")}
+    runs = [scene.start("-c4", "--cache", directory=name, **environment) for name in names]
+    for run in runs:
+        run.end(0)
+    return sorted(scene.read("computed").split())
+
+
+def test_workflows_that_share_a_cache_compute_what_is_missing_once(scene: Scene) -> None:
+    assert compute_at_once(scene, "abc") == ["dir", "one", "several"]
+    for name in "abc":
+        assert scene.read(f"{name}/one.txt") == scene.read(f"{name}/dir/x") == "data\n"
+        assert scene.read(f"{name}/b.idx") == "b.idx\n"
+    entries = [name for name in os.listdir(scene.directory / "cache") if not name.endswith((".rwlock", ".keep"))]
+    assert len(entries) == 4
+    assert not any((scene.directory / "cache" / name / "dir").exists() for name in entries), "no directory in another"
+
+
+@pytest.mark.parametrize("python", [sys.executable])
+def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and_config(
+    scene: Scene, python: str
+) -> None:
+    scene.snakefile(
+        """
+        configfile: "config.yaml"
+        inputflags: shared_read
+        rule all:
+            input: "out/x"
+        rule x:
+            input: "ref/in", set=shared_read(["ref/a", "ref/b"], lock="ref/{name}.set", lock_dir="locks")
+            output: exclusive("out/{name}", heartbeat="process")
+            shell:
+                "{see} all ref/in out/x; {python} -m nfsrwlock status --json --lock-dir locks ref/x.set > seen/set.json"
+                "; touch {output}"
+        """
+    )
+    scene.write("config.yaml", "nfsrwlock: {stale_threshold: 40, timeout: 50}\n")
+    for path in ("ref/in", "ref/a", "ref/b", "locks/.keep"):
+        scene.write(path, "")
+    scene.run(NFSRWLOCK_STALE_THRESHOLD="45")
+    assert scene.seen("all") == {"ref/in": ["read"], "out/x": ["write"]}
+    (found,) = scene.states("set")
+    assert [holder["mode"] for holder in found["holders"]] == ["read"]
+    assert found["holders"][0]["lease"] == 45, "the environment goes before the config"
+    assert not scene.exists("ref/a.rwlock")
+    assert not scene.exists("ref/x.set.rwlock")
