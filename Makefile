@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # Test processes side by side. The tests wait more than they compute.
 PYTEST_WORKERS ?= 2
+# Clusters side by side for test-nfs: a server and two clients each, 768 MiB of memory.
+LABS ?= 2
 # More arguments for pytest, as in: make test PYTEST_ARGS="-k fork -x"
 PYTEST_ARGS ?=
 
@@ -67,9 +69,9 @@ example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed
 test: lint ## lint, then every test that needs neither root nor NFS
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations 10 $(SUITES) $(PYTEST_ARGS)
 
-test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under faults (root; under five minutes)
+test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under faults (root; under six minutes)
 	$(BIN)/python tests/nfs/lab install
-	$(BIN)/python -m pytest tests/nfs $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/nfs -n $(LABS) --dist loadfile --durations 10 $(PYTEST_ARGS)
 
 test-nfs-long: .venv/.dev ## the same scenarios of server outages, with one of five minutes (root; about ten minutes)
 	$(BIN)/python tests/nfs/lab install

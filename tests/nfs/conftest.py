@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import re
 import signal
 import subprocess
@@ -37,9 +38,9 @@ def lab() -> Iterator[Lab]:
         require()
     except Unavailable as error:
         pytest.exit(str(error), returncode=error.code)
-    # One lab per checkout: what a run that was killed has left behind is found, and taken down, by the next.
+    # One lab per checkout and worker: what a run that was killed has left behind is found, and taken down, by the next.
     checkout = hashlib.sha1(bytes(TESTS)).hexdigest()[:8]
-    directory = Path(tempfile.gettempdir()) / f"nfslab-tests-{checkout}"
+    directory = Path(tempfile.gettempdir()) / f"nfslab-tests-{checkout}{os.environ.get('PYTEST_XDIST_WORKER', '')}"
     with open(f"{directory}.lock", "w") as turn:
         try:
             fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
