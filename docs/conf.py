@@ -34,11 +34,16 @@ copybutton_prompt_is_regexp = True
 
 # The build reads nothing from the network, so names of the standard library and of filelock have no target here.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(asyncio|collections|concurrent|enum|filelock|os|pathlib|threading|typing|types)\..*"),
+    (
+        r"py:.*",
+        r"(asyncio|collections|concurrent|datetime|distributed|enum|filelock|os|pathlib|threading|typing|types)\..*",
+    ),
 ]
 
 # Names of parameter types whose values the parameters' descriptions list.
-nitpick_ignore = [("py:class", name) for name in ("Executor", "Heartbeat", "OnWait", "Paths", "Share")]
+nitpick_ignore = [
+    ("py:class", name) for name in ("Executor", "Heartbeat", "Mode", "OnContention", "OnWait", "Paths", "Share", "Time")
+]
 
 
 def find_under_public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: Element) -> Element | None:
