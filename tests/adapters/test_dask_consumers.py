@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import os
 import pickle
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from dask.dataframe.io.utils import SupportsLock
 from dask.utils import SerializableLock
 
 from adapters.dask_tasks import PATIENCE_S, add_one, is_held, read_both
+from nfsrwlock import LockLostError, LockNotHeldError, break_lock
 from nfsrwlock.dask import CombinedLock, Lock, RWLock, combine
 
 # -- stores -----------------------------------------------------------------------------------------------------------
@@ -310,3 +313,81 @@ def test_a_member_that_fails_quietly_is_not_taken_for_held() -> None:
 
     with pytest.raises(TimeoutError):
         CombinedLock((Failing(),)).acquire()
+
+
+# -- lost holds -------------------------------------------------------------------------------------------------------
+
+
+def evict_all(path: Path) -> None:
+    assert break_lock(path, force=True)
+
+
+def _fail(_: object) -> None:
+    raise KeyError
+
+
+def test_a_hold_that_was_lost_is_an_error_at_its_end(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "x")
+    lock.acquire()
+    evict_all(tmp_path / "x")
+    with pytest.raises(LockLostError):
+        lock.release()
+    for guard in (lock, combine(lock)):
+        with pytest.raises(LockLostError), guard:
+            evict_all(tmp_path / "x")
+        with pytest.raises(KeyError), guard:  # the block's own exception says more
+            _fail(evict_all(tmp_path / "x"))
+    with lock:  # and the next hold begins anew
+        lock.check()
+
+
+def test_a_store_whose_lock_was_lost_fails(tmp_path: Path) -> None:
+    class Evicting:
+        def __setitem__(self, where: Any, values: Any) -> None:
+            evict_all(tmp_path / "x")
+
+    with pytest.raises(LockLostError):
+        da.store(da.ones(4), Evicting(), lock=Lock(tmp_path / "x"), scheduler="synchronous")
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_a_hold_of_a_coroutine_that_was_lost_is_an_error_at_its_end(tmp_path: Path, is_elsewhere: bool) -> None:
+    short: Any = {"heartbeat_interval": 0.2, "stale_threshold": 2}
+
+    async def program() -> None:
+        lock = await Lock(tmp_path / "x", **short)
+        await lock.__aenter__()
+        evict_all(tmp_path / "x")
+        await asyncio.sleep(1.5)  # for a heartbeat to find out
+        leave = lock.__aexit__(None, None, None)
+        await (asyncio.create_task(leave) if is_elsewhere else leave)
+
+    with pytest.raises(LockLostError):
+        asyncio.run(program())
+
+
+def test_check_speaks_of_the_caller_s_hold(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "x")
+    with pytest.raises(LockNotHeldError):
+        lock.check()
+    with lock:
+        lock.check()
+    with pytest.raises(LockNotHeldError):
+        lock.check()
+
+
+def test_a_forked_child_holds_nothing_and_takes_nothing_away(tmp_path: Path) -> None:
+    rw = RWLock(tmp_path / "x")
+    with rw.read:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                rw.read.release()
+            except RuntimeError:
+                code = 0 if rw.write.acquire(blocking=False) is False else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        rw.read.check()
+        assert is_held(rw.path)
