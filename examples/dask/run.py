@@ -54,7 +54,7 @@ def run(directory: Path, *, locked: bool) -> bool:
     read, write = (rw.read, rw.write) if locked else (None, None)
     with (
         LocalCluster(
-            n_workers=4, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+            n_workers=4, threads_per_worker=1, dashboard_address=":0", silence_logs=logging.CRITICAL
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -13,7 +13,7 @@ def cluster() -> Iterator[Any]:
     """Four worker processes with two threads each."""
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=4, threads_per_worker=2, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=4, threads_per_worker=2, processes=True, dashboard_address=":0") as cluster:
         yield cluster
 
 

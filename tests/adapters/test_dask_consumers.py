@@ -297,7 +297,7 @@ def test_two_orders_in_many_tasks_do_not_block_each_other(client: Any, tmp_path:
     assert all(client.gather(futures))
 
 
-@pytest.mark.parametrize("members", [(), (None,), ("lock",), (object(),)], ids=repr)
+@pytest.mark.parametrize("members", [(), (None,), ("lock",), (7,)], ids=repr)
 def test_what_cannot_be_combined_is_refused(members: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="lock"):
         combine(*members)

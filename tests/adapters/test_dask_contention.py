@@ -29,7 +29,7 @@ WAITERS = 30
 def small() -> Iterator[Any]:
     """One worker process with two threads."""
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         yield client

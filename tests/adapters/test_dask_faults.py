@@ -35,7 +35,7 @@ LONG: dict[str, Any] = {"heartbeat_interval": "30s", "stale_threshold": "90s", "
 def pair() -> Iterator[Any]:
     """Two worker processes with one thread each, and the plugins."""
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         install(client)
@@ -227,7 +227,7 @@ def test_exclusion_goes_on_when_the_scheduler_is_killed(tmp_path: Path) -> None:
     dask = [sys.executable, "-m", "dask"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    start = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    start = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0"]
     scheduler = subprocess.Popen([*start, "--scheduler-file", str(address_file)], **quiet)
     workers: list[subprocess.Popen[bytes]] = []
     try:
