@@ -44,7 +44,7 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example-joblib test test-snakemake test-snakemake-versions test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
+.PHONY: help setup demo example-joblib example-dask test test-snakemake test-snakemake-versions test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
 
 help: ## this list
@@ -65,6 +65,9 @@ test-snakemake: .venv/.dev ## locked Snakemake workflows: 200 rewrites, or REWRI
 
 example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed: nothing is computed twice
 	$(BIN)/python examples/joblib/run.py
+
+example-dask: .venv/.dev ## many tasks of a Dask cluster update one file; a worker is killed
+	$(BIN)/python examples/dask/run.py
 
 test: lint ## lint, then every test that needs neither root nor NFS
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations 10 $(SUITES) $(PYTEST_ARGS)

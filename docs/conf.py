@@ -34,13 +34,16 @@ copybutton_prompt_is_regexp = True
 
 # The build reads nothing from the network, so names of the standard library and of filelock have no target here.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(asyncio|collections|concurrent|contextlib|enum|filelock|os|pathlib|threading|typing|types)\..*"),
+    (r"py:.*", r"(asyncio|collections|concurrent|contextlib|datetime|distributed|enum|filelock|os|pathlib|threading|typing|types)\..*"),
 ]
 
 # Names of parameter types whose values the parameters' descriptions list.
 nitpick_ignore = [
     ("py:class", name)
-    for name in ("Executor", "Granularity", "Heartbeat", "LeaseOptions", "OnWait", "Paths", "PathsOrFunction", "Share")
+    for name in (
+        *("Executor", "Granularity", "Heartbeat", "LeaseOptions", "Mode", "OnContention", "OnWait"),
+        *("Paths", "PathsOrFunction", "Share", "Time"),
+    )
 ]
 # An exception of Snakemake's.
 nitpick_ignore.append(("py:exc", "WorkflowError"))

@@ -1,0 +1,158 @@
+"""What a lock is made with: arguments first, Dask's configuration (``nfsrwlock:``) for what they leave open."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal, cast, get_args
+
+import dask.config
+from dask.utils import parse_timedelta
+
+from nfsrwlock_core import LockSet
+
+Mode = Literal["read", "write"]
+OnContention = Literal["block", "reschedule", "secede"]
+#: ``auto``: a process on Dask's workers, whose tasks may hold the GIL for longer than a lease; a thread elsewhere.
+Heartbeat = Literal["auto", "thread", "process"]
+
+DEFAULTS: Final[dict[str, Any]] = {
+    "root": None,
+    "lock-dir": None,
+    "share": "user",
+    "heartbeat": "auto",
+    "heartbeat-interval": "30s",
+    "stale-threshold": None,
+    "poll-interval": "250ms",
+    "on-contention": "block",
+    "reschedule-after": "200ms",
+    "eviction-timeout": "10s",
+}
+dask.config.update_defaults({"nfsrwlock": DEFAULTS})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """
+    What two locks must agree on to be equal, and what travels with a lock; nothing of it depends on where it arrives.
+
+    Times are seconds; the names are those of :class:`nfsrwlock.SoftReadWriteLock`.
+    """
+
+    path: str
+    lock_path: str
+    lock_dir: str | None
+    mode: Mode
+    timeout: float
+    heartbeat: Heartbeat
+    heartbeat_interval: float
+    stale_threshold: float | None
+    poll_interval: float
+    share: Any
+    on_contention: OnContention
+    reschedule_after: float
+
+    def core_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments that every lock class of the core takes."""
+        return {
+            "heartbeat_interval": self.heartbeat_interval,
+            "stale_threshold": self.stale_threshold,
+            "poll_interval": self.poll_interval,
+            "share": self.share,
+            "lock_dir": self.lock_dir,
+        }
+
+    def token(self) -> dict[str, Any]:
+        """Return plain values that are equal exactly if the settings are."""
+        return asdict(self)
+
+
+def settings_of(
+    path: str,
+    *,
+    mode: Mode,
+    timeout: object,
+    on_contention: str | None,
+    heartbeat: str | None,
+    heartbeat_interval: object,
+    stale_threshold: object,
+    poll_interval: object,
+    share: str | None,
+    lock_dir: str | os.PathLike[str] | None,
+) -> Settings:
+    """
+    Return the settings, or say what is wrong with them. ``None`` stands for what Dask's configuration says.
+
+    :raises TypeError: if one is of the wrong type
+    :raises ValueError: if one is out of range, or two contradict each other
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be 'read' or 'write', got {mode!r}")
+    contention = _one_of("on_contention", configured("on-contention", on_contention), OnContention)
+    beat = _one_of("heartbeat", configured("heartbeat", heartbeat), Heartbeat)
+    stale = configured("stale-threshold", stale_threshold)
+    directory = configured("lock-dir", lock_dir)
+    if directory is None:
+        # What this process's environment says now holds wherever the lock is unpickled.
+        directory = os.environ.get("NFSRWLOCK_DIR") or None
+    arguments: dict[str, Any] = {
+        "heartbeat_interval": seconds("heartbeat_interval", configured("heartbeat-interval", heartbeat_interval)),
+        "stale_threshold": None if stale is None else seconds("stale_threshold", stale),
+        "poll_interval": seconds("poll_interval", configured("poll-interval", poll_interval)),
+        "share": configured("share", share),
+        "lock_dir": None if directory is None else os.path.abspath(os.fsdecode(directory)),
+    }
+    probe = LockSet(write=path, **arguments)  # checks the values, and knows where the lock lives
+    return Settings(
+        path=probe.paths_write[0],
+        lock_path=probe.locks[0].lock_path,
+        mode=mode,
+        timeout=-1.0 if timeout is None else limit("timeout", timeout),
+        heartbeat=beat,
+        on_contention=contention,
+        reschedule_after=seconds("reschedule-after", configured("reschedule-after", None)),
+        **arguments,
+    )
+
+
+def configured(key: str, given: Any) -> Any:
+    """Return ``given``, or what Dask's configuration says now if that is ``None``."""
+    return dask.config.get(f"nfsrwlock.{key}", DEFAULTS[key]) if given is None else given
+
+
+def seconds(name: str, value: object) -> float:
+    """
+    Return a time in any form that Dask takes (a number of seconds, ``"200ms"``, a timedelta) as seconds.
+
+    :raises ValueError: if it is none
+    :raises TypeError: if it is of a type that is none
+    """
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a time, not a bool")
+    try:
+        return float(parse_timedelta(cast("float | str | timedelta", value)))  # its errors are what is wanted
+    except (KeyError, ValueError):
+        raise ValueError(f"{name} must be a time such as 1.5, '200ms' or a timedelta, got {value!r}") from None
+    except (AttributeError, TypeError):
+        raise TypeError(f"{name} must be a time such as 1.5, '200ms' or a timedelta, got {value!r}") from None
+
+
+def limit(name: str, value: object) -> float:
+    """
+    Return a time limit as seconds, -1 for none. As with ``distributed.Lock``, a negative time has passed already.
+
+    :raises ValueError: if it is no time
+    :raises TypeError: if it is of a type that is none
+    """
+    number = seconds(name, value)
+    if math.isnan(number):
+        raise ValueError(f"{name} must not be nan")
+    return -1.0 if number == math.inf else max(number, 0.0)
+
+
+def _one_of(name: str, value: Any, allowed: Any) -> Any:
+    if value not in get_args(allowed):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(allowed)))}, got {value!r}")
+    return value

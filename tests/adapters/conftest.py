@@ -1,0 +1,26 @@
+"""A Dask cluster of processes, one for all tests that do it no harm: processes start slowly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """Four worker processes with two threads each."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=4, threads_per_worker=2, processes=True, dashboard_address=":0") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster: Any) -> Iterator[Any]:
+    """A client of the shared cluster."""
+    from distributed import Client
+
+    with Client(cluster) as client:
+        yield client

@@ -1,0 +1,161 @@
+"""Tasks and helpers for the tests of the Dask adapter; in a module of their own, so that workers can import them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from nfsrwlock import inspect
+
+#: How long a test waits for what should take no time.
+PATIENCE_S = 30.0
+
+
+def wait_until(condition: Any, seconds: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def is_held(path: str | Path) -> bool:
+    return bool(inspect(path).holders)
+
+
+def overlap(path: str, mark: str, seconds: float) -> bool:
+    """Stay alone in ``path`` for some time; return whether somebody else was there, too."""
+    inside = Path(f"{path}.inside.{mark}")
+    inside.touch()
+    try:
+        time.sleep(seconds)
+        others = [p for p in inside.parent.glob(f"{Path(path).name}.inside.*") if p != inside]
+        return bool(others)
+    finally:
+        inside.unlink()
+
+
+def work_alone(lock: Any, path: str, mark: str, seconds: float = 0.02) -> bool:
+    with lock:
+        return overlap(path, mark, seconds)
+
+
+async def work_alone_async(lock: Any, path: str, mark: str, seconds: float = 0.02) -> bool:
+    async with lock:
+        return await asyncio.to_thread(overlap, path, mark, seconds)
+
+
+def hold_until(lock: Any, go: str, note: str | None = None) -> int:
+    """Hold ``lock`` until the file ``go`` exists; write this process's id to ``note`` once it is held."""
+    with lock:
+        if note is not None:
+            with open(note, "a") as file:
+                file.write(f"{os.getpid()}\n")
+        wait_until(lambda: os.path.exists(go), 60)
+    return os.getpid()
+
+
+def hold_first_time(lock: Any, note: str) -> str:
+    """Hold ``lock`` for ever the first time; the second time say how long it took to get it."""
+    started = time.time()
+    with lock, open(note, "a") as file:
+        file.write(f"{os.getpid()} {started} {time.time()}\n")
+        file.flush()
+        if len(Path(note).read_text().splitlines()) == 1:
+            time.sleep(60)
+    return Path(note).read_text()
+
+
+def hold_with_subtasks(lock: Any, count: int) -> int:
+    """Hold ``lock`` while tasks of our own run on this very worker."""
+    from distributed import worker_client
+
+    with lock, worker_client(separate_thread=False) as client:
+        futures = client.map(_slow, range(count), pure=False, workers=_here())
+        return sum(client.gather(futures))
+
+
+def _slow(number: int) -> int:
+    time.sleep(0.05)
+    return number
+
+
+def _here() -> str:
+    from distributed import get_worker
+
+    return get_worker().address
+
+
+def count_threads() -> int:
+    import threading
+
+    return threading.active_count()
+
+
+def hold_the_gil(seconds: float) -> None:
+    """Let no other thread run for ``seconds``: one call of C code."""
+    import ctypes
+
+    # PyDLL does not release the GIL around the call.
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def hold_gil_then_check(lock: Any, seconds: float, note: str) -> str:
+    from nfsrwlock import LockLostError
+
+    with contextlib.suppress(LockLostError), lock as held:
+        Path(note).write_text(str(os.getpid()))
+        hold_the_gil(seconds)
+        try:
+            held.check()
+        except LockLostError as error:
+            return type(error).__name__
+        return "held"
+    return "lost at the end"
+
+
+def add_one(path: str, lock: Any) -> None:
+    """Read, modify, write one number of a NetCDF file with xarray."""
+    import xarray as xr
+
+    with lock:
+        with xr.open_dataset(path, engine="h5netcdf") as dataset:
+            changed = dataset.load() + 1
+        changed.to_netcdf(path, engine="h5netcdf")
+
+
+def read_both(path: str, lock: Any) -> bool:
+    """Whether a reader sees both variables with one value."""
+    import xarray as xr
+    from xarray.backends.locks import HDF5_LOCK
+
+    from nfsrwlock.dask import combine
+
+    with lock, xr.open_dataset(path, engine="h5netcdf", lock=combine(HDF5_LOCK, lock)) as dataset:
+        return int(dataset["a"][0]) == int(dataset["b"][0])
+
+
+def cost(path: str, heartbeat: Any) -> dict[str, float]:
+    """Seconds that lock and unlock take here: the best of several rounds, in turn, of each kind of lock."""
+    import distributed
+
+    from nfsrwlock import SoftReadWriteLock
+    from nfsrwlock.dask import Lock
+
+    locks = {
+        "ours": Lock(f"{path}.ours", heartbeat=heartbeat),
+        "core": SoftReadWriteLock(f"{path}.core", heartbeat=heartbeat).write_lock,
+        "distributed": distributed.Lock(path),
+    }
+    best = dict.fromkeys(locks, float("inf"))
+    for _ in range(10):
+        for name, lock in locks.items():
+            started = time.perf_counter()
+            for _ in range(10):
+                with lock() if name == "core" else lock:
+                    pass
+            best[name] = min(best[name], (time.perf_counter() - started) / 10)
+    return best

@@ -1,0 +1,106 @@
+"""Waiting in tasks: what gives the thread back, what does not, and who gives up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster
+
+from adapters.dask_tasks import (
+    count_threads,
+    hold_until,
+    hold_with_subtasks,
+    is_held,
+    wait_until,
+    work_alone,
+    work_alone_async,
+)
+from nfsrwlock import inspect
+from nfsrwlock.dask import Lock
+
+WAITERS = 30
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Any]:
+    """One worker process with two threads."""
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("how", ["reschedule", "secede", "async with"])
+def test_thirty_waiters_and_a_holder_with_tasks_of_its_own_finish_on_two_threads(
+    small: Any, tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "x"
+    on_contention: Any = "block" if how == "async with" else how
+    lock = Lock(path, on_contention=on_contention)
+    holder = small.submit(hold_with_subtasks, lock, 4, pure=False, priority=1)
+    wait_until(lambda: is_held(path))
+    work = work_alone_async if how == "async with" else work_alone
+    waiters = [small.submit(work, lock, str(path), str(i), 0.0, pure=False) for i in range(WAITERS)]
+    if how == "async with":
+        time.sleep(0.5)
+        assert small.run(count_threads)[small.run(lambda dask_worker: dask_worker.address).popitem()[0]] < WAITERS
+    assert holder.result(timeout=60) == 6
+    assert small.gather(waiters) == [False] * WAITERS
+
+
+def test_block_takes_all_threads_so_that_the_holder_waits_for_ever(small: Any, tmp_path: Path) -> None:
+    # Two waiters in two threads, behind a holder outside of the pool: no third task runs until it releases.
+    path, lock = tmp_path / "x", Lock(tmp_path / "x")
+    with Lock(path):
+        waiters = [small.submit(work_alone, lock, str(path), str(i), 0.0, pure=False) for i in range(2)]
+        bystander = small.submit(int, pure=False, priority=-1)
+        wait_until(lambda: len(inspect(path).waiters) == 2)
+        with pytest.raises(TimeoutError):
+            bystander.result(timeout=2)
+    assert small.gather(waiters) == [False, False]
+    assert bystander.result() == 0
+
+
+@pytest.mark.parametrize("on_contention", ["reschedule", "secede"])
+def test_others_run_while_tasks_wait(small: Any, tmp_path: Path, on_contention: Any) -> None:
+    path = tmp_path / "x"
+    with Lock(path):
+        lock = Lock(path, on_contention=on_contention)
+        waiters = [small.submit(work_alone, lock, str(path), str(i), 0.0, pure=False) for i in range(3)]
+        wait_until(lambda: bool(inspect(path).waiters))
+        assert small.submit(int, pure=False, priority=1).result(timeout=20) == 0
+        assert not any(waiter.done() for waiter in waiters)
+    assert small.gather(waiters) == [False] * 3
+
+
+def test_a_lock_that_is_free_needs_neither(small: Any, tmp_path: Path) -> None:
+    for on_contention in ("block", "reschedule", "secede"):
+        lock = Lock(tmp_path / "x", on_contention=on_contention)  # type: ignore[arg-type]
+        assert small.submit(work_alone, lock, str(tmp_path / "x"), "0", 0.0, pure=False).result() is False
+
+
+def test_outside_of_tasks_a_lock_just_waits(tmp_path: Path) -> None:
+    with Lock(tmp_path / "x"):
+        for on_contention in ("reschedule", "secede"):
+            lock = Lock(tmp_path / "x", on_contention=on_contention, timeout="50ms")  # type: ignore[arg-type]
+            with pytest.raises(TimeoutError):
+                lock.acquire()
+
+
+@pytest.mark.parametrize("on_contention", ["block", "secede"])
+def test_a_cancelled_waiter_gives_up(small: Any, tmp_path: Path, on_contention: Any) -> None:
+    path = tmp_path / "x"
+    with Lock(path):
+        lock = Lock(path, on_contention=on_contention)
+        waiter = small.submit(hold_until, lock, str(tmp_path / "never"), str(tmp_path / "note"), pure=False)
+        wait_until(lambda: bool(inspect(path).waiters))
+        waiter.cancel()
+        wait_until(lambda: not inspect(path).waiters)
+    time.sleep(1)
+    assert not (tmp_path / "note").exists()
+    assert not is_held(path)

@@ -1,0 +1,279 @@
+"""What ``distributed.Lock`` promises, first of itself and then of ours; and where ours differs on purpose."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import dask
+import distributed
+import pytest
+
+import nfsrwlock.dask
+from adapters.dask_tasks import is_held, overlap, work_alone, work_alone_async
+from nfsrwlock import LockPathError, Timeout
+
+Make = Callable[[], Any]
+
+
+@pytest.fixture(params=["distributed", "nfsrwlock"])
+def make(request: pytest.FixtureRequest, client: Any, tmp_path: Path) -> Make:
+    """Makes locks by one name, of one class."""
+    if request.param == "distributed":
+        return lambda: distributed.Lock(f"{tmp_path.name}-{tmp_path.parent.name}")
+    return lambda: nfsrwlock.dask.Lock(tmp_path / "data")
+
+
+def test_acquire_and_release_return_true(make: Make) -> None:
+    lock = make()
+    assert lock.acquire() is True
+    assert lock.release() is True
+
+
+def test_a_second_object_of_that_name_is_excluded_until_the_release(make: Make) -> None:
+    one, other = make(), make()
+    assert one.acquire()
+    assert other.acquire(timeout=0.05) is False
+    assert one.release()
+    assert other.acquire(timeout=10) is True
+    other.release()
+
+
+def test_it_is_not_re_entrant(make: Make) -> None:
+    lock = make()
+    with lock:
+        assert lock.acquire(timeout=0.05) is False
+
+
+@pytest.mark.parametrize("form", [0.05, "50ms", dt.timedelta(milliseconds=50), "0.05", 0], ids=repr)
+def test_a_time_out_may_have_every_form_that_dask_takes(make: Make, form: Any) -> None:
+    with make():
+        assert make().acquire(timeout=form) is False
+
+
+@pytest.mark.parametrize("form", ["soon", "5 parsecs"])
+def test_what_is_no_time_is_refused(make: Make, form: Any) -> None:
+    with pytest.raises((ValueError, KeyError)):
+        make().acquire(timeout=form)
+
+
+@pytest.mark.parametrize("blocking", [False, 0], ids=repr)
+def test_a_call_that_does_not_wait_says_so_by_its_result(make: Make, blocking: Any) -> None:
+    with make():
+        assert make().acquire(blocking) is False
+    lock = make()
+    assert lock.acquire(blocking=blocking) is True
+    lock.release()
+
+
+def test_a_time_out_for_a_call_that_does_not_wait_is_refused_at_once(make: Make) -> None:
+    with pytest.raises(ValueError, match="can't specify a timeout for a non-blocking call"):
+        make().acquire(blocking=False, timeout=1)
+
+
+def test_releasing_what_is_not_held_is_an_error(make: Make) -> None:
+    with pytest.raises(RuntimeError, match="Released too often"):
+        make().release()
+
+
+def test_releasing_through_another_object_is_an_error(make: Make) -> None:
+    with make(), pytest.raises(RuntimeError, match="Released too often"):
+        make().release()
+
+
+def test_another_thread_may_release(make: Make) -> None:
+    lock = make()
+    assert lock.acquire()
+    thread = threading.Thread(target=lock.release)
+    thread.start()
+    thread.join()
+    with make() as other:
+        assert other.locked()
+
+
+def test_locked_and_get_value_tell_of_holders_anywhere(make: Make) -> None:
+    lock, other = make(), make()
+    lock.register()
+    assert (lock.locked(), lock.get_value()) == (False, 0)
+    with other:
+        assert (lock.locked(), lock.get_value()) == (True, 1)
+
+
+def test_with_gives_the_lock_and_releases_after_an_exception(make: Make) -> None:
+    lock = make()
+
+    def work() -> None:
+        with lock as held:
+            assert held is lock
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    assert lock.acquire(timeout=10)
+    lock.release()
+
+
+@pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps], ids=["pickle", "cloudpickle"])
+def test_it_pickles_as_its_name_and_arrives_not_held(make: Make, dumps: Any) -> None:
+    lock = make()
+    with lock:
+        copied = pickle.loads(dumps(lock))
+        assert copied.name == lock.name
+        assert copied.acquire(timeout=0.05) is False
+        with pytest.raises(RuntimeError):
+            copied.release()
+    assert copied.acquire(timeout=10)
+    copied.release()
+
+
+def test_tasks_exclude_each_other(make: Make, client: Any, tmp_path: Path) -> None:
+    futures = [client.submit(work_alone, make(), str(tmp_path / "x"), str(i), pure=False) for i in range(12)]
+    assert client.gather(futures) == [False] * 12
+
+
+def test_tasks_that_are_coroutines_exclude_each_other(make: Make, client: Any, tmp_path: Path) -> None:
+    futures = [client.submit(work_alone_async, make(), str(tmp_path / "x"), str(i), pure=False) for i in range(12)]
+    assert client.gather(futures) == [False] * 12
+
+
+def test_the_judge_sees_an_overlap(client: Any, tmp_path: Path) -> None:
+    futures = [client.submit(overlap, str(tmp_path / "x"), str(i), 2.0, pure=False) for i in range(4)]
+    assert any(client.gather(futures))
+
+
+def test_in_a_coroutine_the_methods_are_awaited(make: Make, client: Any) -> None:
+    async def task(lock: Any, other: Any) -> list[Any]:
+        said = [await lock.acquire(), await other.acquire(timeout="50ms"), await lock.locked(), await lock.release()]
+        async with lock as held:
+            return [*said, held is lock, await other.acquire(blocking=False)]
+
+    assert client.submit(task, make(), make()).result() == [True, False, True, True, True, False]
+
+
+def test_another_coroutine_may_release(make: Make, client: Any) -> None:
+    async def task(lock: Any, other: Any) -> list[Any]:
+        import asyncio
+
+        await lock.acquire()
+        said = await asyncio.create_task(lock.release())
+        return [said, await other.acquire(timeout=10), await other.release()]
+
+    assert client.submit(task, make(), make()).result() == [True, True, True]
+
+
+# -- where ours differs -----------------------------------------------------------------------------------------------
+
+
+def test_with_in_a_coroutine_raises_where_the_original_runs_the_block_unlocked(client: Any, tmp_path: Path) -> None:
+    lock = nfsrwlock.dask.Lock(tmp_path / "data")
+
+    async def task(lock: Any) -> str:
+        try:
+            with lock:
+                return "ran"
+        except RuntimeError as error:
+            return str(error)
+
+    assert "use 'async with'" in client.submit(task, lock).result()
+    assert "use 'async with'" in client.submit(task, nfsrwlock.dask.combine(lock)).result()
+    assert not is_held(tmp_path / "data")
+
+
+def test_no_client_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="No client"):
+        distributed.Client.current()
+    with nfsrwlock.dask.Lock(tmp_path / "data") as lock:
+        lock.check()
+        assert is_held(tmp_path / "data")
+
+
+def test_an_acquire_that_may_wait_raises_when_it_cannot_succeed(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LockPathError):
+        nfsrwlock.dask.Lock(tmp_path / "file" / "data").acquire()
+    held, impatient = nfsrwlock.dask.Lock(tmp_path / "data"), nfsrwlock.dask.Lock(tmp_path / "data", timeout="50ms")
+    with held:
+        with pytest.raises(Timeout):
+            impatient.acquire()
+        with pytest.raises(Timeout), impatient:
+            pass
+        assert impatient.acquire(timeout="50ms") is False
+
+
+def test_in_a_running_loop_that_is_not_dasks_it_stays_synchronous(tmp_path: Path) -> None:
+    import asyncio
+
+    async def cell() -> bool:
+        with nfsrwlock.dask.Lock(tmp_path / "data") as lock:  # as in a notebook
+            said: bool = lock.locked()
+            return said
+
+    assert asyncio.run(cell()) is True
+
+
+def test_async_with_works_on_any_loop(tmp_path: Path) -> None:
+    import asyncio
+
+    async def program() -> bool:
+        async with nfsrwlock.dask.RWLock(tmp_path / "data").read as lock:
+            lock.check()
+            return is_held(tmp_path / "data")
+
+    assert asyncio.run(program()) is True
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_no_path_needs_a_root_and_lives_below_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nfsrwlock\.root"):
+        nfsrwlock.dask.Lock("x")
+    with dask.config.set({"nfsrwlock.root": str(tmp_path)}):
+        for name in ("x", "a b%é", ".", "..", "x" * 500, "x" * 499 + "y"):
+            with nfsrwlock.dask.Lock(name) as lock:
+                assert lock.name == name
+                assert Path(lock.path).parent == tmp_path
+                assert nfsrwlock.dask.Lock(name).acquire(blocking=False) is False
+        assert nfsrwlock.dask.Lock().name != nfsrwlock.dask.Lock().name
+
+
+@pytest.mark.parametrize(("name", "error"), [(b"x", TypeError), (7, TypeError), ("", ValueError), ("/", ValueError)])
+def test_what_is_no_name_is_refused(name: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        nfsrwlock.dask.Lock(name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mode": "append"},
+        {"on_contention": "give up"},
+        {"heartbeat": "drum"},
+        {"timeout": "soon"},
+        {"stale_threshold": "1s", "heartbeat_interval": "2s"},
+        {"share": "everybody"},
+    ],
+    ids=repr,
+)
+def test_bad_settings_are_refused_when_the_lock_is_made(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        nfsrwlock.dask.Lock(tmp_path / "x", **settings)
+
+
+def test_settings_come_from_dasks_configuration_and_travel_with_the_lock(tmp_path: Path) -> None:
+    with dask.config.set({"nfsrwlock.stale-threshold": "6s", "nfsrwlock.heartbeat-interval": "2s"}):
+        lock = nfsrwlock.dask.Lock(tmp_path / "x")
+    with copy.deepcopy(pickle.loads(pickle.dumps(lock))):
+        from nfsrwlock import inspect
+
+        assert inspect(tmp_path / "x").holders[0].lease == 6
+    started = time.monotonic()
+    assert nfsrwlock.dask.Lock(tmp_path / "x").acquire()
+    assert time.monotonic() - started < 5

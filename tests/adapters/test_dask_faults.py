@@ -1,0 +1,277 @@
+"""Workers that are killed, removed, retired or restarted; a scheduler that dies; tasks that hold the GIL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster
+
+from adapters.dask_tasks import (
+    PATIENCE_S,
+    hold_first_time,
+    hold_gil_then_check,
+    hold_until,
+    is_held,
+    wait_until,
+    work_alone,
+)
+from nfsrwlock import inspect
+from nfsrwlock.dask import Lock, RWLock, install
+from nfsrwlock.dask.plugins import TOPIC, WorkerLocks, evict_dead
+
+#: So long that no test here waits for one: what ends a hold earlier is not the lease.
+LONG: dict[str, Any] = {"heartbeat_interval": "30s", "stale_threshold": "90s", "heartbeat": "thread"}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Any]:
+    """Two worker processes with one thread each, and the plugins."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        install(client)
+        yield client
+
+
+@pytest.fixture
+def client(pair: Any) -> Any:
+    """The pair again, when both workers are there."""
+    wait_until(lambda: len(pair.scheduler_info()["workers"]) == 2)
+    return pair
+
+
+def pid_of_holder(path: Path) -> int:
+    wait_until(lambda: is_held(path))
+    pid = inspect(path).holders[0].pid
+    assert pid is not None
+    return pid
+
+
+def worker_of(client: Any, pid: int) -> str:
+    return next(address for address, other in client.run(os.getpid).items() if other == pid)
+
+
+def events(client: Any, action: str) -> list[dict[str, Any]]:
+    return [event for _, event in client.get_events(TOPIC) if event["action"] == action]
+
+
+def test_after_sigkill_of_a_worker_the_rerun_has_the_lock_at_once(client: Any, tmp_path: Path) -> None:
+    path, note = tmp_path / "x", tmp_path / "note"
+    task = client.submit(hold_first_time, Lock(path, **LONG), str(note), pure=False)
+    wait_until(lambda: note.exists() and note.read_text().endswith("\n"))
+    killed = time.time()
+    os.kill(int(note.read_text().split()[0]), signal.SIGKILL)
+    second = task.result(timeout=PATIENCE_S).splitlines()[1].split()
+    assert float(second[2]) - float(second[1]) < 2
+    assert float(second[1]) >= killed
+
+
+def test_the_nanny_evicts_a_dead_worker_for_those_who_cannot_see_that_it_is_dead(client: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    task = client.submit(hold_until, Lock(path, **LONG), str(tmp_path / "never"), pure=False, retries=0)
+    pid = pid_of_holder(path)
+    os.kill(pid, signal.SIGSTOP)  # its process is alive: nobody may evict it
+    assert evict_dead(pid, [(str(path), None)], 0.3) == []
+    task.cancel()
+    os.kill(pid, signal.SIGKILL)
+    # Nobody asks for the lock here, so nobody else evicts.
+    wait_until(lambda: not is_held(path), 10)
+    wait_until(lambda: any(event["path"] == str(path) for event in events(client, "evicted")), 10)
+
+
+def test_a_zombie_counts_as_dead(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from nfsrwlock.dask import Lock\n"
+        "Lock(sys.argv[1], stale_threshold=90).acquire(); print('held', flush=True); time.sleep(60)\n"
+    )
+    path = tmp_path / "x"
+    process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert evict_dead(process.pid, [(str(path), None)], 0.2) == []
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, not reaped
+        (evicted,) = evict_dead(process.pid, [(str(path), None)], 5)
+        assert evicted["mode"] == "write"
+        assert not is_held(path)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_removing_a_worker_that_lives_takes_no_lock_from_its_task_until_it_is_dead(client: Any, tmp_path: Path) -> None:
+    path, go = tmp_path / "x", tmp_path / "go"
+    holder = client.submit(hold_until, Lock(path, **LONG), str(go), pure=False)
+    pid = pid_of_holder(path)
+    token = inspect(path).holders[0].token
+    address = worker_of(client, pid)
+    os.kill(pid, signal.SIGSTOP)  # it cannot end by itself, which it would do when it hears of its removal
+    try:
+        client.run_on_scheduler(_remove, address=address)
+        rerun = client.submit(work_alone, Lock(path, **LONG), str(path), "rerun", pure=False)
+        time.sleep(2)
+        assert [peer.token for peer in inspect(path).holders] == [token]
+        assert not rerun.done()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    go.touch()
+    assert rerun.result(timeout=PATIENCE_S) is False
+    holder.result(timeout=PATIENCE_S)
+
+
+async def _remove(dask_scheduler: Any, address: str) -> None:
+    await dask_scheduler.remove_worker(address, stimulus_id="test", close=False)
+
+
+def test_retiring_a_worker_takes_no_lock_from_its_task(client: Any, tmp_path: Path) -> None:
+    path, go = tmp_path / "x", tmp_path / "go"
+    holder = client.submit(hold_until, Lock(path, **LONG), str(go), pure=False)
+    pid = pid_of_holder(path)
+    token = inspect(path).holders[0].token
+    address = worker_of(client, pid)
+    client.retire_workers([address], close_workers=False, remove=False)
+    time.sleep(1)
+    assert [peer.token for peer in inspect(path).holders] == [token]
+    go.touch()
+    wait_until(lambda: not is_held(path))
+    del holder
+    client.restart()
+
+
+def test_a_restart_frees_the_locks_of_the_processes_that_it_ended_and_of_no_other(client: Any, tmp_path: Path) -> None:
+    path, other = tmp_path / "x", tmp_path / "other"
+    client.submit(hold_until, Lock(path, **LONG), str(tmp_path / "never"), pure=False)
+    pid = pid_of_holder(path)
+    with Lock(other) as mine:
+        client.restart()
+        wait_until(lambda: not is_held(path), 10)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        mine.check()
+        assert is_held(other)
+
+
+def test_held_and_awaited_locks_are_metrics_and_waits_are_measured(client: Any, tmp_path: Path) -> None:
+    path, go = tmp_path / "x", tmp_path / "go"
+    rw = RWLock(path)
+    holder = client.submit(hold_until, rw.read, str(go), pure=False)
+    wait_until(lambda: is_held(path))
+    waiter = client.submit(work_alone, rw.write, str(path), "w", pure=False)
+
+    def metrics() -> set[str]:
+        workers = client.scheduler_info()["workers"].values()
+        return {worker["metrics"].get(f"nfsrwlock {what}") for worker in workers for what in ("held", "awaited")}
+
+    wait_until(lambda: {f"read {path}", f"write {path}"} <= metrics())
+    time.sleep(1.1)
+    go.touch()
+    client.gather([holder, waiter])
+    wait_until(lambda: metrics() == {""})
+    wait_until(lambda: any(event["path"] == str(path) for event in events(client, "waited")))
+    wait_until(lambda: client.run_on_scheduler(_measured))
+
+
+def _measured(dask_scheduler: Any) -> bool:
+    spent = dask_scheduler.cumulative_worker_metrics
+    return any("nfsrwlock-wait" in key for key in spent)
+
+
+def test_the_plugin_s_end_releases_nothing(client: Any, tmp_path: Path) -> None:
+    path, go = tmp_path / "x", tmp_path / "go"
+    holder = client.submit(hold_until, Lock(path), str(go), pure=False)
+    wait_until(lambda: is_held(path))
+    client.unregister_worker_plugin(WorkerLocks.name)
+    assert is_held(path)
+    go.touch()
+    holder.result()
+    install(client)
+
+
+@pytest.mark.parametrize("what", [None, "tcp://localhost:1"])
+def test_what_is_no_client_is_refused(what: Any) -> None:
+    with pytest.raises(TypeError, match="Client"):
+        install(what)
+
+
+SHORT: dict[str, Any] = {"heartbeat_interval": "500ms", "stale_threshold": "1.5s"}
+#: How long tasks hold the GIL: much longer than the lease above.
+GIL_S = 6.0
+
+
+@pytest.mark.parametrize(("heartbeat", "outcome"), [("auto", "held"), ("thread", "LostOrExpired")])
+def test_a_task_that_holds_the_gil_for_longer_than_the_lease(
+    client: Any, tmp_path: Path, heartbeat: Any, outcome: str
+) -> None:
+    path, note = tmp_path / "x", tmp_path / "note"
+    task = client.submit(hold_gil_then_check, Lock(path, heartbeat=heartbeat, **SHORT), GIL_S, str(note), pure=False)
+    wait_until(note.exists)
+    got_it = Lock(path, **SHORT).acquire(timeout=GIL_S - 2) if outcome == "held" else False
+    said = task.result(timeout=PATIENCE_S)
+    assert not got_it
+    assert said == "held" if outcome == "held" else said in ("LockLostError", "LeaseExpiredError")
+
+
+def test_exclusion_goes_on_when_the_scheduler_is_killed(tmp_path: Path) -> None:
+    path, go, address_file = tmp_path / "x", tmp_path / "go", tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "dask"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    start = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0"]
+    scheduler = subprocess.Popen([*start, "--scheduler-file", str(address_file)], **quiet)
+    workers: list[subprocess.Popen[bytes]] = []
+    try:
+        work = [*dask, "worker", "--nthreads", "1", "--no-dashboard", "--scheduler-file", str(address_file)]
+        # One with a nanny, one without, as dask-ssh and dask-jobqueue may start them.
+        for nanny in ("--nanny", "--no-nanny"):
+            worker = subprocess.Popen([*work, nanny, "--death-timeout", "60"], **quiet)
+            workers += [worker]
+        wait_until(address_file.exists)
+        with Client(scheduler_file=str(address_file), set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=PATIENCE_S)
+            install(client)
+            client.submit(hold_until, Lock(path, **LONG), str(go), pure=False)
+            pid_of_holder(path)
+            scheduler.kill()
+            scheduler.wait()
+            time.sleep(1)
+            assert Lock(path).acquire(timeout=1) is False
+            go.touch()
+            assert Lock(path).acquire(timeout=PATIENCE_S) is True
+    finally:
+        for process in (*workers, scheduler):
+            process.terminate()
+        for process in (*workers, scheduler):
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def test_no_thread_and_no_process_is_left_five_seconds_after_the_last_release(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, threading, time\n"
+        "from nfsrwlock.dask import Lock\n"
+        "def others(): return threading.active_count() - before, "
+        "open(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read().split()\n"
+        "before = threading.active_count()\n"
+        "with Lock(sys.argv[1], heartbeat='process'), Lock(sys.argv[1] + '2', heartbeat='thread'): during = others()\n"
+        "assert during[0] and during[1], during\n"
+        "time.sleep(5)\n"
+        "assert others() == (0, []), others()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True, timeout=PATIENCE_S * 2
+    )
+    assert (done.returncode, done.stderr) == (0, "")
