@@ -34,7 +34,11 @@ copybutton_prompt_is_regexp = True
 
 # The build reads nothing from the network, so names of the standard library and of filelock have no target here.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(asyncio|collections|concurrent|contextlib|datetime|distributed|enum|filelock|os|pathlib|threading|typing|types)\..*"),
+    (
+        r"py:.*",
+        r"(asyncio|collections|concurrent|contextlib|datetime|distributed|enum|filelock|os|pathlib|threading|typing|types)"
+        r"\..*",
+    ),
 ]
 
 # Names of parameter types whose values the parameters' descriptions list.
