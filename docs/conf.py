@@ -33,12 +33,12 @@ copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
 
 # The build reads nothing from the network, so names of the standard library and of filelock have no target here.
+_ELSEWHERE = (
+    *("asyncio", "collections", "concurrent", "contextlib", "datetime", "distributed", "enum", "filelock", "os"),
+    *("pathlib", "threading", "typing", "types"),
+)
 nitpick_ignore_regex = [
-    (
-        r"py:.*",
-        r"(asyncio|collections|concurrent|contextlib|datetime|distributed|enum|filelock|os|pathlib|threading|typing|types)"
-        r"\..*",
-    ),
+    (r"py:.*", rf"({'|'.join(_ELSEWHERE)})\..*"),
 ]
 
 # Names of parameter types whose values the parameters' descriptions list.
