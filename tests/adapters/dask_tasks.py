@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -106,15 +105,18 @@ def hold_the_gil(seconds: float) -> None:
 def hold_gil_then_check(lock: Any, seconds: float, note: str) -> str:
     from nfsrwlock import LockLostError
 
-    with contextlib.suppress(LockLostError), lock as held:
-        Path(note).write_text(str(os.getpid()))
-        hold_the_gil(seconds)
-        try:
-            held.check()
-        except LockLostError as error:
-            return type(error).__name__
-        return "held"
-    return "lost at the end"
+    said = ""
+    try:
+        with lock as held:
+            Path(note).write_text(str(os.getpid()))
+            hold_the_gil(seconds)
+            try:
+                held.check()
+            except LockLostError as error:
+                said = type(error).__name__
+    except LockLostError:  # leaving the block says it, too
+        return said or "lost at the end"
+    return said or "held"
 
 
 def add_one(path: str, lock: Any) -> None:

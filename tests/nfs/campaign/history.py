@@ -202,6 +202,8 @@ def _disorder(holds: list[Hold]) -> Iterator[Violation]:
     for same_lock in _by_lock(holds).values():
         latest: Hold | None = None
         for hold in same_lock:
+            if hold.until <= hold.granted:
+                continue  # it was over when its user heard of it: grants after it have higher numbers
             # Grants so close that the clocks cannot tell their order are in conflict already, if they are.
             if latest is not None and hold.generation is not None and latest.generation is not None:
                 too_low = hold.generation <= latest.generation

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nfs.lab import Lab, Node
+from nfs.lab import Lab, LabError, Node
+from nfs.lanes import mount_all
 
 from .history import Fault
 
@@ -17,6 +19,10 @@ KINDS = {
     "pause": 4, "power cut": 2, "network cut": 4, "kill": 4,
     "clock": 3, "delay": 1, "nfsd restart": 1, "server crash": 1,
 }  # fmt: skip
+
+_ATTEMPTS = 3
+#: Whom a kill has met if all processes of the machine had just ended.
+NOBODY = "nobody"
 
 
 @dataclass
@@ -61,6 +67,10 @@ class Nemesis:
         """How long to wait before the next one: mostly short, now and then long enough for everything to calm down."""
         return self._chance.choice([0.5, 1, 3, 6, 3 * self.lease_s])
 
+    def is_at(self, node: Node) -> bool:
+        """Whether a fault of this machine is under way, so that it may be off, or on and without its mounts yet."""
+        return node.name in self._busy
+
     def make_peace(self) -> None:
         """Wait until every fault is over."""
         for thread in self._running:
@@ -74,6 +84,8 @@ class Nemesis:
         except Exception as error:
             self.errors.append(f"{kind} of {node.name}: {error!r}")
         else:
+            if detail == NOBODY:
+                return
             self.note(Fault(kind, detail or node.name, began, time.monotonic()))
         finally:
             self._busy.discard(node.name)
@@ -91,7 +103,16 @@ class Nemesis:
     def _power_cut(self, node: Node, chance: random.Random) -> None:
         node.kill()
         time.sleep(chance.uniform(0, self.lease_s))
-        node.start()
+        for attempt in range(_ATTEMPTS):  # while the server is away, mounting takes longer than it may
+            try:
+                if node.pid() is None:
+                    node.boot()
+                node.wait_until_ready()
+                mount_all(node, anew=True)
+                break
+            except (LabError, subprocess.TimeoutExpired):
+                if attempt == _ATTEMPTS - 1:
+                    raise
         self.restart(node)
 
     def _network_cut(self, node: Node, chance: random.Random) -> None:

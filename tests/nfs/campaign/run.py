@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from nfs.lab import Job, Lab, LabError, Node
+from nfs.lab import Job, Lab, Node
 from nfs.lanes import LANES, mount_all
 
 from .history import Event, Fault, Verdict, judge, on_the_hosts_clock
-from .nemesis import Nemesis
+from .nemesis import NOBODY, Nemesis
 
 _TESTS: Final = Path(__file__).resolve().parents[2]
 _PACKAGE: Final = "campaign"
@@ -103,7 +103,7 @@ class Campaign:
             while time.monotonic() - began < seconds:
                 time.sleep(min(nemesis.pause_s(), max(0.0, began + seconds - time.monotonic())))
                 nemesis.strike()
-                self._look_after()
+                self._look_after(nemesis)
                 if time.monotonic() - told > every_s:
                     told = time.monotonic()
                     report(self._so_far(told - began))
@@ -187,25 +187,30 @@ class Campaign:
             with self._changing:
                 self.events.append(event)
 
-    def _look_after(self) -> None:
+    def _look_after(self, nemesis: Nemesis) -> None:
         # Who was killed is replaced; who ended by itself should not have.
         with self._changing:
             for who, process in list(self._running.items()):
                 if not process.job.done:
                     continue
+                node = process.machine.node
+                if nemesis.is_at(node):
+                    continue  # whoever has it in hand starts its processes, once it has its mounts
                 del self._running[who]
                 if process.job.returncode is not None and process.job.returncode != -9:
                     self.errors.append(f"{who} ended with code {process.job.returncode}")
-                if process.machine is self._machines[process.machine.node.name] and process.job.returncode is not None:
-                    with contextlib.suppress(OSError, LabError):  # it may have been switched off just now
-                        self._start_process(process.machine.node)
+                if process.machine is self._machines[node.name] and process.job.returncode is not None:
+                    self._start_process(node)
 
     def _kill_one(self, node: Node, chance: random.Random) -> str:
         with self._changing:
             mine = sorted(who for who, process in self._running.items() if process.machine.node.name == node.name)
+            if not mine:
+                return NOBODY
             process = self._running[chance.choice(mine)]
-        pid = node.check(["pgrep", "-f", f"/{_PACKAGE}/actor.py .*{self._mark(process)}"]).split()
-        node.check(["kill", "-KILL", *pid])
+        found = node.run(["pgrep", "-f", f"/{_PACKAGE}/actor.py .*{self._mark(process)}"]).stdout.decode().split()
+        if not found or node.run(["kill", "-KILL", *found]).returncode:
+            return NOBODY
         return process.who
 
     def _mark(self, process: _Process) -> str:
@@ -218,7 +223,6 @@ class Campaign:
             node.delay(0)
             node.skew(0)
         self.lab.server.skew(0)
-        self._look_after()
         began = time.monotonic()
         for process in self._running.values():
             with contextlib.suppress(OSError):
