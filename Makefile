@@ -2,8 +2,8 @@
 # environment .venv if it is missing or older than pyproject.toml.
 
 PYTHON ?= python3
-# Test processes side by side. The tests wait more than they compute.
-PYTEST_WORKERS ?= 2
+# Test processes side by side: more than there are cores, for the tests wait more than they compute.
+PYTEST_WORKERS ?= 3
 # Clusters side by side for test-nfs: a server and two clients each, 768 MiB of memory.
 LABS ?= 2
 # More arguments for pytest, as in: make test PYTEST_ARGS="-k fork -x"
