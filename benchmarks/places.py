@@ -284,14 +284,13 @@ class NfsLab:
 
     def up(self) -> None:
         """Bring it up with host processes; take down what an earlier run left there."""
-        from nfs.lab.cluster import HIDDEN
+        from nfs.lab import to_bind
 
         self.lab.down()
-        needed = {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
         self.lab.up(
             clients=4,
             mem_mib=512,
-            bind=[path for path in needed if any(path.is_relative_to(hidden) for hidden in HIDDEN)],
+            bind=to_bind(),
         )
         for node in self.lab.clients:
             node.mount("3", at="/mnt/nfs3")

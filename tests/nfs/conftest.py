@@ -17,8 +17,7 @@ from typing import NoReturn
 import pytest
 from _pytest.runner import runtestprotocol
 
-from nfs.lab import Lab, LabError, Unavailable, require
-from nfs.lab.cluster import HIDDEN
+from nfs.lab import Lab, LabError, Unavailable, require, to_bind
 from nfs.lanes import mount_all
 from nfs.scene import TESTS, Scene
 
@@ -61,14 +60,13 @@ def lab() -> Iterator[Lab]:
 
 
 def _bring_up(lab: Lab) -> None:
-    needed = {TESTS.parent, Path(sys.prefix), Path(sys.base_prefix)}
     try:
         lab.up(
             clients=2,
             version="4.2",
             lease_s=_NFS4_LEASE_S,
             grace_s=_NFS4_LEASE_S,
-            bind=[path for path in needed if any(path.is_relative_to(hidden) for hidden in HIDDEN)],
+            bind=to_bind(),
         )
         for client in lab.clients:
             mount_all(client)

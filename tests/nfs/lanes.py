@@ -39,14 +39,8 @@ LANES: Final = {
 BOTH: Final = ("4.2", "3")
 
 
-def mount_all(node: Node, *, anew: bool = False) -> None:
-    """
-    Mount each lane that is not mounted yet.
-
-    :param anew: the machine was switched on again, and some may be mounted already
-    """
+def mount_all(node: Node) -> None:
+    """Mount each lane that is not mounted yet."""
     for lane in LANES.values():
-        if anew and node.run(["mountpoint", "-q", lane.at]).returncode == 0:
-            continue
-        if anew or lane.at not in node.mounts:
+        if lane.at not in node.mounts:
             node.mount(lane.version, lane.options, at=lane.at)

@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from nfs.campaign.history import Verdict
 from nfs.campaign.picture import draw
 from nfs.campaign.run import Campaign, document
-from nfs.lab import Lab, LabError, Unavailable, require
-from nfs.lab.cluster import HIDDEN
+from nfs.lab import Lab, LabError, Unavailable, require, to_bind
 
 #: How much of the history a picture shows on either side of a violation, seconds.
 _AROUND_S = 15.0
@@ -59,8 +58,6 @@ def main() -> int:
     except Unavailable as error:
         print(error, file=sys.stderr)
         return error.code
-    tree = Path(__file__).resolve().parents[3]
-    needed = {tree, Path(sys.prefix), Path(sys.base_prefix)}
     lab = Lab(Path(tempfile.gettempdir()) / f"nfslab-campaign-{options.seed}")
     lab.down()
     try:
@@ -68,7 +65,7 @@ def main() -> int:
             clients=options.clients,
             lease_s=10,
             grace_s=10,
-            bind=[path for path in needed if any(path.is_relative_to(hidden) for hidden in HIDDEN)],
+            bind=to_bind(),
         )
         campaign = Campaign(
             *(lab, f"campaign-{options.seed}"),

@@ -127,8 +127,8 @@ def judge(events: Iterable[Event], faults: Iterable[Fault], *, lease_s: float) -
     for who, hold in open_holds.items():
         _end_unheard(hold, who, faults)
     violations = [
-        *_conflicts(holds),
-        *_disorder(holds),
+        *conflicts(holds),
+        *disorder(holds),
         *(
             Violation(f"{hold.who} never gave back what it was granted", hold.granted, (hold.who,))
             for hold in holds
@@ -186,19 +186,26 @@ def _end_unheard(hold: Hold, who: str, faults: list[Fault]) -> None:
             return
 
 
-def _conflicts(holds: list[Hold]) -> Iterator[Violation]:
+def overlaps(holds: list[Hold]) -> Iterator[tuple[Hold, Hold]]:
+    """Yield the pairs of holds of one lock that were held together, the earlier first."""
     for same_lock in _by_lock(holds).values():
         current: list[Hold] = []
         for hold in same_lock:
             current = [other for other in current if other.end > hold.granted]
-            for other in current:
-                if "write" in (hold.mode, other.mode) and hold.overlaps(other):
-                    text = f"{other.who} ({other.mode}) and {hold.who} ({hold.mode}) hold lock {hold.lock} together"
-                    yield Violation(text, hold.granted, (other.who, hold.who))
+            yield from ((other, hold) for other in current if other.overlaps(hold))
             current.append(hold)
 
 
-def _disorder(holds: list[Hold]) -> Iterator[Violation]:
+def conflicts(holds: list[Hold]) -> Iterator[Violation]:
+    """Find the pairs that must not have been held together."""
+    for other, hold in overlaps(holds):
+        if "write" in (hold.mode, other.mode):
+            text = f"{other.who} ({other.mode}) and {hold.who} ({hold.mode}) hold lock {hold.lock} together"
+            yield Violation(text, hold.granted, (other.who, hold.who))
+
+
+def disorder(holds: list[Hold]) -> Iterator[Violation]:
+    """Find grants whose numbers do not rise, and shared holds that know an earlier number than they must."""
     for same_lock in _by_lock(holds).values():
         latest: Hold | None = None
         for hold in same_lock:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nfs.lab import Lab, LabError, Node
-from nfs.lanes import mount_all
 
 from .history import Fault
 
@@ -103,15 +102,14 @@ class Nemesis:
     def _power_cut(self, node: Node, chance: random.Random) -> None:
         node.kill()
         time.sleep(chance.uniform(0, self.lease_s))
-        for attempt in range(_ATTEMPTS):  # while the server is away, mounting takes longer than it may
+        node.boot()
+        for left in reversed(range(_ATTEMPTS)):  # while the server is away, mounting takes longer than it may
             try:
-                if node.pid() is None:
-                    node.boot()
                 node.wait_until_ready()
-                mount_all(node, anew=True)
+                node.remount()
                 break
             except (LabError, subprocess.TimeoutExpired):
-                if attempt == _ATTEMPTS - 1:
+                if not left:
                     raise
         self.restart(node)
 

@@ -9,9 +9,9 @@ namespace without a way out. README.md tells what can be done to them; ``python3
 What it does not show: more than one Linux version, network hardware, and a server whose disk is lost.
 """
 
-from .cluster import Lab
+from .cluster import Lab, to_bind
 from .host import LabError, Unavailable, install, require
 from .job import Job
 from .node import Node
 
-__all__ = ["Job", "Lab", "LabError", "Node", "Unavailable", "install", "require"]
+__all__ = ["Job", "Lab", "LabError", "Node", "Unavailable", "install", "require", "to_bind"]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ _EXPORT: Final = "rw,sync,no_root_squash,no_subtree_check,fsid=0"
 #: Where each guest has a file system of its own; the host's files there must be asked for.
 HIDDEN: Final = ("/tmp", "/var/tmp", "/run", "/mnt", "/dev", "/proc", "/sys")
 _RAM: Final = Path("/dev/shm")
+_CHECKOUT: Final = Path(__file__).resolve().parents[3]
 
 
 class Lab:
@@ -167,6 +169,12 @@ class Lab:
 
     def _write(self, name: str, text: str) -> None:
         (self.directory / name).write_text(text)
+
+
+def to_bind() -> list[Path]:
+    """What guests need of this checkout and its Python, and would not see: for the ``bind`` of :meth:`Lab.up`."""
+    needed = {_CHECKOUT, Path(sys.prefix), Path(sys.base_prefix)}
+    return [path for path in needed if any(path.is_relative_to(hidden) for hidden in HIDDEN)]
 
 
 def each(nodes: Iterable[Node], do: Callable[[Node], object]) -> None:

@@ -93,8 +93,7 @@ class Node:
         """Switch a killed node on again; it mounts what it had mounted."""
         self.boot()
         self.wait_until_ready()
-        for at, (version, options) in self.mounts.items():
-            self.mount(version, options, at)
+        self.remount()
 
     def kill(self) -> None:
         """As if the power went: SIGKILL for the whole guest."""
@@ -209,6 +208,12 @@ class Node:
         wanted = ",".join(filter(None, [f"vers={version}", options]))
         self.check(["sh", "-c", 'mkdir -p "$1" && exec mount -t nfs -o "$2" "$3" "$1"', "sh", at, wanted, source])
         self._note_mounts({**self.mounts, at: (version, options)})
+
+    def remount(self) -> None:
+        """Mount what it had mounted when it was switched off, and has not yet."""
+        for at, (version, options) in self.mounts.items():
+            if self.run(["mountpoint", "-q", at]).returncode:
+                self.mount(version, options, at)
 
     def umount(self, at: str = MOUNTPOINT) -> None:
         """Unmount it, whoever still uses it."""
