@@ -51,11 +51,11 @@ def fill(location: str, keys: int) -> None:
             cached(x)
 
 
-def milliseconds_per_hit(location: str, keys: int) -> tuple[float, float]:
-    """The median times of a hit on an array of 1 MiB that another client has stored: plain joblib, ours; in turns."""
+def milliseconds_per_hit(location: str, keys: list[int]) -> tuple[float, float]:
+    """The median times of a hit on a stored array of 1 MiB, in turns: plain joblib, ours."""
     times: tuple[list[float], list[float]] = ([], [])
     functions = caches(location)
-    for x in range(keys):
+    for x in keys:
         for cached, taken in zip(functions, times, strict=True):
             started = time.perf_counter()
             array = cached(x)

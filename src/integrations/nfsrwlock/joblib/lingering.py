@@ -100,7 +100,10 @@ class Reader:
     def _join(self) -> SoftReadWriteLock | None:
         with _mutex:
             hold = _kept.get(self._lock.lock_path)
-            if hold is None or time.monotonic() >= hold.until or not hold.lock.is_locked:
+            if hold is None or time.monotonic() >= hold.until:
+                return None
+            if not hold.lock.is_locked:
+                del _kept[self._lock.lock_path]  # lost, or its lease has run out; its timer releases it
                 return None
             # In this order, so that a signal's exception in between leaves nothing that leave() does not find.
             self._hold = hold
