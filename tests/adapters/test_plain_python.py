@@ -255,19 +255,3 @@ def test_a_file_lock_pickles_as_its_settings_and_is_released_when_nobody_has_it_
     assert (copy.timeout, copy.is_locked, copy.is_thread_local(), copy.lock_file) == (7, False, False, lock.lock_file)
     del lock
     assert announcements(tmp_path / "x.lock") == []
-
-
-def test_the_lock_class_takes_the_place_of_filelocks_where_a_library_takes_one(tmp_path: Path) -> None:
-    # As huggingface_hub's WeakFileLock does: mode, timeout, acquire in a loop, release.
-    def weak_file_lock(kind: type[FileLock | filelock.FileLock]) -> str:
-        lock = kind(tmp_path / "weak.lock", timeout=1, mode=0o664)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            return "busy"
-        try:
-            return "held" if lock.is_locked else "not"
-        finally:
-            lock.release()
-
-    assert weak_file_lock(FileLock) == weak_file_lock(filelock.FileLock) == "held"
