@@ -115,6 +115,16 @@ def test_a_lock_directory_of_the_users_choice(tmp_path: Path) -> None:
     assert not (tmp_path / "cache.locks").exists()
 
 
+def test_programs_that_disagree_on_what_a_lock_is_for_are_told(tmp_path: Path) -> None:
+    for lock_dir in (None, tmp_path / "locks"):
+        store = tmp_path / f"cache-{lock_dir is None}"
+        Memory(store, verbose=0, granularity="function", lock_dir=lock_dir).cache(full)(2, 3)
+        with pytest.raises(ValueError, match="is used with granularity='function', not 'item'"):
+            Memory(store, verbose=0, lock_dir=lock_dir)
+        Memory(store, verbose=0, granularity="function", lock_dir=lock_dir).clear(warn=False)
+        assert items(store) == 0
+
+
 # -- memory maps ------------------------------------------------------------------------------------------------------
 
 

@@ -88,7 +88,27 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         self._linger = linger
         self._options = LockOptions(**own)  # type: ignore[typeddict-item]  # looked at above
         self._root = os.path.realpath(self.location) + _LOCKS
-        SoftReadWriteLock(self._root, is_singleton=False, **self._options)  # wrong settings are told at once
+        of_all = SoftReadWriteLock(self._root, is_singleton=False, **self._options)  # wrong settings are told at once
+        self._agree_on_granularity(of_all.lock_path.removesuffix(".rwlock") + ".granularity")
+
+    def _agree_on_granularity(self, marker: str) -> None:
+        # Who locks items and who locks functions would not see each other. A symbolic link is made whole or not at all,
+        # by one of those who come at the same time.
+        with suppress(OSError):  # who may not write there cannot lock either
+            try:
+                os.makedirs(os.path.dirname(marker), exist_ok=True)
+                os.symlink(self.granularity, marker)
+            except FileExistsError:
+                pass
+        try:
+            agreed = os.readlink(marker)
+        except OSError:
+            return
+        if agreed != self.granularity:
+            raise ValueError(
+                f"the store {self.location!r} is used with granularity={agreed!r}, not {self.granularity!r}: use the "
+                f"same in all programs, also in those that clean up. To change it, remove {marker!r} while none runs"
+            )
 
     # -- locks --------------------------------------------------------------------------------------------------------
 
