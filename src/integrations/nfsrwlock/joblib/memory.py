@@ -365,7 +365,7 @@ class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
             return (AsyncNotMemorizedFunc if is_coroutine else NotMemorizedFunc)(func)
         if isinstance(func, MemorizedFunc):
             func = func.func
-        return (AsyncLockingMemorizedFunc if is_coroutine else LockingMemorizedFunc)(
+        cached = (AsyncLockingMemorizedFunc if is_coroutine else LockingMemorizedFunc)(
             func,
             location=self.store_backend,
             backend=self.backend,
@@ -376,6 +376,10 @@ class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
             timestamp=self.timestamp,
             cache_validation_callback=cache_validation_callback,
         )
+        # joblib would read the source at the first call. The file may have been changed by then, and what this process
+        # computes would be marked as computed by code that it does not have.
+        _ = cached.func_code_info
+        return cached
 
     def clear(self, warn: bool = True) -> None:
         """Remove all results but for those that are in use; never waits. Locks stay."""
