@@ -65,7 +65,7 @@ def test_clearing_in_a_loop_disturbs_no_reader_and_removes_no_lock() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["troubles"] == []
-    assert outcome["calls"] > 8
+    assert outcome["calls"] > outcome["computed"] > 24, "there were hits, and results were removed and made anew"
     assert outcome["cleared"] > 0
     assert outcome["reduced"] > 0
     assert outcome["locks"] > 1
