@@ -237,4 +237,5 @@ def run_here(steps: Coroutine[Callable[[], Any], Any, _R]) -> _R:
         result: _R = end.value
         return result
     finally:
+        steps.close()  # what a signal's exception has interrupted right here gives its lock back
         answer = error = None  # they may refer to this frame, which would keep memory maps alive

@@ -51,6 +51,19 @@ class _Hold:
         self.until = 0.0
         self.timer: threading.Timer | None = None
 
+    def ends_by_itself(self) -> bool:
+        """See to it that it ends in time; whether a thread for that can be had."""
+        # Never under the mutex: a thread that begins may run finalisers, which may want it.
+        if self.timer is None:
+            timer = threading.Timer(max(self.until - time.monotonic(), 0.0), self.end)
+            timer.daemon = True  # the end of the process does not wait for it: the core releases what is held
+            try:
+                timer.start()
+            except RuntimeError:
+                return False
+            self.timer = timer
+        return True
+
     def end(self) -> None:
         """Let nobody join it any more, and release it, now or when its last reader leaves."""
         with _mutex:
@@ -115,33 +128,29 @@ class Reader:
         hold = self._hold
         if hold is None:
             return
-        with _mutex:
-            hold.readers.discard(self)
-            if self._linger > 0:
-                _note_given_back(self._lock.lock_path)
-            stays = bool(hold.readers) or _keep(hold)
-        if not stays:
-            hold.end()
+        stays = False
+        try:
+            with _mutex:
+                hold.readers.discard(self)
+                if self._linger > 0:
+                    _note_given_back(self._lock.lock_path)
+                others = bool(hold.readers)
+                kept = others or _keep(hold)
+            stays = others or (kept and hold.ends_by_itself())
+        finally:
+            if not stays:  # also when a signal's exception came in between
+                hold.readers.discard(self)
+                hold.end()
         self._hold = None
 
 
 def _keep(hold: _Hold) -> bool:
-    now = time.monotonic()
     path = hold.lock.lock_path
-    if now >= hold.until or not hold.lock.is_locked:
+    if time.monotonic() >= hold.until or not hold.lock.is_locked:
         return False
-    if _kept.get(path) is hold:
-        return True
-    if path in _kept or len(_kept) >= _KEPT_MAX:
-        return False
-    hold.timer = threading.Timer(hold.until - now, hold.end)
-    hold.timer.daemon = True  # the end of the process does not wait for it: the core releases what is held
-    try:
-        hold.timer.start()
-    except RuntimeError:
-        return False  # no thread can be had, or the interpreter is at its end
-    _kept[path] = hold
-    return True
+    if path not in _kept and len(_kept) < _KEPT_MAX:
+        _kept[path] = hold
+    return _kept.get(path) is hold
 
 
 def _note_given_back(path: str) -> None:

@@ -63,8 +63,8 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
     """
     The store; see the module.
 
-    Its options, given as ``backend_options`` of a ``joblib.Memory``, are ``granularity`` and the settings of
-    :class:`nfsrwlock.SoftReadWriteLock` that :class:`nfsrwlock.LockOptions` names, besides joblib's own.
+    Its options, given as ``backend_options`` of a ``joblib.Memory``, are ``granularity``, ``linger`` and the settings
+    of :class:`nfsrwlock.SoftReadWriteLock` that :class:`nfsrwlock.LockOptions` names, besides joblib's own.
     """
 
     granularity: Granularity = "item"
