@@ -119,6 +119,11 @@ class Scene:
         exported = path.split("/", 3)[3]
         return sorted(self.server.check(["ls", "-A", f"/mnt/disk/export/{exported}.rwlock"]).split())
 
+    def inside(self, path: str, announcement: str) -> list[str]:
+        """What the server itself has in one announcement."""
+        exported = path.split("/", 3)[3]
+        return self.server.check(["ls", "-A", f"/mnt/disk/export/{exported}.rwlock/{announcement}"]).split()
+
     def announcements(self, path: str) -> list[str]:
         """Those of the entries that stand for a holder or a waiter."""
         return [entry for entry in self.entries(path) if entry.startswith(("read.", "write."))]
