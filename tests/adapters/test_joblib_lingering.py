@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_a_kept_hold_outlives_its_linger_for_a_hit_that_is_loading(tmp_path: Pat
         cached(1)
     kept = readers(cached)
     assert len(kept) == 1
-    assert during(cached, pause=1.2) == kept
+    assert during(cached, partial(time.sleep, 1.2)) == kept
     wait_until(lambda: readers(cached) == [])
 
 
@@ -106,20 +107,38 @@ def slow_to_load(x: int) -> SlowToLoad:
     return SlowToLoad()
 
 
-def during(cached: Any, pause: float = 0.0) -> list[str]:
-    """What is announced while a hit loads, after a pause."""
+def during(cached: Any, work: Callable[[], None]) -> list[str]:
+    """Do something while a hit loads; return what is announced then."""
     seen: list[str] = []
 
-    def look() -> None:
-        time.sleep(pause)
+    def do() -> None:
+        work()
         seen.extend(readers(cached))
 
-    SlowToLoad.meanwhile = look
+    SlowToLoad.meanwhile = do
     try:
         cached(1)
     finally:
         SlowToLoad.meanwhile = None
     return seen
+
+
+def test_its_own_process_does_not_remove_what_a_thread_of_it_loads_under_a_kept_hold(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0, linger=LONG_S)
+    cached = memory.cache(slow_to_load)
+    for _ in range(3):
+        cached(1)
+
+    def clear() -> None:
+        cleaner = threading.Thread(target=memory.clear, kwargs={"warn": False})
+        cleaner.start()
+        cleaner.join()
+
+    assert len(during(cached, clear)) == 1
+    assert len(list(tmp_path.rglob("output.pkl"))) == 1
+    assert readers(cached) == [], "nobody joins a hold that is in somebody's way"
+    memory.clear(warn=False)
+    assert list(tmp_path.rglob("output.pkl")) == []
 
 
 def test_a_writer_elsewhere_gets_its_turn_although_hits_go_on_and_on(stage: Stage, tmp_path: Path) -> None:
@@ -203,7 +222,7 @@ def test_a_kept_hold_that_was_lost_serves_nobody(tmp_path: Path, caplog: pytest.
     break_lock(lock_of(cached), force=True)
     wait_until(lambda: "somebody evicted this holder" in caplog.text, timeout=LONG_S / 2)
     assert readers(cached) == []
-    assert len(during(cached)) == 1, "loaded under a hold of its own"
+    assert len(during(cached, lambda: None)) == 1, "loaded under a hold of its own"
     assert len(readers(cached)) == 1, "which is kept in its turn"
 
 
