@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 import joblib
 from joblib._store_backends import CacheWarning
@@ -36,11 +36,13 @@ from joblib.memory import (
 from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import LockLostError
 
-from .calls import Call, Taken, TaskCall, ThreadCall, run_here
+from .calls import Call, Taken, TaskCall, ThreadCall
 from .holding import held
 from .lingering import LINGER_S
 from .mapping import maps_in
 from .store import TAG, CallId, Granularity, LockingStoreBackend, register_store_backend, tag_of
+
+_Call = TypeVar("_Call", bound=Call)
 
 #: Stands for "to be loaded as a memory map once the exclusive lock is given back".
 _TO_BE_MAPPED: Final = object()
@@ -108,46 +110,50 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
     # -- the call -----------------------------------------------------------------------------------------------------
 
     def _cached_call(self, args: Any, kwargs: Any, shelving: bool) -> Any:
-        return run_here(self._called(ThreadCall, args, kwargs, shelving))
+        call = self._begun(ThreadCall, args, kwargs)
+        return call.run(self._steps(call, args, kwargs, shelving))
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the call whether it is cached or not, store the result, return it and what is known of the call."""
-        return run_here(self._called(ThreadCall, args, kwargs, shelving=False, force=True))
+        call = self._begun(ThreadCall, args, kwargs)
+        return call.run(self._steps(call, args, kwargs, shelving=False, force=True))
 
-    async def _called(
-        self, kind: type[Call], args: Any, kwargs: Any, shelving: bool, *, force: bool = False
+    def _begun(self, kind: type[_Call], args: Any, kwargs: Any) -> _Call:
+        call_id = (self.func_id, self._get_args_id(*args, **kwargs))
+        return kind(self.store_backend, call_id, partial(self.func, *args, **kwargs))
+
+    async def _steps(
+        self, call: Call, args: Any, kwargs: Any, shelving: bool, *, force: bool = False
     ) -> tuple[Any, dict[str, Any]]:
         # Gives what joblib's own _cached_call gives: the output or a reference to it, and what is known of the call.
         # A caller looks under the shared lock. What it does not find it computes under the exclusive lock, after
         # another look, because whoever had the lock before may have computed it. While it waits for the exclusive lock
         # it keeps looking: what has appeared need not be computed, and is loaded under the shared lock, together with
         # all the others who waited.
-        store = self.store_backend
-        call_id = (self.func_id, self._get_args_id(*args, **kwargs))
+        store, call_id = self.store_backend, call.call_id
         self._say_what_is_asked(call_id, args, kwargs)
-        async with kind(store, call_id, partial(self.func, *args, **kwargs)) as call:
-            while True:
-                seen = None
-                if not force:
-                    await call.take("read")
-                    found = store.contains_item(call_id)
-                    seen = None if found else store.signature(call_id)
-                    if (found or seen is not None) and self._is_valid(call_id):
-                        loaded = await self._load(call, call_id, args, kwargs, shelving)
-                        if loaded is not None:
-                            return loaded[0], {}
-                    seen = store.signature(call_id) if found else seen
-                    await call.give()
-                taken = await call.take("write", seen=seen, until_changed=not force, tag=self._tag)
-                if taken is Taken.MAPPED_HERE:
-                    return await self._compute_only(call, shelving, "it is in use by a memory map of this process")
-                if taken is Taken.APPEARED:
-                    continue
-                now = store.signature(call_id)
-                if not force and now is not None and now != seen:
-                    await call.give()
-                    continue
-                return await self._compute_and_store(call, call_id, args, kwargs, shelving)
+        while True:
+            seen = None
+            if not force:
+                await call.take("read")
+                found = store.contains_item(call_id)
+                seen = None if found else store.signature(call_id)
+                if (found or seen is not None) and self._is_valid(call_id):
+                    loaded = await self._load(call, call_id, args, kwargs, shelving)
+                    if loaded is not None:
+                        return loaded[0], {}
+                seen = store.signature(call_id) if found else seen
+                await call.give()
+            taken = await call.take("write", seen=seen, until_changed=not force, tag=self._tag)
+            if taken is Taken.MAPPED_HERE:
+                return await self._compute_only(call, shelving, "it is in use by a memory map of this process")
+            if taken is Taken.APPEARED:
+                continue
+            now = store.signature(call_id)
+            if not force and now is not None and now != seen:
+                await call.give()
+                continue
+            return await self._compute_and_store(call, call_id, args, kwargs, shelving)
 
     async def _load(self, call: Call, call_id: CallId, args: Any, kwargs: Any, shelving: bool) -> tuple[Any] | None:
         # The shared lock is held. Gives a tuple of the output, or None if it cannot be loaded.
@@ -266,7 +272,8 @@ class AsyncLockingMemorizedFunc(LockingMemorizedFunc, AsyncMemorizedFunc):  # ty
     """A coroutine function whose results are cached, and computed once."""
 
     async def _cached_call(self, args: Any, kwargs: Any, shelving: bool) -> Any:
-        return await self._called(TaskCall, args, kwargs, shelving)
+        call = self._begun(TaskCall, args, kwargs)
+        return await call.run(self._steps(call, args, kwargs, shelving))
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result, from the store or computed."""
@@ -278,7 +285,8 @@ class AsyncLockingMemorizedFunc(LockingMemorizedFunc, AsyncMemorizedFunc):  # ty
 
     async def call(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the call whether it is cached or not; see :meth:`LockingMemorizedFunc.call`."""
-        return await self._called(TaskCall, args, kwargs, shelving=False, force=True)
+        call = self._begun(TaskCall, args, kwargs)
+        return await call.run(self._steps(call, args, kwargs, shelving=False, force=True))
 
 
 class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types

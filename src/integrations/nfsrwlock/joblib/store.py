@@ -33,7 +33,7 @@ from nfsrwlock.options import LockOptions, lock_option_names
 from nfsrwlock_core import SoftReadWriteLock, Timeout, WaitInfo
 
 from . import mapping
-from .holding import Held, enter, held, leave
+from .holding import Held, enter, held, holds, restore
 from .lingering import LINGER_S, Reader, checked_linger, make_way
 
 Granularity = Literal["item", "function"]
@@ -148,12 +148,13 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             return
         lock = self.lock_for(call_id)
         make_way(lock.lock_path)
-        lock.acquire_write(blocking=wait, on_wait=self._refuse_if_mapped_here(lock_file))
-        token = enter(lock_file, Held("write", lock))
+        before = holds()
         try:
+            lock.acquire_write(blocking=wait, on_wait=self._refuse_if_mapped_here(lock_file))
+            enter(lock_file, Held("write", lock))
             yield
         finally:
-            leave(token)
+            restore(before)
             lock.release(force=True)
 
     def _refuse_if_mapped_here(self, lock_file: str) -> Any:
