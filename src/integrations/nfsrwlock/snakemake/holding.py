@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from nfsrwlock.snakemake.leash import reason
-from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, printable, say
+from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
 from nfsrwlock.snakemake.plan import Plan
+from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout, WaitInfo
 
 _LOOK_S: Final = 0.1

@@ -25,8 +25,9 @@ from typing import Any, Final
 from snakemake.io import IOFile, is_flagged
 
 from nfsrwlock.snakemake.cache import run_async
-from nfsrwlock.snakemake.messages import LockingError, job_name, printable, say, warn
+from nfsrwlock.snakemake.messages import LockingError, job_name, say, warn
 from nfsrwlock.snakemake.plan import Plan
+from nfsrwlock.text import printable
 
 _PLACE_CHARS: Final = 120
 #: The file by which Snakemake knows the time of a directory.
