@@ -164,6 +164,64 @@ rule several:
     assert sorted(os.listdir(scene.directory / "ref/dir")) == [".snakemake_timestamp", "x"]
 
 
+SEVERAL = """
+rule several:
+    output: exclusive("ref/a", stale_threshold=3), exclusive(directory("ref/b"), stale_threshold=3)
+    shell: "echo {version} > {output[0]}; mkdir {output[1]}; echo {version} > {output[1]}/x"
+"""
+#: What happens when the first of these outputs is in its place, and the second is not.
+BETWEEN = """
+import os, signal, time
+from nfsrwlock import break_lock
+def error():
+    raise OSError(28, "No space left on device")
+def loss():
+    break_lock("ref/a", force=True)
+    time.sleep(4)  # a heartbeat later
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+rename = os.rename
+def rename_and_fail(source, target):
+    rename(source, target)
+    if target == "ref/a":
+        os.rename = rename
+        {fault}()
+os.rename = rename_and_fail
+"""
+
+
+@pytest.mark.parametrize("fault", ["error", "loss", "kill"])
+def test_no_output_is_lost_or_mixed_when_the_replacement_of_several_is_cut_off(scene: Scene, fault: str) -> None:
+    scene.snakefile(SEVERAL.replace("{version}", "old"), "old.smk")
+    scene.snakefile(SEVERAL.replace("{version}", "new"), "new.smk")
+    scene.snakefile(BETWEEN.replace("{fault}", fault) + SEVERAL.replace("{version}", "new"), "cut_off.smk")
+    (made, text), (cut_off, report) = scene.many("-s old.smk", "-s cut_off.smk -F --nolock")
+    assert made == 0, text
+    assert cut_off == (-9 if fault == "kill" else 1), report
+    if fault == "error":
+        assert (scene.read("ref/a"), scene.read("ref/b/x")) == ("old\n", "old\n"), "all is as it was"
+        assert scene.litter() == []
+    else:
+        assert scene.read("ref/a") == "new\n"
+        assert not scene.exists("ref/b"), "no old one beside a new one"
+        kept = sorted(scene.directory.rglob(".nfsrwlock-old.*"))
+        assert [path.read_text() if path.is_file() else (path / "x").read_text() for path in kept] == ["old\n"] * 2
+        if fault == "loss":
+            assert "cut off while it replaced its outputs; some are missing now" in report
+            assert f"are in {kept[0].parent.relative_to(scene.directory)}" in report
+    if fault == "kill":  # a run that fails leaves them, too
+        scene.snakefile(SEVERAL.replace("{version}", "x").replace("mkdir", "exit 1; mkdir"), "failing.smk")
+        ((failed, text),) = scene.many("-s failing.smk -F --nolock --rerun-incomplete")
+        assert failed == 1
+        assert "Error in rule several" in text
+        assert all(path.exists() for path in kept)
+    ((made, text),) = scene.many("-s new.smk -F --nolock --rerun-incomplete")
+    assert made == 0, text
+    assert ("was cut off while it replaced its outputs. Until new ones are made" in text) == (fault != "error")
+    assert (scene.read("ref/a"), scene.read("ref/b/x")) == ("new\n", "new\n")
+    assert scene.litter() == []
+
+
 def test_an_output_that_is_not_what_the_rule_says_is_not_published(scene: Scene) -> None:
     scene.snakefile(
         """

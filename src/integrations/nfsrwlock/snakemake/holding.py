@@ -103,9 +103,9 @@ def settle(job: Any, locks: LockSet) -> None:
         raise lost(job, locks)
 
 
-def lost(job: Any, locks: LockSet) -> LockingError:
-    """Return the error for a job whose locks did not last."""
+def lost(job: Any, locks: LockSet, consequence: str = "Nothing was published") -> LockingError:
+    """Return the error for a job whose locks did not last; ``consequence``: what became of its outputs."""
     return LockingError(
-        f"{job_name(job)} was stopped and its result is void: {printable(reason(locks))}. Nothing was published. "
+        f"{job_name(job)} was stopped and its result is void: {printable(reason(locks))}. {consequence}. "
         "Jobs lose a lock when no heartbeat gets through for a lease (stale_threshold=), or when an operator breaks it",
     )
