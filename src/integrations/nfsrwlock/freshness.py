@@ -9,6 +9,7 @@ anew. So: open the directory first, then look.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 
 
@@ -31,3 +32,22 @@ def stat_afresh(path: str | os.PathLike[str], depth: int = 1) -> os.stat_result 
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """
+    Let nobody on this host be shown an old answer of a cache for ``paths``, nor for the directories on the way to them.
+
+    For who has a lock now, before a program that knows nothing of this one looks at what the lock guards. What is not
+    there, or cannot be opened, is passed over.
+    """
+    seen = set()
+    for path in paths:
+        way = [os.path.abspath(path)]
+        while (parent := os.path.dirname(way[-1])) != way[-1]:
+            way.append(parent)
+        for step in reversed(way):
+            if step not in seen:
+                seen.add(step)
+                with suppress(OSError):
+                    os.close(os.open(step, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from nfsrwlock.freshness import look_afresh
 from nfsrwlock.snakemake.leash import reason
 from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
 from nfsrwlock.snakemake.plan import Plan
@@ -26,7 +27,7 @@ _holders: Final[dict[int, tuple[Any, Plan]]] = {}
 @contextmanager
 def held(job: Any, plan: Plan) -> Iterator[LockSet]:
     """
-    Hold the locks of ``job`` in this block.
+    Hold the locks of ``job`` in this block, in which its files are seen as the last holder has left them.
 
     :raises LockingError: if they cannot be had; says who holds them
     """
@@ -34,6 +35,7 @@ def held(job: Any, plan: Plan) -> Iterator[LockSet]:
     try:
         with _mutex:
             _holders[id(plan)] = job, plan
+        look_afresh(plan.files)
         yield plan.locks
     finally:
         with _mutex:
