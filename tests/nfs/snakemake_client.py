@@ -19,8 +19,6 @@ import snakemake.profiles
 import snakemake.report.html_reporter
 import snakemake.storage
 
-import nfsrwlock.snakemake
-
 #: At the head of each Snakefile.
 _HEAD = "from nfsrwlock.snakemake import exclusive, lock_cache, shared_read\n"
 gc.freeze()  # a collection in a child would touch, and so copy, all that is shared
