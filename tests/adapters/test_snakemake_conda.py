@@ -1,16 +1,14 @@
 """
 Environments in a directory that several workflows share: made under a lock, and what happens without one.
 
-conda comes from no registry that these tests may use, so a program stands in for it that makes a directory as slowly and
-in as many steps. What is tested is what Snakemake does around it.
+Neither Python's nor Debian's packages have conda, so a program stands in for it that makes a directory slowly, in many
+steps. What is tested is what Snakemake does around it.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-
-import pytest
 
 from adapters.snakemake_scene import PATIENCE_S, Scene, scene
 
@@ -40,7 +38,10 @@ rule x:
     conda: "env.yaml"
     shell: "true"
 """
-CREATE = "snakemake -c1 --software-deployment-method conda --conda-prefix ../envs --conda-create-envs-only".split()
+CREATE = [
+    *("snakemake", "-c1", "--software-deployment-method", "conda"),
+    *("--conda-prefix", "../envs", "--conda-create-envs-only"),
+]
 
 
 def make_environments(scene: Scene, *before: str) -> tuple[list[int], list[str], list[str]]:
