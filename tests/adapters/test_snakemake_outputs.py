@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import sys
 import time
 
 import pytest
@@ -341,31 +340,57 @@ def test_workflows_that_share_a_cache_compute_what_is_missing_once(scene: Scene)
     assert not any((scene.directory / "cache" / name / "dir").exists() for name in entries), "no directory in another"
 
 
-@pytest.mark.parametrize("python", [sys.executable])
-def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and_config(
-    scene: Scene, python: str
-) -> None:
+def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and_config(scene: Scene) -> None:
     scene.snakefile(
         """
         configfile: "config.yaml"
         inputflags: shared_read
         rule all:
-            input: "out/x"
+            input: "out/x", "out/both"
         rule x:
+            wildcard_constraints: name="x"
             input: "ref/in", set=shared_read(["ref/a", "ref/b"], lock="ref/{name}.set", lock_dir="locks")
             output: exclusive("out/{name}", heartbeat="process")
             shell:
                 "{see} all ref/in out/x; {python} -m nfsrwlock status --json --lock-dir locks ref/x.set > seen/set.json"
                 "; touch {output}"
+        rule both:
+            input: shared_read(expand("ref/{name}", name=["a", "b"]))
+            output: exclusive("out/both", lock="ref/a")
+            shell: "{see} both ref/a ref/b; touch {output}"
         """
     )
-    scene.write("config.yaml", "nfsrwlock: {stale_threshold: 40, timeout: 50}\n")
-    for path in ("ref/in", "ref/a", "ref/b", "locks/.keep"):
+    scene.write("config.yaml", "nfsrwlock: {stale_threshold: 40, timeout: 50, share: group}\n")
+    for path in ("ref/in", "ref/a", "ref/b", "locks/.keep", "elsewhere/.keep"):
         scene.write(path, "")
     scene.run(NFSRWLOCK_STALE_THRESHOLD="45")
     assert scene.seen("all") == {"ref/in": ["read"], "out/x": ["write"]}
     (found,) = scene.states("set")
     assert [holder["mode"] for holder in found["holders"]] == ["read"]
     assert found["holders"][0]["lease"] == 45, "the environment goes before the config"
-    assert not scene.exists("ref/a.rwlock")
     assert not scene.exists("ref/x.set.rwlock")
+    assert scene.seen("both") == {"ref/a": ["write"], "ref/b": ["read"]}, "what is both read and written is written"
+    assert (scene.directory / "ref/in.rwlock").stat().st_mode & 0o070 == 0o070, "the group takes part"
+    scene.run("-F", "out/both", NFSRWLOCK_DIR=str(scene.directory / "elsewhere"), NFSRWLOCK_SHARE="user")
+    assert sorted(scene.seen("both").values()) == [["read"], ["write"]]
+    assert all(os.path.dirname(path) == "elsewhere" for path in scene.seen("both"))
+
+
+def test_without_a_flag_nothing_is_as_it_would_not_be_without_the_import(scene: Scene) -> None:
+    scene.snakefile(
+        """
+        rule fails:
+            input: "in"
+            output: "out", directory("dir")
+            shell: "[ ! -e out ] || touch stale; touch {output[0]}; mkdir -p {output[1]}; exit 1"
+        """
+    )
+    scene.write("in", "")
+    scene.write("out", "old")
+    text = scene.run("-F", code=1)
+    assert not scene.exists("stale"), "the old output is removed before the job"
+    assert not scene.exists("out"), "and the new one when it has failed"
+    assert not scene.exists("dir")
+    assert "Removing output files of failed job fails" in text
+    assert "nfsrwlock" not in text
+    assert not list(scene.directory.rglob("*.rwlock"))
