@@ -9,6 +9,7 @@ anew. So: open the directory first, then look.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -27,7 +28,7 @@ def stat_afresh(path: str | os.PathLike[str], depth: int = 1) -> os.stat_result 
         parents.append(parent)
     for parent in reversed(parents):
         with suppress(FileNotFoundError, NotADirectoryError):
-            os.close(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            _open(parent, os.O_DIRECTORY)
     try:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -41,13 +42,20 @@ def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:
     For who has a lock now, before a program that knows nothing of this one looks at what the lock guards. What is not
     there, or cannot be opened, is passed over.
     """
-    seen = set()
+    opened = set()
     for path in paths:
-        way = [os.path.abspath(path)]
-        while (parent := os.path.dirname(way[-1])) != way[-1]:
-            way.append(parent)
-        for step in reversed(way):
-            if step not in seen:
-                seen.add(step)
+        parents = [os.path.dirname(os.path.abspath(path))]
+        while (above := os.path.dirname(parents[-1])) != parents[-1]:
+            parents.append(above)
+        for parent in reversed(parents):
+            if parent not in opened:
+                opened.add(parent)
                 with suppress(OSError):
-                    os.close(os.open(step, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
+                    _open(parent, os.O_DIRECTORY)
+        with suppress(OSError):
+            if stat.S_IFMT(os.stat(path).st_mode) in (stat.S_IFREG, stat.S_IFDIR):  # a pipe's writer waits for an open
+                _open(path)
+
+
+def _open(path: str | os.PathLike[str], flags: int = 0) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
