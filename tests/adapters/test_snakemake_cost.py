@@ -32,12 +32,10 @@ rule all:
 rule plain:
     input: "ref/in"
     output: "plain/{n}"
-    priority: lambda wildcards: int(wildcards.n)
     shell: "cp {input} {output}"
 rule locked:
     input: shared_read("ref/in")
     output: exclusive("locked/{n}")
-    priority: lambda wildcards: int(wildcards.n)
     shell: "cp {input} {output}"
 """
 #: Prints how long the adapter took to import, and Snakemake before it, in milliseconds of the processor.
