@@ -258,9 +258,12 @@ def _aside(output: _Output) -> str:
 
 
 def _holds_old_outputs(directory: str) -> bool:
-    with suppress(OSError):
+    try:
         return any(name.startswith(_OLD) for name in os.listdir(directory))
-    return False
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # who knows
 
 
 def _is_directory(path: str) -> bool:
