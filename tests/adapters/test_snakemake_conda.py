@@ -1,8 +1,8 @@
 """
 Environments in a directory that several workflows share: made under a lock, and what happens without one.
 
-Neither Python's nor Debian's packages have conda, so a program stands in for it that makes a directory slowly, in many
-steps. What is tested is what Snakemake does around it.
+Neither Python's nor Debian's packages have conda, so a program stands in for it that makes a directory in many steps.
+What is tested is what Snakemake does around it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ elif "create" in sys.argv:
     open("../made", "a").write("begun\\n")
     os.mkdir(prefix)
     for step in range(10):
-        time.sleep(0.3)
+        while step == 5 and not os.path.exists("../second"):
+            time.sleep(0.05)
         open(f"{{prefix}}/{{step}}", "w").close()
     open("../made", "a").write("done\\n")
 """
@@ -60,7 +61,10 @@ def make_environments(scene: Scene, *before: str) -> tuple[list[int], list[str],
             )
         )
         log.close()
-        scene.wait_for(lambda: scene.exists("made"))  # so that the second comes while the first is at it
+        scene.wait_for(lambda: scene.exists("made"))
+    # So that the second comes while the first is at it.
+    scene.wait_for(lambda: any(word in scene.read("b/log") for word in ("waiting", "Removing incomplete")))
+    scene.write("second", "")
     codes = [run.wait(PATIENCE_S) for run in runs]
     return codes, scene.read("made").split(), sorted(path.name for path in (scene.directory / "envs").glob("*/*"))
 

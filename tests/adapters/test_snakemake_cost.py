@@ -12,10 +12,12 @@ from adapters.snakemake_scene import Scene, scene
 
 __all__ = ["scene"]
 
-JOB_MS = 10.0
+#: The rule, and what a job without locks takes on the machine for which it was made. Where that takes longer, because
+#: the machine is slower or busy, the rule is stretched by as much.
+JOB_MS, PLAIN_MS = 10.0, 6.0
 IMPORT_MS = 100.0
 
-#: Notes how long Snakemake was with each job, locks included; jobs with locks and without take turns.
+#: Notes how long Snakemake was with each job, locks included.
 WORKFLOW = """
 import time
 from snakemake.executors.local import Executor
@@ -64,7 +66,7 @@ def test_a_job_with_locks_that_are_free_takes_at_most_10_ms_longer(scene: Scene)
         plain, locked = statistics.median(times["plain"]), statistics.median(times["locked"])
         print(f"a job takes {plain:.1f} ms, with two locks {locked:.1f} ms: {locked - plain:.1f} ms more")
         measured.append(locked - plain)
-        if measured[-1] <= JOB_MS:
+        if measured[-1] <= JOB_MS * max(1.0, plain / PLAIN_MS):
             return
     pytest.fail(f"milliseconds more per job: {measured}")
 
