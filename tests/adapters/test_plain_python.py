@@ -23,6 +23,7 @@ from nfsrwlock import (
     fetch,
     shared_directory,
 )
+from nfsrwlock.freshness import look_afresh
 
 IMPORTS = "from nfsrwlock import *\nfrom pathlib import Path\nimport os, time\n"
 #: A build that leaves a line behind each time it begins.
@@ -255,3 +256,14 @@ def test_a_file_lock_pickles_as_its_settings_and_is_released_when_nobody_has_it_
     assert (copy.timeout, copy.is_locked, copy.is_thread_local(), copy.lock_file) == (7, False, False, lock.lock_file)
     del lock
     assert announcements(tmp_path / "x.lock") == []
+
+
+def test_looking_afresh_at_a_pipe_does_not_open_it_and_passes_over_what_is_not_there(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").open("wb").close())
+    writer.start()
+    look_afresh([tmp_path / "pipe", tmp_path / "not/there", tmp_path])
+    writer.join(0.2)
+    assert writer.is_alive(), "it still waits for a reader"
+    (tmp_path / "pipe").open("rb").close()
+    writer.join()

@@ -67,10 +67,12 @@ rule group_2:
     group: "together"
     shell: "{see} {rule} {input} out/group_2.txt; cat {input} > {output}"
 
+# Not beside these: Snakemake 9.1 and 9.13, also without locks, may forget to retry or run a group twice when a
+# checkpoint ends.
 checkpoint check:
-    input: shared_read("ref/in.txt")
+    input: shared_read("ref/in.txt"), after=["out/retried.txt", "out/group_2.txt"]
     output: exclusive(directory("out/check"))
-    shell: "{see} {rule} {input} out/check; mkdir {output}; cat {input} > {output}/one"
+    shell: "{see} {rule} {input[0]} out/check; mkdir {output}; cat {input[0]} > {output}/one"
 
 def checked(wildcards):
     return checkpoints.check.get().output[0] + "/one"
@@ -174,4 +176,5 @@ def test_each_kind_of_rule_holds_its_locks_where_a_cluster_runs_it(workflow: Sce
     pids = assert_all_was_locked(workflow, run.process.pid)
     assert len(pids) >= 9, "each job's lock is held by the process that runs it"
     for name in set(EXPECTED) - {"pour", "drink"}:  # these two run locally
-        assert run.process.pid not in {h["pid"] for state in workflow.states(name) for h in state["holders"]}, name
+        holders = [holder for state in workflow.states(name) for holder in state["holders"]]
+        assert run.process.pid not in {holder["pid"] for holder in holders if holder["mode"] == "write"}, name
