@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import wait
 from typing import Any, Final
 
@@ -30,6 +31,9 @@ from .scheduler import Scheduler
 
 #: The helper ends at most this long after its parent, whatever the file server does.
 _FAREWELL_S: Final = 0.9
+#: Holds that come and go are read of so often at most, seconds; most are over by then, and cost nothing but the reading.
+#: Waking up for each would take the processor from the program. Who asks is answered at once, unless we sleep already.
+_GATHER_S: Final = 0.01
 #: Where there is no pidfd, the parent's id is looked at this often.
 _GLANCE_S: Final = 0.5
 
@@ -83,8 +87,11 @@ class Beater:
                 data = self._receive()
                 if data:
                     *lines, buffer = (buffer + data).split(b"\n")
-                    if not self._obey([json.loads(line) for line in lines]):
+                    orders = [json.loads(line) for line in lines]
+                    if not self._obey(orders):
                         return
+                    if not any("question" in order for order in orders):
+                        time.sleep(_GATHER_S)
                 elif data is not None:
                     connected = False
                     if not self._holds:

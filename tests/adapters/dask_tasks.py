@@ -141,7 +141,9 @@ def read_both(path: str, lock: Any) -> bool:
 
 
 def cost(path: str, heartbeat: Any) -> dict[str, float]:
-    """Seconds that lock and unlock take here: the best of several rounds, in turn, of each kind of lock."""
+    """Milliseconds that lock and unlock take here: the median for each kind of lock, which take turns."""
+    from statistics import median
+
     import distributed
 
     from nfsrwlock import SoftReadWriteLock
@@ -149,15 +151,15 @@ def cost(path: str, heartbeat: Any) -> dict[str, float]:
 
     locks = {
         "ours": Lock(f"{path}.ours", heartbeat=heartbeat),
-        "core": SoftReadWriteLock(f"{path}.core", heartbeat=heartbeat).write_lock,
+        "core": SoftReadWriteLock(f"{path}.core", heartbeat=heartbeat or "process").write_lock,
         "distributed": distributed.Lock(path),
     }
-    best = dict.fromkeys(locks, float("inf"))
-    for _ in range(10):
+    taken: dict[str, list[float]] = {name: [] for name in locks}
+    for _ in range(40):
         for name, lock in locks.items():
-            started = time.perf_counter()
-            for _ in range(10):
+            for _ in range(5):
+                started = time.perf_counter()
                 with lock() if name == "core" else lock:
                     pass
-            best[name] = min(best[name], (time.perf_counter() - started) / 10)
-    return best
+                taken[name].append(1e3 * (time.perf_counter() - started))
+    return {name: median(of_one) for name, of_one in taken.items()}
