@@ -31,8 +31,8 @@ from .scheduler import Scheduler
 
 #: The helper ends at most this long after its parent, whatever the file server does.
 _FAREWELL_S: Final = 0.9
-#: Holds that come and go are read of so often at most, seconds; most are over by then, and cost nothing but the reading.
-#: Waking up for each would take the processor from the program. Who asks is answered at once, unless we sleep already.
+#: The pause after reading of holds that come and go, seconds; most are over by the next time and cost nothing.
+#: To wake up for each would take the processor from the program.
 _GATHER_S: Final = 0.01
 #: Where there is no pidfd, the parent's id is looked at this often.
 _GLANCE_S: Final = 0.5

@@ -91,6 +91,32 @@ def test_no_two_of_64_writes_overlap_and_without_the_lock_some_do(client: Any, t
     assert (int(count.read_text()) == 64) is is_locked
 
 
+def frame_of_64() -> Any:
+    import dask.dataframe as dd
+    import pandas as pd
+
+    return dd.from_pandas(pd.DataFrame({"x": np.arange(640), "y": np.arange(640) / 2}), npartitions=64)
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_64_partitions_go_into_one_hdf_file_by_to_hdf_and_without_the_lock_they_do_not(
+    client: Any, tmp_path: Path, is_locked: bool
+) -> None:
+    import dask.dataframe as dd
+
+    path, frame, rw = tmp_path / "x.h5", frame_of_64(), RWLock(tmp_path / "x.h5")
+    # PyTables is not safe in threads, and readers share the file's lock.
+    read = combine(SerializableLock("pytables"), rw.read)
+    try:
+        # HDF5 refuses to open what another process writes, where it can see that: two that overlap are an error.
+        frame.to_hdf(path, key="/part_*", lock=rw.write if is_locked else False)
+        back = dd.read_hdf(str(path), "/part_*", lock=read).compute()
+    except Exception:
+        assert not is_locked
+        return
+    assert (len(back) == 640 and back.sort_index().equals(frame.compute())) is is_locked
+
+
 def test_reading_through_from_array_takes_the_lock_and_gives_it_back(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["x"] = np.arange(100)

@@ -186,6 +186,16 @@ def test_with_in_a_coroutine_raises_where_the_original_runs_the_block_unlocked(c
     assert not is_held(tmp_path / "data")
 
 
+def test_the_lock_of_a_key_is_synchronous_for_zarr_2_takes_it_where_dask_unpickles(client: Any, tmp_path: Path) -> None:
+    # `make test-dask-zarr2` is the real thing.
+    async def task(lock: Any) -> list[Any]:
+        with lock["0.0"] as held:
+            held.check()
+            return [pickle.loads(pickle.dumps(held)).acquire(False), lock["0.1"].acquire(timeout="10s")]
+
+    assert client.submit(task, nfsrwlock.dask.Lock(tmp_path / "data")).result() == [False, True]
+
+
 def test_no_client_is_needed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No client"):
         distributed.Client.current()
