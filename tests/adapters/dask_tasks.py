@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -55,6 +56,11 @@ def hold_until(lock: Any, go: str, note: str | None = None) -> int:
                 file.write(f"{os.getpid()}\n")
         wait_until(lambda: os.path.exists(go), 60)
     return os.getpid()
+
+
+async def hold_until_async(lock: Any, go: str, note: str) -> int:
+    async with lock:
+        return await asyncio.to_thread(hold_until, contextlib.nullcontext(), go, note)
 
 
 def hold_first_time(lock: Any, note: str) -> str:

@@ -10,20 +10,22 @@ does anything outside of a task that runs in a worker's thread.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from distributed import Reschedule, secede
 from distributed.metrics import context_meter
 from distributed.threadpoolexecutor import thread_state
 
-from nfsrwlock_core import Timeout, WaitInfo
+from nfsrwlock_core import Timeout
 
-from .grip import ThreadGrip
+from .grip import OnWait, ThreadGrip
 from .ledger import ledger
 from .place import current_worker, task_key
 from .settings import Settings
 
 #: Takes the lock within so many seconds (0: at once or not at all, -1: no limit).
-Take = Callable[[float, Callable[[WaitInfo], None]], ThreadGrip]
+Take = Callable[[float, OnWait], ThreadGrip]
+Refusal = Callable[..., None]
 
 
 def wait_for(take: Take, settings: Settings, timeout: float) -> ThreadGrip:
@@ -32,22 +34,33 @@ def wait_for(take: Take, settings: Settings, timeout: float) -> ThreadGrip:
 
     :param timeout: seconds; 0: do not wait; -1: no limit
     :raises Timeout: if it could not be had in time
-    :raises distributed.Reschedule: if the task is to start over, or was cancelled while it waited
+    :raises distributed.Reschedule: if the task is to start over, or was cancelled
     """
+    refuse = refusal_if_cancelled(task_key())
     with ledger.waiting(settings.mode, settings.path), context_meter.meter("nfsrwlock-wait"):
-        if timeout == 0 or not _is_in_pool() or settings.on_contention == "block":
-            return take(timeout, _give_up_if_cancelled)
-        if settings.on_contention == "reschedule" and timeout < 0:
-            try:
-                return take(settings.reschedule_after, _give_up_if_cancelled)
-            except Timeout as busy:
-                raise Reschedule(str(busy)) from None
-        if settings.on_contention == "secede":
-            try:
-                return take(0, _give_up_if_cancelled)
-            except Timeout:
-                secede()  # type: ignore[no-untyped-call]
-        return take(timeout, _give_up_if_cancelled)
+        grip = _take_as_asked(take, settings, timeout, refuse)
+    try:
+        refuse()
+    except Reschedule:
+        grip.end()
+        raise
+    return grip
+
+
+def _take_as_asked(take: Take, settings: Settings, timeout: float, refuse: Refusal) -> ThreadGrip:
+    if timeout == 0 or not _is_in_pool() or settings.on_contention == "block":
+        return take(timeout, refuse)
+    if settings.on_contention == "reschedule" and timeout < 0:
+        try:
+            return take(settings.reschedule_after, refuse)
+        except Timeout as busy:
+            raise Reschedule(str(busy)) from None
+    if settings.on_contention == "secede":
+        try:
+            return take(0, refuse)
+        except Timeout:
+            secede()  # type: ignore[no-untyped-call]
+    return take(timeout, refuse)
 
 
 def _is_in_pool() -> bool:
@@ -59,11 +72,22 @@ def _is_in_pool() -> bool:
     )
 
 
-def _give_up_if_cancelled(_: WaitInfo) -> None:
-    worker, key = current_worker(), task_key()
-    if worker is None or key is None:
-        return
-    task = worker.state.tasks.get(key)
-    if task is None or task.state == "cancelled":
-        # Should the task be wanted again by the time that this arrives, then it starts over and nobody sees an error.
-        raise Reschedule(f"{key} was cancelled while it waited for a lock")
+def refusal_if_cancelled(key: Any) -> Refusal:
+    """
+    Return what raises ``distributed.Reschedule`` once a task is cancelled: to be called in each pause, and at the end.
+
+    Dask lets tasks that it has cancelled run to their end, coroutines included; they should not get a lock any more.
+
+    :param key: of the task; ``None`` if the caller is none
+    """
+    worker = current_worker()
+
+    def refuse(_: object = None) -> None:
+        if worker is None or key is None:
+            return
+        task = worker.state.tasks.get(key)
+        if task is None or task.state == "cancelled":
+            # Should the task be wanted again by the time that this arrives, it starts over and nobody sees an error.
+            raise Reschedule(f"{key} was cancelled while it waited for a lock")
+
+    return refuse

@@ -16,16 +16,17 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
+from distributed import Reschedule
 from distributed.metrics import context_meter
 
-from nfsrwlock_core import LockNotHeldError, Timeout, WaitInfo, inspect
+from nfsrwlock_core import LockNotHeldError, Timeout, inspect
 
 from . import holds
-from .contention import wait_for
-from .grip import CoroutineGrip, Grip, Taker, ThreadGrip
+from .contention import refusal_if_cancelled, wait_for
+from .grip import CoroutineGrip, Grip, OnWait, Taker, ThreadGrip
 from .ledger import ledger
 from .names import encoded, fresh_name, path_of
-from .place import Owner, is_on_dask_loop, task_owner, thread_owner
+from .place import Owner, coroutine_key, is_on_dask_loop, task_owner, thread_owner
 from .settings import Heartbeat, Mode, OnContention, Settings, limit, settings_of
 
 Time = float | str | timedelta
@@ -278,7 +279,7 @@ class Lock:
             return True
         self._refuse_upgrade(owner, timeout)
 
-        def take(seconds: float, on_wait: Callable[[WaitInfo], None]) -> ThreadGrip:
+        def take(seconds: float, on_wait: OnWait) -> ThreadGrip:
             return self._taker.take(owner, seconds, on_wait)
 
         try:
@@ -295,13 +296,18 @@ class Lock:
         if self._join(owner):
             return True
         self._refuse_upgrade(owner, seconds)
-        settings = self._settings
+        settings, refuse = self._settings, refusal_if_cancelled(coroutine_key())
         try:
             with ledger.waiting(settings.mode, settings.path), context_meter.meter("nfsrwlock-wait"):
-                grip: CoroutineGrip = await self._taker.take_async(owner, seconds, None)
+                grip: CoroutineGrip = await self._taker.take_async(owner, seconds, refuse)
         except Timeout:
             if may_fail:
                 return False
+            raise
+        try:
+            refuse()
+        except Reschedule:
+            await grip.end_async()
             raise
         self._hold(grip)
         return True
