@@ -26,6 +26,20 @@ def is_held(path: str | Path) -> bool:
     return bool(inspect(path).holders)
 
 
+def pid_of_known_holder(client: Any, path: str | Path) -> int:
+    """Wait until ``path`` is held and the scheduler knows who may hold it; return the holder's process id."""
+    from nfsrwlock.dask.plugins import TOPIC
+
+    def is_known() -> bool:
+        events = [event for _, event in client.get_events(TOPIC)]
+        return any([str(path), None] in map(list, event.get("locks", ())) for event in events)
+
+    wait_until(lambda: is_held(path) and is_known())
+    pid = inspect(path).holders[0].pid
+    assert pid is not None
+    return pid
+
+
 def overlap(path: str, mark: str, seconds: float) -> bool:
     """Stay alone in ``path`` for some time; return whether somebody else was there, too."""
     inside = Path(f"{path}.inside.{mark}")
@@ -56,6 +70,14 @@ def hold_until(lock: Any, go: str, note: str | None = None) -> int:
                 file.write(f"{os.getpid()}\n")
         wait_until(lambda: os.path.exists(go), 60)
     return os.getpid()
+
+
+def lease_of_lock_made_here(lock: Any) -> tuple[str, float]:
+    """Take ``lock``, or one of that name that is made here; return its path and its lease in seconds."""
+    from nfsrwlock.dask import Lock
+
+    with Lock(lock) if isinstance(lock, str) else lock as held:
+        return held.path, inspect(held.path).holders[0].lease
 
 
 async def hold_until_async(lock: Any, go: str, note: str) -> int:
