@@ -96,6 +96,19 @@ def hold_first_time(lock: Any, note: str) -> str:
     return Path(note).read_text()
 
 
+def die_first_time(lock: Any, note: str) -> list[float]:
+    """Let this process be killed while it holds ``lock``; the second time return when that was, and when it is held."""
+    import signal
+
+    with lock, open(note, "a") as file:
+        file.write(f"{time.time()}\n")
+        file.flush()
+        times = [float(line) for line in Path(note).read_text().splitlines()]
+        if len(times) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return times
+
+
 def hold_with_subtasks(lock: Any, count: int) -> int:
     """Hold ``lock`` while tasks of our own run on this very worker."""
     from distributed import worker_client
