@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import inspect
 import pickle
 import threading
 import time
@@ -29,6 +30,14 @@ def make(request: pytest.FixtureRequest, client: Any, tmp_path: Path) -> Make:
     if request.param == "distributed":
         return lambda: distributed.Lock(f"{tmp_path.name}-{tmp_path.parent.name}")
     return lambda: nfsrwlock.dask.Lock(tmp_path / "data")
+
+
+def test_it_is_made_with_the_original_s_arguments(make: Make) -> None:
+    lock = make()
+    assert list(inspect.signature(type(lock)).parameters)[:3] == ["name", "scheduler_rpc", "loop"]
+    same = type(lock)(lock.name, None, None)
+    with lock:
+        assert same.acquire(timeout=0.05) is False
 
 
 def test_acquire_and_release_return_true(make: Make) -> None:
