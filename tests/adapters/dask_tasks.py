@@ -110,10 +110,11 @@ def die_first_time(lock: Any, note: str) -> list[float]:
 
 
 def hold_with_subtasks(lock: Any, count: int) -> int:
-    """Hold ``lock`` while tasks of our own run on this very worker."""
+    """Hold ``lock`` while tasks of our own run on this very worker, once others wait for it there."""
     from distributed import worker_client
 
     with lock, worker_client(separate_thread=False) as client:
+        wait_until(lambda: bool(inspect(lock.path).waiters))
         futures = client.map(_slow, range(count), pure=False, workers=_here())
         return sum(client.gather(futures))
 

@@ -9,12 +9,14 @@ does anything outside of a task that runs in a worker's thread.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from distributed import Reschedule, secede
 from distributed.metrics import context_meter
 from distributed.threadpoolexecutor import thread_state
+from distributed.worker_state_machine import SecedeEvent
 
 from nfsrwlock_core import Timeout
 
@@ -70,6 +72,31 @@ def _is_in_pool() -> bool:
         and getattr(thread_state, "executor", None) is not None
         and bool(getattr(thread_state, "proceed", False))
     )
+
+
+def pauses_of_coroutine(key: Any, refuse: Refusal) -> OnWait:
+    """
+    Return what a coroutine calls before each pause: the first time it gives back the place that it takes on its worker.
+
+    Dask runs no more coroutines and threads at a time than a worker has threads, so one that waits would keep out the
+    tasks that the holder waits for.
+
+    :param key: of the task; ``None`` if the caller is none
+    :param refuse: called as well
+    """
+    worker = current_worker()
+    is_inside = worker is not None and key is not None
+
+    def pause(_: object) -> None:
+        nonlocal is_inside
+        refuse()
+        if is_inside and worker is not None:
+            is_inside = False
+            now = time.time()
+            seconds = now - (worker.state.tasks[key].start_time or now)
+            worker.handle_stimulus(SecedeEvent(key=key, compute_duration=seconds, stimulus_id=f"secede-{now}"))
+
+    return pause
 
 
 def refusal_if_cancelled(key: Any) -> Refusal:

@@ -22,7 +22,7 @@ from distributed.metrics import context_meter
 from nfsrwlock_core import LockNotHeldError, Timeout, inspect
 
 from . import holds
-from .contention import refusal_if_cancelled, wait_for
+from .contention import pauses_of_coroutine, refusal_if_cancelled, wait_for
 from .grip import CoroutineGrip, Grip, OnWait, Taker, ThreadGrip
 from .ledger import ledger
 from .names import encoded, fresh_name, path_of
@@ -296,10 +296,11 @@ class Lock:
         if self._join(owner):
             return True
         self._refuse_upgrade(owner, seconds)
-        settings, refuse = self._settings, refusal_if_cancelled(coroutine_key())
+        settings, key = self._settings, coroutine_key()
+        refuse = refusal_if_cancelled(key)
         try:
             with ledger.waiting(settings.mode, settings.path), context_meter.meter("nfsrwlock-wait"):
-                grip: CoroutineGrip = await self._taker.take_async(owner, seconds, refuse)
+                grip: CoroutineGrip = await self._taker.take_async(owner, seconds, pauses_of_coroutine(key, refuse))
         except Timeout:
             if may_fail:
                 return False
