@@ -27,7 +27,6 @@ from .settings import Settings
 
 #: Takes the lock within so many seconds (0: at once or not at all, -1: no limit).
 Take = Callable[[float, OnWait], ThreadGrip]
-Refusal = Callable[..., None]
 
 
 def wait_for(take: Take, settings: Settings, timeout: float) -> ThreadGrip:
@@ -38,11 +37,11 @@ def wait_for(take: Take, settings: Settings, timeout: float) -> ThreadGrip:
     :raises Timeout: if it could not be had in time
     :raises distributed.Reschedule: if the task is to start over, or was cancelled
     """
-    refuse = refusal_if_cancelled(task_key())
+    refuse = Refusal(task_key())
     with ledger.waiting(settings.mode, settings.path), context_meter.meter("nfsrwlock-wait"):
         grip = _take_as_asked(take, settings, timeout, refuse)
     try:
-        refuse()
+        refuse.at_grant()
     except Reschedule:
         grip.end()
         raise
@@ -99,22 +98,30 @@ def pauses_of_coroutine(key: Any, refuse: Refusal) -> OnWait:
     return pause
 
 
-def refusal_if_cancelled(key: Any) -> Refusal:
+class Refusal:
     """
-    Return what raises ``distributed.Reschedule`` once a task is cancelled: to be called in each pause, and at the end.
+    Raises ``distributed.Reschedule`` once a task that waits is cancelled: to be called in each pause.
 
-    Dask lets tasks that it has cancelled run to their end, coroutines included; they should not get a lock any more.
+    Dask lets tasks that it has cancelled run to their end, coroutines included. One that does not have to wait may go
+    on; one that waited should not get the lock any more.
 
     :param key: of the task; ``None`` if the caller is none
     """
-    worker = current_worker()
 
-    def refuse(_: object = None) -> None:
-        if worker is None or key is None:
+    def __init__(self, key: Any) -> None:
+        self._worker = current_worker()
+        self._key = key
+        self._has_waited = False
+
+    def __call__(self, _: object = None) -> None:
+        self._has_waited = True
+        self.at_grant()
+
+    def at_grant(self) -> None:
+        """Raise it if the task has waited and was cancelled since it last looked."""
+        if not self._has_waited or self._worker is None or self._key is None:
             return
-        task = worker.state.tasks.get(key)
+        task = self._worker.state.tasks.get(self._key)
         if task is None or task.state == "cancelled":
             # Should the task be wanted again by the time that this arrives, it starts over and nobody sees an error.
-            raise Reschedule(f"{key} was cancelled while it waited for a lock")
-
-    return refuse
+            raise Reschedule(f"{self._key} was cancelled while it waited for a lock")

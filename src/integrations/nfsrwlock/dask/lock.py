@@ -22,7 +22,7 @@ from distributed.metrics import context_meter
 from nfsrwlock_core import LockNotHeldError, Timeout, inspect
 
 from . import holds
-from .contention import pauses_of_coroutine, refusal_if_cancelled, wait_for
+from .contention import Refusal, pauses_of_coroutine, wait_for
 from .grip import CoroutineGrip, Grip, OnWait, Taker, ThreadGrip
 from .ledger import ledger
 from .names import encoded, fresh_name, path_of
@@ -297,7 +297,7 @@ class Lock:
             return True
         self._refuse_upgrade(owner, seconds)
         settings, key = self._settings, coroutine_key()
-        refuse = refusal_if_cancelled(key)
+        refuse = Refusal(key)
         try:
             with ledger.waiting(settings.mode, settings.path), context_meter.meter("nfsrwlock-wait"):
                 grip: CoroutineGrip = await self._taker.take_async(owner, seconds, pauses_of_coroutine(key, refuse))
@@ -306,7 +306,7 @@ class Lock:
                 return False
             raise
         try:
-            refuse()
+            refuse.at_grant()
         except Reschedule:
             await grip.end_async()
             raise
