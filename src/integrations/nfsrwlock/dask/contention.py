@@ -114,6 +114,7 @@ class Refusal:
         self._has_waited = False
 
     def __call__(self, _: object = None) -> None:
+        """Raise it if the task, which waits, was cancelled."""
         self._has_waited = True
         self.at_grant()
 
