@@ -44,7 +44,7 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example-joblib example-dask test test-snakemake test-snakemake-versions test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
+.PHONY: help setup demo example-joblib example-dask test test-snakemake test-snakemake-versions test-dask-zarr2 test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
 
 help: ## this list
@@ -62,6 +62,9 @@ test-snakemake-versions: ## the tests of the adapter for Snakemake with older re
 test-snakemake: .venv/.dev ## locked Snakemake workflows: 200 rewrites, or REWRITES=n (ten minutes; n: fewer)
 	NFSRWLOCK_TEST_REWRITES=$(REWRITES) $(BIN)/python -m pytest tests/adapters/test_snakemake_outputs.py \
 	    -k never_see --timeout 1800 $(PYTEST_ARGS)
+
+test-dask-zarr2: .venv-zarr2/.done ## the adapter for Dask with zarr 2, in an environment of its own
+	.venv-zarr2/bin/python -m pytest tests/adapters/dask_zarr2.py $(PYTEST_ARGS)
 
 example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed: nothing is computed twice
 	$(BIN)/python examples/joblib/run.py
@@ -121,7 +124,7 @@ clean: ## remove what the other targets made, but not .venv
 	find . -name .venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
-	rm -rf .venv .venv-snakemake .venv.lock
+	rm -rf .venv .venv-snakemake .venv-zarr2 .venv.lock
 
 # Each candidate is run, because a name on PATH may be a version manager's shim for a version that is not selected.
 # pip is brought up to date first: dependency groups need 25.1.
@@ -153,6 +156,13 @@ distclean: clean ## remove .venv too
 	if [ .venv/.bench -nt .venv/.dev ]; then exit 0; fi; \
 	echo "adding the other locks of the benchmarks to .venv"; \
 	$(PIP) install --upgrade --group bench; \
+	touch $@
+
+# The last numcodecs that zarr 2 can be imported with.
+.venv-zarr2/.done: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-zarr2
+	.venv-zarr2/bin/python -m pip --disable-pip-version-check --quiet install 'zarr<3' 'numcodecs<0.16' 'dask[array]' \
+	    pytest pytest-timeout --editable '.[dask]'
 	touch $@
 
 .venv/.docs: .venv/.dev

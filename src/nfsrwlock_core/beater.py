@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import wait
 from typing import Any, Final
 
@@ -30,6 +31,9 @@ from .scheduler import Scheduler
 
 #: The helper ends at most this long after its parent, whatever the file server does.
 _FAREWELL_S: Final = 0.9
+#: The pause after reading of holds that come and go, seconds; most are over by the next time and cost nothing.
+#: To wake up for each would take the processor from the program.
+_GATHER_S: Final = 0.01
 #: Where there is no pidfd, the parent's id is looked at this often.
 _GLANCE_S: Final = 0.5
 
@@ -83,9 +87,11 @@ class Beater:
                 data = self._receive()
                 if data:
                     *lines, buffer = (buffer + data).split(b"\n")
-                    for line in lines:
-                        if not self._obey(json.loads(line)):
-                            return
+                    orders = [json.loads(line) for line in lines]
+                    if not self._obey(orders):
+                        return
+                    if not any("question" in order for order in orders):
+                        time.sleep(_GATHER_S)
                 elif data is not None:
                     connected = False
                     if not self._holds:
@@ -139,17 +145,19 @@ class Beater:
             return None
         return pidfd
 
-    def _obey(self, order: dict[str, Any]) -> bool:
-        if "keep" in order:
-            self._keep(order)
-        elif "drop" in order:
-            workers.submit(
-                self._drop, order["drop"], order["question"]
-            )  # it waits for a beat under way, which may hang
-        elif "tell" in order:
-            self._say(order["tell"], self._holds.get(order["tell"]), order["question"])
-        else:
-            return False
+    def _obey(self, orders: list[dict[str, Any]]) -> bool:
+        # What was given back before we came to read of it costs nothing.
+        dropped = {order["drop"] for order in orders if "drop" in order}
+        for order in orders:
+            if "keep" in order:
+                if order["keep"] not in dropped:
+                    self._keep(order)
+            elif "drop" in order:
+                self._drop(order["drop"], order.get("question"))
+            elif "tell" in order:
+                self._say(order["tell"], self._holds.get(order["tell"]), order["question"])
+            else:
+                return False
         return True
 
     def _keep(self, order: dict[str, Any]) -> None:
@@ -169,10 +177,18 @@ class Beater:
         self._keys[id(hold)] = order["keep"]
         self._scheduler.keep(hold)
 
-    def _drop(self, key: int, question: int) -> None:
+    def _drop(self, key: int, question: int | None) -> None:
         hold = self._holds.pop(key, None)
         if hold is not None:
             self._keys.pop(id(hold), None)
+            self._scheduler.forget(hold)
+            hold.ended = True  # it may be in line for a beat
+        if question is not None:
+            # In a thread, for this waits for a beat under way, which may hang.
+            workers.submit(self._answer_drop, key, hold, question)
+
+    def _answer_drop(self, key: int, hold: Hold | None, question: int) -> None:
+        if hold is not None:
             self._scheduler.drop(hold)
         self._say(key, hold, question)
 

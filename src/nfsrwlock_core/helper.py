@@ -5,8 +5,15 @@ The helper is started at the first hold and ends soon after the last. It says of
 process counts its leases from that. What it says is read by a thread, and by whoever finds a lease run out: a program
 that held the GIL for minutes must not believe that its lock is lost before it has listened.
 
-The helper may hang in a file-system call, be stopped, or be killed. None of that may hang this process: messages and
-answers are waited for a bounded time, after which the helper is replaced.
+To take and to give back a lock, nothing is waited for: the helper has no reason to touch a hold before its next beat is
+due, which is known here, so what it must know may reach it at any time before that. Only a hold that is given back when
+its beat is due, and no word of it has come, costs a question and its answer. A beat that crosses a release all the same
+(the helper was kept from reading for so long) is an operation on a name that is never used again: it finds the
+announcement gone, or is removed with it.
+
+The helper may hang in a file-system call, be stopped, or be killed. None of that may hang this process, nor leave a
+hold without beats: when no word of a beat has come half an interval after it was due, the helper is asked; messages and
+answers are waited for a bounded time, after which it is replaced.
 """
 
 from __future__ import annotations
@@ -32,10 +39,16 @@ from .hold import Hold, logger, now
 from .protocol import Beat
 from .scheduler import Scheduler
 
-#: How long the helper may take to let go of a hold, seconds. It waits for a heartbeat under way.
-_DROP_S: Final = 5.0
-#: How long it may take to read a message, or to answer how a hold fares, seconds.
+#: How long the helper may take to read a message, or to let go of a hold, seconds. It waits for a heartbeat under way.
+_PATIENCE_S: Final = 5.0
+#: How long somebody who asks for a hold's state waits for the helper's answer, seconds.
 _ANSWER_S: Final = 0.5
+#: How long it is given to end by itself, seconds.
+_FAREWELL_S: Final = 1.0
+#: The helper learns at least this part of the interval before a beat is due that it is not to send it.
+_NOTICE: Final = 1 / 10
+#: It is asked how a hold fares when its word of a beat is overdue by this part of the interval.
+_OVERDUE: Final = 1 / 2
 #: Helpers that end unexpectedly one after the other before a thread takes over.
 _STARTS_MAX: Final = 5
 
@@ -72,8 +85,9 @@ class Helper:
 
     def keep(self, hold: Hold) -> None:
         """Let the helper beat for ``hold``, starting it if need be."""
-        self._scheduler.keep(hold, remote=True)
+        hold.due = _overdue(hold)
         hold.catch_up = partial(self._catch_up, hold)
+        self._scheduler.keep(hold, oversee=self._oversee)
         with self._lock:
             hold.key = next(self._numbers)
             self._holds[hold.key] = hold
@@ -83,41 +97,52 @@ class Helper:
                 self._send(_order(hold))
 
     def drop(self, hold: Hold) -> None:
-        """Take ``hold`` back; afterwards the helper touches none of its files any more."""
+        """Take ``hold`` back; afterwards the helper sends no beat for it any more."""
         self._scheduler.drop(hold)
         with self._lock:
             self._holds.pop(hold.key, None)
             self._idle_since = time.monotonic()
-        if not self._ask(hold, "drop", _DROP_S):
-            with self._lock:
-                if self._process is not None:
-                    # Stopped, or hung in a call to a server, and perhaps it cannot even end: another helper takes the
-                    # other holds at once. A beat that this one has sent finds nothing after the release.
-                    self._process.kill()
-                    self._take_stock_after_death()
+            lease, interval = hold.participant.lease, hold.participant.interval
+            is_quiet = now() < lease.renewed + interval * (1 - _NOTICE)
+            if is_quiet:
+                self._send({"drop": hold.key})
+        if not is_quiet:
+            self._ask(hold, "drop", _PATIENCE_S, or_replace=True)
         hold.catch_up = None
 
     def _catch_up(self, hold: Hold) -> None:
         # What it has said may lie unread, and its latest word may wait behind that.
         self._ask(hold, "tell", _ANSWER_S)
 
-    def _ask(self, hold: Hold, verb: str, seconds: float) -> bool:
+    def _oversee(self, hold: Hold) -> None:
+        # Half of what is left of the lease is for the next helper. If nothing is left, this program did not run either.
+        left = hold.participant.lease.expires - now()
+        self._ask(hold, "tell", min(max(left / 2, _ANSWER_S), _PATIENCE_S), or_replace=True)
+
+    def _ask(self, hold: Hold, verb: str, seconds: float, *, or_replace: bool = False) -> None:
         answered: queue.SimpleQueue[None] = queue.SimpleQueue()  # an Event is not atomic to a signal's exception
         with self._lock:
             sock = self._socket
             if sock is None:
-                return True  # there is no helper that could do anything
+                return  # there is no helper that could do anything
             question = next(self._numbers)
             self._awaited[question] = (hold, answered)
             self._send({verb: hold.key, "question": question})
         deadline = time.monotonic() + seconds
         # Read here, too: it saves waiting for the reader to be scheduled. A dead helper counts as an answer.
         while answered.empty() and (left := deadline - time.monotonic()) > 0:
-            if not _wait(sock, select.POLLIN, min(left, 0.1)) or not self._read_reports(sock):
+            # Not for long: the reader may take the answer away, and then nothing more comes.
+            if not _wait(sock, select.POLLIN, min(left, 0.005)) or not self._read_reports(sock):
                 time.sleep(0.002)
-        if answered.empty():
-            self._awaited.pop(question, None)
-        return not answered.empty()
+        if not answered.empty():
+            return
+        self._awaited.pop(question, None)
+        with self._lock:
+            if or_replace and self._socket is sock and self._process is not None:
+                # Stopped, starved, or hung in a call to a server, and perhaps it cannot even end: another helper takes
+                # the holds at once. A beat that this one has sent finds nothing after a release.
+                self._process.kill()
+                self._take_stock_after_death()
 
     def forget(self) -> None:
         """Let go of the parent's helper, in a forked child."""
@@ -168,7 +193,7 @@ class Helper:
             try:
                 data = data[self._socket.send(data) :]
             except BlockingIOError:
-                if not _wait(self._socket, select.POLLOUT, _ANSWER_S) and self._process is not None:
+                if not _wait(self._socket, select.POLLOUT, _PATIENCE_S) and self._process is not None:
                     self._process.kill()  # it does not read: it is stopped
                     return
             except OSError:
@@ -221,7 +246,11 @@ class Helper:
                     self._disconnect()
                     self._starts = 0
         sock.close()
-        process.wait()
+        try:
+            process.wait(_FAREWELL_S)
+        except subprocess.TimeoutExpired:  # it is stopped, and there is nothing left for it to do
+            process.kill()
+            process.wait()
 
     def _is_idle(self) -> bool:
         return time.monotonic() - self._idle_since > workers.LINGER_S
@@ -245,10 +274,15 @@ class Helper:
         hold = answered[0][0] if answered else self._holds.get(report["hold"])
         if hold is not None and report["known"]:
             hold.participant.take_over(report["beat"], report["renewed"])
+            hold.due = max(hold.due, _overdue(hold))
             hold.participant.beat_error = OSError(report["error"]) if report["error"] else None
             hold.take_in(Beat.LOST if report["lost"] else Beat.DONE)
         for _, answer in answered:
             answer.put(None)
+
+
+def _overdue(hold: Hold) -> float:
+    return hold.participant.lease.renewed + hold.participant.interval * (1 + _OVERDUE)
 
 
 def _order(hold: Hold) -> dict[str, Any]:

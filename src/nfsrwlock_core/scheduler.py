@@ -23,6 +23,9 @@ from .protocol import Beat
 _WAKE_S: Final = 5.0
 
 
+_Oversee = Callable[[Hold], None]
+
+
 class Scheduler:
     """
     Beats for every hold of this process that beats by thread, and watches the leases of all.
@@ -34,17 +37,18 @@ class Scheduler:
         # Both are atomic to signals' handlers, which a Condition is not: an exception in it would leave it locked.
         self._lock = threading.RLock()
         self._alarm: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._holds: dict[int, tuple[Hold, bool]] = {}
+        self._holds: dict[int, tuple[Hold, _Oversee | None]] = {}
         self._busy: set[int] = set()
         self._thread: threading.Thread | None = None
         self._last_words: Callable[[list[Hold]], None] | None = None
         self._wakes_at = 0.0
         self._on_beat = on_beat
 
-    def keep(self, hold: Hold, *, remote: bool = False) -> None:
+    def keep(self, hold: Hold, *, oversee: _Oversee | None = None) -> None:
         """
-        Begin to beat for ``hold``, or, if something ``remote`` beats for it, only to watch its lease.
+        Begin to beat for ``hold``, or, if something else beats for it, only to watch its lease.
 
+        :param oversee: called instead of a heartbeat when the hold's ``due`` has come, then after every half interval
         :raises RuntimeError: if no thread can be started; then nothing is kept
         """
         with self._lock:
@@ -52,16 +56,20 @@ class Scheduler:
                 thread = threading.Thread(target=self._run, name="nfsrwlock-heartbeat", daemon=True)
                 thread.start()
                 self._thread = thread
-            self._holds[id(hold)] = (hold, remote)
-            if self._wakes_at > self._next_time(hold, remote=remote):
+            self._holds[id(hold)] = (hold, oversee)
+            if self._wakes_at > self._next_time(hold, oversee):
                 self._alarm.put(None)
 
     def drop(self, hold: Hold) -> None:
         """Stop beating for ``hold``; waits for a beat under way."""
-        with self._lock:
-            self._holds.pop(id(hold), None)
+        self.forget(hold)
         with hold.mutex:
             hold.ended = True
+
+    def forget(self, hold: Hold) -> None:
+        """Stop beating for ``hold``, without waiting: a beat that is under way may still be sent."""
+        with self._lock:
+            self._holds.pop(id(hold), None)
 
     def end(self, last_words: Callable[[list[Hold]], None]) -> bool:
         """
@@ -78,9 +86,9 @@ class Scheduler:
             self._alarm.put(None)
             return True
 
-    def _next_time(self, hold: Hold, *, remote: bool) -> float:
+    def _next_time(self, hold: Hold, oversee: _Oversee | None) -> float:
         expiry = hold.next_expiry
-        due = float("inf") if remote or hold.device in self._busy else hold.due
+        due = float("inf") if oversee is None and hold.device in self._busy else hold.due
         return due if expiry is None else min(due, expiry)
 
     def _run(self) -> None:
@@ -96,7 +104,7 @@ class Scheduler:
                     self._thread = None
                     return
                 calls = self._beats_due(moment) + self._expiries_to_tell(moment)
-                times = [self._next_time(hold, remote=remote) for hold, remote in self._holds.values()]
+                times = [self._next_time(hold, oversee) for hold, oversee in self._holds.values()]
                 wake = min(times, default=idle_since + workers.LINGER_S)
                 self._wakes_at = 0.0 if calls else min(wake, moment + _WAKE_S)
             for call in calls:  # without the lock: where no thread is to be had, this one does the work
@@ -109,11 +117,17 @@ class Scheduler:
 
     def _beats_due(self, moment: float) -> list[Callable[[], None]]:
         due: dict[int, list[Hold]] = {}
-        for hold, remote in self._holds.values():
-            if not remote and hold.due <= moment and hold.device not in self._busy:
+        calls: list[Callable[[], None]] = []
+        for hold, oversee in self._holds.values():
+            if hold.due > moment:
+                continue
+            if oversee is not None:
+                hold.due = moment + hold.participant.interval / 2
+                calls.append(partial(oversee, hold))
+            elif hold.device not in self._busy:
                 due.setdefault(hold.device, []).append(hold)
         self._busy.update(due)
-        return [partial(self._beat_all, device, holds) for device, holds in due.items()]
+        return calls + [partial(self._beat_all, device, holds) for device, holds in due.items()]
 
     def _beat_all(self, device: int, holds: list[Hold]) -> None:
         try:

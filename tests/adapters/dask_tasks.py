@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -23,6 +24,20 @@ def wait_until(condition: Any, seconds: float = PATIENCE_S) -> None:
 
 def is_held(path: str | Path) -> bool:
     return bool(inspect(path).holders)
+
+
+def pid_of_known_holder(client: Any, path: str | Path) -> int:
+    """Wait until ``path`` is held and the scheduler knows who may hold it; return the holder's process id."""
+    from nfsrwlock.dask.plugins import TOPIC
+
+    def is_known() -> bool:
+        events = [event for _, event in client.get_events(TOPIC)]
+        return any([str(path), None] in map(list, event.get("locks", ())) for event in events)
+
+    wait_until(lambda: is_held(path) and is_known())
+    pid = inspect(path).holders[0].pid
+    assert pid is not None
+    return pid
 
 
 def overlap(path: str, mark: str, seconds: float) -> bool:
@@ -57,6 +72,19 @@ def hold_until(lock: Any, go: str, note: str | None = None) -> int:
     return os.getpid()
 
 
+def lease_of_lock_made_here(lock: Any) -> tuple[str, float]:
+    """Take ``lock``, or one of that name that is made here; return its path and its lease in seconds."""
+    from nfsrwlock.dask import Lock
+
+    with Lock(lock) if isinstance(lock, str) else lock as held:
+        return held.path, inspect(held.path).holders[0].lease
+
+
+async def hold_until_async(lock: Any, go: str, note: str) -> int:
+    async with lock:
+        return await asyncio.to_thread(hold_until, contextlib.nullcontext(), go, note)
+
+
 def hold_first_time(lock: Any, note: str) -> str:
     """Hold ``lock`` for ever the first time; the second time say how long it took to get it."""
     started = time.time()
@@ -68,11 +96,25 @@ def hold_first_time(lock: Any, note: str) -> str:
     return Path(note).read_text()
 
 
+def die_first_time(lock: Any, note: str) -> list[float]:
+    """Let this process be killed while it holds ``lock``; the second time return when that was, and when it is held."""
+    import signal
+
+    with lock, open(note, "a") as file:
+        file.write(f"{time.time()}\n")
+        file.flush()
+        times = [float(line) for line in Path(note).read_text().splitlines()]
+        if len(times) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return times
+
+
 def hold_with_subtasks(lock: Any, count: int) -> int:
-    """Hold ``lock`` while tasks of our own run on this very worker."""
+    """Hold ``lock`` while tasks of our own run on this very worker, once others wait for it there."""
     from distributed import worker_client
 
     with lock, worker_client(separate_thread=False) as client:
+        wait_until(lambda: bool(inspect(lock.path).waiters))
         futures = client.map(_slow, range(count), pure=False, workers=_here())
         return sum(client.gather(futures))
 
@@ -141,7 +183,9 @@ def read_both(path: str, lock: Any) -> bool:
 
 
 def cost(path: str, heartbeat: Any) -> dict[str, float]:
-    """Seconds that lock and unlock take here: the best of several rounds, in turn, of each kind of lock."""
+    """Milliseconds that lock and unlock take here: the median for each kind of lock, which take turns."""
+    from statistics import median
+
     import distributed
 
     from nfsrwlock import SoftReadWriteLock
@@ -149,15 +193,15 @@ def cost(path: str, heartbeat: Any) -> dict[str, float]:
 
     locks = {
         "ours": Lock(f"{path}.ours", heartbeat=heartbeat),
-        "core": SoftReadWriteLock(f"{path}.core", heartbeat=heartbeat).write_lock,
+        "core": SoftReadWriteLock(f"{path}.core", heartbeat=heartbeat or "process").write_lock,
         "distributed": distributed.Lock(path),
     }
-    best = dict.fromkeys(locks, float("inf"))
-    for _ in range(10):
+    taken: dict[str, list[float]] = {name: [] for name in locks}
+    for _ in range(40):
         for name, lock in locks.items():
-            started = time.perf_counter()
-            for _ in range(10):
+            for _ in range(5):
+                started = time.perf_counter()
                 with lock() if name == "core" else lock:
                     pass
-            best[name] = min(best[name], (time.perf_counter() - started) / 10)
-    return best
+                taken[name].append(1e3 * (time.perf_counter() - started))
+    return {name: median(of_one) for name, of_one in taken.items()}

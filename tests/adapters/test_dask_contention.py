@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from distributed import Client, LocalCluster
 from adapters.dask_tasks import (
     count_threads,
     hold_until,
+    hold_until_async,
     hold_with_subtasks,
     is_held,
     wait_until,
@@ -92,15 +94,48 @@ def test_outside_of_tasks_a_lock_just_waits(tmp_path: Path) -> None:
                 lock.acquire()
 
 
-@pytest.mark.parametrize("on_contention", ["block", "secede"])
-def test_a_cancelled_waiter_gives_up(small: Any, tmp_path: Path, on_contention: Any) -> None:
+@pytest.mark.parametrize("how", ["block", "reschedule", "secede", "async with"])
+def test_a_cancelled_waiter_gives_up_leaves_nothing_and_harms_no_other(small: Any, tmp_path: Path, how: Any) -> None:
     path = tmp_path / "x"
+    lock = Lock(path, on_contention="block" if how == "async with" else how)
+    hold, work = (hold_until_async, work_alone_async) if how == "async with" else (hold_until, work_alone)
     with Lock(path):
-        lock = Lock(path, on_contention=on_contention)
-        waiter = small.submit(hold_until, lock, str(tmp_path / "never"), str(tmp_path / "note"), pure=False)
+        cancelled = small.submit(hold, lock, str(tmp_path / "never"), str(tmp_path / "note"), pure=False)
         wait_until(lambda: bool(inspect(path).waiters))
-        waiter.cancel()
-        wait_until(lambda: not inspect(path).waiters)
-    time.sleep(1)
+        other = small.submit(work, lock, str(path), "other", 0.0, pure=False)
+        wait_until(lambda: how == "reschedule" or len(inspect(path).waiters) == 2)
+        cancelled.cancel()
+        wait_until(lambda: cancelled.key not in small.run(keys_wanted).popitem()[1])
+        wait_until(lambda: how == "reschedule" or len(inspect(path).waiters) == 1)
+    assert other.result(timeout=30) is False
+    time.sleep(0.5)
     assert not (tmp_path / "note").exists()
-    assert not is_held(path)
+    assert [entry.name for entry in Path(f"{path}.rwlock").iterdir() if not entry.name.startswith("gen.")] == []
+
+
+def keys_wanted(dask_worker: Any) -> list[Any]:
+    return [key for key, task in dask_worker.state.tasks.items() if task.state != "cancelled"]
+
+
+def test_a_coroutine_that_is_cancelled_while_it_waits_leaves_nothing_and_harms_no_other(tmp_path: Path) -> None:
+    path, order = tmp_path / "x", []
+
+    async def wait(number: int) -> None:
+        async with Lock(path):
+            order.append(number)
+
+    async def program() -> list[Any]:
+        async with Lock(path):
+            waiters = []
+            for number in range(4):
+                waiters.append(asyncio.create_task(wait(number)))
+                await asyncio.to_thread(wait_until, lambda number=number: len(inspect(path).waiters) > number)
+            waiters[0].cancel()
+            waiters[2].cancel()
+            await asyncio.to_thread(wait_until, lambda: len(inspect(path).waiters) == 2)
+        return await asyncio.gather(*waiters, return_exceptions=True)
+
+    ends = asyncio.run(program())
+    assert [isinstance(end, asyncio.CancelledError) for end in ends] == [True, False, True, False]
+    assert order == [1, 3]
+    assert [entry.name for entry in Path(f"{path}.rwlock").iterdir() if not entry.name.startswith("gen.")] == []

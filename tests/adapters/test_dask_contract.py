@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import inspect
 import pickle
 import threading
 import time
@@ -29,6 +30,14 @@ def make(request: pytest.FixtureRequest, client: Any, tmp_path: Path) -> Make:
     if request.param == "distributed":
         return lambda: distributed.Lock(f"{tmp_path.name}-{tmp_path.parent.name}")
     return lambda: nfsrwlock.dask.Lock(tmp_path / "data")
+
+
+def test_it_is_made_with_the_original_s_arguments(make: Make) -> None:
+    lock = make()
+    assert list(inspect.signature(type(lock)).parameters)[:3] == ["name", "scheduler_rpc", "loop"]
+    same = type(lock)(lock.name, None, None)
+    with lock:
+        assert same.acquire(timeout=0.05) is False
 
 
 def test_acquire_and_release_return_true(make: Make) -> None:
@@ -184,6 +193,16 @@ def test_with_in_a_coroutine_raises_where_the_original_runs_the_block_unlocked(c
     assert "use 'async with'" in client.submit(task, lock).result()
     assert "use 'async with'" in client.submit(task, nfsrwlock.dask.combine(lock)).result()
     assert not is_held(tmp_path / "data")
+
+
+def test_the_lock_of_a_key_is_synchronous_for_zarr_2_takes_it_where_dask_unpickles(client: Any, tmp_path: Path) -> None:
+    # `make test-dask-zarr2` is the real thing.
+    async def task(lock: Any) -> list[Any]:
+        with lock["0.0"] as held:
+            held.check()
+            return [pickle.loads(pickle.dumps(held)).acquire(False), lock["0.1"].acquire(timeout="10s")]
+
+    assert client.submit(task, nfsrwlock.dask.Lock(tmp_path / "data")).result() == [False, True]
 
 
 def test_no_client_is_needed(tmp_path: Path) -> None:

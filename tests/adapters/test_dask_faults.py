@@ -20,6 +20,7 @@ from adapters.dask_tasks import (
     hold_gil_then_check,
     hold_until,
     is_held,
+    pid_of_known_holder,
     wait_until,
     work_alone,
 )
@@ -78,7 +79,7 @@ def test_after_sigkill_of_a_worker_the_rerun_has_the_lock_at_once(client: Any, t
 def test_the_nanny_evicts_a_dead_worker_for_those_who_cannot_see_that_it_is_dead(client: Any, tmp_path: Path) -> None:
     path = tmp_path / "x"
     task = client.submit(hold_until, Lock(path, **LONG), str(tmp_path / "never"), pure=False, retries=0)
-    pid = pid_of_holder(path)
+    pid = pid_of_known_holder(client, path)
     os.kill(pid, signal.SIGSTOP)  # its process is alive: nobody may evict it
     assert evict_dead(pid, [(str(path), None)], 0.3) == []
     task.cancel()

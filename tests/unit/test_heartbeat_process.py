@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import outages
 from actors import Actor, Raised, Stage, announcements, beat_of, children_of, has_ended, process_state, wait_until
 
 LEASE_S = 2.0
@@ -255,12 +256,120 @@ def test_where_no_helper_can_be_started_a_thread_beats(stage: Stage) -> None:
 def test_a_helper_that_is_stopped_does_not_hang_a_release(stage: Stage, path: Path) -> None:
     actor = holder(stage)
     helper = helper_of(actor)
-    os.kill(helper, signal.SIGSTOP)
+    stop(helper)
     started = time.monotonic()
     actor.do("lock.release()")
     assert time.monotonic() - started < 10
     assert announcements(path) == []
     wait_until(lambda: has_ended(helper))
+
+
+def stop(helper: int) -> None:
+    os.kill(helper, signal.SIGSTOP)
+    wait_until(lambda: process_state(helper) == "T")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_helper_that_cannot_hear_of_a_new_hold_is_replaced_before_the_lease_ends(
+    stage: Stage, path: Path, number: int
+) -> None:
+    # Nothing is waited for at the grant, so it is the missing word of a first beat that tells.
+    actor = stage.actor(f"other = {lock('other', interval_s=0.6)}; other.acquire_read(); lock = {lock()}", host="there")
+    first = helper_of(actor)
+    actor.do(f"os.kill({first}, {number}); proxy = lock.acquire_write()")
+    assert_nobody_gets_in(stage, 1.5 * LEASE_S)
+    actor.do("lock.check(); other.check()")
+    assert helper_of(actor) != first
+    actor.do("proxy.__exit__(None, None, None)")
+    assert announcements(path) == []
+
+
+def test_a_release_waits_for_a_beat_that_is_under_way(stage: Stage, path: Path) -> None:
+    actor = stage.actor(f"lock = {lock(interval_s=0.5)}; lock.acquire_write()", path=outages.SHADOW)
+    outages.let(path.parent, outages.HANGS)
+    wait_until(lambda: outages.hanging_calls(path.parent) == 1)
+    actor.tell("lock.release()")
+    time.sleep(0.4)
+    assert outages.hanging_calls(path.parent) == 1  # the beat's; the release has sent nothing yet
+    outages.let(path.parent, outages.ANSWERS)
+    assert actor.answer() is None
+    assert announcements(path) == []
+
+
+def test_beats_that_come_after_the_release_leave_nothing_and_alarm_nobody(stage: Stage, path: Path) -> None:
+    # The helper learns too late of twenty releases: it is stopped then, and goes on when all the beats are due.
+    names = [f"data{number}" for number in range(20)]
+    actor = stage.actor(
+        "lost = []\n"
+        f"locks = [SoftReadWriteLock(name, heartbeat='process', heartbeat_interval=1, on_compromise=lost.append) "
+        f"for name in {names}]\n"
+        f"other = {lock('other', interval_s=0.6)}; other.acquire_read()\n"
+    )
+    helper = helper_of(actor)
+    wait_until(lambda: beat_of(path.with_name("other")) is not None)
+    actor.do("for lock in locks: lock.acquire_write()\n")
+    time.sleep(0.3)  # the helper takes them over
+    stop(helper)
+    started = time.monotonic()
+    actor.do("for lock in locks: lock.release()\n")
+    assert time.monotonic() - started < 0.5
+    time.sleep(0.7)
+    os.kill(helper, signal.SIGCONT)
+    actor.do("time.sleep(0.5); other.check()")
+    assert actor.do("[lost, other.status]") == [[], "held"]
+    assert [os.listdir(path.with_name(f"{name}.rwlock")) for name in names] == [["gen.1"]] * len(names)
+
+
+@pytest.mark.parametrize("interval_s", [30.0, 0.01])
+def test_thousands_of_quick_holds_are_heard_of_or_not_and_nothing_is_left(
+    stage: Stage, path: Path, interval_s: float
+) -> None:
+    # With the short interval beats are due all the time, and releases cross them.
+    actor = stage.actor(
+        "lost = []\n"
+        f"locks = [SoftReadWriteLock(f'data{{n}}', heartbeat='process', heartbeat_interval={interval_s}, "
+        "stale_threshold=90, on_compromise=lost.append) for n in range(2)]\n"
+        "def cycle(lock):\n"
+        "    for n in range(1000):\n"
+        "        with lock.write_lock():\n"
+        f"            time.sleep(random.choice([0, 0, 0, {min(interval_s, 0.004)}]))\n"
+        "other = SoftReadWriteLock('other', heartbeat='process'); other.acquire_read()\n"
+    )
+    helper = helper_of(actor)
+    actor.do(
+        "threads = [threading.Thread(target=cycle, args=(lock,)) for lock in locks]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n",
+        timeout=60,
+    )
+    assert helper_of(actor) == helper
+    assert actor.do("lost") == []
+    for number in range(2):
+        (left,) = os.listdir(path.with_name(f"data{number}.rwlock"))
+        assert left == "gen.1000"
+
+
+def test_a_forked_child_has_a_helper_of_its_own_and_leaves_the_parent_s_alone(stage: Stage, path: Path) -> None:
+    actor = holder(stage)
+    helper = helper_of(actor)
+    actor.do(
+        "def work():\n"
+        f"    mine = {lock('mine')}\n"
+        "    for _ in range(200):\n"
+        "        with mine.write_lock(): pass\n"
+        "    mine.acquire_write(); time.sleep(1); mine.check(); mine.release()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    try: work()\n"
+        "    except BaseException: os._exit(1)\n"
+        "    os._exit(0)\n"
+    )
+    assert actor.do("os.waitpid(child, 0)[1]") == 0
+    assert helper_of(actor) == helper
+    seen = beat_of(path)
+    wait_until(lambda: beat_of(path) != seen)
+    assert announcements(path.with_name("mine")) == []
+    actor.do("lock.check(); proxy.__exit__(None, None, None)")
 
 
 # -- what else a program may do ---------------------------------------------------------------------------------------

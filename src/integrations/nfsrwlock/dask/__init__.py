@@ -9,7 +9,8 @@ engine guarantees; see :class:`nfsrwlock.SoftReadWriteLock`.
 from __future__ import annotations
 
 from .combine import CombinedLock, combine
-from .lock import Lock, RWLock
+from .lock import Lock
 from .plugins import install
+from .rwlock import RWLock
 
 __all__ = ["CombinedLock", "Lock", "RWLock", "combine", "install"]

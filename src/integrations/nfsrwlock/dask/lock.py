@@ -1,5 +1,5 @@
 """
-``distributed.Lock``'s contract on a file: :class:`Lock`, and :class:`RWLock` with two of them on one path.
+``distributed.Lock``'s contract on a file.
 
 The object is a name and settings; holds hang on it only where they were taken. It pickles as name and settings, and so
 two objects with one name exclude each other wherever they are.
@@ -11,21 +11,22 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
+from distributed import Reschedule
 from distributed.metrics import context_meter
 
-from nfsrwlock_core import LockLostError, LockNotHeldError, Timeout, WaitInfo, inspect
+from nfsrwlock_core import LockNotHeldError, Timeout, inspect
 
-from .contention import wait_for
-from .grip import CoroutineGrip, Grip, Taker, ThreadGrip
+from . import holds
+from .contention import Refusal, pauses_of_coroutine, wait_for
+from .grip import CoroutineGrip, Grip, OnWait, Taker, ThreadGrip
 from .ledger import ledger
 from .names import encoded, fresh_name, path_of
-from .place import Owner, is_on_dask_loop, task_owner, thread_owner
+from .place import Owner, coroutine_key, is_on_dask_loop, task_owner, thread_owner
 from .settings import Heartbeat, Mode, OnContention, Settings, limit, settings_of
 
 Time = float | str | timedelta
@@ -132,7 +133,7 @@ class Lock:
         return "nfsrwlock.dask.Lock", tuple(self._settings.token().items())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.name, self._settings)
+        return restored, (self.name, self._settings, type(self))
 
     #: With ``__getitem__`` alone Python would take a lock for an endless sequence.
     __iter__ = None
@@ -142,7 +143,8 @@ class Lock:
         Return the lock on one key of a store at this lock's path: what zarr 2 asks of a ``synchronizer``.
 
         These locks live in the directory ``<path>.keys``, which is made if it is missing. This lock and they know
-        nothing of each other.
+        nothing of each other. They are always synchronous, for zarr 2 is, also where Dask unpickles one of its arrays
+        on the event loop.
 
         :raises TypeError: if ``key`` is no string
         :raises OSError: if the directory cannot be made
@@ -151,21 +153,8 @@ class Lock:
             raise TypeError(f"a store's key must be a string, not {type(key).__name__}")
         directory = f"{self.path}.keys"
         os.makedirs(directory, exist_ok=True)
-        settings = self._settings
         path = os.path.join(directory, encoded(key))
-        of_key = settings_of(
-            path,
-            mode=settings.mode,
-            timeout=None if settings.timeout < 0 else settings.timeout,
-            on_contention=settings.on_contention,
-            heartbeat=settings.heartbeat,
-            heartbeat_interval=settings.heartbeat_interval,
-            stale_threshold=settings.stale_threshold,
-            poll_interval=settings.poll_interval,
-            share=settings.share,
-            lock_dir=settings.lock_dir,
-        )
-        return _restored(path, of_key)
+        return restored(path, self._settings.at(path), _KeyLock)
 
     # -- distributed.Lock's methods -----------------------------------------------------------------------------------
 
@@ -290,7 +279,7 @@ class Lock:
             return True
         self._refuse_upgrade(owner, timeout)
 
-        def take(seconds: float, on_wait: Callable[[WaitInfo], None]) -> ThreadGrip:
+        def take(seconds: float, on_wait: OnWait) -> ThreadGrip:
             return self._taker.take(owner, seconds, on_wait)
 
         try:
@@ -307,44 +296,41 @@ class Lock:
         if self._join(owner):
             return True
         self._refuse_upgrade(owner, seconds)
-        settings = self._settings
+        settings, key = self._settings, coroutine_key()
+        refuse = Refusal(key)
         try:
             with ledger.waiting(settings.mode, settings.path), context_meter.meter("nfsrwlock-wait"):
-                grip: CoroutineGrip = await self._taker.take_async(owner, seconds, None)
+                grip: CoroutineGrip = await self._taker.take_async(owner, seconds, pauses_of_coroutine(key, refuse))
         except Timeout:
             if may_fail:
                 return False
+            raise
+        try:
+            refuse.at_grant()
+        except Reschedule:
+            await grip.end_async()
             raise
         self._hold(grip)
         return True
 
     def _hold(self, grip: Grip) -> None:
-        ledger.take(self.mode, self.path)
+        holds.enter(grip)
         with self._mutex:
             self._grips.append(grip)
-        with _table_lock:
-            _table.setdefault(self.lock_path, []).append(grip)
 
     def _join(self, owner: Owner) -> bool:
         # Waiting behind a writer who waits for us would never end, and a thread cannot overlap with itself.
         if self.mode == "write":
             return False
-        with _table_lock:
-            grip = next((grip for grip in _holds_of(self.lock_path) if grip.owner == owner), None)
-            if grip is None:
-                return False
-            grip.check()
-            grip.levels += 1
+        grip = holds.join(self.lock_path, owner)
+        if grip is None:
+            return False
         with self._mutex:
             self._grips.append(grip)
         return True
 
     def _refuse_upgrade(self, owner: Owner, timeout: float) -> None:
-        if timeout >= 0:
-            return
-        with _table_lock:
-            is_reader = any(grip.owner == owner and grip.settings.mode == "read" for grip in _holds_of(self.lock_path))
-        if is_reader:
+        if timeout < 0 and holds.is_reader(self.lock_path, owner):
             raise RuntimeError(
                 f"cannot take the write lock on {self.path!r}: the caller holds it shared, and would wait for itself; "
                 "release the read lock first"
@@ -364,32 +350,17 @@ class Lock:
             self._grips.remove(grip)
         return grip
 
-    def _leave_table(self, grip: Grip) -> bool:
-        # Returns whether the hold is to end now.
-        with _table_lock:
-            grip.levels -= 1
-            if grip.levels:
-                return False
-            grips = _table.get(grip.settings.lock_path, [])
-            if grip in grips:
-                grips.remove(grip)
-            if not grips:
-                _table.pop(grip.settings.lock_path, None)
-        return True
-
     def _release(self, grip: Grip, is_unwinding: bool) -> bool:
-        with _judging(grip, is_unwinding) as verdict:
-            if self._leave_table(grip):
-                verdict.ended = True
+        with holds.leaving(grip, is_unwinding) as verdict:
+            if verdict.is_last:
                 grip.end()
             else:
                 grip.check()
         return verdict.stood
 
     async def _release_async(self, grip: Grip, is_unwinding: bool) -> bool:
-        with _judging(grip, is_unwinding) as verdict:
-            if self._leave_table(grip):
-                verdict.ended = True
+        with holds.leaving(grip, is_unwinding) as verdict:
+            if verdict.is_last:
                 await grip.end_async()
             else:
                 grip.check()
@@ -411,84 +382,9 @@ class Lock:
         return len(inspect(self.path, lock_dir=self._settings.lock_dir).holders)
 
 
-class RWLock:
-    """
-    A reader/writer lock on one path, as two views: ``read`` and ``write``, each a :class:`Lock`.
-
-    Parameters and errors are those of :class:`Lock`.
-    """
-
-    def __init__(self, name: str | os.PathLike[str] | None = None, **settings: Any) -> None:
-        if "mode" in settings:
-            raise TypeError("an RWLock has both modes: take its read or its write")
-        name = fresh_name() if name is None else name
-        #: The view that shares the path with other readers.
-        self.read: Final = Lock(name, mode="read", **settings)
-        #: The view that has the path alone.
-        self.write: Final = Lock(name, mode="write", **settings)
-
-    @property
-    def name(self) -> str:
-        """As it was given."""
-        return self.write.name
-
-    @property
-    def path(self) -> str:
-        """The path that is protected, canonical and absolute."""
-        return self.write.path
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r}>"
-
-    def __eq__(self, other: object) -> bool:
-        return self.write == other.write if isinstance(other, RWLock) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash((RWLock, self.write))
-
-    def __dask_tokenize__(self) -> object:
-        return "nfsrwlock.dask.RWLock", self.write.__dask_tokenize__()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restored_pair, (self.name, self.read._settings, self.write._settings)
-
-
-class _Verdict:
-    stood = True
-    ended = False
-
-
-@contextmanager
-def _judging(grip: Grip, is_unwinding: bool) -> Iterator[_Verdict]:
-    # A lost hold is an error, unless another one is on its way: that one says why the work is void.
-    verdict = _Verdict()
-    try:
-        yield verdict
-    except LockLostError:
-        verdict.stood = False
-        if not is_unwinding:
-            raise
-    finally:
-        if verdict.ended:
-            ledger.leave(grip.settings.mode, grip.settings.path, lost=not verdict.stood)
-
-
-#: The holds of this process, by lock directory.
-_table: dict[str, list[Grip]] = {}
-_table_lock = threading.RLock()
-
-
-def _holds_of(lock_path: str) -> list[Grip]:
-    return _table.get(lock_path, [])
-
-
-def _reset_after_fork() -> None:
-    global _table_lock  # noqa: PLW0603 - another thread of the parent may have held it
-    _table_lock = threading.RLock()
-    _table.clear()
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)
+class _KeyLock(Lock):
+    def _is_async(self) -> bool:
+        return False
 
 
 def _owner_here() -> Owner:
@@ -506,13 +402,8 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
     return await asyncio.to_thread(call)
 
 
-def _restored(name: str, settings: Settings) -> Lock:
-    lock = Lock.__new__(Lock)
+def restored(name: str, settings: Settings, kind: type[Lock] = Lock) -> Lock:
+    """Return a lock with these settings, not held."""
+    lock = kind.__new__(kind)
     lock._set_up(name, settings)
     return lock
-
-
-def _restored_pair(name: str, read: Settings, write: Settings) -> RWLock:
-    pair = RWLock.__new__(RWLock)
-    pair.__dict__.update(read=_restored(name, read), write=_restored(name, write))
-    return pair

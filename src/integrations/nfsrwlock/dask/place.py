@@ -42,6 +42,21 @@ def task_key() -> Any:
     return getattr(thread_state, "key", None)
 
 
+def coroutine_key() -> Any:
+    """Return the key of the Dask task that the calling coroutine is, ``None`` if it is none."""
+    worker = current_worker()
+    if worker is None:
+        return None
+    # Nothing else tells: distributed sets no key for coroutines, but names the asyncio task by it.
+    name = _name_of_task()
+    return next((key for key in list(worker.active_keys) if f"execute({key!r})" == name), None)
+
+
+def _name_of_task() -> str:
+    task = asyncio.current_task()
+    return "" if task is None else task.get_name()
+
+
 def thread_owner() -> Owner:
     """Return who takes a lock here, in synchronous code."""
     key = task_key()

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -32,6 +33,8 @@ _HANDLER: Final = "nfsrwlock_evict_dead"
 _LOOK_S: Final = 0.05
 #: How much longer than its looks an answer may take.
 _ANSWER_S: Final = 5.0
+#: After so many seconds without an answer another neighbour is asked.
+_HEAD_START_S: Final = 1.0
 
 
 def install(client: Client) -> Any:
@@ -161,21 +164,40 @@ class SchedulerEviction(SchedulerPlugin):
 
     async def _ask(self, scheduler: Scheduler, worker: str, known: _Known) -> None:
         neighbours = [state.address for state in scheduler.workers.values() if state.host == known.host]
-        for address in filter(None, (known.nanny, *neighbours)):
-            try:
-                evicted = await asyncio.wait_for(
-                    getattr(scheduler.rpc(address), _HANDLER)(
-                        pid=known.pid, locks=[list(lock) for lock in known.locks], patience=self._patience
-                    ),
-                    self._patience + _ANSWER_S,
+        addresses = deque(filter(None, (known.nanny, *neighbours)))
+        asked: set[asyncio.Task[list[dict[str, Any]] | None]] = set()
+        try:
+            while addresses or asked:
+                if addresses:
+                    # Somebody else, too, if there is no answer soon: the nanny may have died with its worker.
+                    asked.add(asyncio.create_task(self._evicted_by(scheduler, addresses.popleft(), worker, known)))
+                done, asked = await asyncio.wait(
+                    asked, timeout=_HEAD_START_S if addresses else None, return_when=asyncio.FIRST_COMPLETED
                 )
-            except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-                logger.info("%s cannot look for what %s left: %s", address, worker, error)
-                continue
-            if isinstance(evicted, list | tuple):  # msgpack makes tuples of lists
-                for entry in evicted:
-                    scheduler.log_event(TOPIC, {"action": "evicted", "worker": worker, **entry})
-                return
+                for evicted in (task.result() for task in done):
+                    if evicted is not None:
+                        addresses.clear()
+                    for entry in evicted or ():
+                        scheduler.log_event(TOPIC, {"action": "evicted", "worker": worker, **entry})
+        finally:
+            for task in asked:
+                task.cancel()
+
+    async def _evicted_by(
+        self, scheduler: Scheduler, address: str, worker: str, known: _Known
+    ) -> list[dict[str, Any]] | None:
+        try:
+            evicted = await asyncio.wait_for(
+                getattr(scheduler.rpc(address), _HANDLER)(
+                    pid=known.pid, locks=[list(lock) for lock in known.locks], patience=self._patience
+                ),
+                self._patience + _ANSWER_S,
+            )
+        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+            logger.info("%s cannot look for what %s left: %s", address, worker, error)
+            return None
+        # msgpack makes tuples of lists; an address without our plugin answers with an error in a dict.
+        return list(evicted) if isinstance(evicted, list | tuple) else None
 
 
 async def _evict_handler(pid: int, locks: list[list[Any]], patience: float) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Literal, cast, get_args
 
@@ -64,6 +64,15 @@ class Settings:
             "lock_dir": self.lock_dir,
         }
 
+    def at(self, path: str) -> Settings:
+        """
+        Return the same settings for another path.
+
+        :raises ValueError: if a lock on it cannot be
+        """
+        probe = LockSet(write=path, **self.core_arguments())  # checks the values, and knows where the lock lives
+        return replace(self, path=probe.paths_write[0], lock_path=probe.locks[0].lock_path)
+
     def token(self) -> dict[str, Any]:
         """Return plain values that are equal exactly if the settings are."""
         return asdict(self)
@@ -104,10 +113,9 @@ def settings_of(
         "share": configured("share", share),
         "lock_dir": None if directory is None else os.path.abspath(os.fsdecode(directory)),
     }
-    probe = LockSet(write=path, **arguments)  # checks the values, and knows where the lock lives
-    return Settings(
-        path=probe.paths_write[0],
-        lock_path=probe.locks[0].lock_path,
+    settings = Settings(
+        path=path,
+        lock_path="",
         mode=mode,
         timeout=-1.0 if timeout is None else limit("timeout", timeout),
         heartbeat=beat,
@@ -115,6 +123,7 @@ def settings_of(
         reschedule_after=seconds("reschedule-after", configured("reschedule-after", None)),
         **arguments,
     )
+    return settings.at(path)
 
 
 def configured(key: str, given: Any) -> Any:
