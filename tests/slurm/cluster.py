@@ -36,11 +36,13 @@ from debian import LabError, Unavailable
 
 _NAME: Final = "tests/slurm/cluster.py"
 _PACKAGES: Final = "slurmctld slurmd slurm-client munge util-linux mount"
-_PROGRAMS: Final = "slurmctld slurmd sbatch srun squeue scancel scontrol sinfo munged unshare setpriv mount".split()
+_PROGRAMS: Final = "slurmctld slurmd sbatch srun squeue scancel scontrol sinfo munged unshare nsenter setpriv mount".split()
 #: How long the daemons may take for what they do at once, seconds; generous, for slow machines.
 _PATIENCE_S: Final = 60.0
 #: A node that is silent for this long counts as dead, and its jobs are queued again.
 NODE_TIMEOUT_S: Final = 10
+#: For so long Slurm waits before it starts such a job again; by default two minutes.
+RESTART_S: Final = 10
 #: From SIGTERM to SIGKILL when a job is cancelled; Slurm's own default is 30.
 KILL_WAIT_S: Final = 5
 
@@ -50,7 +52,7 @@ ClusterName=tests
 SlurmctldHost=head(127.0.0.1)
 SlurmctldPort={port}
 AuthType=auth/munge
-AuthInfo=socket={directory}/munge.socket
+AuthInfo=socket={directory}/munge.socket,cred_expire={restart_s}
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={directory}/state
@@ -116,6 +118,13 @@ class Node:
             *("unshare", "--uts", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child", *boot),
         )
 
+    @property
+    def entrance(self) -> tuple[str, ...]:
+        """What to put before a command that is to run there, as for somebody who is logged in."""
+        assert self._process is not None, "it is switched off"
+        (first,) = _children(self._process.pid)
+        return ("nsenter", f"--target={first}", "--uts", "--pid", "--mount")
+
     def kill(self) -> None:
         """Cut its power: all its processes are gone when this returns, as if they had never had a chance."""
         if self._process is None:
@@ -158,6 +167,7 @@ class Cluster:
                 port=control,
                 node_timeout_s=NODE_TIMEOUT_S,
                 kill_wait_s=KILL_WAIT_S,
+                restart_s=RESTART_S,
                 nodes="\n".join(
                     _NODE.format(name=node.name, port=port) for node, port in zip(self.nodes, ports, strict=True)
                 ),
@@ -232,11 +242,14 @@ class Cluster:
         lines = self.run("squeue", "-h", "-o", "%i|%T|%N|%k").splitlines()
         return [Job(*line.split("|", 3)) for line in lines]
 
-    def clear(self) -> None:
-        """Cancel all jobs, switch on the nodes that are off, and wait until all is as it was at the start."""
+    def cancel(self) -> None:
+        """Cancel all jobs."""
         for job in self.jobs():
             with contextlib.suppress(LabError):  # it has come to its end by itself
                 self.run("scancel", job.id)
+
+    def restore(self) -> None:
+        """Switch on the nodes that are off, and wait until all is as it was at the start."""
         for node in self.nodes:
             if not node.is_on:
                 node.start()

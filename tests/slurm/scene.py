@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from adapters.snakemake_scene import Scene
@@ -29,9 +30,21 @@ class SlurmScene(Scene):
         """What Slurm runs, or has waiting."""
         return self.cluster.jobs()
 
+    def on(self, node: str, *argv: str) -> subprocess.Popen[str]:
+        """Start a program on a node, as somebody who is logged in there."""
+        return subprocess.Popen(
+            [*self.cluster.node(node).entrance, "env", f"--chdir={self.directory}", *argv],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def clean_up(self) -> None:
         """End all that is left, jobs included."""
         for run in self.runs:
             run.kill()  # so that it submits nothing any more
-        self.cluster.clear()
-        super().clean_up()
+        self.cluster.cancel()
+        super().clean_up()  # a process that has left its job keeps that from coming to its end
+        self.cluster.restore()
