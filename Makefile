@@ -76,7 +76,7 @@ test: lint ## lint, then every test that needs neither root nor NFS
 
 test-slurm: .venv/.slurm ## locked Snakemake workflows on a real Slurm with two nodes (root; under four minutes)
 	$(BIN)/python tests/slurm/cluster.py install
-	$(BIN)/python -m pytest tests/slurm -n $(CLUSTERS) --dist worksteal --durations 10 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/slurm -n $(CLUSTERS) --dist worksteal --timeout 300 --durations 10 $(PYTEST_ARGS)
 
 test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under faults (root; under six minutes)
 	$(BIN)/python tests/nfs/lab install

@@ -19,7 +19,7 @@ class SlurmScene(Scene):
         # A job is looked at after so many seconds; if none has ended then, ten seconds later, then after twenty more.
         *("--slurm-init-seconds-before-status-checks", "6"),
     )
-    patience_s = 100.0
+    patience_s = 200.0
 
     def __init__(self, directory: Path, cluster: Cluster) -> None:
         super().__init__(directory)
