@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from adapters.snakemake_scene import Scene, scene
 from adapters.snakemake_ticking import assert_nothing_happened, interrupt, is_ticking, start_ticking
 from nfsrwlock import SoftReadWriteLock, Timeout, break_lock, inspect
+from nfsrwlock.snakemake import watchdog
 
 __all__ = ["scene"]
 
@@ -100,6 +102,9 @@ def test_a_lock_that_is_lost_right_before_the_rename_is_noticed(scene: Scene) ->
 
 def test_when_snakemake_is_killed_its_job_is_stopped(scene: Scene) -> None:
     run = start_ticking(scene)
+    (guard,) = (pid for pid in scene.processes() if Path(f"/proc/{pid}/comm").read_text().strip() == watchdog.NAME)
+    os.kill(guard, signal.SIGTERM)  # as batch systems do, which send it to everybody
+    time.sleep(0.2)
     run.kill(signal.SIGKILL)
     assert_nothing_happened(scene)
     scene.wait_for(lambda: "rule tick) was stopped: Snakemake, which held its locks, was killed" in run.text)
