@@ -147,6 +147,11 @@ def assert_all_was_locked(scene: Scene) -> set[tuple[str, int]]:
     return who
 
 
-def holders(scene: Scene, name: str) -> set[tuple[str, int]]:
-    """Who held the locks of a job, by host and process."""
-    return {(holder["host"], holder["pid"]) for state in scene.states(name) for holder in state["holders"]}
+def holders(scene: Scene, name: str, *modes: str) -> set[tuple[str, int]]:
+    """Who held the locks of a job, by host and process; in some modes, or in all."""
+    return {
+        (holder["host"], holder["pid"])
+        for state in scene.states(name)
+        for holder in state["holders"]
+        if not modes or holder["mode"] in modes
+    }

@@ -170,7 +170,12 @@ class Scene:
 
     def litter(self) -> list[str]:
         """Private directories that are left."""
-        return [str(path) for path in self.directory.rglob("*.nfsrwlock")]
+        return [
+            os.path.join(directory, name)
+            for directory, names, _ in os.walk(self.directory)
+            for name in names
+            if name.endswith(".nfsrwlock")
+        ]
 
     def processes(self) -> list[int]:
         """All live processes that the test has started, however indirectly."""
