@@ -114,9 +114,9 @@ def _kernel() -> str:
 
 
 def _proc_shows_our_namespace() -> bool:
-    # proc(5): NSpid has the number of a process in the namespace that /proc shows, then in each one nested in that, down
-    # to its own. A single one says that they are the same. To compare numbers is not enough: by chance, a process has
-    # the same number in both, and those of its peers would then be looked up among strangers.
+    # proc(5): NSpid has the number of a process in the namespace that /proc shows, then in each one nested in that,
+    # down to its own. A single one says that they are the same. To compare numbers is not enough: by chance, a process
+    # has the same number in both, and its peers would then be looked up among strangers.
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         for line in file:
             if line.startswith("NSpid:"):

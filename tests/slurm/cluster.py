@@ -36,7 +36,21 @@ from debian import LabError, Unavailable
 
 _NAME: Final = "tests/slurm/cluster.py"
 _PACKAGES: Final = "slurmctld slurmd slurm-client munge util-linux mount"
-_PROGRAMS: Final = "slurmctld slurmd sbatch srun squeue scancel scontrol sinfo munged unshare nsenter setpriv mount".split()
+_PROGRAMS: Final = [
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "srun",
+    "squeue",
+    "scancel",
+    "scontrol",
+    "sinfo",
+    "munged",
+    "unshare",
+    "nsenter",
+    "setpriv",
+    "mount",
+]
 #: How long the daemons may take for what they do at once, seconds; generous, for slow machines.
 _PATIENCE_S: Final = 60.0
 #: A node that is silent for this long counts as dead, and its jobs are queued again.

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from nfsrwlock import SoftReadWriteLock, inspect
-from slurm.cluster import KILL_WAIT_S
+from slurm.cluster import KILL_WAIT_S, RESTART_S
 from slurm.scene import SlurmScene
 
 
@@ -38,7 +38,8 @@ def holders(scene: SlurmScene) -> list[dict[str, Any]]:
 def test_a_script_holds_its_lock_to_its_end_and_status_names_its_job(scene: SlurmScene) -> None:
     job = submit(
         scene,
-        "set -euo pipefail; nfsrwlock hold --read data --timeout 60 --heartbeat 1 --pid $$; srun cat data; touch at; sleep 6",
+        "set -euo pipefail; nfsrwlock hold --read data --timeout 60 --heartbeat 1 --pid $$\n"
+        "srun cat data; touch at; sleep 6",
     )
     scene.wait_for(lambda: scene.exists("at"))
     scene.wait_for(lambda: [holder["job"] for holder in holders(scene)] == [job])  # from its first heartbeat on
@@ -66,10 +67,13 @@ def test_a_job_that_cannot_have_its_lock_in_time_comes_back_later(scene: SlurmSc
     with SoftReadWriteLock(scene.directory / "data").read_lock():
         job = submit(
             scene,
-            "nfsrwlock run --write data --timeout 1 -- cp data done; code=$?\n"
+            "echo $(date +%s) >> attempts; nfsrwlock run --write data --timeout 1 -- cp data done; code=$?\n"
             'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi\n'
             'exit "$code"\n',
         )
+        scene.wait_for(lambda: scene.exists("attempts"))
         scene.wait_for(lambda: [(one.id, one.state) for one in scene.jobs()] == [(job, "PENDING")])
         assert scene.locks() == [f"data.rwlock/{inspect(scene.directory / 'data').holders[0].name}"]
     scene.wait_for(lambda: scene.exists("done"))
+    first, second = map(int, scene.read("attempts").split())
+    assert second - first >= RESTART_S, "so long Slurm waits"

@@ -224,7 +224,7 @@ sys.exit("the numbers never agreed")
 @linux
 @pytest.mark.root
 def test_a_foreign_proc_is_not_taken_for_ones_own_because_the_numbers_agree_by_chance():
-    """Section 3: or the number of a living peer could be that of a younger process there, and the peer be called dead."""
+    """Section 3: a living peer's number could be that of a younger process there, and the peer be called dead."""
     inside = subprocess.run([sys.executable, "-c", SAME_NUMBER], capture_output=True, text=True)
     if inside.returncode != 0:
         pytest.skip(f"cannot make namespaces, or set numbers in them: {inside.stderr.strip()[-100:]}")
