@@ -31,7 +31,7 @@ rule one:
 rule directory:
     output: directory("dir")
     cache: True
-    shell: "echo dir >> ../computed; sleep 0.5; mkdir {output}; echo data > {output}/x"
+    run: shell("echo dir >> ../computed; sleep 0.5; mkdir {output}; echo data > {output}/x")
 rule several:
     output: multiext("", "a.idx", "b.idx")
     cache: True

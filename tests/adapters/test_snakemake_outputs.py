@@ -10,7 +10,7 @@ import time
 import pytest
 
 from adapters.snakemake_scene import Scene, scene
-from adapters.snakemake_sharing import BY_RUN, BY_SHELL, ONCE, compute_at_once
+from adapters.snakemake_sharing import BY_RUN, BY_SHELL, CACHED, ONCE, compute_at_once
 from nfsrwlock import SoftReadWriteLock
 
 __all__ = ["scene"]
@@ -231,6 +231,16 @@ def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it
 
 def test_workflows_that_share_a_cache_compute_what_is_missing_once(scene: Scene) -> None:
     compute_at_once(scene, "abc", "-c4")
+
+
+def test_a_cache_that_jobs_on_a_cluster_will_not_use_is_told(scene: Scene) -> None:
+    scene.snakefile(CACHED)
+    scene.write("cache/.keep", "")
+    cluster = ("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "false", "--jobs", "3", "one.txt")
+    environment = {"SNAKEMAKE_OUTPUT_CACHE": str(scene.directory / "cache")}
+    warning = "jobs on a cluster do not use the cache, as Snakemake does not tell them to: name the rules"
+    assert warning in scene.run(*cluster, "--cache", code=1, **environment)
+    assert warning not in scene.run(*cluster, "--cache", "one", code=1, **environment)
 
 
 @pytest.mark.parametrize("python", [sys.executable])
