@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 from adapters.snakemake_scene import Scene
 
@@ -20,22 +21,24 @@ rule use:
 BY_SHELL = 'shell: "echo built >> ../built; sleep 1; cp {input} {output[0]}; mkdir {output[1]}"'
 BY_RUN = 'run: shell("echo built >> ../built; cp {input} {output[0]}; mkdir {output[1]}")'
 
+#: Whoever computes does so until a file says that it is enough.
 CACHED = """
-lock_cache(timeout=50)
+lock_cache(timeout=100)
+wait = "while [ ! -e ../enough ]; do sleep 0.1; done"
 rule all:
     input: "one.txt", "dir", "a.idx", "b.idx"
 rule one:
     output: "one.txt"
     cache: True
-    shell: "echo one >> ../computed; sleep 0.5; echo data > {output}"
+    shell: "echo one >> ../computed; {wait}; echo data > {output}"
 rule directory:
     output: directory("dir")
     cache: True
-    run: shell("echo dir >> ../computed; sleep 0.5; mkdir {output}; echo data > {output}/x")
+    run: shell("echo dir >> ../computed; {wait}; mkdir {output}; echo data > {output}/x")
 rule several:
     output: multiext("", "a.idx", "b.idx")
     cache: True
-    shell: "echo several >> ../computed; for f in {output}; do echo $f > $f; sleep 0.3; done"
+    shell: "echo several >> ../computed; {wait}; for f in {output}; do echo $f > $f; done"
 """
 
 
@@ -46,6 +49,8 @@ def compute_at_once(scene: Scene, names: str, *arguments: str) -> None:
         scene.snakefile(CACHED, f"{name}/Snakefile")
     environment = {"SNAKEMAKE_OUTPUT_CACHE": str(scene.directory / "cache")}
     runs = [scene.start("--cache", *arguments, directory=name, **environment) for name in names]
+    scene.wait_for(lambda: _have_met(scene, len(names)))
+    scene.write("enough", "")
     for run in runs:
         run.end(0)
     assert sorted(scene.read("computed").split()) == ["dir", "one", "several"]
@@ -55,3 +60,10 @@ def compute_at_once(scene: Scene, names: str, *arguments: str) -> None:
     entries = [name for name in os.listdir(scene.directory / "cache") if not name.endswith((".rwlock", ".keep"))]
     assert len(entries) == 4
     assert not any((scene.directory / "cache" / name / "dir").exists() for name in entries), "no directory in another"
+
+
+def _have_met(scene: Scene, count: int) -> bool:
+    # In all workflows, something is being computed, or waits for the lock on the entry of it in the cache.
+    computed = Counter(scene.read("computed").split() if scene.exists("computed") else [])
+    asked = Counter(os.path.dirname(lock) for lock in scene.locks())
+    return count in (*computed.values(), *asked.values())

@@ -176,6 +176,35 @@ def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene
         assert not scene.exists("out")
 
 
+def test_a_command_is_not_started_after_the_signal_that_ends_the_workflow(scene: Scene) -> None:
+    # It has not got the signal. On Slurm it would run until it is killed, and leave its lock to the lease.
+    scene.snakefile(
+        """
+        import os, time
+        from nfsrwlock.snakemake import hook
+        class Slow(hook.Workspace):
+            def __init__(self, *args):
+                super().__init__(*args)
+                open("between", "w").close()
+                time.sleep(2)
+        hook.Workspace = Slow
+        rule make:
+            output: exclusive("ref/out")
+            shell: "touch started; echo new > {output}"
+        """
+    )
+    run = scene.start()
+    scene.wait_for(lambda: scene.exists("between"))
+    run.kill(signal.SIGTERM)
+    run.end()
+    assert run.process.returncode != 0
+    assert "is not run: the workflow is being ended" in run.text
+    assert not scene.exists("started")
+    assert not scene.exists("ref/out")
+    assert scene.locks() == []
+    assert scene.litter() == []
+
+
 def test_two_ends_of_a_pipe_that_exclude_each_other_are_told_so(scene: Scene) -> None:
     scene.write("ref/in", "data")
     scene.snakefile(

@@ -76,7 +76,7 @@ def _run_under_locks(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, job, run_func, *args)
         if run_func == self.spawn_job:
             return _spawn(job, run_func, lambda spawn: original(self, job, spawn, *args))
-        leash = Leash(job)
+        leash = Leash(job, holding.refuse_if_ending)
         plan = plan_of(job, leash.on_compromise)
         if plan is None:
             return original(self, job, run_func, *args)
