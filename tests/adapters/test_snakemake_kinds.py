@@ -43,4 +43,4 @@ def test_each_kind_of_rule_holds_its_locks_where_a_cluster_runs_it(workflow: Sce
     who = assert_all_was_locked(workflow)
     assert len(who) >= 9, "each job's lock is held by the process that runs it"
     for name in set(EXPECTED) - {"pour", "drink"}:  # these two run locally
-        assert run.process.pid not in {pid for _, pid in holders(workflow, name)}, name
+        assert run.process.pid not in {pid for _, pid in holders(workflow, name, "write")}, name
