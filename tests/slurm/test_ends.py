@@ -43,7 +43,7 @@ def take(scene: SlurmScene, node: str, timeout_s: float) -> tuple[int, float]:
 
 def test_a_cancelled_job_cleans_up_under_its_lock_and_releases_it(scene: SlurmScene) -> None:
     job = start(scene)
-    # Whoever asks elsewhere has to wait: nothing there tells that the holder is dead.
+    # Whoever asks has to wait, also where the number of the holder's process is nobody's, or somebody else's.
     for node in scene.cluster.names:
         assert take(scene, node, 2)[0] == 75
     assert len(scene.locks()) == 2
