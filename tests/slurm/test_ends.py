@@ -41,6 +41,28 @@ def take(scene: SlurmScene, node: str, timeout_s: float) -> tuple[int, float]:
     return process.returncode, time.monotonic() - began
 
 
+def test_the_lock_of_a_dead_node_is_had_on_another_one_after_the_lease(scene: SlurmScene) -> None:
+    scene.environment["NFSRWLOCK_STALE_THRESHOLD"] = str(LEASE_S)
+    job = start(scene)
+    scene.cluster.node(job.node).kill()
+    other = next(name for name in scene.cluster.names if name != job.node)
+    code, waited = take(scene, other, 60)
+    assert code == 0
+    assert LEASE_S < waited < LEASE_S + 10
+    assert scene.read("ref/out") == "old\n"
+    assert not is_ticking(scene)
+    (scene.directory / "ticks").unlink()
+    # Slurm starts the job again, on the node that is left. It finds the way free.
+    scene.wait_for(lambda: [(one.id, one.node) for one in scene.jobs()] == [(job.id, other)])
+    scene.wait_for(lambda: [holder.host for holder in inspect(scene.directory / "ref/out").holders] == [other])
+    scene.wait_for(lambda: scene.exists("ticks"))
+    scene.cluster.run("scancel", job.id)
+    scene.wait_for(lambda: not inspect(scene.directory / "ref/out").holders)
+    assert scene.litter() == [], "what the first attempt had begun is removed, too"
+    scene.clean_up()
+    assert_nothing_happened(scene)
+
+
 def test_a_cancelled_job_cleans_up_under_its_lock_and_releases_it(scene: SlurmScene) -> None:
     job = start(scene)
     # Whoever asks has to wait, also where the number of the holder's process is nobody's, or somebody else's.
@@ -77,27 +99,5 @@ def test_ctrl_c_cancels_the_jobs_and_frees_the_locks(scene: SlurmScene) -> None:
     os.killpg(scene.runs[0].process.pid, signal.SIGINT)
     scene.wait_for(lambda: not scene.locks())
     assert scene.litter() == []
-    scene.clean_up()
-    assert_nothing_happened(scene)
-
-
-def test_the_lock_of_a_dead_node_is_had_on_another_one_after_the_lease(scene: SlurmScene) -> None:
-    scene.environment["NFSRWLOCK_STALE_THRESHOLD"] = str(LEASE_S)
-    job = start(scene)
-    scene.cluster.node(job.node).kill()
-    other = next(name for name in scene.cluster.names if name != job.node)
-    code, waited = take(scene, other, 60)
-    assert code == 0
-    assert LEASE_S < waited < LEASE_S + 10
-    assert scene.read("ref/out") == "old\n"
-    assert not is_ticking(scene)
-    (scene.directory / "ticks").unlink()
-    # Slurm starts the job again, on the node that is left. It finds the way free.
-    scene.wait_for(lambda: [(one.id, one.node) for one in scene.jobs()] == [(job.id, other)])
-    scene.wait_for(lambda: [holder.host for holder in inspect(scene.directory / "ref/out").holders] == [other])
-    scene.wait_for(lambda: scene.exists("ticks"))
-    scene.cluster.run("scancel", job.id)
-    scene.wait_for(lambda: not inspect(scene.directory / "ref/out").holders)
-    assert scene.litter() == [], "what the first attempt had begun is removed, too"
     scene.clean_up()
     assert_nothing_happened(scene)
