@@ -58,7 +58,7 @@ demo: .venv/.dev ## a genome index shared by jobs that are killed, and by Snakem
 	$(BIN)/python examples/demo/run.py
 	$(BIN)/python examples/snakemake/run.py
 
-test-snakemake-versions: ## the tests of the adapter for Snakemake with older releases, each in an environment of its own
+test-snakemake-versions: ## the tests of the adapter for Snakemake with older releases (an environment each; five minutes)
 	PYTHON=$(PYTHON) tests/adapters/snakemake_versions $(SNAKEMAKE_VERSIONS)
 
 test-snakemake: .venv/.dev ## locked Snakemake workflows: 200 rewrites, or REWRITES=n (ten minutes; n: fewer)

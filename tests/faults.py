@@ -233,6 +233,8 @@ class MemoryFiles:
     def __init__(self, server: Server, *faults: Fault) -> None:
         self.server = server
         self.calls: list[tuple[str, ...]] = []
+        #: What this client's connection to the server is; another text for a new one.
+        self.connected: str | None = None
         self._faults: list[Fault] = list(faults)
 
     def inject(self, *faults: Fault) -> None:
@@ -261,6 +263,9 @@ class MemoryFiles:
 
     def unlink(self, name: str) -> None:
         self._do("unlink", lambda: self.server.unlink(name), name)
+
+    def connection(self) -> str | None:
+        return self.connected
 
     def ops(self) -> list[str]:
         """Return the operations so far, without their names, and start the log anew."""
@@ -349,6 +354,7 @@ class Stage:
         watch: Watch | None = None,
         who: Identity | None = None,
         clock: Callable[[], float] | None = None,
+        standstill: float = 0.0,
     ) -> Participant:
         """
         Return a participant of the shipped protocol, with a client of its own.
@@ -372,6 +378,7 @@ class Stage:
             since_ms=1_700_000_000_000,
             record=b"{}",
             watch=watch,
+            standstill=standstill,
         )
 
     def reader(self, **settings: Any) -> Participant:

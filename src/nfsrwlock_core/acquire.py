@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import workers
+from .connection import standstill
 from .directory import LockDirectory
 from .errors import LockError, path_error
 from .hold import Hold, logger, now
@@ -126,6 +127,7 @@ class Attempt:
             since_ms=wall // 1_000_000,
             record=own_record(who.pid),
             watch=watch,
+            standstill=standstill(),
         )
         self._pid: Final = who.pid
         self._is_abandoned = False

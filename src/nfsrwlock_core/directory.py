@@ -1,9 +1,9 @@
 """
 Every file-system call of the engine: the narrow interface that the protocol needs, and its real implementation.
 
-:class:`Files` is what PROTOCOL.md section 6 speaks about: ``mkdir``, ``rmdir``, list, exclusive create, ``rename`` and
-``unlink``, nothing else. The tests put a simulated NFS behind the same interface. Errors come out as ``OSError``,
-untranslated: what an error means depends on the step of the protocol that met it.
+:class:`Files` is what PROTOCOL.md section 6 speaks about: ``mkdir``, ``rmdir``, list, exclusive create,
+``rename`` and ``unlink``, nothing else. The tests put a simulated NFS behind the same interface. Errors come out as
+``OSError``, untranslated: what an error means depends on the step of the protocol that met it.
 
 Changes go through a descriptor of the lock directory that was opened without following a symbolic link. Listings open
 the directory anew by its path, because that is what makes an NFS client ask the server whether its copy is fresh;
@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from typing import Final, Literal, Protocol
 
+from .connection import connection
 from .errors import LockPathError
 from .names import gone_name
 
@@ -32,6 +33,11 @@ _GROUP_MODE: Final = 0o2770
 _OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
 #: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
 _HALF_MADE_S: Final = 2.0
+#: A heartbeat's text where there is nothing more to say, or no room for it; a symbolic link cannot have none.
+_NO_RECORD: Final = b"{}"
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG})
+#: What a file system without symbolic links answers: EPERM by symlink(2), others by what was seen.
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 class Files(Protocol):
@@ -51,13 +57,16 @@ class Files(Protocol):
         """
 
     def create(self, name: str, record: bytes) -> None:
-        """Create a file that does not exist yet. That it exists is what counts; ``record`` is for people."""
+        """Create a heartbeat, no directory, if there is none. That it exists counts; what it says is for people."""
 
     def rename(self, old: str, new: str) -> None:
         """Rename ``old``, a name that only its maker renames."""
 
     def unlink(self, name: str) -> None:
-        """Remove a file."""
+        """Remove a heartbeat, or whatever else is no directory."""
+
+    def connection(self) -> str | None:
+        """Say what stands for the connection to a server whose other clients may stand still after a new one."""
 
 
 class LockDirectory:
@@ -138,14 +147,7 @@ class LockDirectory:
                 # The umask may have taken the group's right to remove a beat. It needs that right from the first beat
                 # on; without a beat, the right to the lock directory is enough. So short holds never pay for this call.
                 os.chmod(".", _GROUP_MODE, dir_fd=parent)
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(last, flags, 0o640 if self.share == "group" else 0o600, dir_fd=parent)
-        # On a full disk the file exists, and that is the heartbeat; only the note for people is lost.
-        with contextlib.suppress(OSError):
-            try:
-                os.write(fd, record)
-            finally:
-                os.close(fd)
+            create_beat(last, record, dir_fd=parent)
 
     def rename(self, old: str, new: str) -> None:  # noqa: D102
         with self._inside(old) as (parent, last):
@@ -154,6 +156,9 @@ class LockDirectory:
     def unlink(self, name: str) -> None:  # noqa: D102
         with self._inside(name) as (parent, last):
             os.unlink(last, dir_fd=parent)
+
+    def connection(self) -> str | None:  # noqa: D102
+        return None if self.device is None else connection(self.device)
 
     @contextlib.contextmanager
     def _inside(self, name: str) -> Iterator[tuple[int, str]]:
@@ -279,6 +284,28 @@ class LockDirectory:
         finally:
             with contextlib.suppress(OSError):
                 os.rmdir(probe, dir_fd=self._fd)
+
+
+def create_beat(name: str, record: bytes, *, dir_fd: int) -> None:
+    """
+    Make a first heartbeat: a symbolic link that leads nowhere and whose text is the record for people.
+
+    One call makes it, text and all, where a file takes an OPEN and a CLOSE on NFSv4; and a server that is in its grace
+    period after a restart makes a link, but opens no file (RFC 8881, 9.14.1). Where there are no symbolic links, an
+    empty file does.
+
+    :raises OSError: what the system said; ``FileExistsError`` if the name is taken
+    """
+    try:
+        os.symlink(record or _NO_RECORD, name, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno in _NO_ROOM:  # a full disk may yet have room for a text so short that it lies in the inode
+            os.symlink(_NO_RECORD, name, dir_fd=dir_fd)
+        elif error.errno in _NO_LINKS:
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(name, flags, 0o600, dir_fd=dir_fd))
+        else:
+            raise
 
 
 class _Descriptor:

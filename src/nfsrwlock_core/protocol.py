@@ -149,6 +149,7 @@ class Participant:
     :param since_ms: wall-clock time for people, milliseconds
     :param record: what the first heartbeat's file says, for people
     :param watch: what is known already of the peers on this lock
+    :param standstill: for how many seconds after a new connection to the server peers may be unable to beat
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class Participant:
         since_ms: int,
         record: bytes = b"",
         watch: Watch | None = None,
+        standstill: float = 0.0,
     ) -> None:
         self.files: Final = files
         self.mode: Final = mode
@@ -172,6 +174,7 @@ class Participant:
         self._who: Final = who
         self._ttl: Final = ttl
         self.interval: Final = interval
+        self._standstill: Final = standstill
         self._ticket: Final = ticket
         self._since_ms: Final = since_ms
         self.record: Final = record
@@ -501,6 +504,8 @@ class Participant:
             known = self.watch.beat(peer.name)
             overdue = proven_dead or self.watch.watched(peer.name) >= lease * _OVERDUE
             beat = self._look_at_beat(peer, known, overdue=overdue)
+            # Only now: the look itself may have been what needed a new connection.
+            self.watch.connected(self.files.connection(), now=self._world.clock(), standstill=self._standstill)
             if beat is None and known is not None:
                 # Somebody has begun to evict it, and anyone may finish that; or the listing is an old one.
                 if evict(self.files, peer, None):

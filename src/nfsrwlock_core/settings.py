@@ -11,6 +11,7 @@ from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
+from .connection import standstill
 from .directory import Share
 from .names import LEASE_MAX_MS
 from .paths import lock_path_of
@@ -165,6 +166,7 @@ def checked(
     for name, value, allowed in (("heartbeat", heartbeat, get_args(Heartbeat)), ("share", share, get_args(Share))):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    standstill()  # what the environment says must be a number, too
     text = os.fsdecode(lock_file)
     return Settings(
         lock_file=text,

@@ -3,7 +3,8 @@ How long a peer has been silent while we watched.
 
 Liveness is judged on the watcher's own monotonic clock only: no time of another host is ever read. What counts is
 watched time. If two looks lie further apart than a third of the peer's lease, the time between them was not watched
-(we slept, or the server did, and then the peer could not beat either), so the count starts anew.
+(we slept, or the server did, and then the peer could not beat either), so the count starts anew. It starts anew, too,
+when the connection to the server is another one than before, and then needs to be longer if others may stand still.
 
 A verdict from here is never more than a permission to try: the eviction itself is a compare-and-swap on the server
 that fails if the peer has moved since it was observed.
@@ -11,6 +12,7 @@ that fails if the peer has moved since it was observed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -34,6 +36,20 @@ class Watch:
     def __init__(self) -> None:
         # Replaced as a whole, never shrunk in place, so that threads may share a watch without a lock.
         self._records: dict[str, _Record] = {}
+        self._connection: str | None = None
+        self._connected = -math.inf
+        self._others_stand_still_until = -math.inf
+
+    def connected(self, connection: str | None, *, now: float, standstill: float) -> None:
+        """
+        Note what the connection to the file server is now.
+
+        :param connection: another text than before for a new one; ``None`` if it does not matter
+        :param standstill: for how many seconds after a new one a peer may be unable to beat
+        """
+        before, self._connection = self._connection, connection
+        if None is not before != connection:
+            self._connected, self._others_stand_still_until = now, now + standstill
 
     def meet(self, name: str, now: float) -> float:
         """Note that ``name`` is there, without a look at its heartbeat; return when it was first met."""
@@ -49,11 +65,16 @@ class Watch:
         record = self._records.setdefault(name, _Record(met=now))
         if beat is not None and record.beat is not None and beat < record.beat:
             beat, credit = record.beat, 0.0  # beats only grow: this look is an old one, and so is what others watched
-        if record.since is None or record.beat != beat:
-            record.beat, record.since, record.credit = beat, now, credit
-        elif now - record.last > lease / 3:
-            record.since, record.credit = now, credit
-        else:
+        still = self._others_stand_still_until - now
+        if (
+            record.since is None
+            or record.beat != beat
+            or now - record.last > lease / 3
+            or record.last < self._connected
+        ):
+            # What it takes longer than a lease until all others can beat again must pass, too.
+            record.beat, record.since, record.credit = beat, now, min(credit, lease - still) if still > 0 else credit
+        elif record.credit >= 0:
             # Others' time and ours may overlap: the longer counts.
             record.credit = max(record.credit, credit - (now - record.since))
         record.last = now
@@ -70,7 +91,7 @@ class Watch:
         record = self._records.get(name)
         if record is None:
             return 0.0
-        return now - (record.met if record.since is None else record.since) + record.credit
+        return now - (record.met if record.since is None else record.since) + max(0.0, record.credit)
 
     def last_look(self, name: str) -> float | None:
         """Return when the latest look was, ``None`` if there was none."""

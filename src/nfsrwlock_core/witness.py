@@ -4,15 +4,20 @@ What a process that works under another process's hold can know of that hold.
 A child that computes while its parent holds the lock has no hold of its own. It can look whether the parent's
 announcement is still there, whether its process lives, and how old its latest heartbeat is. The age is read on one
 clock, the file server's: the time stamp that the heartbeat left on the announcement, against that of a directory that
-is made for the purpose. So the clocks of the hosts do not matter.
+is made for the purpose. So the clocks of the hosts do not matter, nor how late a client's cache lets a heartbeat be
+seen: a time stamp that is seen late is an old one, whenever that is.
 
-A witness decides nothing in the protocol. It sends no heartbeat, and it cannot keep a hold that nobody keeps.
+A witness decides nothing in the protocol. It sends no heartbeat, and it cannot keep a hold that nobody keeps. On a file
+system that takes its time stamps from its clients (GlusterFS can) the clocks of the holder's host and of this one must
+agree; who looks more often than three times a lease is safe there, too, because it sees heartbeats stop.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from .directory import LockDirectory
@@ -24,6 +29,8 @@ from .protocol import MARGIN, fresh_token
 
 #: A heartbeat that was first seen after a pause longer than this part of the lease may be as old as the pause.
 _GAP: Final = 1 / 3
+#: Nothing can be made, but a holder goes on to beat.
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class HoldWitness:
@@ -61,15 +68,29 @@ class HoldWitness:
         :raises LockLostError: if the hold has ended, or its process has died
         :raises LeaseExpiredError: if no heartbeat was sent in time, or it cannot be seen whether one was
         """
-        moment = now()
         files = LockDirectory(self.lock_path)
         try:
-            peer = parse_listing(files.listdir()).announcements.get(self.name)
-        except FileNotFoundError:
-            peer = None
+            peer = self._announcement(files)
         except OSError as error:
-            self._judge(None, moment, f"the lock cannot be looked at ({error})")
+            self._judge(f"the lock cannot be looked at ({error})")
             return
+        self._refuse_if_ended(peer)
+        try:
+            self._look(files)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                self._refuse_if_gone(files)
+            self._judge(f"its heartbeat cannot be looked at ({error})")
+            return
+        self._judge("its holder has sent no heartbeat in time")
+
+    def _announcement(self, files: LockDirectory) -> Announcement | None:
+        try:
+            return parse_listing(files.listdir()).announcements.get(self.name)
+        except FileNotFoundError:
+            return None
+
+    def _refuse_if_ended(self, peer: Announcement | None) -> None:
         if peer is None:
             raise LockLostError(
                 self.lock_file,
@@ -79,47 +100,63 @@ class HoldWitness:
             raise LockLostError(
                 self.lock_file, f"process {peer.who.pid} on {peer.who.host}, which held it, has died; publish nothing"
             )
-        try:
-            self._look(files, peer, moment)
-        except OSError as error:
-            self._judge(peer, moment, f"its heartbeat cannot be looked at ({error})")
-            return
-        self._judge(peer, moment, "its holder has sent no heartbeat in time")
 
-    def _look(self, files: LockDirectory, peer: Announcement, moment: float) -> None:
-        # Opening the directory makes an NFS client ask for its attributes (nfs(5), close-to-open).
-        fd = os.open(f"{self.lock_path}/{peer.name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def _refuse_if_gone(self, files: LockDirectory) -> None:
+        # The listing may have been an old one. After a change of our own it is not (PROTOCOL.md, section 6 b).
+        try:
+            with _probe(files):
+                peer = self._announcement(files)
+        except OSError:
+            return
+        self._refuse_if_ended(peer)
+
+    def _look(self, files: LockDirectory) -> None:
+        moment = now()
+        # Opening the directory makes an NFS client ask for its attributes (nfs(5), close-to-open), but for `nocto`.
+        fd = os.open(f"{self.lock_path}/{self.name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             stamp = os.fstat(fd).st_mtime_ns
         finally:
             os.close(fd)
-        if self._seen is not None and self._seen[0] == stamp:
-            pass
-        elif self._looked is not None and moment - self._looked < peer.lease_ms / 1000 * _GAP:
-            self._seen = stamp, self._looked  # it was sent after our latest look
-        else:
-            self._seen = stamp, moment - _age(files, stamp)
+        if self._seen is None or self._seen[0] != stamp:
+            self._seen = stamp, self._sent_by(files, stamp, moment)
         self._looked = moment
 
-    def _judge(self, peer: Announcement | None, moment: float, reason: str) -> None:
-        lease = self._lease(peer)
-        if self._seen is None or moment > self._seen[1] + lease * (1 - MARGIN):
+    def _sent_by(self, files: LockDirectory, stamp: int, moment: float) -> float:
+        # By when, on our clock, the heartbeat that left the stamp had been sent for sure.
+        latest = None
+        if self._looked is not None and moment - self._looked < self._lease * _GAP:
+            latest = self._looked  # we looked then, and it was not there
+        try:
+            with _probe(files) as probe:
+                age = (os.lstat(probe).st_mtime_ns - stamp) / 1e9
+        except OSError as error:
+            if latest is None or error.errno not in _FULL:
+                raise
+            return latest
+        sent = moment - max(age, 0.0)
+        return sent if latest is None else min(sent, latest)
+
+    def _judge(self, reason: str) -> None:
+        if self._seen is None or now() > self._seen[1] + self._lease * (1 - MARGIN):
             raise LeaseExpiredError(
-                self.lock_file, f"{reason}; with a lease of {lease:g} s others may hold the lock now. Publish nothing"
+                self.lock_file,
+                f"{reason}; with a lease of {self._lease:g} s others may hold the lock now. Publish nothing",
             )
 
-    def _lease(self, peer: Announcement | None) -> float:
-        known = peer or parse_listing([self.name]).announcements.get(self.name)
+    @property
+    def _lease(self) -> float:
+        known = parse_listing([self.name]).announcements.get(self.name)
         return 0.0 if known is None else known.lease_ms / 1000
 
 
-def _age(files: LockDirectory, stamp: int) -> float:
-    # How long ago the server set the stamp, seconds, by its own clock.
-    probe = gone_name(fresh_token())
-    files.mkdir(probe)
+@contextmanager
+def _probe(files: LockDirectory) -> Iterator[str]:
+    # Gives the path of a directory that was made just now.
+    name = gone_name(fresh_token())
+    files.mkdir(name)
     try:
-        made = os.lstat(f"{files.path}/{probe}").st_mtime_ns
+        yield f"{files.path}/{name}"
     finally:
         with suppress(OSError):
-            files.rmdir(probe)
-    return max(0.0, (made - stamp) / 1e9)
+            files.rmdir(name)

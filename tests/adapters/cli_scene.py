@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nfsrwlock.cli.processes import GUARD_NAME, KEEPER_NAME, Entry, process_table
+from nfsrwlock.processes import GUARD_NAME, KEEPER_NAME, Entry, process_table
 
 PROGRAM = [sys.executable, "-m", "nfsrwlock"]
 #: A lease short enough to watch it run out.

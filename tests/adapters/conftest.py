@@ -1,11 +1,17 @@
-"""A Dask cluster of processes, one for all tests that do it no harm: processes start slowly."""
+"""What tests of all adapters need: Ctrl-C, and a Dask cluster, one for all that do it no harm: it starts slowly."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # so it is in the background of a script, and in all started there
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ CHANGED = FUNCTIONS.replace("return [x, VERSION]", "return [x, VERSION, 'changed
 SETTINGS = {"poll_interval": 0.1, "heartbeat_interval": 10, "stale_threshold": 60}
 
 
-def memory_of(kind: str, location: str = "cache") -> Any:
+def memory_of(kind: str, location: str = "cache", **options: Any) -> Any:
     if kind == "joblib":
         import joblib
 
@@ -67,7 +67,7 @@ def memory_of(kind: str, location: str = "cache") -> Any:
     from nfsrwlock.joblib import Memory
 
     granularity = "function" if kind == "function" else "item"
-    return Memory(location, verbose=0, granularity=granularity, **SETTINGS)
+    return Memory(location, verbose=0, granularity=granularity, **SETTINGS, **options)
 
 
 def cached(kind: str, name: str) -> Any:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from adapters.cli_scene import PROGRAM, SHORT, TICKING, Scene, scene
-from nfsrwlock.cli.processes import KEEPER_NAME
+from nfsrwlock.processes import KEEPER_NAME
 
 __all__ = ["scene"]
 

@@ -23,6 +23,7 @@ from nfsrwlock import (
     fetch,
     shared_directory,
 )
+from nfsrwlock.freshness import look_afresh
 
 IMPORTS = "from nfsrwlock import *\nfrom pathlib import Path\nimport os, time\n"
 #: A build that leaves a line behind each time it begins.
@@ -257,17 +258,12 @@ def test_a_file_lock_pickles_as_its_settings_and_is_released_when_nobody_has_it_
     assert announcements(tmp_path / "x.lock") == []
 
 
-def test_the_lock_class_takes_the_place_of_filelocks_where_a_library_takes_one(tmp_path: Path) -> None:
-    # As huggingface_hub's WeakFileLock does: mode, timeout, acquire in a loop, release.
-    def weak_file_lock(kind: type[FileLock | filelock.FileLock]) -> str:
-        lock = kind(tmp_path / "weak.lock", timeout=1, mode=0o664)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            return "busy"
-        try:
-            return "held" if lock.is_locked else "not"
-        finally:
-            lock.release()
-
-    assert weak_file_lock(FileLock) == weak_file_lock(filelock.FileLock) == "held"
+def test_looking_afresh_at_a_pipe_does_not_open_it_and_passes_over_what_is_not_there(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").open("wb").close())
+    writer.start()
+    look_afresh([tmp_path / "pipe", tmp_path / "not/there", tmp_path])
+    writer.join(0.2)
+    assert writer.is_alive(), "it still waits for a reader"
+    (tmp_path / "pipe").open("rb").close()
+    writer.join()

@@ -117,29 +117,36 @@ def test_when_snakemake_is_killed_its_job_is_stopped(scene: Scene) -> None:
     assert scene.litter() == []
 
 
-@pytest.mark.parametrize("victim", ["job", "both", "interrupted", "terminated", "node"])
-def test_locks_are_released_and_the_old_output_stays_however_it_ends(scene: Scene, victim: str) -> None:
-    if victim == "node":  # nobody here can tell whether its processes live: only its lease counts
+@pytest.mark.parametrize(
+    "end", ["job", "both SIGINT", "both SIGTERM", "both SIGKILL", "snakemake SIGINT", "snakemake SIGTERM", "node"]
+)
+def test_locks_are_released_and_the_old_output_stays_however_it_ends(scene: Scene, end: str) -> None:
+    if end == "node":  # nobody here can tell whether its processes live: only its lease counts
         scene.environment |= {"NFSRWLOCK_HOST": "elsewhere", "NFSRWLOCK_STALE_THRESHOLD": "4"}
-    run = start_ticking(scene)
-    job = int(scene.read("pid"))
-    if victim == "node":
+    run = start_ticking(scene, *(["--retries", "2"] if end == "job" else []))
+    if end == "node":
         scene.clean_up()
-    elif victim == "job":
-        os.kill(job, signal.SIGKILL)
-    elif victim == "both":
-        os.killpg(run.process.pid, signal.SIGKILL)
-    elif victim == "interrupted":
+    elif end == "job":
+        job = ""
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            scene.wait_for(lambda job=job: scene.read("pid").strip() not in ("", job))  # it is tried again
+            job = scene.read("pid").strip()
+            os.kill(int(job), signum)
+    elif end == "both SIGINT":
         interrupt(run)
     else:
-        run.kill(signal.SIGTERM)  # Snakemake ends when its jobs have ended
-        time.sleep(1)
-        assert is_ticking(scene), "the job that runs may end"
-        assert len(scene.locks()) == 2
-        os.kill(job, signal.SIGTERM)
+        victim, signum = end.split(maxsplit=1)[0], signal.Signals[end.split()[1]]
+        if victim == "both":
+            os.killpg(run.process.pid, signum)
+        else:
+            run.kill(signum)  # Snakemake ends when its jobs have ended
+            time.sleep(1)
+            assert is_ticking(scene), "the job that runs may end"
+            assert len(scene.locks()) == 2
+            os.kill(int(scene.read("pid")), signal.SIGTERM)
     run.end()
     assert run.process.returncode != 0
-    if victim not in ("both", "node"):
+    if end not in ("both SIGKILL", "node"):
         assert scene.locks() == []
     for pid in scene.processes():  # the one that left its parent outlives a job that was killed, as ever
         os.kill(pid, signal.SIGKILL)
@@ -358,7 +365,10 @@ def test_a_job_may_lock_a_part_of_its_work_itself(scene: Scene) -> None:
         """
         from nfsrwlock import SoftReadWriteLock
         rule all:
-            input: "one", "two"
+            input: "one", "two", "three"
+        rule three:
+            output: "three"
+            script: "script.py"
         rule one:
             output: "one"
             run:
@@ -372,6 +382,16 @@ def test_a_job_may_lock_a_part_of_its_work_itself(scene: Scene) -> None:
         """
     )
     scene.write("ref/x", "")
+    scene.write(
+        "script.py",
+        """
+        import os
+        from nfsrwlock import SoftReadWriteLock
+        with SoftReadWriteLock("ref/z").read_lock(timeout=50):
+            os.system("sh see three ref/z ref/env")
+        open(snakemake.output[0], "w").close()
+        """,
+    )
     done = subprocess.run(
         [sys.executable, "-m", "nfsrwlock", "run", "--write", "ref/env", "--", "snakemake", "-c2"],
         cwd=scene.directory,
@@ -384,4 +404,5 @@ def test_a_job_may_lock_a_part_of_its_work_itself(scene: Scene) -> None:
     assert scene.seen("one") == {"ref/x": ["write"], "ref/env": ["write"]}
     assert scene.seen("after") == {"ref/x": [], "ref/env": ["write"]}
     assert scene.seen("two") == {"ref/y": ["write"], "ref/env": ["write"]}
+    assert scene.seen("three") == {"ref/z": ["read"], "ref/env": ["write"]}
     scene.wait_for(lambda: not scene.locks())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import sys
 import time
 
 import pytest
@@ -151,7 +150,8 @@ rule several:
     scene.snakefile(rules.replace("{version}", "2").replace("{end}", "false"))
     (failed, text), (kept, _), (_, plan) = scene.many("-k -F", "-k -F --keep-incomplete", "-n")
     assert (failed, kept) == (1, 1)
-    assert "ref/one" not in text[text.find("Removing output files") :].partition("\n\n")[0]
+    _, _, removed = text.partition("Removing output files of failed job one")
+    assert removed.splitlines()[1] == "plain", "and nothing else"
     old = ("ref/one", "ref/dir/x", "ref/a.idx", "ref/b.idx")
     assert [scene.read(path) for path in old] == ["1\n"] * 4, "as they were"
     assert scene.exists("plain"), "--keep-incomplete keeps what has no flag, as ever"
@@ -163,6 +163,64 @@ rule several:
     assert [scene.read(path) for path in made] == ["3\n"] * 5
     assert scene.litter() == [], "what earlier runs have left is removed by the next"
     assert sorted(os.listdir(scene.directory / "ref/dir")) == [".snakemake_timestamp", "x"]
+
+
+SEVERAL = """
+rule several:
+    output: exclusive("ref/a", stale_threshold=3), exclusive(directory("ref/b"), stale_threshold=3)
+    shell: "echo {version} > {output[0]}; mkdir {output[1]}; echo {version} > {output[1]}/x"
+"""
+#: What happens when the first of these outputs is in its place, and the second is not.
+BETWEEN = """
+import os, signal, time
+from nfsrwlock import break_lock
+def error():
+    raise OSError(28, "No space left on device")
+def loss():
+    break_lock("ref/a", force=True)
+    time.sleep(4)  # a heartbeat later
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+rename = os.rename
+def rename_and_fail(source, target):
+    rename(source, target)
+    if target == "ref/a":
+        os.rename = rename
+        {fault}()
+os.rename = rename_and_fail
+"""
+
+
+@pytest.mark.parametrize("fault", ["error", "loss", "kill"])
+def test_no_output_is_lost_or_mixed_when_the_replacement_of_several_is_cut_off(scene: Scene, fault: str) -> None:
+    scene.snakefile(SEVERAL.replace("{version}", "old"), "old.smk")
+    scene.snakefile(SEVERAL.replace("{version}", "new"), "new.smk")
+    scene.snakefile(BETWEEN.replace("{fault}", fault) + SEVERAL.replace("{version}", "new"), "cut_off.smk")
+    (made, text), (cut_off, report) = scene.many("-s old.smk", "-s cut_off.smk -F --nolock")
+    assert made == 0, text
+    assert cut_off == (-9 if fault == "kill" else 1), report
+    if fault == "error":
+        assert (scene.read("ref/a"), scene.read("ref/b/x")) == ("old\n", "old\n"), "all is as it was"
+        assert scene.litter() == []
+    else:
+        assert scene.read("ref/a") == "new\n"
+        assert not scene.exists("ref/b"), "no old one beside a new one"
+        kept = sorted(scene.directory.rglob(".nfsrwlock-old.*"))
+        assert [path.read_text() if path.is_file() else (path / "x").read_text() for path in kept] == ["old\n"] * 2
+        if fault == "loss":
+            assert "cut off while it replaced its outputs; some are missing now" in report
+            assert f"are in {kept[0].parent.relative_to(scene.directory)}" in report
+    if fault == "kill":  # a run that fails leaves them, too
+        scene.snakefile(SEVERAL.replace("{version}", "x").replace("mkdir", "exit 1; mkdir"), "failing.smk")
+        ((failed, text),) = scene.many("-s failing.smk -F --nolock --rerun-incomplete")
+        assert failed == 1
+        assert "Error in rule several" in text
+        assert all(path.exists() for path in kept)
+    ((made, text),) = scene.many("-s new.smk -F --nolock --rerun-incomplete")
+    assert made == 0, text
+    assert ("was cut off while it replaced its outputs. Until new ones are made" in text) == (fault != "error")
+    assert (scene.read("ref/a"), scene.read("ref/b/x")) == ("new\n", "new\n")
+    assert scene.litter() == []
 
 
 def test_an_output_that_is_not_what_the_rule_says_is_not_published(scene: Scene) -> None:
@@ -243,31 +301,57 @@ def test_a_cache_that_jobs_on_a_cluster_will_not_use_is_told(scene: Scene) -> No
     assert warning not in scene.run(*cluster, "--cache", "one", code=1, **environment)
 
 
-@pytest.mark.parametrize("python", [sys.executable])
-def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and_config(
-    scene: Scene, python: str
-) -> None:
+def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and_config(scene: Scene) -> None:
     scene.snakefile(
         """
         configfile: "config.yaml"
         inputflags: shared_read
         rule all:
-            input: "out/x"
+            input: "out/x", "out/both"
         rule x:
+            wildcard_constraints: name="x"
             input: "ref/in", set=shared_read(["ref/a", "ref/b"], lock="ref/{name}.set", lock_dir="locks")
             output: exclusive("out/{name}", heartbeat="process")
             shell:
                 "{see} all ref/in out/x; {python} -m nfsrwlock status --json --lock-dir locks ref/x.set > seen/set.json"
                 "; touch {output}"
+        rule both:
+            input: shared_read(expand("ref/{name}", name=["a", "b"]))
+            output: exclusive("out/both", lock="ref/a")
+            shell: "{see} both ref/a ref/b; touch {output}"
         """
     )
-    scene.write("config.yaml", "nfsrwlock: {stale_threshold: 40, timeout: 50}\n")
-    for path in ("ref/in", "ref/a", "ref/b", "locks/.keep"):
+    scene.write("config.yaml", "nfsrwlock: {stale_threshold: 40, timeout: 50, share: group}\n")
+    for path in ("ref/in", "ref/a", "ref/b", "locks/.keep", "elsewhere/.keep"):
         scene.write(path, "")
     scene.run(NFSRWLOCK_STALE_THRESHOLD="45")
     assert scene.seen("all") == {"ref/in": ["read"], "out/x": ["write"]}
     (found,) = scene.states("set")
     assert [holder["mode"] for holder in found["holders"]] == ["read"]
     assert found["holders"][0]["lease"] == 45, "the environment goes before the config"
-    assert not scene.exists("ref/a.rwlock")
     assert not scene.exists("ref/x.set.rwlock")
+    assert scene.seen("both") == {"ref/a": ["write"], "ref/b": ["read"]}, "what is both read and written is written"
+    assert (scene.directory / "ref/in.rwlock").stat().st_mode & 0o070 == 0o070, "the group takes part"
+    scene.run("-F", "out/both", NFSRWLOCK_DIR=str(scene.directory / "elsewhere"), NFSRWLOCK_SHARE="user")
+    assert sorted(scene.seen("both").values()) == [["read"], ["write"]]
+    assert all(os.path.dirname(path) == "elsewhere" for path in scene.seen("both"))
+
+
+def test_without_a_flag_nothing_is_as_it_would_not_be_without_the_import(scene: Scene) -> None:
+    scene.snakefile(
+        """
+        rule fails:
+            input: "in"
+            output: "out", directory("dir")
+            shell: "[ ! -e out ] || touch stale; touch {output[0]}; mkdir -p {output[1]}; exit 1"
+        """
+    )
+    scene.write("in", "")
+    scene.write("out", "old")
+    text = scene.run("-F", code=1)
+    assert not scene.exists("stale"), "the old output is removed before the job"
+    assert not scene.exists("out"), "and the new one when it has failed"
+    assert not scene.exists("dir")
+    assert "Removing output files of failed job fails" in text
+    assert "nfsrwlock" not in text
+    assert not list(scene.directory.rglob("*.rwlock"))

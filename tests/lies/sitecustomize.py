@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-_mkdir, _rmdir, _open, _unlink, _rename, _listdir = os.mkdir, os.rmdir, os.open, os.unlink, os.rename, os.listdir
+_mkdir, _rmdir, _symlink, _unlink, _rename, _listdir = os.mkdir, os.rmdir, os.symlink, os.unlink, os.rename, os.listdir
 _own: set[str] = set()
 
 
@@ -62,14 +62,14 @@ def rmdir_removes_what_is_inside(path: Any, *, dir_fd: int | None = None) -> Non
         shutil.rmtree(path, dir_fd=dir_fd)
 
 
-def create_makes_the_directory(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+def create_makes_the_directory(text: Any, path: Any, *, dir_fd: int | None = None) -> None:
     try:
-        return _open(path, flags, *args, **kwargs)
+        _symlink(text, path, dir_fd=dir_fd)
     except FileNotFoundError:
         if not str(path).endswith("/beat.0"):
             raise
-        _mkdir(os.path.dirname(path), dir_fd=kwargs["dir_fd"])
-        return _open(path, flags, *args, **kwargs)
+        _mkdir(os.path.dirname(path), dir_fd=dir_fd)
+        _symlink(text, path, dir_fd=dir_fd)
 
 
 def rename_fails(path: Any, *args: Any, **kwargs: Any) -> None:
@@ -96,7 +96,7 @@ def _tell(lie: str) -> None:
     elif lie == "rmdir removes what is inside":
         os.rmdir = rmdir_removes_what_is_inside
     elif lie == "create makes the directory":
-        os.open = create_makes_the_directory
+        os.symlink = create_makes_the_directory
     elif lie == "rename fails":
         os.rename = rename_fails
     elif lie == "mkdir hangs":

@@ -18,12 +18,9 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from nfs.lab import Lab, LabError, Unavailable, require, to_bind
-from nfs.lanes import mount_all
+from nfs.lanes import NFS4_LEASE_S, mount_all
 from nfs.scene import TESTS, Scene
 
-#: NFSv4 keeps clients waiting for this long after a server's restart. Linux's 90 s would only make the run longer; this
-#: still is longer than our leases, so that a wait for NFSv4's own state would be noticed.
-_NFS4_LEASE_S = 10
 #: How long the server's own disk may take to answer a command on the server itself, seconds.
 _DISK_S = 20
 
@@ -64,8 +61,8 @@ def _bring_up(lab: Lab) -> None:
         lab.up(
             clients=2,
             version="4.2",
-            lease_s=_NFS4_LEASE_S,
-            grace_s=_NFS4_LEASE_S,
+            lease_s=NFS4_LEASE_S,
+            grace_s=NFS4_LEASE_S,
             bind=to_bind(),
         )
         for client in lab.clients:

@@ -39,35 +39,38 @@ def call_all(location: str, keys: int, seed: int) -> list[int]:
 
 
 def caches(location: str) -> list[Any]:
-    """The same function cached by plain joblib and by ours."""
-    memories = (joblib.Memory(f"{location}-joblib", verbose=0), Memory(f"{location}-ours", verbose=0))
+    """The same function cached by plain joblib, by ours, and by ours with a lock for each hit."""
+    memories = (
+        joblib.Memory(f"{location}-joblib", verbose=0),
+        Memory(f"{location}-ours", verbose=0),
+        Memory(f"{location}-ours", verbose=0, linger=0),
+    )
     return [memory.cache(megabyte) for memory in memories]
 
 
 def fill(location: str, keys: int) -> None:
     """Compute and store arrays of 1 MiB in both caches."""
-    for cached in caches(location):
+    for cached in caches(location)[:2]:
         for x in range(keys):
             cached(x)
 
 
-def milliseconds_per_hit(location: str, keys: int) -> tuple[float, float]:
-    """The median times of a hit on an array of 1 MiB that another client has stored: plain joblib, ours; in turns."""
-    times: tuple[list[float], list[float]] = ([], [])
+def milliseconds_per_hit(location: str, keys: list[int]) -> list[float]:
+    """The median times of a hit on a stored array of 1 MiB by each of :func:`caches`, in turns."""
     functions = caches(location)
-    for x in range(keys):
+    times: list[list[float]] = [[] for _ in functions]
+    for x in keys:
         for cached, taken in zip(functions, times, strict=True):
             started = time.perf_counter()
             array = cached(x)
             taken.append(time.perf_counter() - started)
             assert array[0] == x
     assert not _computed_arrays
-    plain, ours = (1000 * statistics.median(taken) for taken in times)
-    return plain, ours
+    return [1000 * statistics.median(taken) for taken in times]
 
 
 def requests_per_hit(location: str, mountpoint: str, rounds: int) -> list[dict[str, float]]:
-    """What a hit asks of the file server once all is in this client's cache, by its kernel's count: plain, ours."""
+    """What a hit asks of the file server once all is in this client's cache, by its kernel's count."""
     return [cost(mountpoint, partial(cached, 1), rounds) for cached in caches(location)]
 
 

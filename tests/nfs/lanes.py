@@ -35,6 +35,9 @@ LANES: Final = {
     "nocto": Lane("4.2", "nocto", "/mnt/nocto"),
     "noac": Lane("3", "noac", "/mnt/noac"),
 }
+#: NFSv4's own lease, and its grace period after a restart of the server, seconds: the least that a server takes. It is
+#: longer than our leases, so that waiting for NFSv4's own state would be noticed.
+NFS4_LEASE_S: Final = 10
 #: Those for what takes long: the newest version, and the one without state.
 BOTH: Final = ("4.2", "3")
 

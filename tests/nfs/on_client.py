@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nfsrwlock import HoldStatus, LockError, SoftReadWriteLock
+from nfsrwlock import HoldStatus, HoldWitness, LockError, SoftReadWriteLock
 from nfsrwlock.cli.doctor.cost import requests_per_round
 
 
@@ -97,3 +97,23 @@ def check_of(lock: SoftReadWriteLock) -> str:
     except LockError as error:
         return type(error).__name__
     return ""
+
+
+def checks(made: list[str], seconds: float, *, anew: bool) -> list[list[Any]]:
+    """
+    When a child checked its parent's hold, ten times a second, and the name of what that raised.
+
+    :param anew: each time as a child that has never looked before
+    """
+    witness = HoldWitness(*made)
+    seen: list[list[Any]] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        failure = ""
+        try:
+            (HoldWitness(*made) if anew else witness).check()
+        except LockError as error:
+            failure = type(error).__name__
+        seen.append([time.time(), failure])
+        time.sleep(0.1)
+    return seen

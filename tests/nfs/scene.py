@@ -96,13 +96,13 @@ class Scene:
         self.lab = lab
         self.server = lab.server
         self.n1, self.n2 = lab.clients
-        self._name = name
+        self.name = name
         self._processes: list[Remote] = []
         self.n1.check(["mkdir", f"{LANES['4.2'].at}/{name}"])
 
     def path(self, lane: str = "4.2", file: str = "data") -> str:
         """A path on one of the mounts, the same file on all."""
-        return f"{LANES[lane].at}/{self._name}/{file}"
+        return f"{LANES[lane].at}/{self.name}/{file}"
 
     def process(self, node: Node, code: str = "") -> Remote:
         """Start a process; it ends with the test."""
@@ -115,9 +115,14 @@ class Scene:
         return self.process(node, f"lock = SoftReadWriteLock({path!r}, {settings})")
 
     def entries(self, path: str) -> list[str]:
-        """What the server itself has in the directory of the lock on ``path``."""
+        """What the server itself has in the directory of the lock on ``path``, which may not be there yet."""
+        command = 'test ! -e "$1" || ls -A "$1"'
+        return sorted(self.server.check(["sh", "-c", command, "sh", f"{on_server(path)}.rwlock"]).split())
+
+    def inside(self, path: str, announcement: str) -> list[str]:
+        """What the server itself has in one announcement."""
         exported = path.split("/", 3)[3]
-        return sorted(self.server.check(["ls", "-A", f"/mnt/disk/export/{exported}.rwlock"]).split())
+        return self.server.check(["ls", "-A", f"/mnt/disk/export/{exported}.rwlock/{announcement}"]).split()
 
     def announcements(self, path: str) -> list[str]:
         """Those of the entries that stand for a holder or a waiter."""
@@ -134,6 +139,11 @@ class Scene:
             elif node.is_paused():
                 node.resume()
             node.wait_until_ready()  # sets its clock right, too
+
+
+def on_server(path: str) -> str:
+    """Where the server itself has what a client has at ``path``, on any of the mounts."""
+    return "/mnt/disk/export/" + path.split("/", 3)[3]
 
 
 def wait_until_announced(scene: Scene, path: str, announced: int, timeout: float = PATIENCE_S) -> None:

@@ -12,7 +12,7 @@ import pytest
 from actors import Raised
 from nfs.lab import Job, Node
 from nfs.lanes import BOTH
-from nfs.scene import BOUND_S, LEASE_S, Remote, Scene, wait_until_announced
+from nfs.scene import BOUND_S, LEASE_S, Remote, Scene, on_server, wait_until_announced
 
 pytestmark = pytest.mark.nfs
 
@@ -118,8 +118,7 @@ def run_writer(scene: Scene, node: Node, path: str, output: str) -> Job:
 def times_in(scene: Scene, output: str) -> list[float]:
     """When each write began that the server has."""
     command = 'test ! -e "$1" || cat "$1"'
-    exported = "/mnt/disk/export/" + output.split("/", 3)[3]
-    return [float(line) for line in scene.server.check(["sh", "-c", command, "sh", exported]).split()]
+    return [float(line) for line in scene.server.check(["sh", "-c", command, "sh", on_server(output)]).split()]
 
 
 def test_the_command_of_a_paused_client_is_killed_when_it_goes_on(scene: Scene) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from nfs.lanes import NFS4_LEASE_S
 from nfs.scene import Remote, Scene, wait_until_announced
 
 pytestmark = pytest.mark.nfs
@@ -81,32 +82,49 @@ def until_held_again(reader: Remote) -> float:
 
 
 @pytest.mark.timeout(180)
-def test_a_hold_without_a_heartbeat_yet_outlives_a_grace_period(scene: Scene) -> None:
+def test_a_hold_on_nfs4_outlives_a_grace_period_beside_a_waiter_on_nfs3(scene: Scene) -> None:
     """
-    NFSv4 makes no file for anybody during its grace period (RFC 8881, 9.14.1), so not the first heartbeat either.
+    During NFSv4's grace period nothing may be opened, renamed or removed (RFC 8881, 8.4.2.1); NFSv3 knows none.
 
-    A listing is allowed all the time, so to a watcher the holder is silent for more than its lease. But then the
-    watcher's own `rmdir` has to wait, too, and its watching starts anew.
+    A listing is allowed all the time, so to a watcher the holder is silent for more than its lease. A watcher on NFSv4
+    has to wait itself, and its watching starts anew; one on NFSv3 must go by its new connection.
     """
     path = scene.path()
     holder = scene.locker(scene.n1, path, SETTINGS)
-    waiter = scene.locker(scene.n2, path, SETTINGS)
-    # The server ends the period early when all clients have reclaimed their state, so one that will not is needed.
+    waiters = [scene.locker(scene.n2, scene.path(lane), SETTINGS) for lane in ("4.2", "3")]
+    keep_the_next_grace_period_from_ending_early(scene, path)
+    holder.do("lock.acquire_write()")
+    for waiter in waiters:
+        waiter.do(f"import os; os.environ['NFSRWLOCK_GRACE_PERIOD'] = '{NFS4_LEASE_S}'")
+        waiter.tell("lock.acquire_read()")
+    time.sleep(0.5)  # they have looked at the holder, which has not beaten yet
+    scene.server.kill()
+    scene.server.start()
+    time.sleep(LEASE_S / 3 + 1)
+    (announcement,) = [name for name in scene.announcements(path) if name.startswith("write.")]
+    assert scene.inside(path, announcement) == ["beat.0"], "the first heartbeat needs nothing that is refused"
+    assert in_grace(scene)
+    time.sleep(LEASE_S)
+    assert in_grace(scene), "it lasts longer than the lease"
+    assert holder.do("lock.status.value") == "suspect"
+    while in_grace(scene):
+        time.sleep(0.2)
+    print(f"held again after {until_held_again(holder):.1f} s")
+    holder.do("lock.check()")
+    assert not any(waiter.has_answered() for waiter in waiters)
+    holder.do("lock.release()")
+    for waiter in waiters:
+        waiter.answer(timeout=60)
+        waiter.do("lock.release()")
+
+
+def keep_the_next_grace_period_from_ending_early(scene: Scene, path: str) -> None:
+    """The server ends it as soon as all clients have reclaimed their state, so one is needed that will not."""
     scene.n2.mount("4.0", "nosharecache", at="/mnt/straggler")
     scene.n2.check(["sh", "-c", ': >"/mnt/straggler/$1"', "sh", path.split("/", 3)[3]])
     scene.n2.umount("/mnt/straggler")
-    holder.do("lock.acquire_write()")
-    waiter.tell("lock.acquire_read()")
-    scene.server.kill()
-    scene.server.start()
-    assert scene.server.check(["cat", "/proc/fs/nfsd/v4_end_grace"]).strip() == "N"
-    time.sleep(LEASE_S * 1.2)
-    assert scene.server.check(["cat", "/proc/fs/nfsd/v4_end_grace"]).strip() == "N", "it lasts longer than the lease"
-    time.sleep(LEASE_S * 2)
-    assert scene.server.check(["cat", "/proc/fs/nfsd/v4_end_grace"]).strip() == "Y"
-    print(f"held again after {until_held_again(holder):.1f} s")
-    holder.do("lock.check()")
-    assert not waiter.has_answered()
-    holder.do("lock.release()")
-    waiter.answer(timeout=60)
-    waiter.do("lock.release()")
+
+
+def in_grace(scene: Scene) -> bool:
+    """Whether the server only lets clients reclaim what they had before it was restarted."""
+    return scene.server.check(["cat", "/proc/fs/nfsd/v4_end_grace"]).strip() == "N"

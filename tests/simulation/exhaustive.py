@@ -124,6 +124,9 @@ class _Oracle:
         #: About whose silence, since which heartbeat, it was asked; each is asked for by itself.
         self.asked: dict[str, int | None] = {}
 
+    def connected(self, connection: str | None, *, now: float, standstill: float) -> None:
+        pass
+
     def meet(self, name: str, now: float) -> float:
         return -1e9
 
@@ -170,6 +173,9 @@ class _Scripted:
 
     def unlink(self, name: str) -> None:
         self._step.call("unlink", name)
+
+    def connection(self) -> str | None:
+        return None
 
 
 @dataclass(frozen=True)

@@ -383,6 +383,11 @@ def count_time_across_outage(stack: ExitStack) -> None:
     _replace(stack, watch.Watch, look=look)
 
 
+@_mutant("after a new connection to the server others may stand still")
+def ignore_new_connections(stack: ExitStack) -> None:
+    _replace(stack, watch.Watch, connected=lambda self, connection, *, now, standstill: None)
+
+
 @_mutant("a change of the heartbeat starts the watching anew")
 def count_on_after_a_beat(stack: ExitStack) -> None:
     look = watch.Watch.look

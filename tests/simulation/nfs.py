@@ -182,15 +182,34 @@ class Server:
         self.ghosts[name] = directory
 
 
+#: What NFSv4 clients may not do during the server's grace period; NFSv3 knows no such thing.
+_REFUSED_IN_GRACE = frozenset({"rmdir", "unlink", "rename"})
+
+
 class Network:
     """When the server can be reached, and by whom."""
 
     def __init__(self) -> None:
         self._down: list[tuple[float, float]] = []
+        #: Grace periods: from when, until when, and how long after that a client may take to ask again.
+        self._graces: list[tuple[float, float, float]] = []
 
     def cut(self, start: float, end: float) -> None:
         """Let calls and replies hang from ``start`` to ``end``."""
         self._down.append((start, end))
+
+    def restart(self, start: float, end: float, grace: float, retry: float) -> None:
+        """Let the server be down from ``start`` to ``end``, and have a grace period then."""
+        self.cut(start, end)
+        self._graces.append((end, end + grace, retry))
+
+    def granted_at(self, moment: float, rng: random.Random) -> float:
+        """Return ``moment``, or when a client asks again after the grace period that it falls into."""
+        return next((end + rng.random() * retry for start, end, retry in self._graces if start <= moment < end), moment)
+
+    def restarts(self, moment: float) -> int:
+        """How often the server was restarted up to ``moment``."""
+        return sum(start <= moment for start, _, _ in self._graces)
 
     def up_again(self, moment: float) -> float:
         """Return ``moment``, or when the outage ends that it falls into."""
@@ -212,6 +231,7 @@ class Client:
         self.weather = weather
         self.rng = rng
         self.link = Network()
+        self.by_nfs3 = False
         self._network = network
         #: No listing of a directory shows a state from before this many of its changes.
         self._floor: dict[Directory, int] = {}
@@ -224,6 +244,15 @@ class Client:
             if later == moment:
                 return moment
             moment = later + self.rng.random() * 0.02
+
+    def granted_at(self, kind: str, moment: float) -> float:
+        """Return ``moment``, or when the server does not refuse such a call any more."""
+        refused = kind in _REFUSED_IN_GRACE and not self.by_nfs3
+        return self._network.granted_at(moment, self.rng) if refused else moment
+
+    def connection(self) -> str | None:
+        """What the kernel shows of its connection; it is a new one after each restart."""
+        return f"connected {self._network.restarts(self.server.agenda.now)}" if self.by_nfs3 else None
 
     def do(self, call: Call) -> Any:
         """Carry a call out, at the server or from a cache; runs at one moment."""
@@ -442,7 +471,7 @@ class Process:
             return None
         client = self.host.client
         from_cache = call.kind == "listdir" and client.weather.cached_looks
-        moment = self._reached(0.0, from_cache=from_cache)
+        moment = max(self._reached(0.0, from_cache=from_cache), client.granted_at(call.kind, self.agenda.now))
         if moment > self.agenda.now:
             self.agenda.at(moment, lambda: self._arrive(call, fate))
             return None
@@ -521,6 +550,7 @@ class MountedFiles:
 
     def __init__(self, process: Process) -> None:
         self._call = process.call
+        self._client = process.host.client
 
     def mkdir(self, name: str) -> None:
         self._call("mkdir", name)
@@ -540,6 +570,9 @@ class MountedFiles:
 
     def unlink(self, name: str) -> None:
         self._call("unlink", name)
+
+    def connection(self) -> str | None:
+        return self._client.connection()
 
 
 class Log:

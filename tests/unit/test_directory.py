@@ -287,7 +287,52 @@ def test_a_name_is_made_once(files):
     files.create("write.x/beat.0", b"{}")
     with pytest.raises(FileExistsError):
         files.create("write.x/beat.0", b"other")
-    assert Path(files.path, "write.x", "beat.0").read_bytes() == b"{}"
+    assert os.readlink(Path(files.path, "write.x", "beat.0")) == "{}"
+
+
+def failing(monkeypatch, number, *, if_longer_than=0):
+    """Let ``symlink`` fail."""
+    symlink = os.symlink
+
+    def fail(text, *names, **places):
+        if len(text) > if_longer_than:
+            raise OSError(number, os.strerror(number))
+        symlink(text, *names, **places)
+
+    monkeypatch.setattr(os, "symlink", fail)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG])
+def test_a_first_heartbeat_for_whose_record_there_is_no_room_is_made_without_it(files, monkeypatch, number):
+    """Section 5: a full disk must not cost a hold; a short text lies in the inode."""
+    files.mkdir("write.x")
+    failing(monkeypatch, number, if_longer_than=59)
+    files.create("write.x/beat.0", b"long" * 100)
+    assert os.readlink(Path(files.path, "write.x", "beat.0")) == "{}"
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_there_are_no_symbolic_links_a_file_is_the_heartbeat(files, monkeypatch, number):
+    """symlink(2) says EPERM for a file system without them."""
+    files.mkdir("write.x")
+    failing(monkeypatch, number)
+    files.create("write.x/beat.0", b"{}")
+    assert Path(files.path, "write.x", "beat.0").read_bytes() == b""
+    with pytest.raises(FileExistsError):
+        files.create("write.x/beat.0", b"{}")
+    files.rename("write.x/beat.0", "write.x/beat.1")
+    files.unlink("write.x/beat.1")
+    files.rmdir("write.x")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EEXIST, errno.ESTALE, errno.EACCES, errno.ENOSPC])
+def test_any_other_trouble_with_a_first_heartbeat_is_told(files, monkeypatch, number):
+    files.mkdir("write.x")
+    failing(monkeypatch, number)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is checked
+        files.create("write.x/beat.0", b"{}")
+    assert caught.value.errno == number
+    assert files.listdir("write.x") == []
 
 
 def test_a_directory_with_an_entry_is_not_removed(files):
@@ -388,11 +433,9 @@ def test_entries_are_for_their_user_only(files):
     before = os.umask(0)
     try:
         files.mkdir("write.x")
-        files.create("write.x/beat.0", b"{}")
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.lstat(f"{files.path}/write.x").st_mode) == 0o700
-    assert stat.S_IMODE(os.lstat(f"{files.path}/write.x/beat.0").st_mode) == 0o600
 
 
 def test_the_protocol_runs_on_real_files(files):
@@ -400,7 +443,7 @@ def test_the_protocol_runs_on_real_files(files):
     writer = participant(files)
     assert writer.advance()
     assert (writer.generation, writer.beat(), writer.beat()) == (1, Beat.DONE, Beat.DONE)
-    record = Path(files.path, writer.name, "beat.1").read_bytes()
+    record = os.readlink(os.fsencode(Path(files.path, writer.name, "beat.1")))
     assert record == b'{"user": "somebody"}'
     other = opened(files.path)
     reader = participant(other, Mode.READ)
@@ -534,8 +577,8 @@ def test_a_beat_counts_although_its_record_does_not_fit(tmp_path):
         assert reader.advance()
         fill_blocks(disk)
         files.mkdir("write.x")
-        files.create("write.x/beat.0", b"x" * 100)
-        assert Path(files.path, "write.x", "beat.0").read_bytes() == b"", "there was no room for it"
+        files.create("write.x/beat.0", b"x" * 900)
+        assert os.readlink(Path(files.path, "write.x", "beat.0")) == "{}", "there was no room for it"
         assert reader.beat() is Beat.DONE
         assert files.listdir(reader.name) == ["beat.0"]
 

@@ -372,6 +372,34 @@ def test_a_silent_holder_is_evicted_after_its_lease_of_watched_time(stage, beat)
     assert reader.evictions == 1
 
 
+@pytest.mark.parametrize("standstill", [0.0, 112.0])
+def test_silence_counts_anew_after_a_new_connection(stage, standstill):
+    """Section 3: after a server's restart others may be unable to beat for as long as NFSv4's grace period."""
+    stage.peer(Mode.WRITE, beat=5)
+    reader = stage.reader(standstill=standstill)
+    reader.files.connected = "first"
+    assert not stage.poll(reader, TTL - 1, every=1.0)
+    reader.files.connected = "second"
+    assert not stage.poll(reader, max(TTL, standstill) - 1, every=1.0)
+    assert reader.evictions == 0
+    assert stage.poll(reader, TTL / 6 + 5, every=1.0)
+
+
+def test_a_look_that_needs_a_new_connection_is_one_on_it(stage):
+    """The server was restarted between two looks; the second one finds it again, and must not be the last of 90 s."""
+    stage.peer(Mode.WRITE, beat=5)
+    reader = stage.reader()
+    reader.files.connected = "first"
+    stage.poll(reader, TTL - TTL / 12, every=1.0)
+
+    def reconnect() -> None:
+        reader.files.connected = "second"
+
+    reader.files.inject(After("listdir", reconnect, on="write."))
+    assert not stage.poll(reader, TTL - 1, every=1.0)
+    assert stage.poll(reader, TTL / 6 + 5, every=1.0)
+
+
 def test_a_holder_that_beats_is_never_evicted(stage):
     """Section 3: any change of its beat's name begins a new count."""
     writer = stage.peer(Mode.WRITE)

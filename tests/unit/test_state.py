@@ -80,7 +80,7 @@ def announce(
     path.parent.mkdir(mode=0o700, exist_ok=True)
     path.mkdir()
     if beat is not None:
-        (path / f"beat.{beat}").write_bytes(record)
+        os.symlink(record, path / f"beat.{beat}")
     moment = time.time() - silent
     os.utime(path, (moment, moment))
     return path
@@ -227,20 +227,20 @@ def test_a_heartbeat_tells_the_command_and_the_job(data):
 
 @pytest.mark.parametrize(
     "record",
-    [b"", b"{", b"\xff\xfe", b"[]", b"7", b"null", b'{"command": 7, "job": ["x"]}', b"[" * 100_000, b"{}" * 100_000],
+    [b" ", b"{", b"\xff\xfe", b"[]", b"7", b"null", b'{"command": 7, "job": ["x"]}', b"[" * 4000, b"{}" * 2000],
     ids=lambda record: f"{record[:20]!r}-{len(record)}",
 )
 def test_nothing_depends_on_what_a_heartbeat_says(data, record):
-    """Section 1: a record that is damaged, or was not written because the disk was full, only says nothing."""
+    """Section 1: a record that is damaged, or for which a full disk had no room, only says nothing."""
     announce(data, beat=0, record=record)
     peer = only(inspect(data).holders)
     assert (peer.command, peer.job, peer.mode) == (None, None, "write")
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
-def test_a_heartbeat_that_is_no_file_is_not_waited_for(data, make):
-    """A FIFO that nobody writes to would block whoever opens it for ever."""
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, Path.touch, lambda path: os.symlink("/dev/zero", path)])
+def test_a_heartbeat_is_never_opened(data, make):
+    """A FIFO that nobody writes to would block whoever opens it for ever, and a link may lead anywhere."""
     make(announce(data) / "beat.7")
     peer = only(inspect(data).holders)
     assert (peer.command, peer.job) == (None, None)
@@ -267,7 +267,7 @@ def test_the_record_of_this_process_fits_and_names_its_job(monkeypatch):
     monkeypatch.setattr("sys.argv", ["program", "🧬" * 5000])
     monkeypatch.setenv("SLURM_JOB_ID", "🧬" * 5000)
     record = make(7)
-    assert len(record) <= 4096, "or its readers would cut it and understand nothing"
+    assert len(record) <= 1000, "more is no symbolic link's text on XFS"
     assert json.loads(record)["pid"] == 7
     assert json.loads(record)["user"] == own_name()
 

@@ -84,6 +84,49 @@ def test_a_longer_gap_was_not_watched_and_begins_a_new_count():
     assert looking((170, 1), watch=watch).watched(PEER) == 9.5
 
 
+def connected(watch, connection, now, standstill=0.0):
+    watch.connected(connection, now=now, standstill=standstill)
+    return watch
+
+
+def test_a_new_connection_to_the_server_begins_a_new_count():
+    """Section 3: the server may have been restarted, and then the peer could not beat."""
+    watch = connected(Watch(), "first", 99)
+    looking((100, 3), (120, 3), watch=watch)
+    connected(watch, "first", 139)
+    assert looking((140, 3), watch=watch).watched(PEER) == 40.0, "the same connection"
+    connected(watch, "second", 149)
+    assert looking((150, 3), watch=watch).watched(PEER) == 0.0
+    assert looking((160, 3), watch=watch).watched(PEER) == 10.0, "once"
+
+
+@pytest.mark.parametrize("first", [None, "first"])
+def test_the_first_connection_that_is_seen_is_not_a_new_one(first):
+    watch = connected(looking((100, 3), (120, 3)), first, 121, standstill=1000)
+    assert looking((140, 3), watch=watch).watched(PEER) == 40.0
+
+
+@pytest.mark.parametrize(("standstill", "needed"), [(20, LEASE), (LEASE, LEASE), (107, 107), (500, 500)])
+def test_others_may_stand_still_for_a_while_after_a_new_connection(standstill, needed):
+    """Section 3: not before both a lease and the time are over in which others may be unable to beat."""
+    watch = connected(connected(Watch(), "first", 0), "second", 100, standstill)
+    moment, first = 100.0, 100.0
+    looking((moment, 3), watch=watch)
+    while watch.watched(PEER) < LEASE:
+        assert watch.silence(PEER, moment) == moment - first, "for people: what it is, not what it counts"
+        moment += 1
+        looking((moment, 3), watch=watch)
+    assert moment - first == needed
+
+
+def test_what_others_watched_does_not_shorten_a_standstill():
+    watch = connected(connected(Watch(), "first", 0), "second", 100, standstill=107)
+    watch.look(PEER, 3, lease=LEASE, now=100, credit=80)
+    assert watch.watched(PEER) == LEASE - 107
+    watch.look(PEER, 3, lease=LEASE, now=110, credit=80)
+    assert watch.watched(PEER) == LEASE - 97
+
+
 def test_the_gap_is_measured_by_the_lease_of_the_peer():
     """Section 3: peers use the holder's own value."""
     assert looking((0, 1), (10, 1), lease=30.0).watched(PEER) == 10.0

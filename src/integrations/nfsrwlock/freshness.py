@@ -9,6 +9,8 @@ anew. So: open the directory first, then look.
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterable
 from contextlib import suppress
 
 
@@ -26,8 +28,34 @@ def stat_afresh(path: str | os.PathLike[str], depth: int = 1) -> os.stat_result 
         parents.append(parent)
     for parent in reversed(parents):
         with suppress(FileNotFoundError, NotADirectoryError):
-            os.close(os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            _open(parent, os.O_DIRECTORY)
     try:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """
+    Let nobody on this host be shown an old answer of a cache for ``paths``, nor for the directories on the way to them.
+
+    For who has a lock now, before a program that knows nothing of this one looks at what the lock guards. What is not
+    there, or cannot be opened, is passed over.
+    """
+    opened = set()
+    for path in paths:
+        parents = [os.path.dirname(os.path.abspath(path))]
+        while (above := os.path.dirname(parents[-1])) != parents[-1]:
+            parents.append(above)
+        for parent in reversed(parents):
+            if parent not in opened:
+                opened.add(parent)
+                with suppress(OSError):
+                    _open(parent, os.O_DIRECTORY)
+        with suppress(OSError):
+            if stat.S_IFMT(os.stat(path).st_mode) in (stat.S_IFREG, stat.S_IFDIR):  # a pipe's writer waits for an open
+                _open(path)
+
+
+def _open(path: str | os.PathLike[str], flags: int = 0) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))

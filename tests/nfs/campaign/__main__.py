@@ -23,6 +23,7 @@ from nfs.campaign.history import Verdict
 from nfs.campaign.picture import draw
 from nfs.campaign.run import Campaign, document
 from nfs.lab import Lab, LabError, Unavailable, require, to_bind
+from nfs.lanes import NFS4_LEASE_S
 
 #: How much of the history a picture shows on either side of a violation, seconds.
 _AROUND_S = 15.0
@@ -63,8 +64,8 @@ def main() -> int:
     try:
         lab.up(
             clients=options.clients,
-            lease_s=10,
-            grace_s=10,
+            lease_s=NFS4_LEASE_S,
+            grace_s=NFS4_LEASE_S,
             bind=to_bind(),
         )
         campaign = Campaign(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfs.lab import Job, Lab, Node
-from nfs.lanes import LANES, mount_all
+from nfs.lanes import LANES, NFS4_LEASE_S, mount_all
 
 from .history import Event, Fault, Verdict, judge, on_the_hosts_clock
 from .nemesis import NOBODY, Nemesis
@@ -165,6 +165,7 @@ class Campaign:
         job = node.popen(
             [sys.executable, str(_TESTS / "nfs" / _PACKAGE / "actor.py"), json.dumps(settings)],
             stdin=True,
+            env={"NFSRWLOCK_GRACE_PERIOD": str(NFS4_LEASE_S)},
             on_output=hear,
         )
         process = _Process(who, job, self._machines[node.name], lane)

@@ -12,10 +12,10 @@ import click
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.options import PATH, holding, positive_seconds, request
-from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
+from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, in_options
 from nfsrwlock.cli.signals import end_as_if_by
 from nfsrwlock.cli.terminal import Terminal
-from nfsrwlock.cli.text import PROGRAM, flush, in_options, say
+from nfsrwlock.text import PROGRAM, flush, say
 from nfsrwlock_core import LockError, LockPathError
 
 _CODES = """

@@ -7,7 +7,7 @@ import sys
 import click
 
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.cli.text import one_line, printable
+from nfsrwlock.text import one_line, printable
 from nfsrwlock_core import LockBusyError, PeerInfo, break_lock, inspect
 
 

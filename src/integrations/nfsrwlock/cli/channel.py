@@ -9,22 +9,12 @@ newer form.
 from __future__ import annotations
 
 import pickle
-import select
 import socket
 import struct
 from typing import Final
 
 _LENGTH: Final = struct.Struct("!I")
 _ROOM_BYTES: Final = 1 << 16
-
-
-def readable(*descriptors: int | None, seconds: float) -> bool:
-    """Wait until one of the descriptors has something to read, for at most so long; return whether one has."""
-    poller = select.poll()  # select() cannot take the descriptors of a program that was started with many open files
-    for descriptor in descriptors:
-        if descriptor is not None:
-            poller.register(descriptor, select.POLLIN)
-    return bool(poller.poll(seconds * 1000))
 
 
 class Channel:

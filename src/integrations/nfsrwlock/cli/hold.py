@@ -9,7 +9,9 @@ import stat
 from nfsrwlock.cli.keeper import Guarded, Hold, Keeper, OnExpiry, Request, Signalled, now
 from nfsrwlock.cli.leash import Leash
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.cli.processes import (
+from nfsrwlock.cli.run import wait_until_held
+from nfsrwlock.cli.signals import FORWARDED, Signals
+from nfsrwlock.processes import (
     GUARD_NAME,
     Entry,
     Process,
@@ -19,9 +21,7 @@ from nfsrwlock.cli.processes import (
     null_for,
     send,
 )
-from nfsrwlock.cli.run import wait_until_held
-from nfsrwlock.cli.signals import FORWARDED, Signals
-from nfsrwlock.cli.text import flush, say
+from nfsrwlock.text import flush, say
 from nfsrwlock_core import HoldStatus
 
 

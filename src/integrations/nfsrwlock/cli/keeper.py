@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NoReturn
 
-from nfsrwlock.cli.channel import Channel, readable
-from nfsrwlock.cli.outcome import Exit
-from nfsrwlock.cli.processes import (
+from nfsrwlock.cli.channel import Channel
+from nfsrwlock.cli.outcome import Exit, in_options
+from nfsrwlock.processes import (
     KEEPER_NAME,
     Process,
     call_yourself,
@@ -33,9 +33,10 @@ from nfsrwlock.cli.processes import (
     family,
     kill,
     null_for,
+    readable,
     send_to_group,
 )
-from nfsrwlock.cli.text import PROGRAM, flush, in_options
+from nfsrwlock.text import PROGRAM, flush
 from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, Timeout, WaitInfo, inspect
 
 _TICK_LIMITS_SECONDS: Final = (0.02, 0.2)

@@ -13,8 +13,8 @@ from enum import Enum
 from typing import Final
 
 from nfsrwlock.cli.keeper import Hold, OnExpiry, now
-from nfsrwlock.cli.processes import Find, freeze, kill, thaw
-from nfsrwlock.cli.text import duration
+from nfsrwlock.processes import Find, freeze, kill, thaw
+from nfsrwlock.text import duration
 from nfsrwlock_core import HoldStatus
 
 _AGAIN_SECONDS: Final = 1.0

@@ -11,7 +11,7 @@ import click
 
 from nfsrwlock.cli.keeper import OnExpiry, Request
 from nfsrwlock.cli.outcome import CliError
-from nfsrwlock.cli.text import printable
+from nfsrwlock.text import printable
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

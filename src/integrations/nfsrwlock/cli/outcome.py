@@ -23,6 +23,7 @@ on stderr tells.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class Exit(IntEnum):
@@ -51,3 +52,19 @@ class Interrupted(Exception):
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
+
+
+_OPTIONS: Final = {
+    "stale_threshold": "--stale",
+    "heartbeat_interval": "--heartbeat",
+    "poll_interval": "--poll",
+    "share=": "--share ",
+    "lock_dir=": "--lock-dir",
+}
+
+
+def in_options(message: str) -> str:
+    """Return a message of the engine with the parameters it names turned into options of the command line."""
+    for parameter, option in _OPTIONS.items():
+        message = message.replace(parameter, option)
+    return message

@@ -12,11 +12,11 @@ from typing import Final, NoReturn
 from nfsrwlock.cli.keeper import Failed, Guarded, Hold, Keeper, Request, Signalled, Waiting, now
 from nfsrwlock.cli.leash import Leash
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
-from nfsrwlock.cli.processes import Entry, adopt_orphans, family, send_to_group
 from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, end_as_if_by, stop_as_if_by
 from nfsrwlock.cli.terminal import Terminal
-from nfsrwlock.cli.text import flush, say
 from nfsrwlock.cli.waiting import FRAME_SECONDS, Progress
+from nfsrwlock.processes import Entry, adopt_orphans, family, send_to_group
+from nfsrwlock.text import flush, say
 from nfsrwlock_core import HoldStatus
 
 _SHELL: Final = "/bin/sh"

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final, Self
 
-from nfsrwlock.cli.channel import Channel, readable
+from nfsrwlock.cli.channel import Channel
+from nfsrwlock.processes import readable
 
 TERMINATING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 FORWARDED: Final = (*sorted(TERMINATING), signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGCONT)

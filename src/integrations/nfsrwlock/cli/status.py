@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from nfsrwlock.cli.outcome import Exit
-from nfsrwlock.cli.text import duration, one_line, printable, say
+from nfsrwlock.text import duration, one_line, printable, say
 from nfsrwlock_core import LockError, LockPathError, LockState, PeerInfo, inspect
 
 if TYPE_CHECKING:

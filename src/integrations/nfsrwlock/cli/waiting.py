@@ -11,7 +11,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from nfsrwlock.cli.text import duration, one_line, say
+from nfsrwlock.text import duration, one_line, say
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -6,9 +6,12 @@ A context variable, because coroutines that take turns in one thread must not se
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
-from dataclasses import dataclass, replace
+import os
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
+
+from nfsrwlock_core import HoldStatus, SoftReadWriteLock
 
 Mode = Literal["read", "write"]
 
@@ -33,31 +36,41 @@ class Held:
     mode: Mode
     lock: CanCheck
     tag: str | None = None
+    pid: int = field(default_factory=os.getpid)
 
 
 _holds: ContextVar[dict[str, Held]] = ContextVar("nfsrwlock_joblib_holds", default={})  # noqa: B039 - never changed
 
-HoldToken = Token[dict[str, Held]]
+Holds = dict[str, Held]
 
 
 def held(lock_file: str) -> Held | None:
     """Return the caller's hold on the lock on ``lock_file``."""
-    return _holds.get().get(lock_file)
+    hold = _holds.get().get(lock_file)
+    if hold is None or not isinstance(hold.lock, SoftReadWriteLock):
+        return hold
+    # What a signal's exception has kept from being noted: a lock that this very process has released is not held.
+    return None if hold.pid == os.getpid() and hold.lock.status is HoldStatus.FREE else hold
 
 
-def enter(lock_file: str, hold: Held) -> HoldToken:
-    """Note a hold; what is returned goes to :func:`leave`."""
-    return _holds.set({**_holds.get(), lock_file: hold})
+def holds() -> Holds:
+    """Return what the caller holds now, for :func:`restore`."""
+    return _holds.get()
 
 
-def leave(token: HoldToken) -> None:
-    """Note that the hold has ended."""
-    _holds.reset(token)
+def enter(lock_file: str, hold: Held) -> None:
+    """Note a hold."""
+    _holds.set({**_holds.get(), lock_file: hold})
 
 
-def mark(lock_file: str, tag: str) -> HoldToken:
-    """Say what items that are stored under a hold that the caller has are marked with, until :func:`leave`."""
-    return enter(lock_file, replace(_holds.get()[lock_file], tag=tag))
+def restore(before: Holds) -> None:
+    """Note that the holds since ``before`` have ended; also where a signal's exception came upon :func:`enter`."""
+    _holds.set(before)
 
 
-__all__: Final = ["CanCheck", "Held", "HoldToken", "Mode", "enter", "held", "leave", "mark"]
+def mark(lock_file: str, tag: str) -> None:
+    """Say what items that are stored under a hold that the caller has are marked with, until :func:`restore`."""
+    enter(lock_file, replace(_holds.get()[lock_file], tag=tag))
+
+
+__all__: Final = ["CanCheck", "Held", "Holds", "Mode", "enter", "held", "holds", "mark", "restore"]

@@ -14,9 +14,8 @@ import threading
 import types
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Final
-
-from nfsrwlock_core import SoftReadWriteLock
 
 _NO_DATA: Final = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.FrameType)
 
@@ -56,25 +55,31 @@ def maps_in(value: object) -> list[mmap.mmap]:
 
 
 class _Hold:
-    def __init__(self, lock: SoftReadWriteLock, count: int) -> None:
-        self.lock: Final = lock
-        self.count = count
+    def __init__(self, lock_file: str, count: int, release: Callable[[], object]) -> None:
+        self._lock_file: Final = lock_file
+        self._count = count
+        self._release: Final = release
 
     def one_less(self) -> None:
         with _mutex:
-            self.count -= 1
-            if self.count:
+            self._count -= 1
+            if self._count:
                 return
-            _mapped[self.lock.lock_file] -= 1
-            if not _mapped[self.lock.lock_file]:
-                del _mapped[self.lock.lock_file]
-        self.lock.release(force=True)  # from whatever thread; in a forked child this does nothing
+            _mapped[self._lock_file] -= 1
+            if not _mapped[self._lock_file]:
+                del _mapped[self._lock_file]
+        self._release()
 
 
-def keep_for(maps: list[mmap.mmap], lock: SoftReadWriteLock) -> None:
-    """Let ``lock``, which is held, be released when the last of ``maps`` is gone."""
-    hold = _Hold(lock, len(maps))
+def keep_for(maps: list[mmap.mmap], lock_file: str, release: Callable[[], object]) -> None:
+    """
+    Let a shared hold end when the last of ``maps`` is gone.
+
+    :param lock_file: on which it is held
+    :param release: ends it, from whatever thread; in a forked child it must do nothing
+    """
+    hold = _Hold(lock_file, len(maps), release)
     with _mutex:
-        _mapped[lock.lock_file] += 1
+        _mapped[lock_file] += 1
     for one in maps:
         weakref.finalize(one, hold.one_less).atexit = False  # at exit the core releases what is held

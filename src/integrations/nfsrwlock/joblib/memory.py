@@ -1,8 +1,8 @@
 """
 ``joblib.Memory`` that computes each result once, however many processes on any hosts ask for it at the same time.
 
-What is stored and where is joblib's; the locks are :mod:`nfsrwlock.joblib.store`'s, the order of events is told in
-:mod:`nfsrwlock.joblib.story`. What is not promised: a plain ``joblib.Memory`` on the same store takes no locks.
+What is stored and where is joblib's; the locks are :mod:`nfsrwlock.joblib.store`'s. What is not promised: a plain
+``joblib.Memory`` on the same store takes no locks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 import joblib
 from joblib._store_backends import CacheWarning
@@ -36,10 +36,13 @@ from joblib.memory import (
 from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import LockLostError
 
+from .calls import Call, Taken, TaskCall, ThreadCall
 from .holding import held
+from .lingering import LINGER_S
 from .mapping import maps_in
 from .store import TAG, CallId, Granularity, LockingStoreBackend, register_store_backend, tag_of
-from .story import Compute, Give, Keep, Story, Take, Taken, TaskTeller, ThreadTeller
+
+_Call = TypeVar("_Call", bound=Call)
 
 #: Stands for "to be loaded as a memory map once the exclusive lock is given back".
 _TO_BE_MAPPED: Final = object()
@@ -96,55 +99,63 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         call_id = (self.func_id, self._get_args_id(*args, **kwargs))
         if held(self.store_backend.lock_file(call_id)) is not None:
             return self._is_in_cache_and_valid(call_id)  # asked by its own computation
-        with self.store_backend.lock_for(call_id).read_lock():
+        reader = self.store_backend.reader(call_id)
+        try:
+            reader.enter()
             found = self.store_backend.contains_item(call_id) or self.store_backend.signature(call_id) is not None
             return found and self._is_valid(call_id)
+        finally:
+            reader.leave()
 
     # -- the call -----------------------------------------------------------------------------------------------------
 
     def _cached_call(self, args: Any, kwargs: Any, shelving: bool) -> Any:
-        return self._told(args, kwargs, self._story(args, kwargs, shelving, force=False))
+        call = self._begun(ThreadCall, args, kwargs)
+        return call.run(self._steps(call, args, kwargs, shelving))
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the call whether it is cached or not, store the result, return it and what is known of the call."""
-        return self._told(args, kwargs, self._story(args, kwargs, shelving=False, force=True))
+        call = self._begun(ThreadCall, args, kwargs)
+        return call.run(self._steps(call, args, kwargs, shelving=False, force=True))
 
-    def _told(self, args: Any, kwargs: Any, story: tuple[CallId, Story]) -> Any:
-        call_id, steps = story
-        return ThreadTeller(self.store_backend, call_id).tell(steps, partial(self.func, *args, **kwargs))
-
-    def _story(self, args: Any, kwargs: Any, shelving: bool, *, force: bool) -> tuple[CallId, Story]:
+    def _begun(self, kind: type[_Call], args: Any, kwargs: Any) -> _Call:
         call_id = (self.func_id, self._get_args_id(*args, **kwargs))
-        return call_id, self._steps(call_id, args, kwargs, shelving, force)
+        return kind(self.store_backend, call_id, partial(self.func, *args, **kwargs))
 
-    def _steps(self, call_id: CallId, args: Any, kwargs: Any, shelving: bool, force: bool) -> Story:
+    async def _steps(
+        self, call: Call, args: Any, kwargs: Any, shelving: bool, *, force: bool = False
+    ) -> tuple[Any, dict[str, Any]]:
         # Gives what joblib's own _cached_call gives: the output or a reference to it, and what is known of the call.
-        store = self.store_backend
+        # A caller looks under the shared lock. What it does not find it computes under the exclusive lock, after
+        # another look, because whoever had the lock before may have computed it. While it waits for the exclusive lock
+        # it keeps looking: what has appeared need not be computed, and is loaded under the shared lock, together with
+        # all the others who waited.
+        store, call_id = self.store_backend, call.call_id
         self._say_what_is_asked(call_id, args, kwargs)
         while True:
             seen = None
             if not force:
-                yield Take("read")
+                await call.take("read")
                 found = store.contains_item(call_id)
                 seen = None if found else store.signature(call_id)
                 if (found or seen is not None) and self._is_valid(call_id):
-                    loaded = yield from self._load(call_id, args, kwargs, shelving)
+                    loaded = await self._load(call, call_id, args, kwargs, shelving)
                     if loaded is not None:
                         return loaded[0], {}
                 seen = store.signature(call_id) if found else seen
-                yield Give()
-            taken = yield Take("write", seen, until_changed=not force, tag=self._tag)
+                await call.give()
+            taken = await call.take("write", seen=seen, until_changed=not force, tag=self._tag)
             if taken is Taken.MAPPED_HERE:
-                return (yield from self._compute_only(shelving, "it is in use by a memory map of this process"))
+                return await self._compute_only(call, shelving, "it is in use by a memory map of this process")
             if taken is Taken.APPEARED:
                 continue
             now = store.signature(call_id)
             if not force and now is not None and now != seen:
-                yield Give()
+                await call.give()
                 continue
-            return (yield from self._compute_and_store(call_id, args, kwargs, shelving))
+            return await self._compute_and_store(call, call_id, args, kwargs, shelving)
 
-    def _load(self, call_id: CallId, args: Any, kwargs: Any, shelving: bool) -> Story:
+    async def _load(self, call: Call, call_id: CallId, args: Any, kwargs: Any, shelving: bool) -> tuple[Any] | None:
         # The shared lock is held. Gives a tuple of the output, or None if it cannot be loaded.
         if shelving:
             return (self._get_memorized_result(call_id),)
@@ -152,7 +163,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             started = time.time()
             output = self._load_item(call_id)
             if self.store_backend.mmap_mode is not None:
-                output = yield from self._keep_maps(call_id, output)
+                output = await self._keep_maps(call, call_id, output)
             if self._verbose > 4:
                 self._print_duration(time.time() - started, context="cache loaded ")
         except Exception:
@@ -162,18 +173,20 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             return None
         return (output,)
 
-    def _keep_maps(self, call_id: CallId, output: Any) -> Story:
+    async def _keep_maps(self, call: Call, call_id: CallId, output: Any) -> Any:
         maps = maps_in(output)
-        if maps and not (yield Keep(maps)):
+        if maps and not await call.keep(maps):
             return self.store_backend.load_copy(call_id)
         return output
 
-    def _compute_only(self, shelving: bool, reason: str) -> Story:
-        output = yield Compute()
+    async def _compute_only(self, call: Call, shelving: bool, reason: str) -> tuple[Any, dict[str, Any]]:
+        output = await call.compute()
         warnings.warn(f"Unable to cache to disk: {reason}.", CacheWarning, stacklevel=2)
         return (NotMemorizedResult(output) if shelving else output), {}
 
-    def _compute_and_store(self, call_id: CallId, args: Any, kwargs: Any, shelving: bool) -> Story:
+    async def _compute_and_store(
+        self, call: Call, call_id: CallId, args: Any, kwargs: Any, shelving: bool
+    ) -> tuple[Any, dict[str, Any]]:
         # The exclusive lock is held.
         store = self.store_backend
         self._check_previous_func_code(stacklevel=4)
@@ -184,7 +197,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             self.warn(f"Computing func {name}, argument hash {call_id[1]} in location {location}")
         self._before_call(args, kwargs)
         started = time.time()
-        output = yield Compute()
+        output = await call.compute()
         try:
             self._check_hold(call_id)
         except LockLostError as error:
@@ -198,9 +211,9 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         finally:
             _storing.reset(token)
         if result is _TO_BE_MAPPED:
-            yield Give()
-            yield Take("read")
-            loaded = yield from self._load(call_id, args, kwargs, shelving)
+            await call.give()
+            await call.take("read")
+            loaded = await self._load(call, call_id, args, kwargs, shelving)
             result = output if loaded is None else loaded[0]
         return result, metadata
 
@@ -258,9 +271,9 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
 class AsyncLockingMemorizedFunc(LockingMemorizedFunc, AsyncMemorizedFunc):  # type: ignore[misc]
     """A coroutine function whose results are cached, and computed once."""
 
-    async def _told(self, args: Any, kwargs: Any, story: tuple[CallId, Story]) -> Any:
-        call_id, steps = story
-        return await TaskTeller(self.store_backend, call_id).tell(steps, partial(self.func, *args, **kwargs))
+    async def _cached_call(self, args: Any, kwargs: Any, shelving: bool) -> Any:
+        call = self._begun(TaskCall, args, kwargs)
+        return await call.run(self._steps(call, args, kwargs, shelving))
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result, from the store or computed."""
@@ -272,7 +285,8 @@ class AsyncLockingMemorizedFunc(LockingMemorizedFunc, AsyncMemorizedFunc):  # ty
 
     async def call(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the call whether it is cached or not; see :meth:`LockingMemorizedFunc.call`."""
-        return await self._told(args, kwargs, self._story(args, kwargs, shelving=False, force=True))
+        call = self._begun(TaskCall, args, kwargs)
+        return await call.run(self._steps(call, args, kwargs, shelving=False, force=True))
 
 
 class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
@@ -292,6 +306,9 @@ class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
     :param backend: ``"local"`` or ``"nfsrwlock"``, which mean the same here
     :param granularity: ``"item"``: a lock for each function and arguments. ``"function"``: one for each function, so
         that it is computed by one caller at a time, whatever the arguments; it makes fewer files
+    :param linger: seconds for which the shared lock of a result that is loaded again and again is kept at a time. Who
+        wants it exclusively on another host, or to remove the result, finds it in use for that much longer; 0: give it
+        back after each load
     :param options: settings of the locks, see :class:`nfsrwlock.SoftReadWriteLock`; ``timeout`` is for each wait
 
     The other parameters are joblib's.
@@ -313,6 +330,7 @@ class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
         backend_options: dict[str, Any] | None = None,
         *,
         granularity: Granularity = "item",
+        linger: float = LINGER_S,
         **options: Unpack[LockOptions],
     ) -> None:
         if backend not in ("local", "nfsrwlock"):
@@ -328,7 +346,7 @@ class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
             mmap_mode=mmap_mode,
             compress=compress,
             verbose=verbose,
-            backend_options={"granularity": granularity, **(backend_options or {}), **options},
+            backend_options={"granularity": granularity, "linger": linger, **(backend_options or {}), **options},
         )
 
     def cache(
@@ -355,7 +373,7 @@ class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
             return (AsyncNotMemorizedFunc if is_coroutine else NotMemorizedFunc)(func)
         if isinstance(func, MemorizedFunc):
             func = func.func
-        return (AsyncLockingMemorizedFunc if is_coroutine else LockingMemorizedFunc)(
+        cached = (AsyncLockingMemorizedFunc if is_coroutine else LockingMemorizedFunc)(
             func,
             location=self.store_backend,
             backend=self.backend,
@@ -366,6 +384,10 @@ class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
             timestamp=self.timestamp,
             cache_validation_callback=cache_validation_callback,
         )
+        # joblib would read the source at the first call. The file may have been changed by then, and what this process
+        # computes would be marked as computed by code that it does not have.
+        _ = cached.func_code_info
+        return cached
 
     def clear(self, warn: bool = True) -> None:
         """Remove all results but for those that are in use; never waits. Locks stay."""

@@ -33,7 +33,8 @@ from nfsrwlock.options import LockOptions, lock_option_names
 from nfsrwlock_core import SoftReadWriteLock, Timeout, WaitInfo
 
 from . import mapping
-from .holding import Held, enter, held, leave
+from .holding import Held, enter, held, holds, restore
+from .lingering import LINGER_S, Reader, checked_linger, make_way
 
 Granularity = Literal["item", "function"]
 CallId = tuple[str, str]
@@ -62,8 +63,8 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
     """
     The store; see the module.
 
-    Its options, given as ``backend_options`` of a ``joblib.Memory``, are ``granularity`` and the settings of
-    :class:`nfsrwlock.SoftReadWriteLock` that :class:`nfsrwlock.LockOptions` names, besides joblib's own.
+    Its options, given as ``backend_options`` of a ``joblib.Memory``, are ``granularity``, ``linger`` and the settings
+    of :class:`nfsrwlock.SoftReadWriteLock` that :class:`nfsrwlock.LockOptions` names, besides joblib's own.
     """
 
     granularity: Granularity = "item"
@@ -80,12 +81,34 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
                 "everybody from computing anything"
             )
         # Others are passed on: joblib lets a backend take what it knows.
+        linger = checked_linger(options.pop("linger", LINGER_S))
         own = {name: options.pop(name) for name in list(options) if name in lock_option_names()}
         super().configure(location, verbose=verbose, backend_options=options)
         self.granularity = granularity
+        self._linger = linger
         self._options = LockOptions(**own)  # type: ignore[typeddict-item]  # looked at above
         self._root = os.path.realpath(self.location) + _LOCKS
-        SoftReadWriteLock(self._root, is_singleton=False, **self._options)  # wrong settings are told at once
+        of_all = SoftReadWriteLock(self._root, is_singleton=False, **self._options)  # wrong settings are told at once
+        self._agree_on_granularity(of_all.lock_path.removesuffix(".rwlock") + ".granularity")
+
+    def _agree_on_granularity(self, marker: str) -> None:
+        # Who locks items and who locks functions would not see each other. A symbolic link is made whole or not at all,
+        # by one of those who come at the same time.
+        with suppress(OSError):  # who may not write there cannot lock either
+            try:
+                os.makedirs(os.path.dirname(marker), exist_ok=True)
+                os.symlink(self.granularity, marker)
+            except FileExistsError:
+                pass
+        try:
+            agreed = os.readlink(marker)
+        except OSError:
+            return
+        if agreed != self.granularity:
+            raise ValueError(
+                f"the store {self.location!r} is used with granularity={agreed!r}, not {self.granularity!r}: use the "
+                f"same in all programs, also in those that clean up. To change it, remove {marker!r} while none runs"
+            )
 
     # -- locks --------------------------------------------------------------------------------------------------------
 
@@ -104,6 +127,11 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         """Return a new lock object for an item: threads exclude each other by the same rules as processes do."""
         return SoftReadWriteLock(self.lock_file(call_id), is_singleton=False, **self._options)
 
+    def reader(self, call_id: CallId) -> Reader:
+        """Return what an item is read under: its shared lock, or this process's kept hold of it."""
+        # A map's hold lasts for as long as the map does; there is nothing to keep after it.
+        return Reader(self.lock_for(call_id), 0.0 if self.mmap_mode is not None else self._linger)
+
     def signature(self, call_id: CallId) -> Signature | None:
         """Return by what one stored result differs from another, as the file server says; ``None`` if there is none."""
         found = stat_afresh(os.path.join(self.location, *call_id, _OUTPUT), depth=2)
@@ -119,12 +147,14 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             yield
             return
         lock = self.lock_for(call_id)
-        lock.acquire_write(blocking=wait, on_wait=self._refuse_if_mapped_here(lock_file))
-        token = enter(lock_file, Held("write", lock))
+        make_way(lock.lock_path)
+        before = holds()
         try:
+            lock.acquire_write(blocking=wait, on_wait=self._refuse_if_mapped_here(lock_file))
+            enter(lock_file, Held("write", lock))
             yield
         finally:
-            leave(token)
+            restore(before)
             lock.release(force=True)
 
     def _refuse_if_mapped_here(self, lock_file: str) -> Any:
@@ -144,19 +174,19 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         """
         if held(self.lock_file(call_id)) is not None:
             return super().load_item(call_id, **options)
-        lock = self.lock_for(call_id)
-        lock.acquire_read()
+        reader = self.reader(call_id)
         maps = []
         try:
+            reader.enter()
             item = super().load_item(call_id, **options)
             if self.mmap_mode is not None:
                 maps = mapping.maps_in(item)
                 if maps:
-                    mapping.keep_for(maps, lock)
+                    mapping.keep_for(maps, self.lock_file(call_id), reader.leave)
             return item
         finally:
             if not maps:
-                lock.release(force=True)
+                reader.leave()
 
     def load_copy(self, call_id: CallId, **options: Any) -> Any:
         """Load an item into memory even if this store maps items. The caller holds its lock."""

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from nfsrwlock.freshness import look_afresh
 from nfsrwlock.snakemake.leash import reason
-from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, printable, say
+from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
 from nfsrwlock.snakemake.plan import Plan
+from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout, WaitInfo
 
 _LOOK_S: Final = 0.1
@@ -25,7 +27,7 @@ _holders: Final[dict[int, tuple[Any, Plan]]] = {}
 @contextmanager
 def held(job: Any, plan: Plan) -> Iterator[LockSet]:
     """
-    Hold the locks of ``job`` in this block.
+    Hold the locks of ``job`` in this block, in which its files are seen as the last holder has left them.
 
     :raises LockingError: if they cannot be had; says who holds them
     """
@@ -33,6 +35,7 @@ def held(job: Any, plan: Plan) -> Iterator[LockSet]:
     try:
         with _mutex:
             _holders[id(plan)] = job, plan
+        look_afresh(plan.files)
         yield plan.locks
     finally:
         with _mutex:
@@ -109,9 +112,9 @@ def settle(job: Any, locks: LockSet) -> None:
         raise lost(job, locks)
 
 
-def lost(job: Any, locks: LockSet) -> LockingError:
-    """Return the error for a job whose locks did not last."""
+def lost(job: Any, locks: LockSet, consequence: str = "Nothing was published") -> LockingError:
+    """Return the error for a job whose locks did not last; ``consequence``: what became of its outputs."""
     return LockingError(
-        f"{job_name(job)} was stopped and its result is void: {printable(reason(locks))}. Nothing was published. "
+        f"{job_name(job)} was stopped and its result is void: {printable(reason(locks))}. {consequence}. "
         "Jobs lose a lock when no heartbeat gets through for a lease (stale_threshold=), or when an operator breaks it",
     )

@@ -121,7 +121,7 @@ def _run(job: Any, plan: Plan, leash: Leash, locks: LockSet, run: Callable[..., 
             try:
                 workspace.publish(locks.check)
             except LockError:
-                raise holding.lost(job, locks) from None
+                raise holding.lost(job, locks, workspace.consequence()) from None
         is_done = True
         return result
     finally:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from nfsrwlock.cli.processes import Entry, family, freeze, kill, thaw
+from nfsrwlock.processes import Entry, family, freeze, kill, thaw
 from nfsrwlock.snakemake import watchdog
 from nfsrwlock.snakemake.messages import job_name, warn
 from nfsrwlock_core import HoldStatus, LockSet

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from nfsrwlock.cli.text import duration, one_line, printable
+from nfsrwlock.text import duration, one_line, printable
 
 if TYPE_CHECKING:
     from nfsrwlock_core import WaitInfo
-
-__all__ = ["LockingError", "Waiting", "duration", "job_name", "printable", "say", "warn"]
 
 #: Who waits for less than this is not worth a line.
 _SILENT_S: Final = 1.0

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from snakemake.io import is_flagged
 
+from nfsrwlock.freshness import look_afresh
 from nfsrwlock.snakemake.cache import run_async
 from nfsrwlock.snakemake.flags import WRITE, wish_of
 
@@ -41,11 +42,13 @@ def to_replace(job: Any) -> dict[str, str]:
     reason = job.dag.reason(job)
     if not any(getattr(reason, name, None) for name in _COMPELLING):
         return {}
+    look_afresh(job.output)
     return {str(file): _identity(str(file)) for file in job.output}
 
 
 def is_made(job: Any, replace: Mapping[str, str]) -> bool:
     """Whether all outputs are there, current, and not the ones to ``replace``. To be asked under the lock."""
+    look_afresh(file for file in job.input if _counts(file))
     if not job.output or any(not os.path.lexists(file) for file in job.output):
         return False
     if any(_identity(path) == old for path, old in replace.items()):
@@ -57,13 +60,14 @@ def is_made(job: Any, replace: Mapping[str, str]) -> bool:
 
 
 async def _is_current(job: Any) -> bool:
-    inputs = [
-        (await file.mtime_uncached(skip_storage=True)).local()
-        for file in job.input
-        if not is_flagged(file, "ancient") and not is_flagged(file, "storage_object")
-    ]
+    inputs = [(await file.mtime_uncached(skip_storage=True)).local() for file in job.input if _counts(file)]
     outputs = [(await file.mtime_uncached(skip_storage=True)).local() for file in job.output]
     return not inputs or min(outputs) >= max(inputs)
+
+
+def _counts(file: Any) -> bool:
+    """Whether an input that is newer than the outputs makes them old."""
+    return not is_flagged(file, "ancient") and not is_flagged(file, "storage_object")
 
 
 def _identity(path: str) -> str:

@@ -36,12 +36,14 @@ class Plan:
     What one job needs.
 
     :param locks: all its locks, not held
+    :param files: what they guard: its flagged files, and its entry in the cache
     :param timeout: seconds to wait for them; ``inf``: without end
     :param exclusive: which of its outputs are exclusive, by index
     :param once: whether it may be skipped if others have made its outputs
     """
 
     locks: LockSet
+    files: tuple[str, ...]
     timeout: float
     exclusive: tuple[int, ...]
     once: bool
@@ -61,9 +63,11 @@ def plan_of(job: Any, on_compromise: Callable[[object], None] | None = None) -> 
     """
     workflow = job.rule.workflow
     wanted: dict[tuple[str, Options], Mode] = {}
+    files: list[str] = []
     timeouts: list[float] = []
     once = False
-    for path, mode, wish in _wishes(job):
+    for file, path, mode, wish in _wishes(job):
+        files.append(file)
         options = resolved(wish.options, workflow.config)
         timeouts.append(DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout)
         key = (
@@ -92,7 +96,7 @@ def plan_of(job: Any, on_compromise: Callable[[object], None] | None = None) -> 
     except ValueError as error:
         raise WorkflowError(f"the files of a job cannot be locked: {error}", rule=job.rule) from None
     exclusive = tuple(index for index, file in enumerate(job.output) if is_exclusive(file))
-    return Plan(locks, min(timeouts), exclusive, once)
+    return Plan(locks, tuple(files), min(timeouts), exclusive, once)
 
 
 def plan_of_cache(job: Any) -> Plan | None:
@@ -107,10 +111,10 @@ def plan_of_cache(job: Any) -> Plan | None:
     options = resolved(options, job.rule.workflow.config)
     timeout = DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout
     locks = LockSet(write=[path], **for_lock(options))
-    return Plan(locks=locks, timeout=timeout, exclusive=(), once=False)
+    return Plan(locks=locks, files=(path,), timeout=timeout, exclusive=(), once=False)
 
 
-def _wishes(job: Any) -> Iterator[tuple[str, Mode, Wish]]:
+def _wishes(job: Any) -> Iterator[tuple[str, str, Mode, Wish]]:
     for file in job.input:
         if wish_of(file, WRITE) is not None:
             raise WorkflowError(
@@ -123,13 +127,13 @@ def _wishes(job: Any) -> Iterator[tuple[str, Mode, Wish]]:
                     f"the input {str(file)!r} is in a storage, not on a shared file system, and cannot be locked",
                     rule=job.rule,
                 )
-            yield _lock_path(job, file, wish), "read", wish
+            yield str(file), _lock_path(job, file, wish), "read", wish
     for file in job.output:
         if (wish := wish_of(file, WRITE)) is not None:
-            yield _lock_path(job, file, wish), "write", wish
+            yield str(file), _lock_path(job, file, wish), "write", wish
     if (entry := cache_entry(job)) is not None:
         path, options = entry
-        yield path, "write", Wish(lock=None, options=options)
+        yield path, path, "write", Wish(lock=None, options=options)
 
 
 def _lock_path(job: Any, file: Any, wish: Wish) -> str:

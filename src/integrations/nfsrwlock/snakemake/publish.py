@@ -6,7 +6,8 @@ new for each run, so that the late writes of a job that was left behind never me
 lock removes what earlier holders have left there.
 
 What it does not do: several outputs are not replaced in one step. While they are replaced, those that are still to come
-are missing, never old; a process that is killed in between leaves them missing, so that they are made anew.
+are missing, never old: an old part beside a new one would look whole. If the process is killed in between, or loses its
+lock, they stay missing, so that they are made anew; until they are, the old ones stay in the private directory.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from typing import Any, Final
 from snakemake.io import IOFile, is_flagged
 
 from nfsrwlock.snakemake.cache import run_async
-from nfsrwlock.snakemake.messages import LockingError, job_name, printable, say, warn
+from nfsrwlock.snakemake.messages import LockingError, job_name, say, warn
 from nfsrwlock.snakemake.plan import Plan
+from nfsrwlock.text import printable
 
 _PLACE_CHARS: Final = 120
 #: The file by which Snakemake knows the time of a directory.
 _TIMESTAMP: Final = ".snakemake_timestamp"
-_OLD: Final = ".old."
+_OLD: Final = ".nfsrwlock-old."
 _TRIES: Final = 3
 
 
@@ -54,6 +56,8 @@ class Workspace:
     def __init__(self, job: Any, plan: Plan) -> None:
         self._job = job
         self._directories: dict[str, str] = {}
+        #: Private directories of earlier runs, with old outputs that are nowhere else.
+        self._remnants: list[str] = []
         names = {lock: hashlib.sha256(os.fsencode(lock)).hexdigest()[:8] for lock in plan.locks.paths_write}
         self._mine = "-".join(sorted(names.values()))[:80]
         self._outputs: list[_Output] = []
@@ -94,8 +98,14 @@ class Workspace:
         # Of those who held these same locks before us; they hold them no more.
         for entry in os.listdir(place):
             if entry.rpartition(".")[0] == self._mine:
-                say(self._job, f"removing what an earlier run left unfinished: {printable(os.path.join(place, entry))}")
-                shutil.rmtree(os.path.join(place, entry), ignore_errors=True)
+                directory = os.path.join(place, entry)
+                if _holds_old_outputs(directory):
+                    if directory not in self._remnants:
+                        self._remnants.append(directory)
+                        self._tell_of_old_outputs(directory)
+                else:
+                    say(self._job, f"removing what an earlier run left unfinished: {printable(directory)}")
+                    shutil.rmtree(directory, ignore_errors=True)
 
     def redirected(self, files: Any) -> Any:
         """Return ``files``, the job's outputs as it will see them, with the exclusive ones in their private places."""
@@ -117,23 +127,10 @@ class Workspace:
             _touch(output.private, is_directory=bool(output.file.is_directory))
         check()
         self._publish_the_rest(check)
-        undo: list[tuple[str, str]] = []
-        try:
-            if len(self._outputs) == 1:
-                self._replace(self._outputs[0])
-            else:
-                for output in self._outputs:  # the old ones first: there is never one of them beside a new one
-                    self._set_aside(output, check, undo)
-                for output in self._outputs:
-                    check()
-                    os.rename(output.private, output.final)
-                    undo.append((output.final, output.private))
-        except BaseException:
-            for source, target in reversed(undo):
-                check()  # not ours any more: whoever has the lock now decides what is there
-                with suppress(OSError):
-                    os.rename(source, target)
-            raise
+        if len(self._outputs) > 1 or not self._replace_in_one_step(self._outputs[0], check):
+            self._replace_one_by_one(check)
+        for directory in (*self._remnants, *self._directories.values()):  # each old output has its successor
+            shutil.rmtree(directory, ignore_errors=True)
 
     def _examine(self) -> None:
         for output in self._outputs:
@@ -164,26 +161,36 @@ class Workspace:
         if ensured:
             run_async(self._job.rule.workflow, self._job.dag.handle_ensure(self._job, ensured))
 
-    def _replace(self, output: _Output) -> None:
-        if _is_directory(output.final) and output.file.is_directory:
-            if not _exchange(output.private, output.final):
-                aside = _aside(output)
-                os.rename(output.final, aside)
-                try:
-                    os.rename(output.private, output.final)
-                except BaseException:
-                    os.rename(aside, output.final)
-                    raise
-        else:
-            if _is_directory(output.final):
-                os.rename(output.final, _aside(output))
-            os.replace(output.private, output.final)
+    def _replace_in_one_step(self, output: _Output, check: Callable[[], None]) -> bool:
+        check()
+        is_directory, was_directory = bool(output.file.is_directory), _is_directory(output.final)
+        if was_directory:
+            return is_directory and _exchange(output.private, output.final)
+        if is_directory and os.path.lexists(output.final):
+            return False
+        os.replace(output.private, output.final)
+        return True
 
-    def _set_aside(self, output: _Output, check: Callable[[], None], undo: list[tuple[str, str]]) -> None:
-        if os.path.lexists(output.final):
+    def _replace_one_by_one(self, check: Callable[[], None]) -> None:
+        undo: list[tuple[str, str]] = []
+
+        def rename(source: str, target: str) -> None:
             check()
-            os.rename(output.final, _aside(output))
-            undo.append((_aside(output), output.final))
+            os.rename(source, target)
+            undo.append((target, source))
+
+        try:
+            for output in self._outputs:  # the old ones first: there is never one of them beside a new one
+                if os.path.lexists(output.final):
+                    rename(output.final, _aside(output))
+            for output in self._outputs:
+                rename(output.private, output.final)
+        except BaseException:
+            for source, target in reversed(undo):
+                check()  # not ours any more: whoever has the lock now decides what is there
+                with suppress(OSError):
+                    os.rename(source, target)
+            raise
 
     def _publish_the_rest(self, check: Callable[[], None]) -> None:
         # What a program writes beside its output (an index, a log) would be beside it without the flag, too. It comes
@@ -206,12 +213,29 @@ class Workspace:
 
     # In any case
 
+    def consequence(self) -> str:
+        """Say what became of the outputs of a job that lost its locks."""
+        if any(map(_holds_old_outputs, self._directories.values())):
+            return "It was cut off while it replaced its outputs; some are missing now"
+        return "Nothing was published"
+
     def discard(self) -> None:
-        """Remove the private directories with what is left in them."""
+        """Remove the private directories, but not those with an old output that is nowhere else."""
         for directory in self._directories.values():
-            shutil.rmtree(directory, ignore_errors=True)
+            if _holds_old_outputs(directory):
+                self._tell_of_old_outputs(directory)
+            else:
+                shutil.rmtree(directory, ignore_errors=True)
+        for directory in (*self._directories.values(), *self._remnants):
             with suppress(OSError):
                 os.rmdir(os.path.dirname(directory))  # others with another lock may be in it
+
+    def _tell_of_old_outputs(self, directory: str) -> None:
+        warn(
+            self._job,
+            f"{job_name(self._job)} was cut off while it replaced its outputs. Until new ones are made, those old ones "
+            f"that are missing are in {printable(directory)}",
+        )
 
     def keep(self) -> None:
         """Say where the unfinished outputs of a failed job are, for ``--keep-incomplete``."""
@@ -231,6 +255,15 @@ def _place_of(name: str) -> str:
 def _aside(output: _Output) -> str:
     directory, name = os.path.split(output.private)
     return os.path.join(directory, f"{_OLD}{output.index}.{name}"[:250])
+
+
+def _holds_old_outputs(directory: str) -> bool:
+    try:
+        return any(name.startswith(_OLD) for name in os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # who knows
 
 
 def _is_directory(path: str) -> bool:

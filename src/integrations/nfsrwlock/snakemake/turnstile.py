@@ -14,8 +14,9 @@ from typing import Any, Final
 from snakemake.exceptions import WorkflowError
 
 from nfsrwlock.snakemake.flags import READ, WRITE, wish_of
-from nfsrwlock.snakemake.messages import job_name, printable, say
+from nfsrwlock.snakemake.messages import job_name, say
 from nfsrwlock.snakemake.plan import Plan, plan_of
+from nfsrwlock.text import printable
 from nfsrwlock_core import LockError, PeerInfo, inspect
 
 _ASK_AGAIN_S: Final = 2

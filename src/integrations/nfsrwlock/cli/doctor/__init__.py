@@ -25,7 +25,7 @@ from nfsrwlock.cli.doctor import meeting
 from nfsrwlock.cli.doctor.examination import Examination, Wishes, home_of
 from nfsrwlock.cli.doctor.findings import Check, Level, Report
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
-from nfsrwlock.cli.text import flush, printable, say
+from nfsrwlock.text import flush, printable, say
 
 #: How long the file system may take to answer one call.
 ANSWER_SECONDS: Final = 60.0

@@ -20,7 +20,7 @@ from nfsrwlock.cli.doctor.mounts import Mount, mount_of
 from nfsrwlock.cli.doctor.place import remove_scratch, scratch_path
 from nfsrwlock.cli.options import LOCK_DIRECTORY_VARIABLE
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.cli.text import PROGRAM, printable, say
+from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core import LockError, SoftReadWriteLock
 
 #: How long the second process of this host may take to start.

@@ -17,6 +17,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
+from nfsrwlock_core.directory import create_beat
+
 #: What a call that succeeded is noted as; others by the name of their error, such as ``EEXIST``.
 DONE: Final = "done"
 _PREFIX: Final = ".nfsrwlock-doctor-"
@@ -90,15 +92,15 @@ class Directory:
         os.rmdir(name, dir_fd=self._fd)
 
     def create(self, name: str) -> None:
-        """Make a file that does not exist."""
-        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._fd))
+        """Make a heartbeat that does not exist."""
+        create_beat(name, b"{}", dir_fd=self._fd)
 
     def rename(self, old: str, new: str) -> None:
-        """Rename a file."""
+        """Rename a heartbeat."""
         os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def unlink(self, name: str) -> None:
-        """Remove a file."""
+        """Remove a heartbeat."""
         os.unlink(name, dir_fd=self._fd)
 
     def names(self, below: str = "") -> set[str]:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from nfsrwlock.cli.doctor.findings import Basis, Level, Report
-from nfsrwlock.cli.text import PROGRAM, one_line, printable
+from nfsrwlock.text import PROGRAM, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import Final
 
 PROGRAM = "nfsrwlock"
 
@@ -35,22 +34,6 @@ def _escaped(char: str) -> str:
 def one_line(text: str) -> str:
     """``text`` as a single safe line: line breaks between sentences become spaces."""
     return printable(" ".join(part.strip() for part in text.splitlines() if part.strip()))
-
-
-_OPTIONS: Final = {
-    "stale_threshold": "--stale",
-    "heartbeat_interval": "--heartbeat",
-    "poll_interval": "--poll",
-    "share=": "--share ",
-    "lock_dir=": "--lock-dir",
-}
-
-
-def in_options(message: str) -> str:
-    """Return a message of the engine with the parameters it names turned into options of the command line."""
-    for parameter, option in _OPTIONS.items():
-        message = message.replace(parameter, option)
-    return message
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,5 @@
 """
-The processes that belong to a command: who they are; stop, continue and kill all of them.
+The processes that belong to a command or a job: who they are; stop, continue and kill all of them.
 
 A command's process group is not enough: an interactive shell, ``setsid`` and many pipeline tools give their children
 groups of their own, and those would write on while the group stands still. So the tree is read from the kernel's
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -17,8 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
-
-from nfsrwlock.cli.channel import readable
 
 #: The names in the process table of those who hold locks for a command or a shell. They are never stopped or killed
 #: with the tree they are found in: in ``nfsrwlock run … nfsrwlock run …`` the inner keeper must go on beating while
@@ -231,6 +230,15 @@ def null_for(descriptors: Iterable[int]) -> None:
         os.dup2(null, descriptor)
     if null > 2:
         os.close(null)
+
+
+def readable(*descriptors: int | None, seconds: float) -> bool:
+    """Wait until one of the descriptors has something to read, for at most so long; return whether one has."""
+    poller = select.poll()  # select() cannot take the descriptors of a program that was started with many open files
+    for descriptor in descriptors:
+        if descriptor is not None:
+            poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
 
 
 class Process:
