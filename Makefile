@@ -6,6 +6,8 @@ PYTHON ?= python3
 PYTEST_WORKERS ?= 3
 # Clusters side by side for test-nfs: a server and two clients each, 768 MiB of memory.
 LABS ?= 2
+# Slurm clusters side by side for test-slurm: most of the time they wait for Snakemake to ask how jobs are.
+CLUSTERS ?= 4
 # More arguments for pytest, as in: make test PYTEST_ARGS="-k fork -x"
 PYTEST_ARGS ?=
 
@@ -44,7 +46,8 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example-joblib example-dask test test-snakemake test-snakemake-versions test-dask-zarr2 test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
+.PHONY: help setup demo example-joblib example-dask test test-snakemake test-snakemake-versions test-dask-zarr2 \
+    test-slurm test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
 
 help: ## this list
@@ -74,6 +77,10 @@ example-dask: .venv/.dev ## many tasks of a Dask cluster update one file; a work
 
 test: lint ## lint, then every test that needs neither root nor NFS
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations 10 $(SUITES) $(PYTEST_ARGS)
+
+test-slurm: .venv/.slurm ## locked Snakemake workflows on a real Slurm with two nodes (root; under four minutes)
+	$(BIN)/python tests/slurm/cluster.py install
+	$(BIN)/python -m pytest tests/slurm -n $(CLUSTERS) --dist worksteal --timeout 300 --durations 10 $(PYTEST_ARGS)
 
 test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under faults (root; under six minutes)
 	$(BIN)/python tests/nfs/lab install
@@ -163,6 +170,13 @@ distclean: clean ## remove .venv too
 	$(PYTHON) -m venv --clear .venv-zarr2
 	.venv-zarr2/bin/python -m pip --disable-pip-version-check --quiet install 'zarr<3' 'numcodecs<0.16' 'dask[array]' \
 	    pytest pytest-timeout --editable '.[dask]'
+	touch $@
+
+.venv/.slurm: .venv/.dev
+	@set -eu; $(TAKE_TURNS); \
+	if [ .venv/.slurm -nt .venv/.dev ]; then exit 0; fi; \
+	echo "adding Snakemake's executor for Slurm to .venv"; \
+	$(PIP) install --upgrade --group slurm; \
 	touch $@
 
 .venv/.docs: .venv/.dev

@@ -106,11 +106,22 @@ def _kernel() -> str:
             parts = [file.read().strip(), os.readlink("/proc/self/ns/pid")]
         with contextlib.suppress(FileNotFoundError):  # Linux before 5.6 has no time namespaces
             parts.append(os.readlink("/proc/self/ns/time"))
-        if os.readlink("/proc/self") != str(os.getpid()):
-            return _UNKNOWN_KERNEL  # /proc is another namespace's: its numbers are not ours
+        if not _proc_shows_our_namespace():
+            return _UNKNOWN_KERNEL
     except OSError:
         return _UNKNOWN_KERNEL
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def _proc_shows_our_namespace() -> bool:
+    # proc(5): NSpid has the number of a process in the namespace that /proc shows, then in each one nested in that,
+    # down to its own. A single one says that they are the same. To compare numbers is not enough: by chance, a process
+    # has the same number in both, and its peers would then be looked up among strangers.
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("NSpid:"):
+                return line.split()[1:] == [str(os.getpid())]
+    return os.readlink("/proc/self") == str(os.getpid())  # Linux before 4.1
 
 
 def _forget() -> None:

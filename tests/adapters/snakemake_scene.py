@@ -19,8 +19,6 @@ import pytest
 
 from nfsrwlock.snakemake import watchdog
 
-#: How long a test waits for something that takes a Snakemake process or two; generous, for slow machines.
-PATIENCE_S = 60.0
 #: At the head of every Snakefile. `see NAME PATH...` notes who holds the locks, as an outsider is shown it.
 HEAD = f"""
 from nfsrwlock.snakemake import exclusive, lock_cache, shared_read
@@ -54,6 +52,7 @@ class Run:
 
     def __init__(self, scene: Scene, arguments: tuple[str, ...], environment: dict[str, str], directory: str) -> None:
         self.log = scene.directory / f"log.{len(scene.runs)}"
+        self._patience_s = scene.patience_s
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "snakemake", "--nocolor", *arguments],
@@ -72,7 +71,7 @@ class Run:
 
     def end(self, code: int | None = None) -> Run:
         """Wait for its end; the exit code must be ``code``."""
-        found = self.process.wait(PATIENCE_S)
+        found = self.process.wait(self._patience_s)
         assert code is None or found == code, f"exit code {found}\n{self.text[-5000:]}"
         return self
 
@@ -83,6 +82,11 @@ class Run:
 
 class Scene:
     """A directory with a workflow, and the processes that a test has started there."""
+
+    #: What Snakemake is told first.
+    arguments: tuple[str, ...] = ("-c2",)
+    #: How long a test waits for something that takes a Snakemake process or two, seconds; generous, for slow machines.
+    patience_s = 60.0
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -109,7 +113,7 @@ class Scene:
 
     def start(self, *arguments: str, directory: str = ".", **environment: str) -> Run:
         """Start Snakemake."""
-        run = Run(self, ("-c2", *arguments), environment, directory)
+        run = Run(self, (*self.arguments, *arguments), environment, directory)
         self.runs.append(run)
         return run
 
@@ -166,15 +170,20 @@ class Scene:
 
     def litter(self) -> list[str]:
         """Private directories that are left."""
-        return [str(path) for path in self.directory.rglob("*.nfsrwlock")]
+        return [
+            os.path.join(directory, name)
+            for directory, names, _ in os.walk(self.directory)
+            for name in names
+            if name.endswith(".nfsrwlock")
+        ]
 
     def processes(self) -> list[int]:
         """All live processes that the test has started, however indirectly."""
         return [pid for pid in watchdog.marked(self._mark) if not _is_zombie(pid)]
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = PATIENCE_S) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float | None = None) -> None:
         """Wait until something is so."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + (self.patience_s if seconds is None else seconds)
         while not condition():
             assert time.monotonic() < until, "\n".join(["it did not happen", *(run.text for run in self.runs)])
             time.sleep(0.02)

@@ -8,63 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from adapters.snakemake_scene import Run, Scene, scene
+from adapters.snakemake_scene import Scene, scene
+from adapters.snakemake_ticking import assert_nothing_happened, interrupt, is_ticking, start_ticking
 from nfsrwlock import SoftReadWriteLock, Timeout, break_lock, inspect
+from nfsrwlock.snakemake import watchdog
 
 __all__ = ["scene"]
-
-#: Ticks until somebody ends it; so does a process that has left its parent, its session and its group.
-TICKING = """
-rule all:
-    input: "ref/out", "ref/other"
-rule tick:
-    input: shared_read("ref/in")
-    output: exclusive("ref/out")
-    shell:
-        "trap 'exit 130' INT; echo half > {output}; (setsid sh -c 'while :; do echo x >> ticks2; sleep 0.05; done' &); "
-        "while :; do echo $$ > pid; echo x >> ticks; sleep 0.05; done"
-rule other:
-    output: "ref/other"
-    shell: "sleep 1; echo done > {output}"
-"""
-
-
-def is_ticking(scene: Scene) -> bool:
-    before = [scene.read("ticks"), scene.read("ticks2")]
-    time.sleep(0.4)
-    return before != [scene.read("ticks"), scene.read("ticks2")]
-
-
-def start_ticking(scene: Scene, *arguments: str) -> Run:
-    scene.write("ref/in", "data\n")
-    scene.write("ref/out", "old\n")
-    scene.snakefile(TICKING)
-    run = scene.start("-F", *arguments)
-    scene.wait_for(lambda: scene.exists("ticks") and scene.exists("ticks2") and scene.exists("pid"))
-    assert is_ticking(scene)
-    assert len(scene.locks()) == 2
-    return run
-
-
-def interrupt(run: Run) -> None:
-    """Press Ctrl-C, again if need be: asyncio loses the one that comes while Snakemake runs a task that is done."""
-    for _ in range(10):
-        os.killpg(run.process.pid, signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            run.process.wait(6)
-            return
-
-
-def assert_nothing_happened(scene: Scene) -> None:
-    assert scene.read("ref/out") == "old\n"
-    for path in ("in", "out"):  # free, or to be had at once from a process that is gone
-        with SoftReadWriteLock(scene.directory / "ref" / path, is_singleton=False).write_lock(timeout=20):
-            pass
-    scene.wait_for(lambda: not is_ticking(scene), 20)
 
 
 def test_a_job_whose_lock_is_lost_is_stopped_and_publishes_nothing(scene: Scene) -> None:
@@ -149,6 +102,9 @@ def test_a_lock_that_is_lost_right_before_the_rename_is_noticed(scene: Scene) ->
 
 def test_when_snakemake_is_killed_its_job_is_stopped(scene: Scene) -> None:
     run = start_ticking(scene)
+    (guard,) = (pid for pid in scene.processes() if Path(f"/proc/{pid}/comm").read_text().strip() == watchdog.NAME)
+    os.kill(guard, signal.SIGTERM)  # as batch systems do, which send it to everybody
+    time.sleep(0.2)
     run.kill(signal.SIGKILL)
     assert_nothing_happened(scene)
     scene.wait_for(lambda: "rule tick) was stopped: Snakemake, which held its locks, was killed" in run.text)
@@ -225,6 +181,35 @@ def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene
             assert "the workflow is being ended" in run.text
         assert time.monotonic() - began < 60
         assert not scene.exists("out")
+
+
+def test_a_command_is_not_started_after_the_signal_that_ends_the_workflow(scene: Scene) -> None:
+    # It has not got the signal. On Slurm it would run until it is killed, and leave its lock to the lease.
+    scene.snakefile(
+        """
+        import os, time
+        from nfsrwlock.snakemake import hook
+        class Slow(hook.Workspace):
+            def __init__(self, *args):
+                super().__init__(*args)
+                open("between", "w").close()
+                time.sleep(2)
+        hook.Workspace = Slow
+        rule make:
+            output: exclusive("ref/out")
+            shell: "touch started; echo new > {output}"
+        """
+    )
+    run = scene.start()
+    scene.wait_for(lambda: scene.exists("between"))
+    run.kill(signal.SIGTERM)
+    run.end()
+    assert run.process.returncode != 0
+    assert "is not run: the workflow is being ended" in run.text
+    assert not scene.exists("started")
+    assert not scene.exists("ref/out")
+    assert scene.locks() == []
+    assert scene.litter() == []
 
 
 def test_two_ends_of_a_pipe_that_exclude_each_other_are_told_so(scene: Scene) -> None:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from adapters.snakemake_scene import Scene, scene
+from adapters.snakemake_sharing import BY_RUN, BY_SHELL, CACHED, ONCE, compute_at_once
 from nfsrwlock import SoftReadWriteLock
 
 __all__ = ["scene"]
@@ -255,21 +256,6 @@ def test_an_output_that_is_not_what_the_rule_says_is_not_published(scene: Scene)
     assert scene.read("ref/empty") == "old"
 
 
-ONCE = """
-rule all:
-    input: "done"
-rule index:
-    input: ref=shared_read("../ref/in")
-    output: exclusive("../ref/idx", once=True), exclusive(directory("../ref/idx.d"), once=True)
-    {kind}
-rule use:
-    input: "../ref/idx", "../ref/idx.d"
-    output: touch("done")
-"""
-BY_SHELL = 'shell: "echo built >> ../built; sleep 1; cp {input} {output[0]}; mkdir {output[1]}"'
-BY_RUN = 'run: shell("echo built >> ../built; cp {input} {output[0]}; mkdir {output[1]}")'
-
-
 def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it_again(scene: Scene) -> None:
     scene.write("ref/in", "data")
     for name in ("a", "b", "c"):
@@ -301,44 +287,18 @@ def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it
     assert scene.read("ref/idx") == "new data"
 
 
-CACHED = """
-lock_cache(timeout=50)
-rule all:
-    input: "one.txt", "dir", "a.idx", "b.idx"
-rule one:
-    output: "one.txt"
-    cache: True
-    shell: "echo one >> ../computed; sleep 0.5; echo data > {output}"
-rule directory:
-    output: directory("dir")
-    cache: True
-    shell: "echo dir >> ../computed; sleep 0.5; mkdir {output}; echo data > {output}/x"
-rule several:
-    output: multiext("", "a.idx", "b.idx")
-    cache: True
-    shell: "echo several >> ../computed; for f in {output}; do echo $f > $f; sleep 0.3; done"
-"""
-
-
-def compute_at_once(scene: Scene, names: str) -> list[str]:
-    scene.write("cache/.keep", "")
-    for name in names:
-        scene.snakefile(CACHED, f"{name}/Snakefile")
-    environment = {"SNAKEMAKE_OUTPUT_CACHE": str(scene.directory / "cache")}
-    runs = [scene.start("-c4", "--cache", directory=name, **environment) for name in names]
-    for run in runs:
-        run.end(0)
-    return sorted(scene.read("computed").split())
-
-
 def test_workflows_that_share_a_cache_compute_what_is_missing_once(scene: Scene) -> None:
-    assert compute_at_once(scene, "abc") == ["dir", "one", "several"]
-    for name in "abc":
-        assert scene.read(f"{name}/one.txt") == scene.read(f"{name}/dir/x") == "data\n"
-        assert scene.read(f"{name}/b.idx") == "b.idx\n"
-    entries = [name for name in os.listdir(scene.directory / "cache") if not name.endswith((".rwlock", ".keep"))]
-    assert len(entries) == 4
-    assert not any((scene.directory / "cache" / name / "dir").exists() for name in entries), "no directory in another"
+    compute_at_once(scene, "abc", "-c4")
+
+
+def test_a_cache_that_jobs_on_a_cluster_will_not_use_is_told(scene: Scene) -> None:
+    scene.snakefile(CACHED)
+    scene.write("cache/.keep", "")
+    cluster = ("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "false", "--jobs", "3", "one.txt")
+    environment = {"SNAKEMAKE_OUTPUT_CACHE": str(scene.directory / "cache")}
+    warning = "jobs on a cluster do not use the cache, as Snakemake does not tell them to: name the rules"
+    assert warning in scene.run(*cluster, "--cache", code=1, **environment)
+    assert warning not in scene.run(*cluster, "--cache", "one", code=1, **environment)
 
 
 def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and_config(scene: Scene) -> None:

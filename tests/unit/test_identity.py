@@ -186,6 +186,51 @@ def test_processes_of_another_namespace_are_of_another_kernel(how, known):
     assert (kernel != "0") is known
 
 
+#: Prints the kernel that a process sees which is in a new namespace, still looks at the /proc of the old one, and has
+#: the same number in both. The next number to be given can be set; others start processes, too, so it tries again.
+SAME_NUMBER = """
+import ctypes, os, sys
+last = "/proc/sys/kernel/ns_last_pid"
+def set_last(number):
+    with open(last, "w") as file:
+        file.write(str(number))
+for attempt in range(50):
+    number = 20000 + 97 * attempt
+    ready, go = os.pipe(), os.pipe()
+    if os.fork() == 0:
+        if ctypes.CDLL(None).unshare(0x20000000):  # CLONE_NEWPID
+            os._exit(1)
+        if os.fork() == 0:
+            set_last(number)
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+            if os.fork() == 0:
+                if os.readlink("/proc/self") != str(os.getpid()):
+                    os._exit(3)
+                from nfsrwlock_core.identity import current_identity
+                print(current_identity().kernel, flush=True)
+                os._exit(0)
+        os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+    os.close(ready[1])
+    if os.read(ready[0], 1):
+        set_last(number)
+        os.write(go[1], b"x")
+    if (code := os.waitstatus_to_exitcode(os.wait()[1])) != 3:
+        sys.exit(code)
+sys.exit("the numbers never agreed")
+"""
+
+
+@linux
+@pytest.mark.root
+def test_a_foreign_proc_is_not_taken_for_ones_own_because_the_numbers_agree_by_chance():
+    """Section 3: a living peer's number could be that of a younger process there, and the peer be called dead."""
+    inside = subprocess.run([sys.executable, "-c", SAME_NUMBER], capture_output=True, text=True)
+    if inside.returncode != 0:
+        pytest.skip(f"cannot make namespaces, or set numbers in them: {inside.stderr.strip()[-100:]}")
+    assert inside.stdout.strip() == "0"
+
+
 @linux
 def test_processes_of_one_namespace_are_of_one_kernel():
     """Section 3: or nobody could ever be evicted at once."""

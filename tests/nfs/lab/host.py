@@ -9,9 +9,15 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+import debian
+from debian import LabError, NotRootError, Unavailable
+
+__all__ = ["LabError", "NotRootError", "Unavailable"]
+
 CLONE_NEWNET: Final = 0x40000000
 CLONE_NEWPID: Final = 0x20000000
 
+_NAME: Final = "tests/nfs/lab"
 _PACKAGES: Final = (
     "user-mode-linux nfs-common nfs-kernel-server rpcbind kmod iproute2 e2fsprogs util-linux procps python3"
 )
@@ -29,35 +35,13 @@ _FILES: Final = (
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class LabError(Exception):
-    """The lab cannot do what it was asked for."""
-
-    #: For the command line.
-    code = 1
-
-
-class Unavailable(LabError):
-    """This machine cannot run a lab. The codes are those of sysexits.h."""
-
-    code = 69
-
-
-class NotRootError(Unavailable):
-    """Network namespaces and the guests' mounts need root."""
-
-    code = 77
-
-
 def require() -> None:
     """
     Do nothing where a lab can be started.
 
     :raises Unavailable: with the remedy, where none can
     """
-    if os.geteuid() != 0:
-        raise NotRootError("the NFS lab makes network namespaces: run it as root")
-    if missing := _missing():
-        raise Unavailable(f"the NFS lab misses {', '.join(missing)}: run `python3 tests/nfs/lab install`")
+    debian.require(_NAME, _missing)
 
 
 def install() -> None:
@@ -66,20 +50,7 @@ def install() -> None:
 
     :raises Unavailable: it cannot be installed
     """
-    if os.geteuid() != 0:
-        raise NotRootError("installing what the NFS lab needs takes root")
-    if not _missing():
-        return
-    if shutil.which("apt-get") is None:
-        raise Unavailable(f"the NFS lab misses {', '.join(_missing())}, and there is no apt-get to install them")
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    packages = _PACKAGES.split() + (["gcc", "libc6-dev"] if cpu_has_amx() else [])
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
-    if subprocess.call(command, env=env) != 0:  # the package lists may be missing or old
-        subprocess.call(["apt-get", "update"], env=env)
-        subprocess.call(command, env=env)
-    if missing := _missing():
-        raise Unavailable(f"apt-get did not install {', '.join(missing)}")
+    debian.install(_NAME, _missing, _PACKAGES.split() + (["gcc", "libc6-dev"] if cpu_has_amx() else []))
 
 
 def _missing() -> list[str]:

@@ -15,9 +15,11 @@ from typing import Any
 from snakemake.common import async_run as run_by_itself
 from snakemake.exceptions import WorkflowError
 
+from nfsrwlock.snakemake.messages import warn
 from nfsrwlock.snakemake.settings import Heartbeat, Options, Share, checked
 
 _options: Options | None = None
+_has_warned = False
 
 
 def lock_cache(
@@ -54,8 +56,8 @@ def cache_entry(job: Any) -> tuple[str, Options] | None:
     :raises WorkflowError: if the cache is not a directory
     """
     workflow = job.rule.workflow
-    if _options is None or not _is_cached(workflow, job.rule):
-        return None
+    if _options is None or workflow.subprocess_exec or not _is_cached(workflow, job.rule):
+        return None  # of what it spawns locally, Snakemake looks into the cache itself, and holds the lock
     cache = workflow.output_file_cache
     path = getattr(cache, "path", None)
     if path is None:
@@ -66,6 +68,21 @@ def cache_entry(job: Any) -> tuple[str, Options] | None:
     if inspect.isawaitable(entry):
         entry = run_async(workflow, entry)
     return os.path.join(path, str(entry)), _options
+
+
+def warn_if_ignored(job: Any) -> None:
+    """Say so, once, if ``job``, which is about to be submitted, will not use the cache."""
+    global _has_warned  # noqa: PLW0603
+    workflow = job.rule.workflow
+    # Snakemake drops options with empty values, such as --cache without names, from the command of a job.
+    is_dropped = workflow.is_main_process and not workflow.local_exec and workflow.workflow_settings.cache == []
+    if is_dropped and _options is not None and not _has_warned and has_cache_directive(job.rule):
+        _has_warned = True
+        warn(
+            job,
+            f"jobs on a cluster do not use the cache, as Snakemake does not tell them to: name the rules, as in "
+            f"--cache {job.rule.name}",
+        )
 
 
 def has_cache_directive(rule: Any) -> bool:

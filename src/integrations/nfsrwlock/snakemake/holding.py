@@ -50,7 +50,7 @@ def _acquire(job: Any, plan: Plan) -> None:
     began = time.monotonic()
 
     def on_wait(info: WaitInfo) -> None:
-        _refuse_if_ending(job)
+        refuse_if_ending(job)
         _refuse_in_a_pipe(job, plan)
         waiting.update(info, time.monotonic() - began)
 
@@ -70,10 +70,17 @@ def _acquire(job: Any, plan: Plan) -> None:
         say(job, f"{job_name(job)} has its locks after {waited:.0f} s")
 
 
-def _refuse_if_ending(job: Any) -> None:
+def refuse_if_ending(job: Any) -> None:
+    """
+    Do nothing while the workflow goes on.
+
+    A command that is started after the signal that ends the workflow has not got that signal, and would run on.
+
+    :raises LockingError: if the workflow is being ended
+    """
     scheduler = getattr(job.rule.workflow, "scheduler", None)
     if ending.is_set() or getattr(scheduler, "_user_kill", None):
-        raise LockingError(f"{job_name(job)} gave up waiting for its locks: the workflow is being ended")
+        raise LockingError(f"{job_name(job)} is not run: the workflow is being ended")
 
 
 def _refuse_in_a_pipe(job: Any, plan: Plan) -> None:

@@ -23,12 +23,12 @@ from snakemake.jobs import Job
 from snakemake.workflow import Workflow
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 
-from nfsrwlock.snakemake import holding, once
+from nfsrwlock.snakemake import cache, holding, once
 from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.internals import persistence_class, scheduler_class, shell_module
 from nfsrwlock.snakemake.leash import Leash, start_process
 from nfsrwlock.snakemake.messages import job_name, say
-from nfsrwlock.snakemake.plan import Plan, check_rules, plan_of
+from nfsrwlock.snakemake.plan import Plan, check_rules, plan_of, plan_of_cache
 from nfsrwlock.snakemake.publish import Workspace
 from nfsrwlock_core import LockError, LockSet
 
@@ -72,10 +72,11 @@ def install() -> None:
 def _run_under_locks(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def cached_or_run(self: Any, job: Any, run_func: Any, *args: Any) -> Any:
-        # A job that is spawned takes its locks in its own process; a rule without anything to run needs none.
-        if run_func == self.spawn_job or job.is_norun:
+        if job.is_norun:
             return original(self, job, run_func, *args)
-        leash = Leash(job)
+        if run_func == self.spawn_job:
+            return _spawn(job, run_func, lambda spawn: original(self, job, spawn, *args))
+        leash = Leash(job, holding.refuse_if_ending)
         plan = plan_of(job, leash.on_compromise)
         if plan is None:
             return original(self, job, run_func, *args)
@@ -87,6 +88,20 @@ def _run_under_locks(original: Callable[..., Any]) -> Callable[..., Any]:
             return _run(job, plan, leash, locks, lambda files: original(self, job, run_func, *files), args)
 
     return cached_or_run
+
+
+def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any]], Any]) -> Any:
+    # It takes its locks in its own process; but it is here that Snakemake looks into the cache, and fills it.
+    plan = plan_of_cache(job)
+    if plan is None:
+        return run(spawn)
+    with holding.held(job, plan) as locks:
+
+        def spawn_and_settle(*args: Any) -> None:
+            spawn(*args)
+            holding.settle(job, locks)  # before the result goes into the cache
+
+        return run(spawn_and_settle)
 
 
 def _run(job: Any, plan: Plan, leash: Leash, locks: LockSet, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -120,6 +135,8 @@ def _run(job: Any, plan: Plan, leash: Leash, locks: LockSet, run: Callable[..., 
 def _tell_the_job(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def format_job_exec(self: Any, job: Any) -> Any:
+        for one in job if job.is_group() else [job]:
+            cache.warn_if_ignored(one)
         return once.with_message(job, original(self, job))
 
     return format_job_exec

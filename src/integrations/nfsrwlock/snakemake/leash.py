@@ -16,7 +16,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -31,10 +31,15 @@ _here = threading.local()
 
 
 class Leash:
-    """The processes of one job, and what may become of them."""
+    """
+    The processes of one job, and what may become of them.
 
-    def __init__(self, job: Any) -> None:
+    :param may_start: called before a process is started; raises if none may be
+    """
+
+    def __init__(self, job: Any, may_start: Callable[[Any], None]) -> None:
         self._job = job
+        self._may_start = may_start
         self._locks: LockSet | None = None
         self._in_process = bool(job.is_run or job.is_template_engine)
         self._token = secrets.token_hex(16)
@@ -65,6 +70,7 @@ class Leash:
 
     def start(self, *args: Any, **settings: Any) -> subprocess.Popen[Any]:
         """Start one of the job's processes; in the place of :class:`subprocess.Popen`."""
+        self._may_start(self._job)
         environment = dict(os.environ if settings.get("env") is None else settings["env"])
         outer = environment.get(watchdog.VARIABLE)
         environment[watchdog.VARIABLE] = f"{outer}:{self._token}" if outer else self._token

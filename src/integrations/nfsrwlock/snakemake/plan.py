@@ -99,6 +99,21 @@ def plan_of(job: Any, on_compromise: Callable[[object], None] | None = None) -> 
     return Plan(locks, tuple(files), min(timeouts), exclusive, once)
 
 
+def plan_of_cache(job: Any) -> Plan | None:
+    """
+    Return what Snakemake needs to look into its cache for ``job``, and to fill it; ``None`` if it does not.
+
+    :raises WorkflowError: if the cache is not a directory
+    """
+    if (entry := cache_entry(job)) is None:
+        return None
+    path, options = entry
+    options = resolved(options, job.rule.workflow.config)
+    timeout = DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout
+    locks = LockSet(write=[path], **for_lock(options))
+    return Plan(locks=locks, files=(path,), timeout=timeout, exclusive=(), once=False)
+
+
 def _wishes(job: Any) -> Iterator[tuple[str, str, Mode, Wish]]:
     for file in job.input:
         if wish_of(file, WRITE) is not None:

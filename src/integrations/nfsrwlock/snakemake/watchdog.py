@@ -67,6 +67,9 @@ def _send(pid: int, signum: int) -> None:
 
 def main() -> None:
     """Read lines ``+token job`` and ``-token`` until the parent is gone; stop the jobs that are left."""
+    # Batch systems send a signal to all processes of a job at once. This one ends with its parent, not before.
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
     with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
         file.write(NAME)
     jobs: dict[bytes, str] = {}
