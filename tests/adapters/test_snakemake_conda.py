@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from adapters.snakemake_scene import PATIENCE_S, Scene, scene
+from adapters.snakemake_scene import Scene, scene
 
 __all__ = ["scene"]
 
@@ -65,7 +65,7 @@ def make_environments(scene: Scene, *before: str) -> tuple[list[int], list[str],
     # So that the second comes while the first is at it.
     scene.wait_for(lambda: any(word in scene.read("b/log") for word in ("waiting", "Removing incomplete")))
     scene.write("second", "")
-    codes = [run.wait(PATIENCE_S) for run in runs]
+    codes = [run.wait(scene.patience_s) for run in runs]
     return codes, scene.read("made").split(), sorted(path.name for path in (scene.directory / "envs").glob("*/*"))
 
 

@@ -149,7 +149,6 @@ def test_a_short_hold_never_pays_for_a_heartbeat_and_a_long_one_once_per_interva
     assert actor.do("short") == ["open", "os.mkdir", "os.listdir", "open", "os.rmdir"]
     actor.do("heard.clear(); lock.acquire_read(); time.sleep(2.5); armed = False; lock.release()")
     beats = actor.do("heard[3:]")
-    # The first makes a file, the second renames it; both through descriptors.
-    assert beats.count("os.rename") == 1
-    assert set(beats) == {"open", "os.rename"}
+    # The first makes a link, the second renames it; both through descriptors.
+    assert [beat for beat in beats if beat != "open"] == ["os.symlink", "os.rename"]
     assert len(beats) <= 6

@@ -113,12 +113,16 @@ class Nemesis:
                     raise
         self.restart(node)
 
-    def _network_cut(self, node: Node, chance: random.Random) -> None:
-        node.cut(chance.choice(["both", "out", "in"]))
+    def _network_cut(self, node: Node, chance: random.Random) -> str | None:
+        try:
+            node.cut(chance.choice(["both", "out", "in"]))
+        except (LabError, OSError):  # the server, which has to do the last one, has crashed
+            return NOBODY
         try:
             time.sleep(self._seconds(chance))
         finally:
             node.heal()
+        return None
 
     def _kill(self, node: Node, chance: random.Random) -> str:
         return self.kill(node, chance)

@@ -137,9 +137,9 @@ class Node:
     def heal(self) -> None:
         """Undo :meth:`cut` and :meth:`delay`."""
         self.lab.network.forward(self.index, on=True)
-        with contextlib.suppress(LabError):  # one that was killed since has forgotten it
+        with contextlib.suppress(LabError, OSError):  # one that was switched off since has forgotten it
             self.run(["tc", "qdisc", "del", "dev", "vec0", "root"])
-        with contextlib.suppress(LabError):
+        with contextlib.suppress(LabError, OSError):
             self.lab.server.run(["ip", "route", "del", "blackhole", data_address(self.index)])
 
     def delay(self, ms: float) -> None:
