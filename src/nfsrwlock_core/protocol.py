@@ -55,7 +55,9 @@ _LOOK_EVERY: Final = 1 / 6
 #: A waiting writer stays announced this part of its lease at first, and at the most, before it makes room again.
 _STAY_FIRST: Final = 1 / 360
 _STAY_MOST: Final = 1 / 12
-#: A waiter makes its listing fresh after this part of its lease at first, and at the most, by a change of its own.
+#: A waiter makes its listing fresh after this part of its lease at first, and at the most, by a change of its own. That
+#: also stops it on NFSv4 in a grace period, before it has taken who stands still there for silent: with a heartbeat in
+#: every third of a lease, and looks that far apart at the most, 1/6 is soon enough, and 1/3 is not.
 _AFRESH_FIRST: Final = 1 / 90
 _AFRESH_MOST: Final = 1 / 6
 #: A peer that goes within this part of its lease (at most :data:`_PATIENCE_MAX_S`) costs no look at all.
