@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm.scene import SlurmScene
 
 from adapters.dask_tasks import die_first_time, hold_first_time, wait_until, work_alone
 from nfsrwlock.dask import Lock, install
+from slurm.scene import SlurmScene
 
 TESTS = Path(__file__).parents[1]
 PATIENCE_S = 90.0
