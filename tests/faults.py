@@ -381,6 +381,19 @@ class Stage:
             standstill=standstill,
         )
 
+    def twin(self, holder: Participant, files: MemoryFiles) -> Participant:
+        """Return what another process beats with for ``holder``, as it stands now."""
+        return Participant.resume(
+            files,
+            holder._world,
+            self.who(),
+            name=holder.name,
+            beat=holder.beats,
+            lease=holder.lease,
+            interval=INTERVAL,
+            record=b"{}",
+        )
+
     def reader(self, **settings: Any) -> Participant:
         """Return a participant that asks for the lock shared."""
         return self.participant(Mode.READ, **settings)

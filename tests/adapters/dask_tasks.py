@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,13 @@ from nfsrwlock import inspect
 
 #: How long a test waits for what should take no time.
 PATIENCE_S = 30.0
+
+
+def run_program(program: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, to its end; ``path`` is its argument."""
+    return subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=PATIENCE_S * 2
+    )
 
 
 def wait_until(condition: Any, seconds: float = PATIENCE_S) -> None:

@@ -23,7 +23,7 @@ from dask.base import tokenize
 from dask.dataframe.io.utils import SupportsLock
 from dask.utils import SerializableLock
 
-from adapters.dask_tasks import PATIENCE_S, add_one, is_held, read_both
+from adapters.dask_tasks import add_one, is_held, read_both, run_program
 from nfsrwlock import LockLostError, LockNotHeldError, break_lock
 from nfsrwlock.dask import CombinedLock, Lock, RWLock, combine
 
@@ -240,9 +240,7 @@ def test_a_function_of_main_takes_its_lock_along(tmp_path: Path) -> None:
         "with rw.read: again = pickle.loads(cloudpickle.dumps(f))\n"
         "print(again())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True, timeout=PATIENCE_S * 2
-    )
+    done = run_program(program, tmp_path / "x")
     assert (done.stdout.strip(), done.stderr) == ("False", "")
 
 

@@ -21,6 +21,7 @@ from adapters.dask_tasks import (
     hold_until,
     is_held,
     pid_of_known_holder,
+    run_program,
     wait_until,
     work_alone,
 )
@@ -276,7 +277,5 @@ def test_no_thread_and_no_process_is_left_five_seconds_after_the_last_release(tm
         "time.sleep(5)\n"
         "assert others() == (0, []), others()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True, timeout=PATIENCE_S * 2
-    )
+    done = run_program(program, tmp_path / "x")
     assert (done.returncode, done.stderr) == (0, "")

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from faults import INTERVAL, MemoryFiles, Stage
+from faults import MemoryFiles, Stage
 from nfsrwlock_core.names import Mode
-from nfsrwlock_core.protocol import Beat, Participant
+from nfsrwlock_core.protocol import Beat
 
 #: Calls whose order is tried in full; neither side makes more of them before the outcome is settled.
 CALLS = 8
@@ -77,19 +77,6 @@ class TurnByTurn(MemoryFiles):
         return super()._do(op, call, name, *more)
 
 
-def helper_s(parent: Participant, stage: Stage, files: TurnByTurn) -> Participant:
-    return Participant.resume(
-        files,
-        parent._world,
-        stage.who(),
-        name=parent.name,
-        beat=parent.beats,
-        lease=parent.lease,
-        interval=INTERVAL,
-        record=b"{}",
-    )
-
-
 def cross(mode: Mode, beats: int, unread: int, order: Iterable[bool]) -> tuple[Any, Any, Any, Stage]:
     stage = Stage()
     ours, theirs = TurnByTurn(stage.server), TurnByTurn(stage.server)
@@ -97,7 +84,7 @@ def cross(mode: Mode, beats: int, unread: int, order: Iterable[bool]) -> tuple[A
     assert parent.advance()
     for _ in range(beats):
         assert parent.beat() is Beat.DONE
-    helper = helper_s(parent, stage, theirs)
+    helper = stage.twin(parent, theirs)
     for _ in range(unread):  # of which the parent has not heard
         assert helper.beat() is Beat.DONE
     releasing, beating = ours.play(parent.release), theirs.play(helper.beat)

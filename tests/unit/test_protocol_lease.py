@@ -337,16 +337,7 @@ def test_a_participant_that_another_process_announced_beats_on_from_where_it_sto
     """Section 3: the chain of beats is one, whichever process sends them; what the other one reports is taken in."""
     holder = stage.holding_writer()
     holder.beat()
-    twin = Participant.resume(
-        holder.files,
-        holder._world,
-        stage.who(),
-        name=holder.name,
-        beat=holder.beats,
-        lease=holder.lease,
-        interval=INTERVAL,
-        record=b"{}",
-    )
+    twin = stage.twin(holder, holder.files)
     stage.clock.sleep(INTERVAL)
     assert twin.beat() is Beat.DONE
     holder.take_over(twin.beats, twin.lease.renewed)
