@@ -272,7 +272,8 @@ class Helper:
     def _take_in(self, report: dict[str, Any]) -> None:
         answered = [asked for number in report["answers"] if (asked := self._awaited.pop(number, None)) is not None]
         hold = answered[0][0] if answered else self._holds.get(report["hold"])
-        if hold is not None and report["known"]:
+        # Of a hold that is lost, the first word stands: what its owner was told of it must not change under him.
+        if hold is not None and report["known"] and not hold.is_known_lost:
             hold.participant.take_over(report["beat"], report["renewed"])
             hold.due = max(hold.due, _overdue(hold))
             hold.participant.beat_error = OSError(report["error"]) if report["error"] else None

@@ -91,7 +91,7 @@ class Hold:
     @property
     def status(self) -> HoldStatus:
         """Whether the hold stands now."""
-        if self.catch_up is not None and self.participant.lease.has_run_out(now()):
+        if self.catch_up is not None and not self._lost and self.participant.lease.has_run_out(now()):
             self.catch_up()  # beats may have arrived while this process could not look
         if self._lost:
             return HoldStatus.LOST
@@ -147,7 +147,9 @@ class Hold:
                 return Beat.LOST
             outcome = self.participant.beat()
             moment = now()
-            if outcome is Beat.DONE:
+            if outcome is Beat.LOST:
+                self._lost = True  # before another heartbeat can change the error that this one has found
+            elif outcome is Beat.DONE:
                 self.due = self.participant.lease.renewed + self.participant.interval
             else:
                 self.due = moment + self.participant.interval / 10
@@ -158,6 +160,7 @@ class Hold:
         """Take in the outcome of a heartbeat that was sent here or elsewhere, and tell the owner."""
         if outcome is Beat.LOST:
             self._lost = self.telling = True
+            self.due = float("inf")
             # In a thread of its own: the owner's callback may release the hold, and whoever calls here may be what a
             # release waits for.
             workers.submit(self.tell_owner)

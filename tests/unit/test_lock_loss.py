@@ -91,6 +91,24 @@ def test_a_holder_that_was_evicted_knows_after_its_next_heartbeat(path: Path, mo
     assert lock.status is HoldStatus.FREE
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_said_of_a_loss_does_not_change(path: Path, form: str) -> None:
+    reports: list[Any] = []
+    lock = SoftReadWriteLock(
+        path, is_singleton=False, heartbeat_interval=0.1, stale_threshold=2, heartbeat=form, on_compromise=reports.append
+    )
+    lock.acquire_write()
+    evict(lock)
+    first = lock.compromise
+    assert first is not None
+    assert first.error is not None
+    # Words of it that are still on their way from the heartbeat process, and the end of the lease, change nothing.
+    time.sleep(2)
+    assert lock.compromise == first
+    assert reports == [first]
+    lock.release()
+
+
 def test_leaving_the_block_of_a_lost_hold_is_an_error(path: Path) -> None:
     lock = quick(path)
     with pytest.raises(LockLostError, match="must not be published"):
