@@ -95,7 +95,12 @@ def test_a_holder_that_was_evicted_knows_after_its_next_heartbeat(path: Path, mo
 def test_what_is_said_of_a_loss_does_not_change(path: Path, form: str) -> None:
     reports: list[Any] = []
     lock = SoftReadWriteLock(
-        path, is_singleton=False, heartbeat_interval=0.1, stale_threshold=2, heartbeat=form, on_compromise=reports.append
+        path,
+        is_singleton=False,
+        heartbeat_interval=0.1,
+        stale_threshold=2,
+        heartbeat=form,
+        on_compromise=reports.append,
     )
     lock.acquire_write()
     evict(lock)
