@@ -2,41 +2,33 @@
 Every interleaving of a few participants: explicit-state search over the shipped protocol code.
 
 A participant's step (``advance``, ``beat``, ``release``) is run up to its next file-system call, where it is thrown
-away:
-what it did so far is known by the answers it got, so to go on, the step is run again from its beginning with those
-answers.
-That makes the shipped code a function from (where it stands, next answer) to (where it stands, next call), whose
-values are
-kept, and the search itself a walk over tuples of small numbers.
+away: what it did so far is known by the answers it got, so to go on, the step is run again from its beginning with
+those answers. That makes the shipped code a function from (where it stands, next answer) to (where it stands, next
+call), whose values are kept, and the search itself a walk over tuples of small numbers.
 
 What can happen at any moment, in any order:
 
 * A call that somebody has sent is carried out at the server, and its sender goes on to its next call. That nothing is
-  sent
-  or answered for any time, a pause, is included, because everybody else may go on in between.
+  sent or answered for any time, a pause, is included, because everybody else may go on in between.
 * A listing of the lock directory shows what was there, on the server, ever since the latest own change of its client
-  and
-  still is, and of all that was there at any time since then whatever it likes. That is both staleness without bound and
-  listings that are of no one moment. A listing of a peer's announcement shows any heartbeat it ever had, or none.
+  and still is, and of all that was there at any time since then whatever it likes. That is both staleness without bound
+  and listings that are of no one moment. A listing of a peer's announcement shows any heartbeat it ever had, or none.
 * A lease runs out: the clock of one host jumps by a lease, alone. So clocks need not agree on anything, except that
   whoever looks at a heartbeat may find it silent for long enough only if it was sent before the latest such jump of its
   maker's clock (or if the look shows an old state). That is all that is assumed of :mod:`nfsrwlock_core.watch`, which
-  is
-  replaced here; the campaigns run the real one.
+  is replaced here; the campaigns run the real one.
 * A participant dies. What it had sent may still be carried out, any time later, or never. Its death may be known to
   all.
 * As many calls as ``faults`` says fail: done or not, with EIO, with the error of a retransmission, or with an ENOENT
-  out of
-  the client's cache.
+  out of the client's cache.
 
 How often each of these happens is bounded (:class:`Bounds`); within the bounds the search is complete. After a call was
 carried out, its sender goes on at once, or after its own lease has run out; to let it go on later in any other way
-shows
-nothing new, since what it does up to its next call touches nothing but itself, and only makes it hold the lock later.
+shows nothing new, since what it does up to its next call touches nothing but itself, and only makes it hold the lock
+later.
 
 Checked in every state: no two conflicting participants whose own word is that they hold the lock, granted and with a
-lease
-that has not run out on their own clock; each number granted is higher than all before it.
+lease that has not run out on their own clock; each number granted is higher than all before it.
 """
 
 from __future__ import annotations
@@ -50,7 +42,7 @@ from contextlib import suppress
 from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
 from itertools import chain, combinations
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nfsrwlock_core import protocol
 from nfsrwlock_core.errors import LockPathError
@@ -62,8 +54,8 @@ from .witness import Violation
 _TTL: Final = 1.0
 
 Name = str
-#: Who did it, what it was, and whether its lease ran out right after that.
-_Label = tuple[int, str, int]
+#: Who did it, what it was, step by step, and whether its lease ran out right after that.
+_Label = tuple[int, tuple[str, ...], int]
 #: An answer of the server: what the call returns, or the number of its error.
 Answer = Any
 
@@ -178,8 +170,7 @@ class _Scripted:
         return None
 
 
-@dataclass(frozen=True)
-class _Input:
+class _Input(NamedTuple):
     """What a participant goes on with: an answer, and what it may find when it looks around."""
 
     answer: Answer
@@ -208,6 +199,18 @@ class _Place:
     beats: int
     lost: bool
     asked: bool = False
+
+
+class _Move(NamedTuple):
+    """What one participant does, and what that makes of everything but the places of its peers."""
+
+    label: _Label
+    server: int
+    clocks: tuple[int, ...]
+    faults: int
+    #: Where it stands afterwards.
+    place: int
+    dies: bool = False
 
 
 class _Step:
@@ -317,7 +320,7 @@ class Search:
         self._servers: list[Any] = []
         self._servers_by_key: dict[Any, int] = {}
         self._carried_out: dict[Any, list[tuple[Answer, int, str]]] = {}
-        self._ends: dict[Any, list[tuple[_Label, Any, int, int]]] = {}
+        self._moves_by_key: dict[Any, list[_Move]] = {}
         self._stands: dict[tuple[int, int], bool] = {}
         self.steps = 0
         self._writers = tuple(mode == "W" for mode in bounds.modes)
@@ -392,7 +395,7 @@ class Search:
 
     def _told(self, label: _Label) -> str:
         who, what, late = label
-        return f"  {who}: {what}" + (_LATE if late else "")
+        return f"  {who}: {'; '.join(what)}" + (_LATE if late else "")
 
     def _check(self, state: Any, writers: tuple[bool, ...]) -> None:
         _, places, clocks, _, _, _ = state
@@ -419,23 +422,17 @@ class Search:
                 continue
             may_expire, may_die = self._may_expire(place, clocks[who]), len(dead) < bounds.crashes
             if may_expire:
-                yield (who, "its lease runs out", 0), self._with(state, who, clock=clocks[who] + 1)
+                yield (who, ("its lease runs out",), 0), self._with(state, who, clock=clocks[who] + 1)
             if may_die and place.announced:
                 self._tally["deaths"] += 1
-                yield (who, "dies", 0), self._with(state, who, place=self._out(who), died=True)
-            for label, here, at, is_state in self._until_next_change(state, who):
-                if is_state:
-                    yield label, self._arrive(here, who, at)
-                    continue
-                there = self._places[at]
-                assert there.call is not None
-                yield from self._is_answered(here, who, at, label)
-                sent = f"{label[1]}; " * (label[1] != "") + f"sends {' '.join(there.call)}"
-                if at != index and self._may_expire(there, here[2][who]):
-                    yield (who, sent, 1), self._with(here, who, place=at, clock=here[2][who] + 1)
-                if may_die:
+                yield (who, ("dies",), 0), self._with(state, who, place=self._out(who), died=True)
+            for move in self._moves(state, who):
+                here = (move.server, places, move.clocks, dead, move.faults, state[5])
+                if not move.dies:
+                    yield move.label, self._arrive(here, who, move.place)
+                elif may_die:
                     self._tally["deaths"] += 1
-                    yield (who, f"{sent} and dies", 0), self._with(here, who, place=self._orphan(there), died=True)
+                    yield move.label, self._with(here, who, place=move.place, died=True)
 
     def _steps_at(self, place: _Place) -> tuple[str, ...]:
         if place.step == "out":
@@ -460,41 +457,60 @@ class Search:
         assert place.call is not None
         for _, after, what in self._carry_out(state[0], who, place.call, place.sent, faulty=False):
             following = self._with(state, who, server=after, place=self._out(who))
-            yield (who, f"{what}, sent before it died", 0), self._without_view(following, who)
+            yield (who, (f"{what}, sent before it died",), 0), self._without_view(following, who)
 
-    def _until_next_change(self, state: Any, who: int) -> list[tuple[_Label, Any, int, bool]]:
+    def _moves(self, state: Any, who: int) -> list[_Move]:
+        """What a participant can do up to its next change at the server; where its peers stand makes no difference."""
+        server, places, clocks, dead, faults, _ = state
+        key = (places[who], server, clocks, dead, faults)
+        moves = self._moves_by_key.get(key)
+        if moves is None:
+            moves = self._moves_by_key[key] = list(self._moves_from(state, who))
+        return moves
+
+    def _moves_from(self, state: Any, who: int) -> Iterator[_Move]:
+        server, places, _, dead, _, _ = state
+        for told, clocks, faults, at, is_state in self._ways_to_next_change(state, who):
+            if is_state:
+                yield _Move((who, told, 0), server, clocks, faults, at)
+                continue
+            there = self._places[at]
+            assert there.call is not None
+            yield from self._is_answered((server, places, clocks, dead, faults, 0), who, at, told)
+            sent = (*told, f"sends {' '.join(there.call)}")
+            if at != places[who] and self._may_expire(there, clocks[who]):
+                moved = (*clocks[:who], clocks[who] + 1, *clocks[who + 1 :])
+                yield _Move((who, sent, 1), server, moved, faults, at)
+            yield _Move((who, (*sent, "dies"), 0), server, clocks, faults, self._orphan(there), dies=True)
+
+    def _ways_to_next_change(
+        self, state: Any, who: int
+    ) -> Iterator[tuple[tuple[str, ...], tuple[int, ...], int, int, bool]]:
         """
         Where a participant can get without changing anything at the server: the ends of all its ways.
 
         An end is a call that would change something, or (a state of its own) the moment from which it holds the lock.
         """
-        server, places, clocks, dead, faults, granted = state
-        key = (places[who], server, clocks, dead, faults)
-        ends = self._ends.get(key)
-        if ends is None:
-            ends = self._ends[key] = list(self._ways_to_next_change(state, who))
-        return [(label, (server, places, moved, dead, left, granted), at, it) for label, moved, left, at, it in ends]
-
-    def _ways_to_next_change(self, state: Any, who: int) -> Iterator[tuple[_Label, Any, int, int, bool]]:
         server, places, clocks, dead, faults, _ = state
         origin = self._places[places[who]]
         start = (places[who], clocks, faults)
-        seen, waiting = {start}, [(start, "")]
+        seen = {start}
+        waiting: list[tuple[Any, tuple[str, ...]]] = [(start, ())]
         while waiting:
             (index, moved, left), told = waiting.pop()
             place = self._places[index]
             has_gone = index != places[who]
             if has_gone and ((place.lease is not None and place.lease != origin.lease) or not self.reduced):
-                yield (who, told, 0), moved, left, index, True
+                yield told, moved, left, index, True
                 continue
             if place.call is not None and place.call[0] != "listdir":
-                yield (who, told, 0), moved, left, index, False
+                yield told, moved, left, index, False
                 continue
             for what, following, then in self._looks((server, places, moved, dead, left, 0), who, index):
                 node = (following, then[2], then[4])
                 if node not in seen:
                     seen.add(node)
-                    waiting.append((node, f"{told}; {what}" if told else what))
+                    waiting.append((node, (*told, what)))
 
     def _looks(self, state: Any, who: int, index: int) -> Iterator[tuple[str, int, Any]]:
         # One step further without a change: begin something, or take in a listing.
@@ -521,8 +537,8 @@ class Search:
                 for following in self._continue(then, index, place.step, _Input(answer, moved[who], "", dead)):
                     yield what + (_LATE if late else ""), following, then
 
-    def _is_answered(self, state: Any, who: int, index: int, label: _Label) -> Iterator[tuple[_Label, Any]]:
-        server, places, clocks, dead, faults, granted = state
+    def _is_answered(self, state: Any, who: int, index: int, told: tuple[str, ...]) -> Iterator[_Move]:
+        server, places, clocks, dead, faults, _ = state
         place = self._places[index]
         assert place.call is not None
         outcomes = [
@@ -534,9 +550,9 @@ class Search:
         for answer, after, what, left in outcomes:
             for late in (0, 1) if self._may_expire(place, clocks[who]) else (0,):
                 moved = (*clocks[:who], clocks[who] + late, *clocks[who + 1 :]) if late else clocks
-                then = (after, places, moved, dead, left, granted)
+                then = (after, places, moved, dead, left, 0)
                 for following in self._continue(then, index, place.step, _Input(answer, moved[who], "", dead)):
-                    yield (who, f"{label[1]}; {what}" if label[1] else what, late), self._arrive(then, who, following)
+                    yield _Move((who, (*told, what), late), after, moved, left, following)
 
     def _continue(self, state: Any, index: int, step: str, given: _Input) -> Iterator[int]:
         # Where the shipped code goes from here; twice, if it asks whether a peer is silent and that may be.
@@ -547,7 +563,7 @@ class Search:
         yield following
         for name, beat in asked.items():
             if self._may_be_silent(state[0], state[2], name, beat):
-                outcome = self._run(index, step, replace(given, permit=name))
+                outcome = self._run(index, step, given._replace(permit=name))
                 if outcome is not None:
                     yield outcome[0]
 

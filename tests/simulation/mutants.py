@@ -154,9 +154,9 @@ def reuse_token(stack: ExitStack) -> None:
 def believe_enoent(stack: ExitStack) -> None:
     look = Participant._look_at_beat
 
-    def look_and_believe(self: Participant, peer: Announcement) -> int | None:
+    def look_and_believe(self: Participant, peer: Announcement, *arguments: Any, **options: Any) -> int | None:
         try:
-            return look(self, peer)
+            return look(self, peer, *arguments, **options)
         except FileNotFoundError:
             if self._ahead is not None:
                 self._ahead -= {peer.name}

@@ -1,18 +1,18 @@
 """
 Virtual time, and processes that take turns.
 
-Each simulated process is a thread, but only one thread ever runs: whoever must wait runs the agenda until something on
-it wakes a process, and hands the baton to that one. So the engine's blocking code runs as it is, a run depends on its
-random numbers alone, and an hour of waiting takes no time.
+Each simulated process has a stack of its own (a greenlet), and only one of them ever runs: whoever must wait goes back
+to the agenda, which goes on with whom its next entry wakes. So the engine's blocking code runs as it is, a run depends
+on its random numbers alone, and an hour of waiting takes no time.
 """
 
 from __future__ import annotations
 
-import _thread
 import heapq
-import threading
 from collections.abc import Callable
 from typing import Any
+
+from greenlet import getcurrent, greenlet
 
 
 class Stopped(BaseException):
@@ -25,13 +25,11 @@ class Task:
     def __init__(self, agenda: Agenda, story: Callable[[], None]) -> None:
         self.agenda = agenda
         self.ended = False
-        self._story: Callable[[], None] | None = story
-        self._baton = _thread.allocate_lock()
-        self._baton.acquire()
+        self._story = story
+        self._stack: greenlet | None = None
         self._stop = False
         self._waits = True
         self._value: Any = None
-        self._thread: threading.Thread | None = None
 
     def wake(self, value: Any = None) -> Task:
         """Let :meth:`wait` return ``value``; an action of the agenda returns what this returns."""
@@ -51,36 +49,33 @@ class Task:
         if self._stop:
             raise Stopped  # the clean-up of a task that is being stopped does nothing any more
         self._waits = True
-        self.agenda.hand_over(self)
+        assert self._stack is not None
+        self._stack.parent.switch()
         if self._stop:
             raise Stopped
         value, self._value = self._value, None
         return value
 
-    def take_baton(self) -> None:
-        self._baton.acquire()
+    @property
+    def has_begun(self) -> bool:
+        return self._stack is not None
 
-    def give_baton(self) -> None:
-        if self._thread is None and self._story is not None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
-        self._baton.release()
-
-    def join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+    def go_on(self) -> None:
+        """Run it until it waits or ends; called by the agenda."""
+        if self._stack is None:
+            self._stack = greenlet(self._run)
+        self._stack.parent = getcurrent()
+        self._stack.switch()
 
     def _run(self) -> None:
-        self._baton.acquire()
         try:
-            if not self._stop and self._story is not None:
+            if not self._stop:
                 self._story()
         except Stopped:
             pass
         except BaseException as error:
             self.agenda.fail(error)
         self.ended = True
-        self.agenda.hand_over(None)
 
 
 class Agenda:
@@ -90,11 +85,8 @@ class Agenda:
         self.now = 0.0
         self._heap: list[tuple[float, int, Callable[[], Task | None]]] = []
         self._count = 0
-        self._end = 0.0
         self._tasks: list[Task] = []
         self._failure: BaseException | None = None
-        self._main = Task(self, lambda: None)
-        self._main._story = None
 
     def at(self, moment: float, action: Callable[[], Task | None]) -> None:
         """Plan ``action``; it returns the task that it wakes, or ``None``."""
@@ -115,45 +107,23 @@ class Agenda:
 
     def run(self, end: float) -> None:
         """Run until nothing is planned before ``end``; raises what went wrong."""
-        self._end = end
-        self._main._waits = True
-        self.hand_over(self._main)
-        if self._failure is not None:
-            raise self._failure
-
-    def close(self) -> None:
-        """End every thread."""
-        self._failure = None
-        self._heap.clear()
-        for task in self._tasks:
-            if not task.ended and task._thread is not None:
-                stopping = task.stop()
-                if stopping is not None:
-                    self._end = self.now
-                    self.at(self.now, lambda stopping=stopping: stopping)
-                    self._main._waits = True
-                    self.hand_over(self._main)
-            task.join()
-
-    def hand_over(self, me: Task | None) -> None:
-        """Give the baton to whom the agenda wakes next; return when ``me`` has it back. ``None`` ends the thread."""
-        target = self._next()
-        if target is not me:
-            target.give_baton()
-            if me is not None:
-                me.take_baton()
-
-    def _next(self) -> Task:
-        heap = self._heap
-        while self._failure is None and heap and heap[0][0] <= self._end:
-            self.now, _, action = heapq.heappop(heap)
+        while self._failure is None and self._heap and self._heap[0][0] <= end:
+            self.now, _, action = heapq.heappop(self._heap)
             try:
-                target = action()
+                task = action()
             except BaseException as error:
                 self.fail(error)
                 break
-            if target is not None:
-                return target
-        if self._failure is None:
-            self.now = max(self.now, self._end)
-        return self._main
+            if task is not None:
+                task.go_on()
+        if self._failure is not None:
+            raise self._failure
+        self.now = max(self.now, end)
+
+    def close(self) -> None:
+        """End every task, so that nothing is left that holds on to its variables."""
+        self._failure = None
+        self._heap.clear()
+        for task in self._tasks:
+            if task.has_begun and (stopping := task.stop()) is not None:
+                stopping.go_on()
