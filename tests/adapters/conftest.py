@@ -1,4 +1,4 @@
-"""What tests of all adapters need: Ctrl-C, and a Dask cluster, one for all that do it no harm: it starts slowly."""
+"""What tests of all adapters need: signals that arrive, and a Dask cluster, one for all that do it no harm: it starts slowly."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # so it is in the background of a script, and in all started there
+# In the background of a script, or below nohup, some signals are ignored, and in all that is started there.
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -181,11 +181,22 @@ class Scene:
         """All live processes that the test has started, however indirectly."""
         return [pid for pid in watchdog.marked(self._mark) if not _is_zombie(pid)]
 
+    def _clues(self) -> list[str]:
+        """What is going on, for whoever must find out why something else is not."""
+        running = []
+        for pid in self.processes():
+            with suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                place = Path(f"/proc/{pid}/wchan").read_text()
+                running.append(f"  {pid} {state} {place} {command[:200]}")
+        return [*(run.text for run in self.runs), "announced:", *self.announced(), "running:", *running]
+
     def wait_for(self, condition: Callable[[], object], seconds: float | None = None) -> None:
         """Wait until something is so."""
         until = time.monotonic() + (self.patience_s if seconds is None else seconds)
         while not condition():
-            assert time.monotonic() < until, "\n".join(["it did not happen", *(run.text for run in self.runs)])
+            assert time.monotonic() < until, "\n".join(["it did not happen", *self._clues()])
             time.sleep(0.02)
 
     def clean_up(self) -> None:

@@ -92,10 +92,13 @@ def test_it_works_with_standard_streams_closed(scene: Scene, closed: str) -> Non
 def test_who_need_not_wait_sees_nothing_and_who_must_is_told_for_whom_once(scene: Scene) -> None:
     holder = scene.hold("write")
     waiter = scene.start("run", "--read", "data", *SHORT, "true")
-    time.sleep(0.6)
+    assert waiter.stderr is not None
+    first = waiter.stderr.readline()
+    time.sleep(0.3)  # three more looks
     holder.terminate()
-    _, stderr = waiter.communicate(timeout=10)
+    _, more = waiter.communicate(timeout=10)
     assert waiter.returncode == 0
+    stderr = first + more
     assert stderr.startswith("nfsrwlock: waiting to read data: ")
     assert "writing since" in stderr
     assert stderr.count("\n") == 1
