@@ -1,4 +1,4 @@
-"""What tests of all adapters need: signals that arrive, and a Dask cluster, one for all that do it no harm: it starts slowly."""
+"""What tests of all adapters need: signals that arrive, and a Dask cluster, one for all, for it starts slowly."""
 
 from __future__ import annotations
 
