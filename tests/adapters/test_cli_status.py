@@ -161,6 +161,9 @@ def test_break_takes_the_one_that_its_token_begins(scene: Scene) -> None:
     assert scene.announced() == [other]
     announce(scene, ELSEWHERE.replace(TOKEN, "f" * 31 + "0"))
     assert "give more digits" in scene.run("break", "data", "--token", "ff", "--yes").stderr
+    (scene.directory / "data.rwlock" / other).rmdir()
+    assert "empty token" in scene.run("break", "data", "--token", "", "--yes").stderr
+    assert len(scene.announced()) == 1
 
 
 def test_break_has_nothing_to_do_for_a_free_lock(scene: Scene) -> None:

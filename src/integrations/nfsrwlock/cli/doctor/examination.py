@@ -18,8 +18,8 @@ from nfsrwlock.cli.doctor.findings import Check, Level, Report
 from nfsrwlock.cli.doctor.judge import judge
 from nfsrwlock.cli.doctor.mounts import Mount, mount_of
 from nfsrwlock.cli.doctor.place import remove_scratch, scratch_path
-from nfsrwlock.cli.options import LOCK_DIRECTORY_VARIABLE
 from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.cli.preparing import lock_home
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core import LockError, SoftReadWriteLock
 
@@ -195,7 +195,7 @@ def home_of(path: str, lock_dir: str | None) -> str:
         raise CliError("an empty path cannot be examined: check the variable in PATH")
     if "\0" in path:
         raise CliError("a path cannot contain a null byte")
-    kept = lock_dir or os.environ.get(LOCK_DIRECTORY_VARIABLE)
+    kept = lock_home(lock_dir)
     home = kept or (path if os.path.isdir(path) else os.path.dirname(path.rstrip("/")) or os.curdir)
     try:
         wrong = "" if stat.S_ISDIR(os.stat(home).st_mode) else "is not a directory; correct the path"
