@@ -110,13 +110,14 @@ def test_watching_into_a_pipe_reports_each_change(scene: Scene) -> None:
     assert watcher.wait(5) == 0
 
 
-def test_a_reader_that_has_gone_away_is_no_reason_for_a_traceback(scene: Scene) -> None:
+@pytest.mark.parametrize("arguments", [["status", "data"], ["status", "--json", "data"], ["--help"]], ids=" ".join)
+def test_a_reader_that_has_gone_away_is_no_reason_for_a_traceback(scene: Scene, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    process = scene.start("status", "data", stdout=writer)
+    process = scene.start(*arguments, stdout=writer)
     os.close(writer)
     _, stderr = process.communicate(timeout=10)
-    assert stderr == ""
+    assert (process.returncode, stderr) == (128 + signal.SIGPIPE, "")
 
 
 # break
