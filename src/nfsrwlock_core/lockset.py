@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
 _WORST_FIRST: Final = (HoldStatus.LOST, HoldStatus.SUSPECT, HoldStatus.FREE, HoldStatus.HELD)
+
+_HOLDER: Final = "holder"
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -90,7 +91,9 @@ class LockSet:
     def _set_up(self, members: Iterable[_Member]) -> None:
         self._members = tuple(sorted(members, key=lambda member: os.fsencode(member.lock.lock_path)))
         self._is_held = False
-        self._turn = threading.Lock()
+        #: Who holds the set or is about to. One entry: a dict's ``setdefault`` and ``pop`` are atomic to threads and to
+        #: signals' exceptions.
+        self._turn: dict[str, object] = {}
 
     @classmethod
     def joined(cls, sets: Iterable[LockSet]) -> Self:
@@ -200,21 +203,25 @@ class LockSet:
         :raises LockPathError: if a lock cannot live at its path
         :raises RuntimeError: if the set is held already
         """
+        me = object()
+        try:
+            return self._acquire(me, timeout, blocking, on_wait)
+        except BaseException:
+            self._give_back(me, [])  # all: a signal's exception may have come right after one was taken
+            raise
+
+    def _acquire(self, me: object, timeout: float | None, blocking: bool | None, on_wait: OnWait | None) -> Self:
         first = self.locks[0]
         blocking = first.blocking if blocking is None else blocking
         limit = checked_timeout(first.timeout if timeout is None else timeout, blocking=blocking)
-        if not self._turn.acquire(blocking=False):
+        if self._turn.setdefault(_HOLDER, me) is not me:
             raise RuntimeError("this LockSet is held, or being acquired, already; sets are not re-entrant")
-        try:
-            deadline = time.monotonic() + limit
-            for member in self._members:
-                left = -1.0 if limit < 0 else max(deadline - time.monotonic(), 0.0)
-                acquire = member.lock.acquire_write if member.mode is Mode.WRITE else member.lock.acquire_read
-                acquire(left, blocking=blocking, on_wait=on_wait)
-            self._is_held = True
-        except BaseException:
-            self._release_members()  # all: a signal may have come right after one was taken
-            raise
+        deadline = time.monotonic() + limit
+        for member in self._members:
+            left = -1.0 if limit < 0 else max(deadline - time.monotonic(), 0.0)
+            acquire = member.lock.acquire_write if member.mode is Mode.WRITE else member.lock.acquire_read
+            acquire(left, blocking=blocking, on_wait=on_wait)
+        self._is_held = True
         return self
 
     def release(self) -> None:
@@ -228,19 +235,36 @@ class LockSet:
     def _release(self) -> LockLostError | None:
         if not self._is_held:
             raise LockNotHeldError("this LockSet is not held")
-        return self._release_members()
-
-    def _release_members(self) -> LockLostError | None:
         errors: list[LockLostError | None] = []
-        with ExitStack() as stack:  # each of them, whatever comes between
-            stack.callback(self._turn.release)
-            self._is_held = False
-            for lock in self.locks:
-                stack.callback(_release_into, errors, lock)
+        self._give_back(self._turn[_HOLDER], errors)
         return next((error for error in errors if error is not None), None)
 
+    def _give_back(self, holder: object, errors: list[LockLostError | None]) -> None:
+        try:
+            self._release_members(holder, errors)
+        except BaseException:
+            self._release_members(holder, errors)  # a signal's exception came between, and nothing may stay
+            raise
+
+    def _release_members(self, holder: object, errors: list[LockLostError | None]) -> None:
+        # Whatever is left of them; nothing if ``holder`` does not have the set any more.
+        if self._turn.get(_HOLDER) is not holder:
+            return
+        with ExitStack() as stack:  # each of them, whatever comes between
+            for lock in self.locks:
+                stack.callback(_release_into, errors, lock)
+        self._is_held = False
+        self._turn.pop(_HOLDER, None)
+
     def __enter__(self) -> Self:
-        return self if self._is_held else self.acquire()
+        if self._is_held:
+            return self
+        me = object()
+        try:
+            return self._acquire(me, None, None, None)
+        except BaseException:
+            self._give_back(me, [])
+            raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None

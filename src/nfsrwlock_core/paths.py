@@ -13,6 +13,7 @@ import re
 from typing import Final
 
 from .directory import SUFFIX
+from .errors import LockPathError
 
 ENVIRONMENT_VARIABLE: Final = "NFSRWLOCK_DIR"
 _READABLE_PART_CHARS: Final = 80
@@ -24,11 +25,25 @@ def canonical(path: str | os.PathLike[str]) -> str:
 
     The last component stays because the lock is named by it: a symbolic link has a lock of its own. The same rule as
     filelock's, so that equal spellings give one lock. Takes bytes, newlines and names that are no UTF-8.
+
+    :raises LockPathError: if it is relative to a current directory that does not exist any more
     """
     parent, name = os.path.split(os.fsdecode(path).rstrip("/") or "/")
     if name in ("", ".", ".."):
-        return os.path.realpath(os.fsdecode(path))
-    return os.path.join(os.path.realpath(parent or os.curdir), name)
+        return _resolved(os.fsdecode(path))
+    return os.path.join(_resolved(parent or os.curdir), name)
+
+
+def _resolved(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except FileNotFoundError as error:  # by os.getcwd()
+        raise LockPathError(
+            path,
+            "is relative to the current directory, which has been removed",
+            "change to one that exists, or use an absolute path",
+            error.errno,
+        ) from None
 
 
 def lock_path_of(path: str | os.PathLike[str], lock_dir: str | os.PathLike[str] | None = None) -> str:
@@ -37,7 +52,8 @@ def lock_path_of(path: str | os.PathLike[str], lock_dir: str | os.PathLike[str] 
 
     :param lock_dir: a directory that holds the locks; ``None``: the environment's ``NFSRWLOCK_DIR``, and beside the
         data if that is not set
-    :raises ValueError: if ``path`` is empty, holds a NUL, or is the root directory
+    :raises ValueError: if ``path`` is empty, holds a NUL, or is the root directory; if ``lock_dir`` holds a NUL
+    :raises LockPathError: if one is relative to a current directory that does not exist any more
     """
     if not os.fspath(path) or "\0" in os.fsdecode(path):
         raise ValueError(f"the lock needs a path, got {path!r}")
@@ -47,7 +63,9 @@ def lock_path_of(path: str | os.PathLike[str], lock_dir: str | os.PathLike[str] 
     root = os.environ.get(ENVIRONMENT_VARIABLE) if lock_dir is None else os.fsdecode(lock_dir)
     if not root:
         return data + SUFFIX
+    if "\0" in root:
+        raise ValueError(f"lock_dir must be the path of a directory, got {root!r}")
     # A digest keeps the name short and unique; the readable part is for people.
     digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:32]
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(data))[:_READABLE_PART_CHARS]
-    return os.path.join(os.path.realpath(root), f"{readable}-{digest}{SUFFIX}")
+    return os.path.join(_resolved(root), f"{readable}-{digest}{SUFFIX}")

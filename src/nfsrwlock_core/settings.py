@@ -23,6 +23,8 @@ Heartbeat = Literal["thread", "process"]
 _NUMBERS: Final = (Real, Decimal)
 #: A holder beats at least this often in its lease, so that two beats may fail before it runs out.
 _BEATS_PER_LEASE: Final = 3
+#: A time-out as long as this (150 years where the system allows it) is none: longer ones overflow the system's clocks.
+_FOREVER_S: Final = threading.TIMEOUT_MAX / 2
 #: No file system answers so surely that a shorter lease could be kept.
 _LEASE_MIN_S: Final = 0.1
 
@@ -197,7 +199,7 @@ def checked_timeout(timeout: float, *, blocking: bool) -> float:
         return 0.0
     if math.isnan(value) or (value < 0 and value != -1):
         raise ValueError(f"timeout must be a non-negative number or -1, not {timeout!r}")
-    return -1.0 if value == math.inf else value
+    return -1.0 if value >= _FOREVER_S else value
 
 
 def boolean(name: str, value: bool) -> bool:

@@ -287,7 +287,8 @@ def own_record(pid: int) -> bytes:
 
     job = next((value for key in _JOB_VARIABLES if (value := os.environ.get(key))), "")
     who = {"user": _user_name(os.geteuid()), "pid": pid}
-    for command, most in ((" ".join(sys.argv), 300), (os.path.basename(sys.argv[0]), 20)):
+    argv = [str(argument) for argument in getattr(sys, "argv", None) or [""]]  # programs put anything there
+    for command, most in ((" ".join(argv), 300), (os.path.basename(argv[0]), 20)):
         text = json.dumps({**who, "command": command[:most], "job": job[: min(most, 80)] or None}).encode()
         if len(text) <= _RECORD_MAX_BYTES:
             return text

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 
 from adapters.cli_scene import Scene, scene
 from nfsrwlock import inspect
+from nfsrwlock_core.identity import current_identity
+from nfsrwlock_core.names import Mode, announcement_name
 from small_disks import fill, remount_read_only, small_disk
 
 __all__ = ["scene"]
@@ -258,6 +261,38 @@ def test_a_second_node_cleans_up_after_a_first_that_was_killed(scene: Scene, mon
     with pytest.raises(CliError, match="first node does not react"):
         meeting.join(token, str(scene.directory))
     assert os.listdir(scene.directory) == []
+
+
+def test_what_a_killed_doctor_has_left_is_removed_by_the_next_one(scene: Scene) -> None:
+    leader, _ = start_peer(scene, ".")
+    (left,) = os.listdir(scene.directory)
+    code, report, _ = examine(scene, "--rounds", "10", ".")
+    assert code == 0
+    assert "leftover" not in [check["name"] for check in report["checks"]], "one that works is nobody's concern"
+    assert os.listdir(scene.directory) == [left]
+    leader.kill()
+    leader.wait()
+    code, report, _ = examine(scene, "--rounds", "10", ".")
+    assert (code, level(report, "leftover")) == (0, "note")
+    assert left in next(check["text"] for check in report["checks"] if check["name"] == "leftover")
+    assert os.listdir(scene.directory) == []
+
+
+def test_what_may_be_another_hosts_is_named_and_stays(scene: Scene) -> None:
+    there = current_identity()
+    name = announcement_name(
+        Mode.READ, token="e" * 32, ticket=0, lease_ms=1, who=replace(there, kernel="0", host="n9"), since_ms=0
+    )
+    theirs, unsigned = (scene.directory / f".nfsrwlock-doctor-{digit * 12}" for digit in "12")
+    (theirs / name).mkdir(parents=True)
+    unsigned.mkdir()
+    (scene.directory / ".nfsrwlock-doctor-notes").mkdir()
+    code, report, _ = examine(scene, "--rounds", "10", ".")
+    assert (code, level(report, "leftover")) == (0, "note")
+    (remedy,) = (check["remedy"] for check in report["checks"] if check["name"] == "leftover")
+    assert remedy.endswith(f"rm -r {theirs.resolve()} {unsigned.resolve()}")
+    assert theirs.is_dir()
+    assert unsigned.is_dir()
 
 
 # Bad input

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters.cli_scene import Scene, scene
-from nfsrwlock.cli import main
+from nfsrwlock.cli import main, run
+from nfsrwlock.processes import KEEPER_NAME, process_table
 from other_users import ALICE, as_user, directory_of, needs_root
 
 __all__ = ["scene"]
@@ -103,6 +107,46 @@ def test_a_directory_that_cannot_be_written_is_refused_and_lock_dir_is_the_way_o
     assert scene.run("run", "--read", data, "true", NFSRWLOCK_DIR="locks").returncode == 0
     (lock,) = os.listdir(scene.directory / "locks")
     assert lock.endswith(".rwlock")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--read", "dead/data", "true"],
+        ["run", "--read", "dead/data", "--parents", "true"],
+        ["run", "--read", "data", "--lock-dir", "dead/locks", "true"],
+        ["run", "--read", "data", "dead/command"],
+        ["hold", "--write", "dead/data"],
+    ],
+    ids=["data", "its parents", "lock directory", "command", "hold"],
+)
+def test_a_time_out_counts_while_a_mere_look_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """Below a hard mount whose server is down, a look takes as long as the outage. Only the keeper may look there."""
+    here = os.getpid()
+
+    def hanging(look: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def may_hang(path: str, **more: Any) -> os.stat_result:
+            if "dead" in str(path).split("/"):
+                assert os.getpid() != here
+                signal.pause()
+            return look(path, **more)
+
+        return may_hang
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, hanging(getattr(os, name)))
+    monkeypatch.setattr(run, "_ANSWER_SECONDS", 0.6)
+    monkeypatch.setattr(run, "ODD_SECONDS", 0.1)
+    assert main([*arguments[:1], "--timeout", "0", *arguments[1:]]) == 75
+    told, given_up = capfd.readouterr().err.splitlines()
+    assert told.endswith("data: the file system answers nothing so far")
+    assert "has not answered for" in given_up
+    assert os.listdir() == []
+    children = [one for one in process_table().values() if one.parent == here and not one.dead]
+    assert KEEPER_NAME not in {one.name for one in children}, "it has made nothing, so it waits for no server"
 
 
 def test_parents_makes_missing_directories(scene: Scene) -> None:

@@ -110,13 +110,14 @@ def test_watching_into_a_pipe_reports_each_change(scene: Scene) -> None:
     assert watcher.wait(5) == 0
 
 
-def test_a_reader_that_has_gone_away_is_no_reason_for_a_traceback(scene: Scene) -> None:
+@pytest.mark.parametrize("arguments", [["status", "data"], ["status", "--json", "data"], ["--help"]], ids=" ".join)
+def test_a_reader_that_has_gone_away_is_no_reason_for_a_traceback(scene: Scene, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    process = scene.start("status", "data", stdout=writer)
+    process = scene.start(*arguments, stdout=writer)
     os.close(writer)
     _, stderr = process.communicate(timeout=10)
-    assert stderr == ""
+    assert (process.returncode, stderr) == (128 + signal.SIGPIPE, "")
 
 
 # break
@@ -161,6 +162,9 @@ def test_break_takes_the_one_that_its_token_begins(scene: Scene) -> None:
     assert scene.announced() == [other]
     announce(scene, ELSEWHERE.replace(TOKEN, "f" * 31 + "0"))
     assert "give more digits" in scene.run("break", "data", "--token", "ff", "--yes").stderr
+    (scene.directory / "data.rwlock" / other).rmdir()
+    assert "empty token" in scene.run("break", "data", "--token", "", "--yes").stderr
+    assert len(scene.announced()) == 1
 
 
 def test_break_has_nothing_to_do_for_a_free_lock(scene: Scene) -> None:

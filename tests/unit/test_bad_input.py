@@ -397,6 +397,27 @@ def test_a_timeout_that_is_no_time_is_refused(tmp_path, take, timeout):
 
 
 @every_way
+@pytest.mark.parametrize("timeout", [1e10, 1e300])
+def test_a_timeout_beyond_what_clocks_can_count_is_none(tmp_path, take, timeout):
+    take(tmp_path / "data", timeout=timeout)
+
+
+def test_a_path_below_a_current_directory_that_was_removed_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    for ask in (take_read, inspect):
+        for path, lock_dir in (("data", None), (tmp_path / "data", "locks")):
+            with pytest.raises(LockPathError, match="relative to the current directory, which has been removed"):
+                ask(path, lock_dir=lock_dir)
+
+
+def test_a_directory_of_locks_whose_name_holds_a_null_byte_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="lock_dir must be the path of a directory"):
+        take_read(tmp_path / "data", lock_dir="a\0b")
+
+
+@every_way
 @pytest.mark.parametrize(
     "settings",
     [

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import filelock
@@ -25,6 +27,7 @@ from nfsrwlock import (
     WaitInfo,
     break_lock,
 )
+from nfsrwlock_core import lockset
 
 
 @pytest.fixture
@@ -206,6 +209,49 @@ def test_an_interrupt_while_waiting_leaves_none(stage: Stage, a: Path, b: Path) 
             actor.answer()
         assert modes_of(a, b) == [[], ["read"]]
     actor.do("locks.acquire(); locks.check()")
+
+
+def test_an_interrupt_at_any_moment_leaves_none(a: Path, b: Path) -> None:
+    """Ctrl-C while a set is taken or given back: nobody would release what it left behind."""
+    blocks = several(read=a, write=b)
+    for enter in (blocks.acquire, blocks.__enter__):
+        calls = 0
+        while interrupted_at(calls, enter):
+            assert modes_of(a, b) == [[], []], f"after call {calls} of {enter}"
+            blocks.acquire()  # it can be
+            blocks.release()
+            calls += 1
+        assert calls > 10
+        blocks.release()
+    blocks.acquire()
+    calls = 0
+    while interrupted_at(calls, blocks.release):
+        assert modes_of(a, b) == [[], []], f"after call {calls} of release"
+        blocks.acquire()
+        calls += 1
+    assert calls > 5
+
+
+def interrupted_at(number: int, call: Callable[[], object]) -> bool:
+    """Raise at the end of the ``number``-th call that the module makes meanwhile; return whether there was one."""
+    left = number
+
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        caller = frame if event == "c_return" else frame.f_back if event == "return" else None
+        if caller is not None and caller.f_code.co_filename == lockset.__file__:
+            left -= 1
+            if left == -1:
+                raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
 
 
 def test_waiting_is_told(a: Path, b: Path) -> None:

@@ -272,6 +272,15 @@ def test_the_record_of_this_process_fits_and_names_its_job(monkeypatch):
     assert json.loads(record)["user"] == own_name()
 
 
+@pytest.mark.parametrize(
+    ("argv", "command"), [([], ""), (None, ""), ([Path("tool"), 7], "tool 7")], ids=["empty", "none", "odd"]
+)
+def test_whatever_a_program_has_done_to_its_arguments_it_has_a_record(monkeypatch, argv, command):
+    """Programs that embed Python, or run others in their own process, leave anything there."""
+    monkeypatch.setattr("sys.argv", argv)
+    assert json.loads(own_record.__wrapped__(7))["command"] == command
+
+
 def test_asking_changes_nothing(data):
     """Issue: needs no lock and changes nothing."""
     announce(data, Mode.READ, beat=2, silent=5)

@@ -216,8 +216,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _interrupted(signal.SIGINT)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail as well
-        return 128 + signal.SIGPIPE
+        return _without_reader()
+    except (
+        SystemExit
+    ) as end:  # click and rich end so where nobody reads what they print; so does shell completion, with 0
+        if end.code != 1:
+            raise
+        return _without_reader()
     except (LockError, OSError) as error:
         say(in_options(str(error)))
         return Exit.FAILED
@@ -238,6 +243,11 @@ def _with_help_hint(error: click.ClickException) -> str:
     message = error.format_message()
     context = getattr(error, "ctx", None)
     return message if context is None else f"{message.rstrip('.')}; see: {context.command_path} --help"
+
+
+def _without_reader() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail as well
+    return 128 + signal.SIGPIPE
 
 
 def _interrupted(signum: int) -> int:

@@ -17,6 +17,8 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
 
     :raises CliError: one of them is alive on this host, or nobody can be asked
     """
+    if token == "":
+        raise CliError("an empty token names nobody: check the variable in --token")
     state = inspect(path, lock_dir=lock_dir)
     wanted = [peer for peer in (*state.holders, *state.waiters) if token is None or peer.token.startswith(token)]
     if not wanted:

@@ -24,7 +24,8 @@ from enum import Enum
 from typing import Any, Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
-from nfsrwlock.cli.outcome import Exit, in_options
+from nfsrwlock.cli.outcome import CliError, Exit, in_options
+from nfsrwlock.cli.preparing import check_directories, find_program, lock_home
 from nfsrwlock.processes import (
     KEEPER_NAME,
     Process,
@@ -61,13 +62,21 @@ class OnExpiry(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to hold, and how; the command line in a checked form."""
+    """
+    What to hold, and how; the command line in a checked form.
+
+    :param parents: whether missing directories are to be made
+    :param settings: of the locks
+    :param command: the name of a program that must be found before the locks are asked for; "" for none
+    """
 
     read: tuple[str, ...]
     write: tuple[str, ...]
     timeout: float
     on_expiry: OnExpiry
+    parents: bool
     settings: dict[str, Any]
+    command: str = ""
 
     @property
     def tick(self) -> float:
@@ -77,6 +86,13 @@ class Request:
 
 
 # What the keeper tells the guard.
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that there is to look at was looked at; this is the program that the command's name stands for."""
+
+    program: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +160,8 @@ class Keeper:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        #: What the command's name stands for; ``None`` as long as the keeper only looks, and has made nothing.
+        self.program: str | None = None
         self.channel, theirs = Channel.pair()
         flush()
         self.pid = os.fork()
@@ -162,6 +180,13 @@ class Keeper:
             os.kill(self.pid, signum)
             if self._ended_within(_CANCEL_GRACE_SECONDS):
                 return
+
+    def leave(self) -> None:
+        """Go without waiting for it: it hangs. If it has made something, it stays to withdraw that."""
+        self.channel.close()
+        if self.program is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self._ended_within(_CANCEL_GRACE_SECONDS)
 
     def _ended_within(self, seconds: float) -> bool:
         limit = time.monotonic() + seconds
@@ -222,7 +247,12 @@ def _leave_the_caller(channel: Channel) -> None:
 def _keep(request: Request, channel: Channel) -> None:
     signals = _Signals(channel)
     try:
+        if not request.parents:
+            check_directories((*request.write, *request.read), request.settings["lock_dir"])
+        program = find_program(request.command) if request.command else ""
         locks = LockSet(read=list(request.read), write=list(request.write), timeout=request.timeout, **request.settings)
+        channel.send(Prepared(program))
+        signals.look()  # all this may have taken so long that nobody waits for the locks any more
         locks.acquire(on_wait=signals.waiting)
     except _Cancelled:
         return
@@ -238,10 +268,10 @@ def _keep(request: Request, channel: Channel) -> None:
             lost = str(error)
         channel.send(Released(lost))
     channel.close()
-    _outlast_the_server(request)
+    outlast_the_server(request)
 
 
-def _outlast_the_server(request: Request) -> None:
+def outlast_the_server(request: Request) -> None:
     """
     Stay while something of this process is on disk.
 
@@ -249,13 +279,15 @@ def _outlast_the_server(request: Request) -> None:
     does not wait. For one lease: after that, peers may remove it.
     """
     paths = [os.path.abspath(path) for path in (*request.read, *request.write)]
+    home = lock_home(request.settings["lock_dir"])
+    lock_dir = "" if home is None else os.path.abspath(home)
     os.chdir("/")
     limit = now() + float(request.settings["stale_threshold"])
-    while now() < limit and any(_is_announced(path, request.settings["lock_dir"]) for path in paths):
+    while now() < limit and any(_is_announced(path, lock_dir) for path in paths):
         time.sleep(request.tick)
 
 
-def _is_announced(path: str, lock_dir: str | None) -> bool:
+def _is_announced(path: str, lock_dir: str) -> bool:
     try:
         state = inspect(path, lock_dir=lock_dir)
     except LockPathError:
@@ -286,6 +318,10 @@ class _Signals:
     def waiting(self, info: WaitInfo) -> None:
         """Be called at each poll of the engine; raising here is the clean way out of it."""
         self._talk(info)
+
+    def look(self) -> None:
+        """Notice if the guard is gone."""
+        self._talk(None)
 
     def acquired(self) -> None:
         """The wait is over: from now on the guard is told by whoever calls :meth:`pass_on`."""
@@ -376,6 +412,8 @@ def _be_the_guard(request: Request, subject: Process, group: int | None) -> None
 
 
 def _failure(error: Exception) -> Failed:
+    if isinstance(error, CliError):
+        return Failed(str(error), error.code)
     if isinstance(error, Timeout):
         return Failed(str(error), Exit.TIMED_OUT)
     if isinstance(error, (LockPathError, ValueError, TypeError)):

@@ -1,9 +1,8 @@
-"""What ``run`` and ``hold`` share on the command line. Bad input is refused before anything is touched."""
+"""What ``run`` and ``hold`` share on the command line. What is wrong in itself is refused here."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,11 +10,9 @@ import click
 
 from nfsrwlock.cli.keeper import OnExpiry, Request
 from nfsrwlock.cli.outcome import CliError
-from nfsrwlock.text import printable
+from nfsrwlock.cli.preparing import LOCK_DIRECTORY_VARIABLE
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-LOCK_DIRECTORY_VARIABLE = "NFSRWLOCK_DIR"
 
 
 def positive_seconds(value: str) -> float:
@@ -131,14 +128,14 @@ def request(
     if not read and not write:
         raise CliError("nothing to lock: name at least one path with --read PATH or --write PATH")
     beat, lease = _intervals(heartbeat, stale)
-    home = lock_dir or os.environ.get(LOCK_DIRECTORY_VARIABLE) or None
     for path in (*write, *read):
-        _check_directory(path, home, parents)
+        _check_text(path)
     return Request(
         read=read,
         write=write,
         timeout=-1.0 if timeout is None or math.isinf(timeout) else timeout,
         on_expiry=OnExpiry(on_expiry),
+        parents=parents,
         settings={
             "heartbeat_interval": beat,
             "stale_threshold": lease,
@@ -155,18 +152,8 @@ def _intervals(heartbeat: float | None, stale: float | None) -> tuple[float, flo
     return beat, lease
 
 
-def _check_directory(path: str, home: str | None, parents: bool) -> None:
-    """A missing directory is more often a typing error than a wish, so it is made only with ``--parents``."""
+def _check_text(path: str) -> None:
     if not path:
         raise CliError("an empty path cannot be locked: check the variable in --read or --write")
     if "\0" in path:
         raise CliError("a path cannot contain a null byte")
-    directory = home or os.path.dirname(path.rstrip("/")) or os.curdir
-    if parents or os.path.isdir(directory):
-        return
-    subject = "the lock directory" if home else f"the directory of {printable(path)}"
-    if os.path.lexists(directory):
-        raise CliError(f"{printable(directory)}, {subject}, is not a directory; correct the path")
-    raise CliError(
-        f"{printable(directory)}, {subject}, does not exist; correct the path, or have it made with --parents"
-    )

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
-import shutil
 import signal
+import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, NoReturn
 
-from nfsrwlock.cli.keeper import Failed, Guarded, Hold, Keeper, Request, Signalled, Waiting, now
+from nfsrwlock.cli.keeper import Failed, Guarded, Hold, Keeper, Prepared, Request, Signalled, Waiting, now
 from nfsrwlock.cli.leash import Leash
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, end_as_if_by, stop_as_if_by
 from nfsrwlock.cli.terminal import Terminal
-from nfsrwlock.cli.waiting import FRAME_SECONDS, Progress
+from nfsrwlock.cli.waiting import FRAME_SECONDS, ODD_SECONDS, Progress
 from nfsrwlock.processes import Entry, adopt_orphans, family, send_to_group
 from nfsrwlock.text import flush, say
-from nfsrwlock_core import HoldStatus
+from nfsrwlock_core import HoldStatus, WaitInfo
 
 _SHELL: Final = "/bin/sh"
+#: The engine answers within a few seconds after its time-out, whatever the file server does.
+_ANSWER_SECONDS: Final = 6.0
 _TERMINAL_STOPS: Final = frozenset({signal.SIGTTIN, signal.SIGTTOU})
 
 
@@ -30,50 +34,32 @@ def run(request: Request, command: tuple[str, ...]) -> int:
     :raises CliError: the command cannot be run, or the locks cannot be had
     :raises Interrupted: a signal ended the wait
     """
-    program = find_program(command[0])
     terminal = Terminal()
     with Signals(FORWARDED) as signals:
-        keeper = Keeper(request)
+        keeper = Keeper(replace(request, command=command[0]))
         hold = wait_until_held(keeper, signals)
         adopt_orphans()
-        return _Run(keeper, hold, signals, terminal, program, command).until_it_ends()
-
-
-def find_program(name: str) -> str:
-    """
-    Find the command as a shell does, before anybody is made to wait for a lock that it cannot use.
-
-    :raises CliError: with code 127 if it does not exist, 126 if it cannot be executed
-    """
-    if os.sep in name:
-        if not os.path.exists(name):
-            raise CliError(f"{name}: no such file or directory", Exit.NOT_FOUND)
-        if os.path.isdir(name):
-            raise CliError(f"{name}: is a directory", Exit.NOT_EXECUTABLE)
-        if not os.access(name, os.X_OK):
-            raise CliError(f"{name}: permission denied (not executable)", Exit.NOT_EXECUTABLE)
-        return name
-    found = shutil.which(name)
-    if found is not None:
-        return found
-    if name and (unusable := shutil.which(name, mode=os.F_OK)) is not None:
-        raise CliError(f"{unusable}: permission denied (not executable)", Exit.NOT_EXECUTABLE)
-    raise CliError(f"{name}: command not found", Exit.NOT_FOUND)
+        return _Run(keeper, hold, signals, terminal, command).until_it_ends()
 
 
 def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
     """
     Return when the locks are held; meanwhile show whom they wait for.
 
+    The engine keeps the time-out; if no word of it comes, some call hangs that it could not foresee, such as the look
+    at a path's directory.
+
     :raises CliError: they could not be had
     :raises Interrupted: a signal came first
     """
     progress = Progress()
+    patience = _Patience(keeper.request)
     try:
         while True:
             for signum in signals.wait(FRAME_SECONDS, keeper.channel):
                 if signum == signal.SIGTSTP:
                     _suspend_the_wait(keeper)
+                    patience.prolong()
                 elif signum not in (signal.SIGCHLD, signal.SIGCONT):
                     keeper.cancel()
                     raise Interrupted(signum)
@@ -81,6 +67,9 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                 match message:
                     case Waiting(info):
                         progress.update(info)
+                        patience.answered = True
+                    case Prepared(program):
+                        keeper.program = program
                     case Failed(text, code):
                         raise CliError(text, code)
                     case Signalled(signum):
@@ -95,12 +84,62 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                         raise CliError(f"{reason}; the command was not started, run it again", Exit.LOST)
             if keeper.channel.closed:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
+            if patience.is_odd:
+                progress.update(patience.info)
+            if patience.is_over:
+                keeper.leave()
+                raise CliError(patience.message, Exit.TIMED_OUT)
             progress.frame()
     except BaseException:
         keeper.channel.close()
         raise
     finally:
         progress.close()
+
+
+class _Patience:
+    """How long the guard waits for a word from the keeper, whose calls to a file server may hang."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._began = time.monotonic()
+        self._limit = self._began + (request.timeout if request.timeout >= 0 else math.inf) + _ANSWER_SECONDS
+        #: Whether it has told for whom it waits.
+        self.answered = False
+
+    def prolong(self) -> None:
+        """Both have stood still: let the keeper speak first."""
+        self._limit = max(self._limit, time.monotonic() + _ANSWER_SECONDS)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the keeper ought to have said by now how the wait has ended."""
+        return time.monotonic() > self._limit
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether the user should be told that the file system is silent."""
+        return not self.answered and time.monotonic() > self._began + ODD_SECONDS
+
+    @property
+    def info(self) -> WaitInfo:
+        """What there is to tell."""
+        return WaitInfo(
+            lock_file=(*self._request.write, *self._request.read)[0],
+            mode="write" if self._request.write else "read",
+            waited=time.monotonic() - self._began,
+            blockers=(),
+            trouble="nothing so far",
+        )
+
+    @property
+    def message(self) -> str:
+        """Why the wait is given up."""
+        path = self.info.lock_file
+        return (
+            f"the lock on {path!r} could not be acquired in time: the file system has not answered for "
+            f"{self.info.waited:.0f} s; find out whether its server is up"
+        )
 
 
 def _suspend_the_wait(keeper: Keeper) -> None:
@@ -114,7 +153,7 @@ class _Run:
     """A command that runs under held locks."""
 
     def __init__(
-        self, keeper: Keeper, hold: Hold, signals: Signals, terminal: Terminal, program: str, command: tuple[str, ...]
+        self, keeper: Keeper, hold: Hold, signals: Signals, terminal: Terminal, command: tuple[str, ...]
     ) -> None:
         self._keeper = keeper
         self._hold = hold
@@ -122,7 +161,7 @@ class _Run:
         self._terminal = terminal
         self._status: int | None = None
         self._had_terminal = False
-        self._pid = self._start(program, command)
+        self._pid = self._start(keeper.program or "", command)
         self._leash = Leash(self._everyone, keeper.request.on_expiry, "the command", say, self._when_stopped)
 
     def until_it_ends(self) -> int:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from nfsrwlock_core import WaitInfo
 
 _LINE_EVERY_SECONDS: Final = 60.0
-_ODD_SECONDS: Final = 5.0
+#: A wait that is as long as this for no known reason is odd.
+ODD_SECONDS: Final = 5.0
 FRAME_SECONDS: Final = 0.1
 
 
@@ -33,7 +34,7 @@ def describe(info: WaitInfo) -> str:
             text += f" (and {len(info.blockers) - 1} more)"
     elif info.trouble is not None:
         text += f": the file system answers {info.trouble}"
-    elif info.waited > _ODD_SECONDS:
+    elif info.waited > ODD_SECONDS:
         text += ": nobody is known to be in the way, so the file system may be in trouble"
     return text
 

@@ -17,11 +17,12 @@ from nfsrwlock.cli.doctor import cost, meanings, meeting
 from nfsrwlock.cli.doctor.findings import Check, Level, Report
 from nfsrwlock.cli.doctor.judge import judge
 from nfsrwlock.cli.doctor.mounts import Mount, mount_of
-from nfsrwlock.cli.doctor.place import remove_scratch, scratch_path
-from nfsrwlock.cli.options import LOCK_DIRECTORY_VARIABLE
+from nfsrwlock.cli.doctor.place import maker_of, remove_scratch, scratch_path, scratches_of_others, sign
 from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.cli.preparing import lock_home
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core import LockError, SoftReadWriteLock
+from nfsrwlock_core.identity import is_dead, is_same_kernel
 
 #: How long the second process of this host may take to start.
 _START_SECONDS = 60.0
@@ -121,6 +122,8 @@ class Examination:
         report.checks += meanings.explain(mount)
         self._progress("asking for free space")
         report.checks.append(_space(home))
+        self._progress("looking for what was left behind")
+        report.checks += _left_behind(home)
         token = meeting.new_token()
         scratch = scratch_path(home, token)
         self._progress("making a directory")
@@ -131,6 +134,7 @@ class Examination:
             return
         self.scratch = scratch
         try:
+            sign(scratch)
             report.checks.append(_permission(home, scratch))
             report.checks += self._meet(token, scratch)
             report.checks.append(self._cost(scratch, mount))
@@ -195,7 +199,7 @@ def home_of(path: str, lock_dir: str | None) -> str:
         raise CliError("an empty path cannot be examined: check the variable in PATH")
     if "\0" in path:
         raise CliError("a path cannot contain a null byte")
-    kept = lock_dir or os.environ.get(LOCK_DIRECTORY_VARIABLE)
+    kept = lock_home(lock_dir)
     home = kept or (path if os.path.isdir(path) else os.path.dirname(path.rstrip("/")) or os.curdir)
     try:
         wrong = "" if stat.S_ISDIR(os.stat(home).st_mode) else "is not a directory; correct the path"
@@ -220,6 +224,29 @@ def _space(home: str) -> Check:
         return Check("space", Level.UNFIT, f"Full: {text}", remedy, facts=facts)
     scarce = (found.f_blocks and free < 2**20) or (found.f_files and found.f_favail < 100)
     return Check("space", Level.WARNING if scarce else Level.OK, text, remedy if scarce else "", facts=facts)
+
+
+def _left_behind(home: str) -> list[Check]:
+    removed, doubtful = [], []
+    for scratch in scratches_of_others(home):
+        who = maker_of(scratch)
+        if who is not None and is_dead(who) and remove_scratch(scratch):
+            removed.append(scratch)
+        elif who is None or not is_same_kernel(who) or is_dead(who):
+            doubtful.append(scratch)
+    checks = []
+    if removed:
+        text = f"A doctor that was killed had left {_listed(removed)} behind; it is removed."
+        checks.append(Check("leftover", Level.NOTE, text))
+    if doubtful:
+        text = f"{_listed(doubtful)}: of a doctor that works elsewhere now, or was killed there."
+        remedy = f"If none works here any more: rm -r {shlex.join(doubtful)}"
+        checks.append(Check("leftover", Level.NOTE, text, remedy))
+    return checks
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(map(printable, paths))
 
 
 def _refused(home: str, error: OSError) -> Check:

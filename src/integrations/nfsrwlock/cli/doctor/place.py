@@ -3,14 +3,16 @@ The directories that ``doctor`` works in, and the file-system calls it tries the
 
 They are made the way the locks make theirs: changes through a descriptor of the directory, listings by a fresh open of
 its path. Everything is inside one scratch directory, which is removed at the end with all that is in it, and nothing
-else ever is.
+else ever is, but for the scratch directory of a process that was killed.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,10 +20,14 @@ from types import TracebackType
 from typing import Final, Self
 
 from nfsrwlock_core.directory import create_beat
+from nfsrwlock_core.identity import current_identity
+from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_listing
+from nfsrwlock_core.protocol import fresh_token
 
 #: What a call that succeeded is noted as; others by the name of their error, such as ``EEXIST``.
 DONE: Final = "done"
 _PREFIX: Final = ".nfsrwlock-doctor-"
+_SCRATCH: Final = re.compile(re.escape(_PREFIX) + "[0-9a-f]{12}")
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
 _REMOVAL_SECONDS: Final = 5.0
 
@@ -47,6 +53,37 @@ def remove_scratch(path: str) -> bool:
             break
         time.sleep(0.1)
     return False
+
+
+def sign(scratch: str) -> None:
+    """Write into a scratch directory who has made it, as an announcement does, for whoever finds it left behind."""
+    name = announcement_name(
+        Mode.READ,
+        token=fresh_token(),
+        ticket=0,
+        lease_ms=1,
+        who=current_identity(),
+        since_ms=time.time_ns() // 1_000_000,
+    )
+    with suppress(OSError):  # a full disk is found out by what follows
+        os.mkdir(os.path.join(scratch, name), 0o700)
+
+
+def scratches_of_others(home: str) -> list[str]:
+    """Return the scratch directories that there are in ``home``: of those who work now, or were killed."""
+    with suppress(OSError):
+        return [os.path.join(home, name) for name in sorted(os.listdir(home)) if _SCRATCH.fullmatch(name)]
+    return []
+
+
+def maker_of(scratch: str) -> Identity | None:
+    """Return who has signed a scratch directory of this user's, ``None`` if that cannot be known."""
+    with suppress(OSError):
+        found = os.lstat(scratch)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+            signatures = parse_listing(os.listdir(scratch)).announcements.values()
+            return next((one.who for one in signatures), None)
+    return None
 
 
 def outcome(call: Callable[..., None], *names: str) -> str:

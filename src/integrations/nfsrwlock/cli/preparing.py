@@ -1,0 +1,63 @@
+"""
+What is looked at before anybody is made to wait for a lock: whether there is a directory for it, and the command.
+
+The keeper looks, for a look may hang as long as a file server does, and nobody but the keeper may hang.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+
+from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.text import printable
+
+LOCK_DIRECTORY_VARIABLE = "NFSRWLOCK_DIR"
+
+
+def lock_home(lock_dir: str | None) -> str | None:
+    """Return where locks are kept, if not beside the data: as asked for, or as the environment says."""
+    return (os.environ.get(LOCK_DIRECTORY_VARIABLE) if lock_dir is None else lock_dir) or None
+
+
+def check_directories(paths: Iterable[str], lock_dir: str | None) -> None:
+    """
+    Make sure that there is a directory for each lock: a missing one is more often a typing error than a wish.
+
+    :param lock_dir: where locks are kept, if not beside the data
+    :raises CliError: with the remedy
+    """
+    home = lock_home(lock_dir)
+    for path in paths:
+        directory = home or os.path.dirname(path.rstrip("/")) or os.curdir
+        if os.path.isdir(directory):
+            continue
+        subject = "the lock directory" if home else f"the directory of {printable(path)}"
+        if os.path.lexists(directory):
+            raise CliError(f"{printable(directory)}, {subject}, is not a directory; correct the path")
+        raise CliError(
+            f"{printable(directory)}, {subject}, does not exist; correct the path, or have it made with --parents"
+        )
+
+
+def find_program(name: str) -> str:
+    """
+    Find the command as a shell does, before anybody is made to wait for a lock that it cannot use.
+
+    :raises CliError: with code 127 if it does not exist, 126 if it cannot be executed
+    """
+    if os.sep in name:
+        if not os.path.exists(name):
+            raise CliError(f"{name}: no such file or directory", Exit.NOT_FOUND)
+        if os.path.isdir(name):
+            raise CliError(f"{name}: is a directory", Exit.NOT_EXECUTABLE)
+        if not os.access(name, os.X_OK):
+            raise CliError(f"{name}: permission denied (not executable)", Exit.NOT_EXECUTABLE)
+        return name
+    found = shutil.which(name)
+    if found is not None:
+        return found
+    if name and (unusable := shutil.which(name, mode=os.F_OK)) is not None:
+        raise CliError(f"{unusable}: permission denied (not executable)", Exit.NOT_EXECUTABLE)
+    raise CliError(f"{name}: command not found", Exit.NOT_FOUND)
