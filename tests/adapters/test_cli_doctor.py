@@ -172,6 +172,30 @@ def test_a_second_process_that_dies_is_no_reason_to_call_it_fit(scene: Scene) ->
     assert os.listdir(scene.directory) == []
 
 
+def test_files_that_look_empty_to_others_are_no_reason_to_call_it_fit(scene: Scene) -> None:
+    code, report = lying(scene, "files look empty")
+    assert (code, level(report, "processes")) == (1, "unfit")
+    assert "does not show what others write" in report["checks"][-2]["text"]
+    assert os.listdir(scene.directory) == []
+
+
+def test_an_examination_that_fails_from_inside_is_no_reason_to_call_it_fit(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nfsrwlock.cli import doctor
+    from nfsrwlock.cli.doctor import cost
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("what nobody thought of")
+
+    monkeypatch.setattr(cost, "measure", fail)
+    assert doctor.doctor([str(scene.directory)], None, peer=False, rounds=10, timeout=None, as_json=True) == 1
+    said = capsys.readouterr()
+    assert said.out == "[]\n"
+    assert "internal error, please report it: RuntimeError: what nobody thought of" in said.err
+    assert os.listdir(scene.directory) == []
+
+
 @pytest.mark.root
 def test_a_full_file_system_is_unfit(tmp_path: Path, scene: Scene) -> None:
     with small_disk(tmp_path / "disk") as disk:
@@ -223,6 +247,18 @@ def test_two_processes_that_are_told_of_each_other_meet_and_leave_nothing_behind
     # It is told apart from a second node by its kernel.
     assert (report["two_hosts"], level(report, "peer")) == (False, "warning")
     assert report["peer"] == report["host"]
+    assert os.listdir(scene.directory) == []
+
+
+def test_a_second_node_whose_words_cannot_be_read_is_no_reason_to_call_it_fit(scene: Scene) -> None:
+    leader, token = start_peer(scene, "--json", ".")
+    meet = scene.directory / f".nfsrwlock-doctor-{token}" / "meet"
+    (meet / "join.deadbeef.json").touch()
+    (meet / "join.deadbeef").mkdir()
+    stdout, stderr = leader.communicate(timeout=30)
+    assert (leader.returncode, json.loads(stdout)) == (1, [])
+    assert "is not to be read here" in stderr
+    assert "Traceback" not in stderr
     assert os.listdir(scene.directory) == []
 
 

@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 _mkdir, _rmdir, _symlink, _unlink, _rename, _listdir = os.mkdir, os.rmdir, os.symlink, os.unlink, os.rename, os.listdir
+_open = os.open
 _own: set[str] = set()
 
 
@@ -78,6 +79,12 @@ def rename_fails(path: Any, *args: Any, **kwargs: Any) -> None:
     _rename(path, *args, **kwargs)
 
 
+def files_look_empty(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+    if str(path).endswith(".json") and not flags & os.O_CREAT:
+        return _open(os.devnull, flags)
+    return _open(path, flags, *args, **kwargs)
+
+
 def mkdir_hangs(path: Any, *args: Any, **kwargs: Any) -> None:
     if str(path).startswith("same."):
         time.sleep(600)
@@ -99,6 +106,8 @@ def _tell(lie: str) -> None:
         os.symlink = create_makes_the_directory
     elif lie == "rename fails":
         os.rename = rename_fails
+    elif lie == "files look empty":
+        os.open = files_look_empty
     elif lie == "mkdir hangs":
         os.mkdir = mkdir_hangs
     elif lie == "the second process dies":

@@ -499,11 +499,12 @@ def dead_holder(run: Run) -> None:
     run.set_weather(Weather(stale_s=stale_s, delay_s=rng.choice((0.002, 0.05)), lost_reply=rng.choice((0.0, 0.02))))
     run.has_process_table = False
     ttl = rng.choice((TTL, TTL / 2, 2 * TTL))
-    victims = [_victim(run, ttl) for _ in range(rng.randint(1, 3))]
+    mode = rng.choice((Mode.READ, Mode.WRITE))
+    victims = [_victim(run, ttl, mode) for _ in range(rng.randint(1, 3) if mode is Mode.READ else 1)]
     granted: list[float] = []
 
     def wait(user: User) -> None:
-        hold = user.acquire(Mode.WRITE, ttl=rng.choice((TTL, 3 * TTL)))
+        hold = user.acquire(_in_conflict_with(mode, rng), ttl=rng.choice((TTL, 3 * TTL)))
         assert hold is not None
         granted.append(run.agenda.now)
         user.release(hold)
@@ -527,14 +528,15 @@ def chain(run: Run) -> None:
     stale_s = rng.choice((0.0, 0.5))
     run.set_weather(Weather(stale_s=stale_s, delay_s=0.01))
     run.has_process_table = False
-    died = _victim(run, TTL)
+    mode = rng.choice((Mode.READ, Mode.WRITE))
+    died = _victim(run, TTL, mode)
     watched = 0.0
     hosts = [run.add_host() for _ in range(3)]
     granted: list[float] = []
 
     def call(seconds: float) -> Callable[[User], None]:
         def story(user: User) -> None:
-            hold = user.acquire(Mode.WRITE, seconds)
+            hold = user.acquire(_in_conflict_with(mode, rng), seconds)
             if hold is not None:
                 granted.append(run.agenda.now)
                 user.release(hold)
@@ -554,13 +556,17 @@ def chain(run: Run) -> None:
     run.clear_up(1.0)
 
 
-def _victim(run: Run, ttl: float) -> float:
-    """Add a process that gets the lock as a reader and dies with it; returns when."""
+def _in_conflict_with(mode: Mode, rng: random.Random) -> Mode:
+    return Mode.WRITE if mode is Mode.READ else rng.choice((Mode.READ, Mode.WRITE))
+
+
+def _victim(run: Run, ttl: float, mode: Mode) -> float:
+    """Add a process that gets the lock and dies with it; returns when."""
     rng = run.rng
     dies = rng.uniform(0.5, 1.5 * ttl)
 
     def story(user: User) -> None:
-        hold = user.acquire(Mode.READ, ttl=ttl)
+        hold = user.acquire(mode, ttl=ttl)
         if hold is not None:
             user.keep(hold, math.inf)
 

@@ -20,7 +20,7 @@ What can happen at any moment, in any order:
 * A participant dies. What it had sent may still be carried out, any time later, or never. Its death may be known to
   all.
 * As many calls as ``faults`` says fail: done or not, with EIO, with the error of a retransmission, or with an ENOENT
-  out of the client's cache.
+  out of the client's cache. A ``mkdir`` that was done and failed does not make the client's next listing fresh.
 
 How often each of these happens is bounded (:class:`Bounds`); within the bounds the search is complete. After a call was
 carried out, its sender goes on at once, or after its own lease has run out; to let it go on later in any other way
@@ -28,7 +28,8 @@ shows nothing new, since what it does up to its next call touches nothing but it
 later.
 
 Checked in every state: no two conflicting participants whose own word is that they hold the lock, granted and with a
-lease that has not run out on their own clock; each number granted is higher than all before it.
+lease that has not run out on their own clock; each number granted is higher than all before it, and a reader that holds
+the lock reads none that is lower; who has released the lock has left no announcement.
 """
 
 from __future__ import annotations
@@ -324,6 +325,8 @@ class Search:
         self._stands: dict[tuple[int, int], bool] = {}
         self.steps = 0
         self._writers = tuple(mode == "W" for mode in bounds.modes)
+        #: What led to the place that was looked at latest.
+        self._latest: _Label = (0, (), 0)
         self._tally = dict.fromkeys(("grants", "evictions", "revivals", "deaths"), 0)
 
     # -- the search ---------------------------------------------------------------------------------------------------
@@ -374,9 +377,9 @@ class Search:
                 for label, following in self._successors_until_broken(state)
                 if self._is_broken(following)
             ),
-            "the next step of one of them",
+            "",
         )
-        way = [last]
+        way = [last or self._told(self._latest)]  # or the step itself was refused
         while (before := parents[state]) is not None:
             way.insert(0, next(self._told(label) for label, then in self._successors(before) if then == state))
             state = before
@@ -429,6 +432,7 @@ class Search:
             for move in self._moves(state, who):
                 here = (move.server, places, move.clocks, dead, move.faults, state[5])
                 if not move.dies:
+                    self._latest = move.label
                     yield move.label, self._arrive(here, who, move.place)
                 elif may_die:
                     self._tally["deaths"] += 1
@@ -489,7 +493,8 @@ class Search:
         """
         Where a participant can get without changing anything at the server: the ends of all its ways.
 
-        An end is a call that would change something, or (a state of its own) the moment from which it holds the lock.
+        An end is a call that would change something, or (a state of its own) the moment from which it holds the lock or
+        knows its generation.
         """
         server, places, clocks, dead, faults, _ = state
         origin = self._places[places[who]]
@@ -500,7 +505,8 @@ class Search:
             (index, moved, left), told = waiting.pop()
             place = self._places[index]
             has_gone = index != places[who]
-            if has_gone and ((place.lease is not None and place.lease != origin.lease) or not self.reduced):
+            knows = place.lease is not None and (place.lease, place.generation) != (origin.lease, origin.generation)
+            if has_gone and (knows or not self.reduced):
                 yield told, moved, left, index, True
                 continue
             if place.call is not None and place.call[0] != "listdir":
@@ -589,6 +595,8 @@ class Search:
                 and place.generation < granted
             ):
                 raise self._broken(f"reader {who} reads generation {place.generation}, but {granted} was granted")
+        if place.step in ("ended", "out") and (left := self._left_by(who, server)):
+            raise self._broken(f"participant {who} has released the lock and left {left}")
         state = (server, (*places[:who], index, *places[who + 1 :]), clocks, dead, faults, granted)
         return self._without_view(state, who) if place.step == "out" else state
 
@@ -597,11 +605,13 @@ class Search:
         server, places, clocks, dead, faults, granted = state
         entries, views, ghosts = self._servers[server]
         server = self._server(entries, (*views[:who], None, *views[who + 1 :]), ghosts)
-        if who in dead or not any(
-            self._owner(name) == who for name, _ in entries if name.startswith(("read", "write"))
-        ):
+        if who in dead or not self._left_by(who, server):
             clocks = (*clocks[:who], 0, *clocks[who + 1 :])
         return (server, places, clocks, dead, faults, granted)
+
+    def _left_by(self, who: int, server: int) -> list[str]:
+        entries, _, _ = self._servers[server]
+        return [name for name, _ in entries if name.startswith(("read", "write")) and self._owner(name) == who]
 
     def _broken(self, text: str) -> Violation:
         return Violation(text)
@@ -767,18 +777,20 @@ class Search:
     ) -> list[tuple[Answer, int, str]]:
         key = (server, who, call, sent, faulty)
         if key not in self._carried_out:
-            outcomes = self._outcomes(server, who, call, sent)
+            outcomes = self._outcomes(server, who, call, sent, heard=not faulty)
             self._carried_out[key] = list(_with_faults(call, outcomes, server)) if faulty else outcomes
         return self._carried_out[key]
 
-    def _outcomes(self, server: int, who: int, call: tuple[str, ...], sent: int) -> list[tuple[Answer, int, str]]:
+    def _outcomes(
+        self, server: int, who: int, call: tuple[str, ...], sent: int, *, heard: bool
+    ) -> list[tuple[Answer, int, str]]:
         kind, name = call[0], call[1]
         text = " ".join(call)
         if kind == "listdir":
             listings = self._listings_of(server, who, name)
             return [(answer, server, f"{text or '.'} -> {_said(answer)}") for answer in listings]
         try:
-            after = self._changed(server, who, call, sent)
+            after = self._changed(server, who, call, sent, heard=heard)
         except OSError as error:
             number = error.errno or 0
             return [(number, server, f"{text} -> {errno.errorcode[number]}")]
@@ -800,7 +812,9 @@ class Search:
         possible: list[Answer] = [(), *((f"beat.{beat}",) for beat in range(-1 if latest is None else latest + 1))]
         return possible if name in contents else [errno.ENOENT, *possible]
 
-    def _changed(self, server: int, who: int, call: tuple[str, ...], sent: int) -> int:
+    def _changed(self, server: int, who: int, call: tuple[str, ...], sent: int, *, heard: bool) -> int:
+        # What its client does not hear of does not make the client's next listing fresh.
+        fresh = who if heard else None
         entries, views, ghosts = self._servers[server]
         contents = dict(entries)
         kind, name = call[0], call[1]
@@ -809,7 +823,7 @@ class Search:
             if name in contents:
                 raise OSError(errno.EEXIST, name)
             contents[name] = (None, None, sent)
-            return self._server(frozenset(contents.items()), self._seen_change(views, who, made=name), ghosts)
+            return self._server(frozenset(contents.items()), self._seen_change(views, fresh, made=name), ghosts)
         if top not in contents:
             raise OSError(errno.ENOENT, name)
         beat, _latest, _ = contents[top]
@@ -821,10 +835,10 @@ class Search:
                 ghosts |= {(top, content[1])}
             if top.startswith(("read", "write")) and self._owner(top) != who:
                 self._tally["evictions"] += 1
-            views = self._seen_change(views, who, gone=name, kind=kind)
+            views = self._seen_change(views, fresh, gone=name, kind=kind)
             if kind == "rename":
                 contents[call[2]] = content
-                views = self._seen_change(views, who, made=call[2], kind=kind)
+                views = self._seen_change(views, fresh, made=call[2], kind=kind)
             return self._server(frozenset(contents.items()), views, ghosts)
         number = parse_beats([inside])
         assert number is not None, call
@@ -843,7 +857,7 @@ class Search:
         return self._server(frozenset(contents.items()), views, ghosts)
 
     def _seen_change(
-        self, views: tuple[Any, ...], who: int, *, made: str = "", gone: str = "", kind: str = "mkdir"
+        self, views: tuple[Any, ...], who: int | None, *, made: str = "", gone: str = "", kind: str = "mkdir"
     ) -> tuple[Any, ...]:
         # For each client: names that are there but need not be shown, and names that are not but may be.
         after = []

@@ -235,6 +235,16 @@ def generation_of_first_listing(stack: ExitStack) -> None:
     _replace(stack, Participant, read_generation=read_generation)
 
 
+@_mutant("a reader makes a change of its own before the listing that it reads its generation from")
+def generation_of_any_listing(stack: ExitStack) -> None:
+    def read_generation(self: Participant) -> int:
+        if self.generation is None:
+            self.generation = protocol.parse_listing(self.files.listdir()).highest_generation
+        return self.generation
+
+    _replace(stack, Participant, read_generation=read_generation)
+
+
 # -- leases -----------------------------------------------------------------------------------------------------------
 
 

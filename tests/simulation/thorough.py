@@ -18,6 +18,7 @@ from simulation.witness import Violation
 SEARCHES = {
     "writer and reader, three heartbeats": Bounds(modes="WR", beats=3),
     "writer and reader, a failing call and a death": Bounds(modes="WR", faults=1),
+    "writer and reader that asks for its generation": Bounds(modes="WR", generation=True, beats=0, crashes=0),
     "two writers, both announce themselves twice": Bounds(modes="WW", announcements=2, beats=0),
     "writer and two readers, two leases run out, a death": Bounds(modes="WRR", beats=0, expiries=(1, 1, 0)),
     "two writers and a reader, a lease runs out, a death": Bounds(modes="WWR", beats=0, expiries=(1, 0, 0)),

@@ -114,6 +114,26 @@ def test_a_reader_that_knows_an_old_number():
     assert not Story().hold("n1.0", "write", 0, 1, 5).hold("n2.0", "read", 2, 3, None).found(), "it could not ask"
 
 
+def test_a_writer_whose_number_a_reader_knew_before():
+    assert not Story().hold("n1.0", "read", 0, 1, 5).hold("n2.0", "write", 2, 3, 6).found()
+    found = Story().hold("n1.0", "read", 0, 1, 5).hold("n2.0", "write", 2, 3, 5).found()
+    assert found == ["n2.0 (write) knows number 5 after 5"]
+    late = Story().hold("n1.0", "read", 0, 1, 5, until=-1).hold("n2.0", "write", 0.5, 3, 5)
+    assert not [text for text in late.found() if "knows" in text], "its hold was over when it asked"
+
+
+def test_a_hold_counts_from_when_it_was_had_not_from_when_its_number_was_known():
+    story = Story().hold("n1.0", "write", 0, 3, 1)
+    story.say("n2.0", "granted", 9, lock=0, mode="read", generation=None, until=7, since=2).fault("pause", "n2", 2, 9)
+    story.say("n2.0", "lost", 10).say("n2.0", "release", 10.1)
+    assert [text for text in story.found() if "together" in text]
+
+
+def test_a_loss_that_nobody_caused_and_whose_user_was_killed_then():
+    story = Story().hold("n1.0", "read", 0, None).say("n1.0", "lost", 10).fault("kill", "n1.0", 10.5, 10.6)
+    assert story.found() == ["n1.0 lost its hold, and nobody had touched it"]
+
+
 def test_a_hold_given_back_while_in_doubt_lasted_until_its_lease_had_run_out():
     story = Story().hold("n1.0", "write", 0, None).say("n1.0", "suspect", 6).say("n1.0", "release", 9)
     assert not story.hold("n2.0", "write", 6.1, 8, 2).found()
@@ -126,8 +146,9 @@ def test_a_hold_restored_had_never_ended():
 
 
 def test_a_machines_clock_is_taken_into_account():
-    event = on_the_hosts_clock(Event("n1.0", "granted", 105.0, ERROR, {"until": 111.0, "lock": 1}), 100.0)
-    assert (event.at, event.more) == (5.0, {"until": 11.0, "lock": 1})
+    more = {"until": 111.0, "since": 104.0, "lock": 1}
+    event = on_the_hosts_clock(Event("n1.0", "granted", 105.0, ERROR, more), 100.0)
+    assert (event.at, event.more) == (5.0, {"until": 11.0, "since": 4.0, "lock": 1})
 
 
 def test_the_picture_shows_who_held_what_and_what_was_done():

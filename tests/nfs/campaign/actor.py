@@ -5,7 +5,7 @@ One process of a campaign, on a client: takes the locks at random, and says what
 is one event, with the time on the machine's monotonic clock, s.
 
 - ``ask``: is about to acquire; ``timeout``: got nothing
-- ``granted``: has the lock, with the grant's generation and ``until``, when the lease runs out by its own account
+- ``granted``: has the lock ``since`` when, with the grant's generation, and ``until`` when by the lease's own account
 - ``beat``: the lease was renewed ``until``; ``suspect``, ``restored``, ``lost``: what the hold says of itself
 - ``release``: is about to give it back; ``released``: has
 - ``end``: the last line
@@ -74,7 +74,7 @@ class Actor:
             generation = lock.generation
         except LockError:  # it was lost already, or cannot be known while the server is away
             generation = None
-        say("granted", lock=number, mode=mode, generation=generation, until=until, at=time.monotonic())
+        say("granted", lock=number, mode=mode, generation=generation, until=until, since=at)
         self._hold(lock, until)
         if lock.status is HoldStatus.LOST:
             say("lost")

@@ -8,13 +8,15 @@ must not have happened:
   back. If it was lost, or its user was never heard of again, it lasted until the latest moment at which its lease ran
   out by its own account: nobody may have been let in before. A process that was killed by a signal held nothing from
   then on, since its kernel knows that it is dead;
-- exclusive grants whose numbers do not rise, and a shared hold that knows an earlier number than one granted before it;
+- exclusive grants whose numbers do not rise, or are not higher than what a shared hold knew before, and a shared hold
+  that knows an earlier number than one granted before it;
 - a hold that never ended: neither given back, nor lost, nor did its process or its machine end;
 - a hold that was lost although neither its machine nor its network was touched: an outage of the server costs no hold.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -64,6 +66,8 @@ class Hold:
     generation: int | None
     #: When its lease runs out, by its own latest account.
     until: float
+    #: When it had the lock, if it said so only later: it asked for its number before.
+    since: float = float("nan")
     beats: int = 0
     #: When it said that its lease had run out, and when that it was there again.
     suspect: list[float] = field(default_factory=list)
@@ -75,10 +79,14 @@ class Hold:
     #: No other may have been let in before; set when it has ended.
     end: float = float("inf")
 
+    def __post_init__(self) -> None:
+        if math.isnan(self.since):
+            self.since = self.granted
+
     def overlaps(self, other: Hold) -> bool:
         """Whether both were held at one moment, however wrong the clocks were."""
         error = self.error_s + other.error_s
-        return self.granted + error < other.end and other.granted + error < self.end
+        return self.since + error < other.end and other.since + error < self.end
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +151,9 @@ def _take_in(event: Event, open_holds: dict[str, Hold], holds: list[Hold]) -> No
     more = event.more
     if event.event == "granted":
         hold = Hold(
-            event.who, more["lock"], more["mode"], event.at, event.error_s, more["generation"], until=more["until"]
+            *(event.who, more["lock"], more["mode"], event.at, event.error_s, more["generation"]),
+            until=more["until"],
+            since=more.get("since", event.at),
         )
         open_holds[event.who] = hold
         holds.append(hold)
@@ -174,6 +184,9 @@ def _take_in(event: Event, open_holds: dict[str, Hold], holds: list[Hold]) -> No
 
 
 def _end_unheard(hold: Hold, who: str, faults: list[Fault]) -> None:
+    if hold.lost is not None:  # and its user came to its end before it could let go
+        hold.ending, hold.end = "lost", min(hold.lost, hold.until)
+        return
     machine = who.split(".", 1)[0]
     for fault in faults:
         if fault.ended < hold.granted:
@@ -190,8 +203,8 @@ def overlaps(holds: list[Hold]) -> Iterator[tuple[Hold, Hold]]:
     """Yield the pairs of holds of one lock that were held together, the earlier first."""
     for same_lock in _by_lock(holds).values():
         current: list[Hold] = []
-        for hold in same_lock:
-            current = [other for other in current if other.end > hold.granted]
+        for hold in sorted(same_lock, key=lambda hold: hold.since):
+            current = [other for other in current if other.end > hold.since]
             yield from ((other, hold) for other in current if other.overlaps(hold))
             current.append(hold)
 
@@ -207,20 +220,33 @@ def conflicts(holds: list[Hold]) -> Iterator[Violation]:
 def disorder(holds: list[Hold]) -> Iterator[Violation]:
     """Find grants whose numbers do not rise, and shared holds that know an earlier number than they must."""
     for same_lock in _by_lock(holds).values():
-        latest: Hold | None = None
+        latest: Hold | None = None  # the latest exclusive hold, and the shared one that knew the highest number
+        known: Hold | None = None
         for hold in same_lock:
-            if hold.until <= hold.granted:
+            if hold.until <= hold.granted or hold.generation is None:
                 continue  # it was over when its user heard of it: grants after it have higher numbers
             # Grants so close that the clocks cannot tell their order are in conflict already, if they are.
-            if latest is not None and hold.generation is not None and latest.generation is not None:
-                too_low = hold.generation <= latest.generation
-                if hold.mode == "read":
-                    too_low = hold.generation < latest.generation and latest.granted + latest.error_s < hold.granted
-                if too_low:
-                    text = f"{hold.who} ({hold.mode}) knows number {hold.generation} after {latest.generation}"
-                    yield Violation(text, hold.granted, (latest.who, hold.who))
-            if hold.mode == "write" and hold.generation is not None:
+            if hold.mode == "read":
+                earlier = [latest] if _is_surely_before(latest, hold) else []
+            else:
+                earlier = [latest, *([known] if _is_surely_before(known, hold) else [])]
+            for other in earlier:
+                if other is not None and _number(other) + (hold.mode == "write") > hold.generation:
+                    text = f"{hold.who} ({hold.mode}) knows number {hold.generation} after {other.generation}"
+                    yield Violation(text, hold.granted, (other.who, hold.who))
+            if hold.mode == "write":
                 latest = hold
+            elif known is None or hold.generation > _number(known):
+                known = hold
+
+
+def _is_surely_before(other: Hold | None, hold: Hold) -> bool:
+    return other is not None and other.granted + other.error_s + hold.error_s < hold.granted
+
+
+def _number(hold: Hold) -> int:
+    assert hold.generation is not None
+    return hold.generation
 
 
 def _losses(holds: list[Hold], faults: list[Fault], lease_s: float) -> Iterator[Violation]:
@@ -247,7 +273,6 @@ def _by_lock(holds: list[Hold]) -> dict[int, list[Hold]]:
 
 def on_the_hosts_clock(event: Event, offset: float) -> Event:
     """The event with its machine's clock, which is ``offset`` ahead of the host's, taken into account."""
-    more = event.more
-    if "until" in more:
-        more = {**more, "until": more["until"] - offset}
+    moments = {name: event.more[name] - offset for name in ("until", "since") if name in event.more}
+    more = {**event.more, **moments}
     return replace(event, at=event.at - offset, more=more)

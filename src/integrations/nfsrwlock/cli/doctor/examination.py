@@ -100,6 +100,9 @@ class Examination:
             pass
         except OSError as error:
             self.error = CliError(f"{printable(self.report.path)}: {_said(error)}", Exit.FAILED)
+        except Exception as error:  # what did not come to its end must not end in a verdict
+            what = f"internal error, please report it: {type(error).__name__}: {error}"
+            self.error = CliError(f"{printable(self.report.path)}: {what}", Exit.FAILED)
         finally:
             self._over.set()
 

@@ -110,7 +110,21 @@ class _Table:
         self._place.mkdir(name)
 
     def content(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self._place.read(f"{name}.json"))
+        """
+        Return what the other side has said with ``name``.
+
+        :raises CliError: it cannot be read here, although the other side had closed the file before it made the name
+        """
+        try:
+            content = json.loads(self._place.read(f"{name}.json"))
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise CliError(
+                "a file that the other side had written and closed before it said so is not to be read here: this file "
+                "system does not show what others write, and data under a lock may be missing or old",
+                Exit.FAILED,
+            )
         return content
 
     def hear(
@@ -168,10 +182,10 @@ def lead(
         if came is None:
             raise CliError(_nobody_came(local, wait_seconds), Exit.FAILED if local else Exit.TIMED_OUT)
         about = table.content(came)
-        if about["format"] != _FORMAT:
+        if about.get("format") != _FORMAT:
             raise CliError(
-                f"{about['host']} has nfsrwlock {about['version']}, whose rounds differ from those of {__version__}; "
-                "install one version on both"
+                f"{about.get('host')} has nfsrwlock {about.get('version')}, whose rounds differ from those of "
+                f"{__version__}; install one version on both"
             )
         table.say(f"with.{came.partition('.')[2]}")
         here = introduction()
