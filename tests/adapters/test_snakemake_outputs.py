@@ -291,6 +291,29 @@ def test_workflows_that_share_a_cache_compute_what_is_missing_once(scene: Scene)
     compute_at_once(scene, "abc", "-c4")
 
 
+def test_a_job_takes_its_entry_in_the_cache_before_its_files(scene: Scene) -> None:
+    # As is done for a `run:` block, whose files are locked by a process of its own. In another order the two wait for
+    # each other: one has the entry and queues for a file behind a writer, who waits for the other, who has the file.
+    scene.write("cache/.keep", "")
+    scene.write("a_ref/in", "data\n")  # sorts before the cache
+    scene.snakefile(
+        """
+        lock_cache()
+        rule cached:
+            input: shared_read("a_ref/in")
+            output: "out"
+            cache: True
+            shell: "cp {input} {output}"
+        """
+    )
+    with SoftReadWriteLock(scene.directory / "a_ref/in").write_lock():
+        run = scene.start("--cache", SNAKEMAKE_OUTPUT_CACHE=str(scene.directory / "cache"))
+        scene.wait_for(lambda: "waits to read" in run.text)
+        assert len([name for name in scene.locks() if name.startswith("cache/")]) == 1
+    run.end(0)
+    assert scene.read("out") == "data\n"
+
+
 def test_a_cache_that_jobs_on_a_cluster_will_not_use_is_told(scene: Scene) -> None:
     scene.snakefile(CACHED)
     scene.write("cache/.keep", "")

@@ -81,28 +81,38 @@ def plan_of(job: Any, on_compromise: Callable[[object], None] | None = None) -> 
         )
         wanted[key] = "write" if "write" in (mode, wanted.get(key)) else "read"
         once = once or wish.once
-    if not wanted:
+    cached = plan_of_cache(job, on_compromise)
+    if cached is not None:
+        files += cached.files
+        timeouts.append(cached.timeout)
+    if not files:
         return None
-    try:
-        locks = LockSet.joined(
-            LockSet(
-                read=[path] if mode == "read" else [],
-                write=[path] if mode == "write" else [],
-                on_compromise=on_compromise,
-                **for_lock(options),
-            )
-            for (path, options), mode in wanted.items()
+    sets = [
+        LockSet(
+            read=[path] if mode == "read" else [],
+            write=[path] if mode == "write" else [],
+            on_compromise=on_compromise,
+            **for_lock(options),
         )
+        for (path, options), mode in wanted.items()
+    ]
+    try:
+        locks = [LockSet.joined(sets)] if sets else []
+        if cached is not None:
+            # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
+            locks.insert(0, cached.locks)
+        in_turn = LockSet.joined(locks, one_after_another=True)
     except ValueError as error:
         raise WorkflowError(f"the files of a job cannot be locked: {error}", rule=job.rule) from None
     exclusive = tuple(index for index, file in enumerate(job.output) if is_exclusive(file))
-    return Plan(locks, tuple(files), min(timeouts), exclusive, once)
+    return Plan(in_turn, tuple(files), min(timeouts), exclusive, once)
 
 
-def plan_of_cache(job: Any) -> Plan | None:
+def plan_of_cache(job: Any, on_compromise: Callable[[object], None] | None = None) -> Plan | None:
     """
     Return what Snakemake needs to look into its cache for ``job``, and to fill it; ``None`` if it does not.
 
+    :param on_compromise: called when the lock is held and becomes suspect or lost
     :raises WorkflowError: if the cache is not a directory
     """
     if (entry := cache_entry(job)) is None:
@@ -110,7 +120,7 @@ def plan_of_cache(job: Any) -> Plan | None:
     path, options = entry
     options = resolved(options, job.rule.workflow.config)
     timeout = DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout
-    locks = LockSet(write=[path], **for_lock(options))
+    locks = LockSet(write=[path], on_compromise=on_compromise, **for_lock(options))
     return Plan(locks=locks, files=(path,), timeout=timeout, exclusive=(), once=False)
 
 
@@ -131,9 +141,6 @@ def _wishes(job: Any) -> Iterator[tuple[str, str, Mode, Wish]]:
     for file in job.output:
         if (wish := wish_of(file, WRITE)) is not None:
             yield str(file), _lock_path(job, file, wish), "write", wish
-    if (entry := cache_entry(job)) is not None:
-        path, options = entry
-        yield path, path, "write", Wish(lock=None, options=options)
 
 
 def _lock_path(job: Any, file: Any, wish: Wish) -> str:
