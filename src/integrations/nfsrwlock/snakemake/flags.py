@@ -126,6 +126,8 @@ def _flagged(value: Any, name: str, wish: Wish) -> Any:
         return [_flagged(item, name, wish) for item in value]
     if name == READ:
         value = _with_flagged_results(value, wish)
+    elif callable(value) or getattr(value, "callable", None) is not None:
+        raise WorkflowError("exclusive: an output cannot be a function, in Snakemake only an input can")
     return flag(_own_copy(value), name, wish)
 
 
