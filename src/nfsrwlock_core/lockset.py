@@ -86,23 +86,25 @@ class LockSet:
                 modes[lock.lock_path] = (lock, mode)  # written last, so that a path in both is written
         if not modes:
             raise ValueError("a LockSet needs at least one path to read or to write")
-        self._set_up(_Member(lock, mode, canonical(lock.lock_file)) for lock, mode in modes.values())
+        self._set_up(_sorted(_Member(lock, mode, canonical(lock.lock_file)) for lock, mode in modes.values()))
 
     def _set_up(self, members: Iterable[_Member]) -> None:
-        self._members = tuple(sorted(members, key=lambda member: os.fsencode(member.lock.lock_path)))
+        self._members = tuple(members)
         self._is_held = False
         #: Who holds the set or is about to. One entry: a dict's ``setdefault`` and ``pop`` are atomic to threads and to
         #: signals' exceptions.
         self._turn: dict[str, object] = {}
 
     @classmethod
-    def joined(cls, sets: Iterable[LockSet]) -> Self:
+    def joined(cls, sets: Iterable[LockSet], *, one_after_another: bool = False) -> Self:
         """
         Return one set of all the locks in ``sets``, for locks that need different settings. It is not held.
 
         Each lock keeps its settings; the timeout of the new set is the one of its first lock. A path that one set reads
         and another one writes is written.
 
+        :param one_after_another: take all locks of a set before those of the next one. Keeps clear of deadlocks only if
+            everybody who takes such locks takes those of the first kind first
         :raises ValueError: if there is no lock, or two sets name one lock with different settings
         """
         members: dict[str, _Member] = {}
@@ -115,9 +117,9 @@ class LockSet:
         if not members:
             raise ValueError("a LockSet needs at least one path to read or to write")
         # Locks of its own: those of the sets may be held.
-        own = (replace(one, lock=SoftReadWriteLock._restore(one.lock._settings)) for one in members.values())
+        own = [replace(one, lock=SoftReadWriteLock._restore(one.lock._settings)) for one in members.values()]
         joined = cls.__new__(cls)
-        joined._set_up(own)
+        joined._set_up(own if one_after_another else _sorted(own))
         return joined
 
     # -- what it is ---------------------------------------------------------------------------------------------------
@@ -272,6 +274,10 @@ class LockSet:
         error = self._release()
         if error is not None and exc_value is None:
             raise error
+
+
+def _sorted(members: Iterable[_Member]) -> list[_Member]:
+    return sorted(members, key=lambda member: os.fsencode(member.lock.lock_path))
 
 
 def _several(paths: Paths) -> list[str | os.PathLike[str]]:

@@ -89,9 +89,13 @@ rule drink:
     shell: "{see} {rule} {input.also} out/piped.txt; cat {input[0]} > {output}"
 
 rule unpacked:
-    input: unpack(lambda wildcards: {"one": shared_read("ref/in.txt")}), also=shared_read(multiext("ref/", "in.txt"))
+    input:
+        unpack(lambda wildcards: {"one": shared_read("ref/in.txt")}),
+        unpack(shared_read(lambda wildcards: {"two": "ref/two.txt"})),
+        shared_read(unpack(lambda wildcards: {"three": ["ref/three.txt"]})),
+        also=shared_read(multiext("ref/", "in.txt")),
     output: exclusive("out/unpacked.txt")
-    shell: "{see} {rule} {input.one} out/unpacked.txt; cat {input.one} > {output}"
+    shell: "{see} {rule} {input.one} {input.two} {input.three} out/unpacked.txt; cat {input.one} > {output}"
 """
 SCRIPT = """
 import os
@@ -105,8 +109,9 @@ shell("sh see wrapper {snakemake.input} out/wrapper.txt; cat {snakemake.input} >
 """
 EXPECTED = {
     name: {"ref/in.txt": ["read"], f"out/{name.partition('#')[0]}.txt": ["write"]}
-    for name in ("shell", "run", "wrapper", "group_1", "unpacked")
+    for name in ("shell", "run", "wrapper", "group_1")
 } | {
+    "unpacked": {f"ref/{name}.txt": ["read"] for name in ("in", "two", "three")} | {"out/unpacked.txt": ["write"]},
     "script": {"ref/script.set": ["read"], "out/script.txt": ["write"]},
     "benchmark_0": {"ref/in.txt": ["read"], "out/benchmark.txt": ["write"]},
     "benchmark_1": {"ref/in.txt": ["read"], "out/benchmark.txt": ["write"]},
@@ -131,7 +136,8 @@ def set_up(scene: Scene, local: str = "") -> None:
     scene.write("wrap/wrapper.py", WRAPPER)
     scene.write("wrap/environment.yaml", "dependencies: []\n")
     scene.write("ref/in.txt", "data\n")
-    scene.write("ref/more.txt", "data\n")
+    for name in ("more", "two", "three"):
+        scene.write(f"ref/{name}.txt", "data\n")
 
 
 def assert_all_was_locked(scene: Scene) -> set[tuple[str, int]]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,42 @@ def test_two_ends_of_a_pipe_that_exclude_each_other_are_told_so(scene: Scene) ->
     assert scene.locks() == []
 
 
+def test_two_ends_of_a_pipe_that_read_the_same_do_not_wait_for_a_writer_between_them(scene: Scene) -> None:
+    scene.write("ref/in", "data")
+    scene.snakefile(
+        """
+        import os, time
+        from nfsrwlock.snakemake import hook
+        cached_or_run = hook.local.Executor.cached_or_run
+        def one_after_the_other(self, job, *args):
+            while job.rule.name == "pour" and not os.path.exists("writer"):
+                time.sleep(0.05)
+            return cached_or_run(self, job, *args)
+        hook.local.Executor.cached_or_run = one_after_the_other
+        rule drink:
+            input: "pipe", also=shared_read("ref/in")
+            output: exclusive("ref/out")
+            shell: "{see} drink ref/in ref/out; cat {input} > {output}"
+        rule pour:
+            input: shared_read("ref/in"), more=shared_read("ref/more")
+            output: pipe("pipe")
+            shell: "cat {input} > {output}"
+        """
+    )
+    scene.write("ref/more", "more")
+    run = scene.start("drink")
+    scene.wait_for(lambda: len(scene.locks()) >= 2)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(SoftReadWriteLock(scene.directory / "ref/in").acquire_write, 60)
+        scene.wait_for(lambda: any(name.startswith("ref/in.rwlock/write") for name in scene.locks()))
+        scene.write("writer", "")
+        run.end(0)
+        writing.result()
+    assert scene.read("ref/out") == "datamoredata"
+    assert scene.seen("drink") == {"ref/in": ["read"], "ref/out": ["write"]}, "one hold, for both"
+    assert not [name for name in scene.locks() if not name.startswith("ref/in.rwlock/write")]
+
+
 def test_what_runs_no_job_takes_no_lock(scene: Scene) -> None:
     scene.write("in", "data")
     scene.write("out", "made")
@@ -273,16 +310,22 @@ REFUSED = {
     'output: exclusive("x", timeout="soon")': "exclusive: timeout must be a number of seconds, 0 or more, not 'soon'",
     'output: exclusive("x", share="all")': "exclusive: share must be 'user' or 'group', not 'all'",
     'output: exclusive("x", lock="")': "exclusive: lock must be a path, not ''",
+    'output: exclusive(lambda wildcards: "x")': "exclusive: an output cannot be a function",
+    'input: shared_read("in", lock="{a}.{b}")\n    output: "{b}"': "'{a}.{b}' has a wildcard that the rule has not: a",
 }
 
 
 def test_what_cannot_be_guarded_is_refused_when_the_workflow_is_read(scene: Scene) -> None:
     for number, rule in enumerate(REFUSED):
         scene.snakefile(f'rule x:\n    {rule}\n    shell: "touch {{output}}"\n', f"{number}.smk")
-    runs = scene.many(*(f"-n -s {number}.smk" for number in range(len(REFUSED))))
+    scene.snakefile('config["nfsrwlock"] = {"tymeout": 3}\nrule x:\n    output: exclusive("x")\n', "config.smk")
+    *runs, (code, text) = scene.many(*(f"-n -s {number}.smk" for number in range(len(REFUSED))), "-n -s config.smk")
+    assert code == 1
+    assert "config section 'nfsrwlock': 'tymeout' is no option; there are timeout" in text
     for (code, text), (rule, message) in zip(runs, REFUSED.items(), strict=True):
         assert code == 1, rule
         assert message in text, rule
+        assert "in check_rules" not in text, rule
         assert "rule x, line" in text or "line " in text, rule
 
 

@@ -15,8 +15,10 @@ from nfsrwlock import SoftReadWriteLock
 __all__ = ["scene"]
 
 VERSION = tuple(int(number) for number in importlib.metadata.version("snakemake").split(".")[:2])
-#: How often the output is rewritten while others read it; `make test-snakemake` does it more often.
-REWRITES = int(os.environ.get("NFSRWLOCK_TEST_REWRITES", "5"))
+#: How often an output of each kind is rewritten while others read it; `make test-snakemake` does it more often.
+REWRITES = {
+    kind: int(os.environ.get("NFSRWLOCK_TEST_REWRITES", default)) for kind, default in (("file", 5), ("directory", 2))
+}
 #: Puts back what Snakemake does by itself. With it, the tests of this file must fail, and some check that they do.
 WITHOUT_REMOVAL = """
 from snakemake.jobs import Job
@@ -27,28 +29,34 @@ from snakemake.jobs import Job
 Job.cleanup = Job.cleanup.__wrapped__
 """
 
+#: The output, how to write the next line of it, and where its lines are then: five that are the same.
+KINDS = {
+    "file": ('"ref/set"', "echo $stamp >> {output}", "{input}"),
+    "directory": ('directory("ref/set")', "mkdir -p {output}; echo $stamp > {output}/$i", "{input}/[1-5]"),
+}
 WRITER = """
 rule write:
-    output: exclusive("ref/set.txt")
-    shell: "stamp=$(date +%s%N); for i in 1 2 3 4 5; do echo $stamp >> {output}; sleep 0.03; done"
+    output: exclusive(OUTPUT)
+    shell: "stamp=$(date +%s%N); for i in 1 2 3 4 5; do WRITE; sleep 0.03; done"
 """
 READER = """
 rule all:
     input: expand("read/{n}", n=range(int(config["reads"])))
 rule read:
-    input: ancient(shared_read("ref/set.txt"))
+    input: ancient(shared_read("ref/set"))
     output: "read/{n}"
     shell:
         "[ ! -e stop ]; sleep 0.1; "
-        "[ $(wc -l < {input}) = 5 ] && [ $(sort -u {input} | wc -l) = 1 ] || {{ touch bad; exit 1; }}; "
-        "head -1 {input} > {output}"
+        "[ $(cat LINES | wc -l) = 5 ] && [ $(sort -u LINES | wc -l) = 1 ] || {{ touch bad; exit 1; }}; "
+        "sort -u LINES > {output}"
 """
 
 
-def rewrite_while_reading(scene: Scene, rewrites: int, more: str = "") -> tuple[bool, int]:
+def rewrite_while_reading(scene: Scene, kind: str, rewrites: int, more: str = "") -> tuple[bool, int]:
     """Return whether a read was bad, and how many versions were read."""
-    scene.snakefile(more + WRITER, "writer.smk")
-    scene.snakefile(READER, "reader.smk")
+    output, write, lines = KINDS[kind]
+    scene.snakefile(more + WRITER.replace("OUTPUT", output).replace("WRITE", write), "writer.smk")
+    scene.snakefile(READER.replace("LINES", lines), "reader.smk")
     scene.many("-s writer.smk")
     jobs = (
         "--config",
@@ -70,15 +78,17 @@ def rewrite_while_reading(scene: Scene, rewrites: int, more: str = "") -> tuple[
     )
 
 
-def test_readers_never_see_an_output_missing_or_half_written(scene: Scene) -> None:
-    bad, versions = rewrite_while_reading(scene, REWRITES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_readers_never_see_an_output_missing_or_half_written(scene: Scene, kind: str) -> None:
+    bad, versions = rewrite_while_reading(scene, kind, REWRITES[kind])
     assert not bad, scene.runs[-1].text[-3000:]
-    assert versions > REWRITES / 2, "they met"
+    assert versions > REWRITES[kind] / 2, "they met"
     assert scene.litter() == []
 
 
-def test_that_test_fails_if_snakemake_removes_the_old_output(scene: Scene) -> None:
-    bad, _ = rewrite_while_reading(scene, 3, WITHOUT_REMOVAL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_that_test_fails_if_snakemake_removes_the_old_output(scene: Scene, kind: str) -> None:
+    bad, _ = rewrite_while_reading(scene, kind, 3 if kind == "file" else 2, WITHOUT_REMOVAL)
     assert bad
 
 
@@ -289,6 +299,29 @@ def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it
 
 def test_workflows_that_share_a_cache_compute_what_is_missing_once(scene: Scene) -> None:
     compute_at_once(scene, "abc", "-c4")
+
+
+def test_a_job_takes_its_entry_in_the_cache_before_its_files(scene: Scene) -> None:
+    # As is done for a `run:` block, whose files are locked by a process of its own. In another order the two wait for
+    # each other: one has the entry and queues for a file behind a writer, who waits for the other, who has the file.
+    scene.write("cache/.keep", "")
+    scene.write("a_ref/in", "data\n")  # sorts before the cache
+    scene.snakefile(
+        """
+        lock_cache()
+        rule cached:
+            input: shared_read("a_ref/in")
+            output: "out"
+            cache: True
+            shell: "cp {input} {output}"
+        """
+    )
+    with SoftReadWriteLock(scene.directory / "a_ref/in").write_lock():
+        run = scene.start("--cache", SNAKEMAKE_OUTPUT_CACHE=str(scene.directory / "cache"))
+        scene.wait_for(lambda: "waits to read" in run.text)
+        assert len([name for name in scene.locks() if name.startswith("cache/")]) == 1
+    run.end(0)
+    assert scene.read("out") == "data\n"
 
 
 def test_a_cache_that_jobs_on_a_cluster_will_not_use_is_told(scene: Scene) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -392,6 +393,13 @@ def test_sets_that_need_different_settings_are_joined_to_one(a: Path, b: Path, t
         assert [lock.stale_threshold for lock in joined.locks if lock.lock_dir] == [45]
         assert len(list(elsewhere.iterdir())) == 1
     assert modes_of(a, b) == [[], []]
+
+
+def test_the_locks_of_one_set_can_be_taken_before_those_of_another(a: Path, b: Path, c: Path) -> None:
+    joined = LockSet.joined([LockSet(write=c), LockSet(read=[b, a, c])], one_after_another=True)
+    for one in (joined, pickle.loads(pickle.dumps(joined))):
+        assert [lock.lock_file for lock in one.locks] == [str(c), str(a), str(b)]
+        assert one.paths_write == (str(c),)
 
 
 def test_sets_that_contradict_each_other_are_not_joined(a: Path) -> None:

@@ -13,9 +13,8 @@ from os import PathLike
 from typing import Any
 
 from snakemake.common import async_run as run_by_itself
-from snakemake.exceptions import WorkflowError
 
-from nfsrwlock.snakemake.messages import warn
+from nfsrwlock.snakemake.messages import LockingError, warn
 from nfsrwlock.snakemake.settings import Heartbeat, Options, Share, checked
 
 _options: Options | None = None
@@ -53,7 +52,7 @@ def cache_entry(job: Any) -> tuple[str, Options] | None:
     """
     Return the path of the entry that ``job`` uses and the options of its lock; ``None`` if it uses none.
 
-    :raises WorkflowError: if the cache is not a directory
+    :raises LockingError: if the cache is not a directory
     """
     workflow = job.rule.workflow
     if _options is None or workflow.subprocess_exec or not _is_cached(workflow, job.rule):
@@ -61,7 +60,7 @@ def cache_entry(job: Any) -> tuple[str, Options] | None:
     cache = workflow.output_file_cache
     path = getattr(cache, "path", None)
     if path is None:
-        raise WorkflowError("lock_cache() can guard a cache in a directory only, not one in a storage", rule=job.rule)
+        raise LockingError("lock_cache() can guard a cache in a directory only, not one in a storage", rule=job.rule)
     find = cache.provenance_hash_map.get_provenance_hash
     arguments = [job] if len(inspect.signature(find).parameters) == 1 else [job, workflow.get_cache_mode(job.rule)]
     entry = find(*arguments)

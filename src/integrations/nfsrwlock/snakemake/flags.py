@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from os import PathLike, fsdecode, fspath
 from typing import Any, Final
 
@@ -123,7 +124,38 @@ def _flagged(value: Any, name: str, wish: Wish) -> Any:
         return {key: _flagged(item, name, wish) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_flagged(item, name, wish) for item in value]
+    if name == READ:
+        value = _with_flagged_results(value, wish)
+    elif callable(value) or getattr(value, "callable", None) is not None:
+        raise WorkflowError("exclusive: an output cannot be a function, in Snakemake only an input can")
     return flag(_own_copy(value), name, wish)
+
+
+def _with_flagged_results(value: Any, wish: Wish) -> Any:
+    # Snakemake hands a function's flags on to the files that it returns, but not if they are to be unpacked.
+    if isinstance(value, AnnotatedString) and value.callable is not None:
+        other = _own_copy(value)
+        other.callable = _flagging(value.callable, wish)
+        return other
+    return _flagging(value, wish) if callable(value) else value
+
+
+def _flagging(function: Callable[..., Any], wish: Wish) -> Callable[..., Any]:
+    @wraps(function)  # Snakemake looks at the parameters
+    def files(*args: Any, **kwargs: Any) -> Any:
+        return _flagged_result(function(*args, **kwargs), wish)
+
+    return files
+
+
+def _flagged_result(result: Any, wish: Wish) -> Any:
+    if isinstance(result, Mapping):
+        return {key: _flagged_result(item, wish) for key, item in result.items()}
+    if isinstance(result, str | PathLike):
+        return result if wish_of(result, READ) is not None else flag(_own_copy(result), READ, wish)
+    if isinstance(result, Iterable):
+        return [_flagged_result(item, wish) for item in result]
+    return result  # which is for Snakemake to refuse
 
 
 def _own_copy(value: Any) -> Any:

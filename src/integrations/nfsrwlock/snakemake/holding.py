@@ -1,4 +1,9 @@
-"""Taking a job's locks: bounded, told in the log, given up when the workflow ends, and never for two ends of a pipe."""
+"""
+Taking a job's locks: bounded, told in the log, given up when the workflow ends.
+
+Jobs that run at the same time and wait for each other, as the ends of a pipe do, hold the locks of all of them as one.
+Each with locks of its own, one might have its locks and the other queue behind a writer, who waits for the first.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Final
 
 from nfsrwlock.freshness import look_afresh
 from nfsrwlock.snakemake.leash import reason
 from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
-from nfsrwlock.snakemake.plan import Plan
+from nfsrwlock.snakemake.plan import Plan, joint_plan, plan_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout, WaitInfo
 
@@ -20,8 +27,28 @@ _LOOK_S: Final = 0.1
 #: Set when the workflow of this process is being ended: who still waits for a lock gives up.
 ending: Final = threading.Event()
 
-_mutex: Final = threading.Lock()
-_holders: Final[dict[int, tuple[Any, Plan]]] = {}
+
+@dataclass(slots=True)
+class _Joint:
+    """
+    The locks of jobs that run at the same time.
+
+    :param locks: held, or ``None`` while they are being taken
+    :param error: why they could not be had
+    :param listeners: whom to tell when they are lost: one of each job that holds them
+    """
+
+    locks: LockSet | None = None
+    error: str | None = None
+    listeners: list[Any] = field(default_factory=list)
+
+    def tell(self, compromise: object) -> None:
+        for listener in tuple(self.listeners):
+            listener(compromise)
+
+
+_changed: Final = threading.Condition()
+_joints: Final[dict[str, _Joint]] = {}
 
 
 @contextmanager
@@ -33,15 +60,81 @@ def held(job: Any, plan: Plan) -> Iterator[LockSet]:
     """
     _acquire(job, plan)
     try:
-        with _mutex:
-            _holders[id(plan)] = job, plan
         look_afresh(plan.files)
         yield plan.locks
     finally:
-        with _mutex:
-            _holders.pop(id(plan), None)
         with suppress(LockNotHeldError):
             plan.locks.release()
+
+
+@contextmanager
+def held_together(job: Any, plan: Plan) -> Iterator[LockSet]:
+    """
+    Do as :func:`held` does, with the locks of all jobs that run at the same time as ``job`` and are connected with it.
+
+    They are taken by the first of these jobs, and released by the last one.
+
+    :raises LockingError: if they cannot be had, or the jobs exclude each other
+    """
+    group, listener = str(job.pipe_group.id), plan.on_compromise or (lambda _: None)
+    joint = _join(job, group, listener)
+    locks = joint.locks
+    assert locks is not None
+    try:
+        look_afresh(plan.files)
+        yield locks
+    finally:
+        with _changed:
+            joint.listeners.remove(listener)
+            if not joint.listeners:  # the last one of them
+                del _joints[group]
+                with suppress(LockNotHeldError):
+                    locks.release()
+            _changed.notify_all()
+
+
+def _join(job: Any, group: str, listener: Any) -> _Joint:
+    awaited: _Joint | None = None
+    with _changed:
+        while True:
+            if awaited is not None and awaited.error is not None:
+                raise LockingError(awaited.error)
+            joint = _joints.get(group)
+            if joint is None:
+                joint = _joints[group] = _Joint(listeners=[listener])
+                break
+            if joint.locks is None:
+                awaited = joint
+            elif joint.locks.status is not HoldStatus.LOST:  # else those who had them have yet to leave
+                joint.listeners.append(listener)
+                return joint
+            refuse_if_ending(job)
+            _changed.wait(_LOOK_S)
+    try:
+        plans = [(one, its) for one in _group_of(job) if (its := plan_of(one, joint.tell)) is not None]
+        for (one, its), (other, others) in combinations(plans, 2):
+            _refuse_conflict(one, its, other, others)
+        together = joint_plan(job, [its for _, its in plans])
+        _acquire(job, together)
+    except BaseException as error:
+        with _changed:
+            joint.error = str(error) or type(error).__name__
+            del _joints[group]
+            _changed.notify_all()
+        raise
+    with _changed:
+        joint.locks = together.locks
+        _changed.notify_all()
+    return joint
+
+
+def _group_of(job: Any) -> list[Any]:
+    # Those with shadow: run in processes of their own, and take their locks there.
+    return [
+        one
+        for one in list(job.dag.jobs)  # which may grow meanwhile
+        if one is job or (one.pipe_group == job.pipe_group and job.dag.needrun(one) and not one.is_shadow)
+    ]
 
 
 def _acquire(job: Any, plan: Plan) -> None:
@@ -51,10 +144,8 @@ def _acquire(job: Any, plan: Plan) -> None:
 
     def on_wait(info: WaitInfo) -> None:
         refuse_if_ending(job)
-        _refuse_in_a_pipe(job, plan)
         waiting.update(info, time.monotonic() - began)
 
-    _refuse_in_a_pipe(job, plan)
     try:
         plan.locks.acquire(timeout, on_wait=on_wait)
     except Timeout as error:
@@ -83,19 +174,14 @@ def refuse_if_ending(job: Any) -> None:
         raise LockingError(f"{job_name(job)} is not run: the workflow is being ended")
 
 
-def _refuse_in_a_pipe(job: Any, plan: Plan) -> None:
-    # The two ends of a pipe run at the same time and wait for each other: a lock of one must not shut out the other.
-    if job.pipe_group is None:
-        return
-    with _mutex:
-        others = list(_holders.values())
-    for other, its_plan in others:
-        if other is not job and other.pipe_group == job.pipe_group and (paths := plan.conflicts_with(its_plan)):
-            raise LockingError(
-                f"{job_name(job)} and {job_name(other)} run at the same time, connected by a pipe, but exclude each "
-                f"other: one of them writes {printable(', '.join(sorted(paths)))}. Replace pipe() by a file, or let "
-                "one rule do both",
-            )
+def _refuse_conflict(job: Any, plan: Plan, other: Any, its_plan: Plan) -> None:
+    # Both would be inside at once, which is what their locks are to prevent.
+    if paths := plan.conflicts_with(its_plan):
+        raise LockingError(
+            f"{job_name(job)} and {job_name(other)} run at the same time, connected by a pipe, but exclude each "
+            f"other: one of them writes {printable(', '.join(sorted(paths)))}. Replace pipe() by a file, or let "
+            "one rule do both",
+        )
 
 
 def settle(job: Any, locks: LockSet) -> None:

@@ -81,7 +81,8 @@ def _run_under_locks(original: Callable[..., Any]) -> Callable[..., Any]:
         if plan is None:
             return original(self, job, run_func, *args)
         replace = once.to_replace(job) if plan.once else {}
-        with holding.held(job, plan) as locks:
+        hold = holding.held if job.pipe_group is None else holding.held_together
+        with hold(job, plan) as locks:
             if plan.once and once.is_made(job, replace):
                 say(job, f"{job_name(job)} has nothing to do: its outputs were made meanwhile, under the same lock")
                 return None

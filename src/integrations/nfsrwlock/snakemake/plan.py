@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from snakemake.exceptions import WorkflowError
-from snakemake.io import apply_wildcards, is_flagged
+from snakemake.io import apply_wildcards, get_wildcard_names, is_flagged
 
 from nfsrwlock.snakemake.cache import cache_entry, has_cache_directive
 from nfsrwlock.snakemake.flags import READ, WRITE, Wish, is_exclusive, wish_of
+from nfsrwlock.snakemake.messages import LockingError
 from nfsrwlock.snakemake.settings import DEFAULT_TIMEOUT_S, Options, for_lock, resolved
 from nfsrwlock_core import LockSet
 
@@ -40,6 +41,7 @@ class Plan:
     :param timeout: seconds to wait for them; ``inf``: without end
     :param exclusive: which of its outputs are exclusive, by index
     :param once: whether it may be skipped if others have made its outputs
+    :param on_compromise: called when a lock that is held becomes suspect or lost
     """
 
     locks: LockSet
@@ -47,6 +49,7 @@ class Plan:
     timeout: float
     exclusive: tuple[int, ...]
     once: bool
+    on_compromise: Callable[[object], None] | None = None
 
     def conflicts_with(self, other: Plan) -> frozenset[str]:
         """Return the paths because of which the two cannot be held at the same time."""
@@ -59,16 +62,15 @@ def plan_of(job: Any, on_compromise: Callable[[object], None] | None = None) -> 
     Return what ``job`` needs, ``None`` if nothing of it is flagged.
 
     :param on_compromise: called when a lock that is held becomes suspect or lost
-    :raises WorkflowError: if its flags contradict each other
+    :raises LockingError: if its flags contradict each other
     """
-    workflow = job.rule.workflow
     wanted: dict[tuple[str, Options], Mode] = {}
     files: list[str] = []
     timeouts: list[float] = []
     once = False
     for file, path, mode, wish in _wishes(job):
         files.append(file)
-        options = resolved(wish.options, workflow.config)
+        options = _resolved(job.rule, wish.options)
         timeouts.append(DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout)
         key = (
             path,
@@ -81,49 +83,80 @@ def plan_of(job: Any, on_compromise: Callable[[object], None] | None = None) -> 
         )
         wanted[key] = "write" if "write" in (mode, wanted.get(key)) else "read"
         once = once or wish.once
-    if not wanted:
+    cached = plan_of_cache(job, on_compromise)
+    if cached is not None:
+        files += cached.files
+        timeouts.append(cached.timeout)
+    if not files:
         return None
-    try:
-        locks = LockSet.joined(
-            LockSet(
-                read=[path] if mode == "read" else [],
-                write=[path] if mode == "write" else [],
-                on_compromise=on_compromise,
-                **for_lock(options),
-            )
-            for (path, options), mode in wanted.items()
+    sets = [
+        LockSet(
+            read=[path] if mode == "read" else [],
+            write=[path] if mode == "write" else [],
+            on_compromise=on_compromise,
+            **for_lock(options),
         )
+        for (path, options), mode in wanted.items()
+    ]
+    try:
+        locks = [LockSet.joined(sets)] if sets else []
+        if cached is not None:
+            # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
+            locks.insert(0, cached.locks)
+        in_turn = LockSet.joined(locks, one_after_another=True)
     except ValueError as error:
-        raise WorkflowError(f"the files of a job cannot be locked: {error}", rule=job.rule) from None
+        raise LockingError(f"the files of a job cannot be locked: {error}", rule=job.rule) from None
     exclusive = tuple(index for index, file in enumerate(job.output) if is_exclusive(file))
-    return Plan(locks, tuple(files), min(timeouts), exclusive, once)
+    # Who is at one end of a pipe must not leave the other one waiting.
+    once = once and job.pipe_group is None
+    return Plan(in_turn, tuple(files), min(timeouts), exclusive, once, on_compromise)
 
 
-def plan_of_cache(job: Any) -> Plan | None:
+def joint_plan(job: Any, plans: Sequence[Plan]) -> Plan:
+    """
+    Return what jobs need together, of which ``job`` is one.
+
+    :raises LockingError: if they want a lock with different settings
+    """
+    try:
+        locks = LockSet.joined(plan.locks for plan in plans)
+    except ValueError as error:
+        raise LockingError(f"the files of jobs that run together cannot be locked: {error}", rule=job.rule) from None
+    return Plan(
+        locks=locks,
+        files=tuple(file for plan in plans for file in plan.files),
+        timeout=min(plan.timeout for plan in plans),
+        exclusive=(),
+        once=False,
+    )
+
+
+def plan_of_cache(job: Any, on_compromise: Callable[[object], None] | None = None) -> Plan | None:
     """
     Return what Snakemake needs to look into its cache for ``job``, and to fill it; ``None`` if it does not.
 
-    :raises WorkflowError: if the cache is not a directory
+    :param on_compromise: called when the lock is held and becomes suspect or lost
+    :raises LockingError: if the cache is not a directory
     """
     if (entry := cache_entry(job)) is None:
         return None
     path, options = entry
-    options = resolved(options, job.rule.workflow.config)
+    options = _resolved(job.rule, options)
     timeout = DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout
-    locks = LockSet(write=[path], **for_lock(options))
+    locks = LockSet(write=[path], on_compromise=on_compromise, **for_lock(options))
     return Plan(locks=locks, files=(path,), timeout=timeout, exclusive=(), once=False)
 
 
 def _wishes(job: Any) -> Iterator[tuple[str, str, Mode, Wish]]:
     for file in job.input:
         if wish_of(file, WRITE) is not None:
-            raise WorkflowError(
+            raise LockingError(
                 f"the input {str(file)!r} is marked exclusive(), which is for outputs: mark it shared_read()",
                 rule=job.rule,
             )
         if (wish := wish_of(file, READ)) is not None:
             if is_flagged(file, "storage_object"):
-                raise WorkflowError(
+                raise LockingError(
                     f"the input {str(file)!r} is in a storage, not on a shared file system, and cannot be locked",
                     rule=job.rule,
                 )
@@ -131,42 +164,60 @@ def _wishes(job: Any) -> Iterator[tuple[str, str, Mode, Wish]]:
     for file in job.output:
         if (wish := wish_of(file, WRITE)) is not None:
             yield str(file), _lock_path(job, file, wish), "write", wish
-    if (entry := cache_entry(job)) is not None:
-        path, options = entry
-        yield path, path, "write", Wish(lock=None, options=options)
 
 
 def _lock_path(job: Any, file: Any, wish: Wish) -> str:
     if wish.lock is None:
         return os.path.abspath(str(file))
+    _check_wildcards(job.rule, file, wish.lock, job.wildcards.keys())
+    return os.path.abspath(str(apply_wildcards(wish.lock, job.wildcards)))
+
+
+def _resolved(rule: Any, options: Options) -> Options:
     try:
-        return os.path.abspath(str(apply_wildcards(wish.lock, job.wildcards)))
-    except Exception as error:
-        raise WorkflowError(
-            f"the lock {wish.lock!r} of {str(file)!r} has a wildcard that the rule has not: {error}", rule=job.rule
-        ) from None
+        return resolved(options, rule.workflow.config)
+    except WorkflowError as error:
+        raise LockingError(str(error), rule=rule) from None
 
 
 def check_rules(workflow: Any) -> None:
     """
-    Refuse rules whose outputs could not be guarded, when the workflow has been read.
+    Refuse rules whose files could not be guarded, when the workflow has been read.
 
-    :raises WorkflowError: with the rule, the file and the reason
+    :raises LockingError: with the rule, the file and the reason
     """
     for rule in workflow.rules:
         for file in rule.input:
             if wish_of(file, WRITE) is not None:
-                raise WorkflowError(f"{_name(file)}: exclusive() is for outputs; mark it shared_read()", rule=rule)
+                raise LockingError(f"{_name(file)}: exclusive() is for outputs; mark it shared_read()", rule=rule)
         for file in rule.output:
             _check_output(rule, file)
+        for file in (*rule.input, *rule.output):
+            _check_wish(rule, file)
         wishes = [wish for file in rule.output if (wish := wish_of(file, WRITE)) is not None]
         if wishes:
             _check_rule(rule, wishes)
 
 
+def _check_wish(rule: Any, file: Any) -> None:
+    wish = wish_of(file, READ) or wish_of(file, WRITE)
+    if wish is None:
+        return
+    _resolved(rule, wish.options)
+    if wish.lock is not None:
+        _check_wildcards(rule, file, wish.lock, rule.wildcard_names)
+
+
+def _check_wildcards(rule: Any, file: Any, lock: str, known: Iterable[str]) -> None:
+    if unknown := sorted(get_wildcard_names(lock) - set(known)):
+        raise LockingError(
+            f"{_name(file)}: lock={lock!r} has a wildcard that the rule has not: {', '.join(unknown)}", rule=rule
+        )
+
+
 def _check_output(rule: Any, file: Any) -> None:
     if wish_of(file, READ) is not None:
-        raise WorkflowError(f"{_name(file)}: shared_read() is for inputs; mark an output exclusive()", rule=rule)
+        raise LockingError(f"{_name(file)}: shared_read() is for inputs; mark an output exclusive()", rule=rule)
     if not is_exclusive(file):
         return
     for kind, reason in _REFUSED.items():
@@ -174,30 +225,30 @@ def _check_output(rule: Any, file: Any) -> None:
             name = "in a storage" if kind == "storage_object" else f"{kind}()"
             if kind == "temp" and rule.workflow.storage_settings.all_temp:
                 name = "temp(), by --all-temp,"
-            raise WorkflowError(f"{_name(file)}: an exclusive() output cannot be {name}: {reason}", rule=rule)
+            raise LockingError(f"{_name(file)}: an exclusive() output cannot be {name}: {reason}", rule=rule)
 
 
 def _check_rule(rule: Any, wishes: list[Wish]) -> None:
     if rule.shadow_depth is not None:
-        raise WorkflowError(
+        raise LockingError(
             "exclusive() outputs do not go with shadow:, whose results Snakemake moves after the lock is released; "
             "the job writes to a private directory anyway",
             rule=rule,
         )
     if has_cache_directive(rule):
-        raise WorkflowError(
+        raise LockingError(
             "exclusive() outputs do not go with cache:, which puts links in their place; use lock_cache() to make "
             "workflows share the cache safely",
             rule=rule,
         )
     if any(wish.once for wish in wishes):
         if len(wishes) < len(rule.output):
-            raise WorkflowError(
+            raise LockingError(
                 "once=True needs every output of the rule to be exclusive(): a job that is skipped makes none of them",
                 rule=rule,
             )
         if rule.benchmark:
-            raise WorkflowError("once=True does not go with benchmark:, which a skipped job cannot make", rule=rule)
+            raise LockingError("once=True does not go with benchmark:, which a skipped job cannot make", rule=rule)
 
 
 def _name(file: Any) -> str:
