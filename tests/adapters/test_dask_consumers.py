@@ -398,18 +398,31 @@ def test_a_store_whose_lock_was_lost_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_elsewhere", [False, True])
 def test_a_hold_of_a_coroutine_that_was_lost_is_an_error_at_its_end(tmp_path: Path, is_elsewhere: bool) -> None:
-    short: Any = {"heartbeat_interval": 0.2, "stale_threshold": 2}
-
     async def program() -> None:
-        lock = await Lock(tmp_path / "x", **short)
+        lock = await Lock(tmp_path / "x")  # its first heartbeat is half a minute away
         await lock.__aenter__()
         evict_all(tmp_path / "x")
-        await asyncio.sleep(1.5)  # for a heartbeat to find out
         leave = lock.__aexit__(None, None, None)
         await (asyncio.create_task(leave) if is_elsewhere else leave)
 
     with pytest.raises(LockLostError):
         asyncio.run(program())
+
+
+@pytest.mark.parametrize("where", ["on its loop", "after its loop has ended", "after its loop has stopped"])
+def test_what_a_coroutine_took_may_be_given_back_by_synchronous_code(tmp_path: Path, where: str) -> None:
+    program = (
+        "import asyncio, sys; from nfsrwlock.dask import Lock\n"
+        "lock, loop = Lock(sys.argv[1]), asyncio.new_event_loop()\n"
+        "async def take(): await lock.__aenter__()\n"
+        "async def take_and_release(): await take(); lock.release()\n"
+    ) + {
+        "on its loop": "loop.run_until_complete(take_and_release())\n",
+        "after its loop has ended": "loop.run_until_complete(take()); loop.close(); lock.release()\n",
+        "after its loop has stopped": "loop.run_until_complete(take()); lock.release()\n",
+    }[where]
+    done = run_program(program + "print(lock.acquire(blocking=False))\n", tmp_path / "x")
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
 
 
 def test_check_speaks_of_the_caller_s_hold(tmp_path: Path) -> None:
