@@ -12,6 +12,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from adapters.dask_tasks import (
+    LockUser,
     count_threads,
     hold_until,
     hold_until_async,
@@ -78,6 +79,20 @@ def test_others_run_while_tasks_wait(small: Any, tmp_path: Path, on_contention: 
         assert small.submit(int, pure=False, priority=1).result(timeout=20) == 0
         assert not any(waiter.done() for waiter in waiters)
     assert small.gather(waiters) == [False] * 3
+
+
+@pytest.mark.parametrize("on_contention", ["block", "reschedule", "secede"])
+@pytest.mark.parametrize("method", ["work", "work_async"])
+def test_a_method_of_an_actor_waits_whatever_tasks_do(
+    small: Any, tmp_path: Path, on_contention: Any, method: str
+) -> None:
+    path = tmp_path / "x"
+    with Lock(path):
+        actor = small.submit(LockUser, Lock(path, on_contention=on_contention), actor=True).result()
+        works = [getattr(actor, method)(str(path), str(number)) for number in range(2)]
+        wait_until(lambda: bool(inspect(path).waiters))
+        time.sleep(0.3)
+    assert [work.result(timeout=30) for work in works] == [False, False]
 
 
 def test_a_lock_that_is_free_needs_neither(small: Any, tmp_path: Path) -> None:

@@ -38,8 +38,9 @@ def is_on_worker() -> bool:
 
 
 def task_key() -> Any:
-    """Return the key of the task that the calling thread runs, ``None`` if it runs none."""
-    return getattr(thread_state, "key", None)
+    """Return the key of the task that the calling thread runs, ``None`` if it runs none, or a method of an actor."""
+    # What stands there during an actor's method is no task's key: it can be neither cancelled nor rescheduled.
+    return None if getattr(thread_state, "actor", False) else getattr(thread_state, "key", None)
 
 
 def coroutine_key() -> Any:
@@ -59,7 +60,7 @@ def _name_of_task() -> str:
 
 def thread_owner() -> Owner:
     """Return who takes a lock here, in synchronous code."""
-    key = task_key()
+    key = getattr(thread_state, "key", None)
     run = None if key is None else (key, getattr(thread_state, "start_time", 0.0))
     return Owner(threading.current_thread(), run)
 
