@@ -188,6 +188,23 @@ def test_xarray_s_way_of_taking_locks(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "x")
 
 
+def test_a_file_that_is_given_up_on_the_loop_is_not_closed_under_another_s_lock(client: Any, tmp_path: Path) -> None:
+    # Python may call `__del__` of xarray's files on any thread.
+    lock = Lock(tmp_path / "x")
+
+    def give_up(guard: Any) -> bool:
+        return True if guard.acquire(False) else False  # noqa: SIM210 - as xarray asks
+
+    async def on_loop() -> list[bool]:
+        return [give_up(guard) for guard in (lock, combine(lock), RWLock(tmp_path / "y").read)]
+
+    for _ in range(2):
+        with lock as held:
+            assert client.sync(on_loop) == [False] * 3
+            held.check()
+    assert not is_held(tmp_path / "x")
+
+
 def test_each_key_of_a_zarr_2_synchronizer_has_a_lock_of_its_own(tmp_path: Path) -> None:
     synchronizer = Lock(tmp_path / "x.zarr")
     with synchronizer["0.0"], pickle.loads(pickle.dumps(synchronizer))["0.1"] as other:
@@ -423,6 +440,18 @@ def test_what_a_coroutine_took_may_be_given_back_by_synchronous_code(tmp_path: P
     }[where]
     done = run_program(program + "print(lock.acquire(blocking=False))\n", tmp_path / "x")
     assert (done.stdout.strip(), done.stderr) == ("True", "")
+
+
+def test_close_gives_back_every_hold_also_where_one_was_lost(tmp_path: Path) -> None:
+    lock = RWLock(tmp_path / "x").read
+    lock.acquire()
+    evict_all(tmp_path / "x")
+    _elsewhere(lock.acquire)
+    _elsewhere(lock.acquire)
+    with pytest.raises(LockLostError):
+        lock.close()
+    assert not is_held(tmp_path / "x")
+    lock.close()
 
 
 def test_check_speaks_of_the_caller_s_hold(tmp_path: Path) -> None:

@@ -177,6 +177,16 @@ def test_another_coroutine_may_release(make: Make, client: Any) -> None:
     assert client.submit(task, make(), make()).result() == [True, True, True]
 
 
+def test_a_result_may_be_awaited_in_every_way(make: Make, client: Any) -> None:
+    async def task(lock: Any) -> list[Any]:
+        import asyncio
+
+        said = [await asyncio.wait_for(lock.acquire(), 30), *await asyncio.gather(lock.locked(), lock.get_value())]
+        return [*said, await asyncio.ensure_future(lock.release())]
+
+    assert client.submit(task, make()).result() == [True, True, 1, True]
+
+
 # -- where ours differs -----------------------------------------------------------------------------------------------
 
 
@@ -193,6 +203,20 @@ def test_with_in_a_coroutine_raises_where_the_original_runs_the_block_unlocked(c
     assert "use 'async with'" in client.submit(task, lock).result()
     assert "use 'async with'" in client.submit(task, nfsrwlock.dask.combine(lock)).result()
     assert not is_held(tmp_path / "data")
+
+
+def test_what_is_not_awaited_in_a_coroutine_is_not_taken_for_its_result(client: Any, tmp_path: Path) -> None:
+    async def task(lock: Any) -> list[Any]:
+        said: list[Any] = []
+        for call in (lock.acquire, lambda: lock.acquire(timeout=1), lock.locked):
+            with pytest.raises(RuntimeError, match="must be awaited"):
+                said.append(bool(call()))
+        said.append(bool(lock.acquire(blocking=False)))
+        await lock.acquire()
+        lock.release().close()  # nobody awaits it
+        return [*said, await lock.locked(), await lock.release(), await lock.locked()]
+
+    assert client.submit(task, nfsrwlock.dask.Lock(tmp_path / "data")).result() == [False, True, True, False]
 
 
 def test_the_lock_of_a_key_is_synchronous_for_zarr_2_takes_it_where_dask_unpickles(client: Any, tmp_path: Path) -> None:

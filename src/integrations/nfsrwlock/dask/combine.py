@@ -21,6 +21,7 @@ from distributed import Lock as DistributedLock
 
 from nfsrwlock_core import LockNotHeldError, Timeout
 
+from .awaiting import Awaitable
 from .lock import Lock, Time
 from .place import is_on_dask_loop, task_owner
 from .settings import limit
@@ -69,7 +70,7 @@ class CombinedLock:
             raise ValueError("can't specify a timeout for a non-blocking call")
         seconds = None if timeout is None else limit("timeout", timeout)
         if is_on_dask_loop():
-            return self._acquire_async(blocking, seconds)
+            return Awaitable(self._acquire_async(blocking, seconds), f"acquire() of {self!r}", is_try=not blocking)
         return self._acquire(blocking, seconds)
 
     def release(self) -> Any:
@@ -80,7 +81,7 @@ class CombinedLock:
         :raises RuntimeError: if one is not held; the others are given back
         :raises LockLostError: if a hold was lost before
         """
-        return self._release_async() if is_on_dask_loop() else self._release()
+        return Awaitable(self._release_async(), f"release() of {self!r}") if is_on_dask_loop() else self._release()
 
     def locked(self) -> bool:
         """Whether any of the members is locked. Takes file-system calls."""
