@@ -21,6 +21,7 @@ from adapters.dask_tasks import (
     wait_until,
     work_alone,
     work_alone_async,
+    work_alone_within,
 )
 from nfsrwlock import inspect
 from nfsrwlock.dask import Lock
@@ -38,16 +39,16 @@ def small() -> Iterator[Any]:
         yield client
 
 
-@pytest.mark.parametrize("how", ["reschedule", "secede", "async with"])
+@pytest.mark.parametrize("how", ["reschedule", "secede", "async with", "wait_for"])
 def test_thirty_waiters_and_a_holder_with_tasks_of_its_own_finish_on_two_threads(
     small: Any, tmp_path: Path, how: str
 ) -> None:
     path = tmp_path / "x"
-    on_contention: Any = "block" if how == "async with" else how
+    work: Any = {"async with": work_alone_async, "wait_for": work_alone_within}.get(how, work_alone)
+    on_contention: Any = how if work is work_alone else "block"
     lock = Lock(path, on_contention=on_contention)
     holder = small.submit(hold_with_subtasks, lock, 4, pure=False, priority=1)
     wait_until(lambda: is_held(path))
-    work = work_alone_async if how == "async with" else work_alone
     waiters = [small.submit(work, lock, str(path), str(i), 0.0, pure=False) for i in range(WAITERS)]
     if how == "async with":
         time.sleep(0.5)

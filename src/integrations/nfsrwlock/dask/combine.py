@@ -23,7 +23,7 @@ from nfsrwlock_core import LockNotHeldError, Timeout
 
 from .awaiting import Awaitable
 from .lock import Lock, Time
-from .place import is_on_dask_loop, task_owner
+from .place import Caller, coroutine_caller, is_on_dask_loop, task_owner
 from .settings import limit
 
 
@@ -70,7 +70,8 @@ class CombinedLock:
             raise ValueError("can't specify a timeout for a non-blocking call")
         seconds = None if timeout is None else limit("timeout", timeout)
         if is_on_dask_loop():
-            return Awaitable(self._acquire_async(blocking, seconds), f"acquire() of {self!r}", is_try=not blocking)
+            call = self._acquire_async(blocking, seconds, coroutine_caller())
+            return Awaitable(call, f"acquire() of {self!r}", is_try=not blocking)
         return self._acquire(blocking, seconds)
 
     def release(self) -> Any:
@@ -114,7 +115,7 @@ class CombinedLock:
             raise error
 
     async def __aenter__(self) -> Self:
-        await self._acquire_async(True, None)
+        await self._acquire_async(True, None, coroutine_caller())
         return self
 
     async def __aexit__(
@@ -141,13 +142,13 @@ class CombinedLock:
         self._count(1)
         return True
 
-    async def _acquire_async(self, blocking: bool, seconds: float | None) -> bool:
+    async def _acquire_async(self, blocking: bool, seconds: float | None, caller: Caller | None) -> bool:
         self._refuse_thread_locks()
         deadline = _deadline(seconds)
         taken: list[Any] = []
         try:
             for lock in self.locks:
-                if await _acquired(lock, blocking, deadline) is False:
+                if await _acquired(lock, blocking, deadline, caller) is False:
                     _refuse_failure(lock, blocking, seconds)
                     await _release_all_async(taken)
                     return False
@@ -250,12 +251,12 @@ def _arguments(blocking: bool, deadline: float | None) -> tuple[Any, ...]:
     return () if deadline is None else (True, max(deadline - time.monotonic(), 0.0))
 
 
-async def _acquired(lock: Any, blocking: bool, deadline: float | None) -> Any:
+async def _acquired(lock: Any, blocking: bool, deadline: float | None, caller: Caller | None) -> Any:
     arguments = _arguments(blocking, deadline)
     if not isinstance(lock, Lock):
         return await lock.acquire(*arguments)
     seconds = lock._settings.timeout if not arguments else 0.0 if not blocking else arguments[1]
-    return await lock._acquire_async(seconds, may_fail=bool(arguments))
+    return await lock._acquire_async(seconds, may_fail=bool(arguments), caller=caller)
 
 
 def _refuse_failure(lock: Any, blocking: bool, seconds: float | None) -> None:

@@ -27,7 +27,7 @@ from .contention import Refusal, pauses_of_coroutine, wait_for
 from .grip import CoroutineGrip, Grip, OnWait, Taker, ThreadGrip
 from .ledger import ledger
 from .names import encoded, fresh_name, path_of
-from .place import Owner, coroutine_key, is_on_dask_loop, task_owner, thread_owner
+from .place import Caller, Owner, coroutine_caller, coroutine_key, is_on_dask_loop, task_owner, thread_owner
 from .settings import Heartbeat, Mode, OnContention, Settings, limit, settings_of
 
 Time = float | str | timedelta
@@ -180,7 +180,8 @@ class Lock:
         else:
             seconds = self._settings.timeout if timeout is None else limit("timeout", timeout)
         if self._is_async():
-            call = self._acquire_async(seconds, may_fail=may_fail)
+            # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
+            call = self._acquire_async(seconds, may_fail=may_fail, caller=coroutine_caller())
             return Awaitable(call, f"acquire() of {self!r}", is_try=not blocking)
         return self._acquire(seconds, may_fail=may_fail)
 
@@ -297,12 +298,13 @@ class Lock:
         self._hold(grip)
         return True
 
-    async def _acquire_async(self, seconds: float, *, may_fail: bool) -> bool:
-        owner = task_owner()
+    async def _acquire_async(self, seconds: float, *, may_fail: bool, caller: Caller | None = None) -> bool:
+        caller = caller or Caller(task_owner(), coroutine_key())
+        owner = caller.owner
         if self._join(owner):
             return True
         self._refuse_upgrade(owner, seconds)
-        settings, key = self._settings, coroutine_key()
+        settings, key = self._settings, caller.key
         refuse = Refusal(key)
         try:
             with ledger.waiting(settings.mode, settings.path), context_meter.meter("nfsrwlock-wait"):

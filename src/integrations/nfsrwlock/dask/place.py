@@ -24,6 +24,14 @@ class Owner:
     run: tuple[Any, float] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who awaits a lock: its owner, and the key of the Dask task that it is, if it is one."""
+
+    owner: Owner
+    key: Any
+
+
 def current_worker() -> Worker | None:
     """Return the worker whose task the calling code is part of, ``None`` outside of tasks."""
     try:
@@ -70,6 +78,11 @@ def task_owner() -> Owner:
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     return Owner(task)
+
+
+def coroutine_caller() -> Caller | None:
+    """Return who calls here, in a coroutine; ``None`` outside of asyncio's tasks."""
+    return None if asyncio.current_task() is None else Caller(task_owner(), coroutine_key())
 
 
 def is_on_dask_loop(loop: Any = None) -> bool:
