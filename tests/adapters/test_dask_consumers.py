@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import cloudpickle
 import dask
 import dask.array as da
+import filelock
 import h5py
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from dask.dataframe.io.utils import SupportsLock
 from dask.utils import SerializableLock
 
 from adapters.dask_tasks import add_one, is_held, read_both, run_program
-from nfsrwlock import LockLostError, LockNotHeldError, break_lock
+from nfsrwlock import FileLock, LockLostError, LockNotHeldError, break_lock
 from nfsrwlock.dask import CombinedLock, Lock, RWLock, combine
 
 # -- stores -----------------------------------------------------------------------------------------------------------
@@ -360,7 +362,28 @@ def test_two_orders_in_many_tasks_do_not_block_each_other(client: Any, tmp_path:
     assert all(client.gather(futures))
 
 
-@pytest.mark.parametrize("members", [(), (None,), ("lock",), (7,)], ids=repr)
+@pytest.mark.parametrize("kind", [filelock.FileLock, FileLock, threading.Lock, threading.RLock, multiprocessing.Lock])
+def test_locks_of_every_shape_are_taken_for_a_time_or_not_at_all(tmp_path: Path, kind: Any) -> None:
+    def make() -> Any:
+        return kind(str(tmp_path / "foreign")) if "FileLock" in kind.__name__ else foreign
+
+    foreign = None if "FileLock" in kind.__name__ else kind()
+    together = combine(make(), Lock(tmp_path / "x"))
+    with make():
+        assert _elsewhere(together.locked) is True
+        assert _elsewhere(lambda: together.acquire(False)) is False
+        assert _elsewhere(lambda: together.acquire(timeout="50ms")) is False
+        assert not is_held(tmp_path / "x")
+    assert together.locked() is False
+    for arguments in ((), (False,), (True, 5)):
+        assert together.acquire(*arguments) is True
+        assert together.locked() is True
+        together.release()
+
+
+@pytest.mark.parametrize(
+    "members", [(), (None,), ("lock",), (7,), (Lock,), (asyncio.Lock(),), (asyncio.Semaphore(),)], ids=repr
+)
 def test_what_cannot_be_combined_is_refused(members: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="lock"):
         combine(*members)

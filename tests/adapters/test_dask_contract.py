@@ -6,6 +6,8 @@ import copy
 import datetime as dt
 import inspect
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -308,6 +310,46 @@ def test_what_is_no_name_is_refused(name: Any, error: type[Exception]) -> None:
 def test_bad_settings_are_refused_when_the_lock_is_made(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         nfsrwlock.dask.Lock(tmp_path / "x", **settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, value) for key in ("root", "lock-dir") for value in ("", "locks", "./locks", 7, True)),
+        *(("reschedule-after", value) for value in (0, -1, "soon", "1e400")),
+        ("stale-threshold", "1s"),
+        ("share", "everybody"),
+        ("heartbeat", "drum"),
+        ("poll-interval", None),
+    ],
+)
+def test_what_is_wrong_in_dasks_configuration_is_refused_and_named(tmp_path: Path, key: str, value: Any) -> None:
+    # A relative directory would be another one in each process, and locks there would exclude nobody.
+    with (
+        dask.config.set({f"nfsrwlock.{key}": value}),
+        pytest.raises((TypeError, ValueError)) as caught,
+    ):
+        nfsrwlock.dask.Lock("x" if key == "root" else tmp_path / "x")
+    assert f"nfsrwlock.{key}" in " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+
+
+def test_directories_in_dasks_configuration_may_begin_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with dask.config.set({"nfsrwlock.root": "~/locks", "nfsrwlock.lock-dir": "~/elsewhere"}):
+        lock = nfsrwlock.dask.Lock("x")
+    assert Path(lock.path) == tmp_path / "locks" / "x"
+    assert Path(lock.lock_path).parent == tmp_path / "elsewhere"
+
+
+def test_without_distributed_the_import_says_what_to_install() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['distributed'] = None; import nfsrwlock.dask"],
+        capture_output=True,
+        text=True,
+    )
+    assert "pip install 'nfsrwlock[dask]'" in done.stderr.splitlines()[-1]
 
 
 def test_settings_come_from_dasks_configuration_and_travel_with_the_lock(tmp_path: Path) -> None:
