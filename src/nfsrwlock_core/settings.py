@@ -25,6 +25,8 @@ _NUMBERS: Final = (Real, Decimal)
 _BEATS_PER_LEASE: Final = 3
 #: No file system answers so surely that a shorter lease could be kept.
 _LEASE_MIN_S: Final = 0.1
+#: A time-out that is longer, a century and more, is none: calls of the system would overflow.
+_ENDLESS_S: Final = threading.TIMEOUT_MAX / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +199,7 @@ def checked_timeout(timeout: float, *, blocking: bool) -> float:
         return 0.0
     if math.isnan(value) or (value < 0 and value != -1):
         raise ValueError(f"timeout must be a non-negative number or -1, not {timeout!r}")
-    return -1.0 if value == math.inf else value
+    return -1.0 if value > _ENDLESS_S else value
 
 
 def boolean(name: str, value: bool) -> bool:
