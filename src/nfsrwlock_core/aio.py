@@ -57,10 +57,32 @@ _tables: WeakValueDictionary[str, _Table] = WeakValueDictionary()
 
 
 class AsyncAcquireReturnProxy:
-    """What an acquire returns: leaving an ``async with`` block on it releases one level of the lock."""
+    """
+    What an acquire returns: leaving an ``async with`` block on it releases one level of the lock.
 
-    def __init__(self, lock: AsyncSoftReadWriteLock) -> None:
+    :meth:`check` and :meth:`end` speak of the hold that was acquired, whatever task, thread or loop they are called in.
+    """
+
+    def __init__(self, lock: AsyncSoftReadWriteLock, task: asyncio.Task[Any], held: _TaskHold) -> None:
         self.lock: Final = lock
+        self._task: Final = task
+        self._held: Final = held
+
+    def check(self) -> None:
+        """Make sure that the hold still stands, in any thread; see :meth:`AsyncSoftReadWriteLock.check`."""
+        if self.lock._pid != os.getpid() or self.lock._table.holds.get(self._task) is not self._held:
+            raise LockNotHeldError(f"the lock on {self.lock.lock_file!r} is not held any more")
+        if (error := self._held.hold.error()) is not None:
+            raise error
+
+    async def end(self) -> None:
+        """
+        End the hold, all levels of it. Does nothing if it has ended already, and in a forked child.
+
+        :raises LockLostError: if somebody has evicted this holder
+        """
+        if self.lock._pid == os.getpid() and (error := await self.lock._end(self._task, self._held)) is not None:
+            raise error
 
     async def __aenter__(self) -> AsyncSoftReadWriteLock:
         return self.lock
@@ -260,7 +282,7 @@ class AsyncSoftReadWriteLock(HasSettings):
             raise RuntimeError("an asynchronous lock must be acquired in a task")
         if (held := self._table.holds.get(task)) is not None:
             self._enter_again(held, mode)
-            return AsyncAcquireReturnProxy(self)
+            return AsyncAcquireReturnProxy(self, task, held)
         attempt: Attempt = await self._settled(
             Attempt,
             self._settings,
@@ -276,7 +298,7 @@ class AsyncSoftReadWriteLock(HasSettings):
             self._refuse_if_unusable()
             raise
         # No await may come between the grant and this entry, or a cancellation would lose the hold.
-        self._table.holds[task] = _TaskHold(hold, mode, {id(self): 1})
+        held = self._table.holds[task] = _TaskHold(hold, mode, {id(self): 1})
         self._table.device = hold.device
         self._latest_compromise = None
         hold.owner = self
@@ -286,7 +308,7 @@ class AsyncSoftReadWriteLock(HasSettings):
         except BaseException:
             await self._release(force=True)
             raise
-        return AsyncAcquireReturnProxy(self)
+        return AsyncAcquireReturnProxy(self, task, held)
 
     def _enter_again(self, held: _TaskHold, mode: Mode) -> None:
         if held.mode is not mode:

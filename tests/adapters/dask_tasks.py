@@ -71,6 +71,27 @@ async def work_alone_async(lock: Any, path: str, mark: str, seconds: float = 0.0
         return await asyncio.to_thread(overlap, path, mark, seconds)
 
 
+class LockUser:
+    """An actor whose methods take a lock."""
+
+    def __init__(self, lock: Any) -> None:
+        self.lock = lock
+
+    def work(self, path: str, mark: str) -> bool:
+        return work_alone(self.lock, path, mark)
+
+    async def work_async(self, path: str, mark: str) -> bool:
+        return await work_alone_async(self.lock, path, mark)
+
+
+async def work_alone_within(lock: Any, path: str, mark: str, seconds: float) -> bool:
+    await asyncio.wait_for(lock.acquire(), PATIENCE_S * 2)  # until Python 3.12 in an asyncio task of its own
+    try:
+        return await asyncio.to_thread(overlap, path, mark, seconds)
+    finally:
+        await asyncio.gather(lock.release())
+
+
 def hold_until(lock: Any, go: str, note: str | None = None) -> int:
     """Hold ``lock`` until the file ``go`` exists; write this process's id to ``note`` once it is held."""
     with lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import cloudpickle
 import dask
 import dask.array as da
+import filelock
 import h5py
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from dask.dataframe.io.utils import SupportsLock
 from dask.utils import SerializableLock
 
 from adapters.dask_tasks import add_one, is_held, read_both, run_program
-from nfsrwlock import LockLostError, LockNotHeldError, break_lock
+from nfsrwlock import FileLock, LockLostError, LockNotHeldError, break_lock
 from nfsrwlock.dask import CombinedLock, Lock, RWLock, combine
 
 # -- stores -----------------------------------------------------------------------------------------------------------
@@ -188,6 +190,23 @@ def test_xarray_s_way_of_taking_locks(tmp_path: Path) -> None:
     assert not is_held(tmp_path / "x")
 
 
+def test_a_file_that_is_given_up_on_the_loop_is_not_closed_under_another_s_lock(client: Any, tmp_path: Path) -> None:
+    # Python may call `__del__` of xarray's files on any thread.
+    lock = Lock(tmp_path / "x")
+
+    def give_up(guard: Any) -> bool:
+        return True if guard.acquire(False) else False  # noqa: SIM210 - as xarray asks
+
+    async def on_loop() -> list[bool]:
+        return [give_up(guard) for guard in (lock, combine(lock), RWLock(tmp_path / "y").read)]
+
+    for _ in range(2):
+        with lock as held:
+            assert client.sync(on_loop) == [False] * 3
+            held.check()
+    assert not is_held(tmp_path / "x")
+
+
 def test_each_key_of_a_zarr_2_synchronizer_has_a_lock_of_its_own(tmp_path: Path) -> None:
     synchronizer = Lock(tmp_path / "x.zarr")
     with synchronizer["0.0"], pickle.loads(pickle.dumps(synchronizer))["0.1"] as other:
@@ -343,7 +362,28 @@ def test_two_orders_in_many_tasks_do_not_block_each_other(client: Any, tmp_path:
     assert all(client.gather(futures))
 
 
-@pytest.mark.parametrize("members", [(), (None,), ("lock",), (7,)], ids=repr)
+@pytest.mark.parametrize("kind", [filelock.FileLock, FileLock, threading.Lock, threading.RLock, multiprocessing.Lock])
+def test_locks_of_every_shape_are_taken_for_a_time_or_not_at_all(tmp_path: Path, kind: Any) -> None:
+    def make() -> Any:
+        return kind(str(tmp_path / "foreign")) if "FileLock" in kind.__name__ else foreign
+
+    foreign = None if "FileLock" in kind.__name__ else kind()
+    together = combine(make(), Lock(tmp_path / "x"))
+    with make():
+        assert _elsewhere(together.locked) is True
+        assert _elsewhere(lambda: together.acquire(False)) is False
+        assert _elsewhere(lambda: together.acquire(timeout="50ms")) is False
+        assert not is_held(tmp_path / "x")
+    assert together.locked() is False
+    for arguments in ((), (False,), (True, 5)):
+        assert together.acquire(*arguments) is True
+        assert together.locked() is True
+        together.release()
+
+
+@pytest.mark.parametrize(
+    "members", [(), (None,), ("lock",), (7,), (Lock,), (asyncio.Lock(),), (asyncio.Semaphore(),)], ids=repr
+)
 def test_what_cannot_be_combined_is_refused(members: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="lock"):
         combine(*members)
@@ -398,18 +438,43 @@ def test_a_store_whose_lock_was_lost_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_elsewhere", [False, True])
 def test_a_hold_of_a_coroutine_that_was_lost_is_an_error_at_its_end(tmp_path: Path, is_elsewhere: bool) -> None:
-    short: Any = {"heartbeat_interval": 0.2, "stale_threshold": 2}
-
     async def program() -> None:
-        lock = await Lock(tmp_path / "x", **short)
+        lock = await Lock(tmp_path / "x")  # its first heartbeat is half a minute away
         await lock.__aenter__()
         evict_all(tmp_path / "x")
-        await asyncio.sleep(1.5)  # for a heartbeat to find out
         leave = lock.__aexit__(None, None, None)
         await (asyncio.create_task(leave) if is_elsewhere else leave)
 
     with pytest.raises(LockLostError):
         asyncio.run(program())
+
+
+@pytest.mark.parametrize("where", ["on its loop", "after its loop has ended", "after its loop has stopped"])
+def test_what_a_coroutine_took_may_be_given_back_by_synchronous_code(tmp_path: Path, where: str) -> None:
+    program = (
+        "import asyncio, sys; from nfsrwlock.dask import Lock\n"
+        "lock, loop = Lock(sys.argv[1]), asyncio.new_event_loop()\n"
+        "async def take(): await lock.__aenter__()\n"
+        "async def take_and_release(): await take(); lock.release()\n"
+    ) + {
+        "on its loop": "loop.run_until_complete(take_and_release())\n",
+        "after its loop has ended": "loop.run_until_complete(take()); loop.close(); lock.release()\n",
+        "after its loop has stopped": "loop.run_until_complete(take()); lock.release()\n",
+    }[where]
+    done = run_program(program + "print(lock.acquire(blocking=False))\n", tmp_path / "x")
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
+
+
+def test_close_gives_back_every_hold_also_where_one_was_lost(tmp_path: Path) -> None:
+    lock = RWLock(tmp_path / "x").read
+    lock.acquire()
+    evict_all(tmp_path / "x")
+    _elsewhere(lock.acquire)
+    _elsewhere(lock.acquire)
+    with pytest.raises(LockLostError):
+        lock.close()
+    assert not is_held(tmp_path / "x")
+    lock.close()
 
 
 def test_check_speaks_of_the_caller_s_hold(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from adapters.dask_tasks import (
+    LockUser,
     count_threads,
     hold_until,
     hold_until_async,
@@ -20,6 +21,7 @@ from adapters.dask_tasks import (
     wait_until,
     work_alone,
     work_alone_async,
+    work_alone_within,
 )
 from nfsrwlock import inspect
 from nfsrwlock.dask import Lock
@@ -37,16 +39,16 @@ def small() -> Iterator[Any]:
         yield client
 
 
-@pytest.mark.parametrize("how", ["reschedule", "secede", "async with"])
+@pytest.mark.parametrize("how", ["reschedule", "secede", "async with", "wait_for"])
 def test_thirty_waiters_and_a_holder_with_tasks_of_its_own_finish_on_two_threads(
     small: Any, tmp_path: Path, how: str
 ) -> None:
     path = tmp_path / "x"
-    on_contention: Any = "block" if how == "async with" else how
+    work: Any = {"async with": work_alone_async, "wait_for": work_alone_within}.get(how, work_alone)
+    on_contention: Any = how if work is work_alone else "block"
     lock = Lock(path, on_contention=on_contention)
     holder = small.submit(hold_with_subtasks, lock, 4, pure=False, priority=1)
     wait_until(lambda: is_held(path))
-    work = work_alone_async if how == "async with" else work_alone
     waiters = [small.submit(work, lock, str(path), str(i), 0.0, pure=False) for i in range(WAITERS)]
     if how == "async with":
         time.sleep(0.5)
@@ -78,6 +80,20 @@ def test_others_run_while_tasks_wait(small: Any, tmp_path: Path, on_contention: 
         assert small.submit(int, pure=False, priority=1).result(timeout=20) == 0
         assert not any(waiter.done() for waiter in waiters)
     assert small.gather(waiters) == [False] * 3
+
+
+@pytest.mark.parametrize("on_contention", ["block", "reschedule", "secede"])
+@pytest.mark.parametrize("method", ["work", "work_async"])
+def test_a_method_of_an_actor_waits_whatever_tasks_do(
+    small: Any, tmp_path: Path, on_contention: Any, method: str
+) -> None:
+    path = tmp_path / "x"
+    with Lock(path):
+        actor = small.submit(LockUser, Lock(path, on_contention=on_contention), actor=True).result()
+        works = [getattr(actor, method)(str(path), str(number)) for number in range(2)]
+        wait_until(lambda: bool(inspect(path).waiters))
+        time.sleep(0.3)
+    assert [work.result(timeout=30) for work in works] == [False, False]
 
 
 def test_a_lock_that_is_free_needs_neither(small: Any, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import copy
 import datetime as dt
 import inspect
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -177,6 +179,16 @@ def test_another_coroutine_may_release(make: Make, client: Any) -> None:
     assert client.submit(task, make(), make()).result() == [True, True, True]
 
 
+def test_a_result_may_be_awaited_in_every_way(make: Make, client: Any) -> None:
+    async def task(lock: Any) -> list[Any]:
+        import asyncio
+
+        said = [await asyncio.wait_for(lock.acquire(), 30), *await asyncio.gather(lock.locked(), lock.get_value())]
+        return [*said, await asyncio.ensure_future(lock.release())]
+
+    assert client.submit(task, make()).result() == [True, True, 1, True]
+
+
 # -- where ours differs -----------------------------------------------------------------------------------------------
 
 
@@ -193,6 +205,20 @@ def test_with_in_a_coroutine_raises_where_the_original_runs_the_block_unlocked(c
     assert "use 'async with'" in client.submit(task, lock).result()
     assert "use 'async with'" in client.submit(task, nfsrwlock.dask.combine(lock)).result()
     assert not is_held(tmp_path / "data")
+
+
+def test_what_is_not_awaited_in_a_coroutine_is_not_taken_for_its_result(client: Any, tmp_path: Path) -> None:
+    async def task(lock: Any) -> list[Any]:
+        said: list[Any] = []
+        for call in (lock.acquire, lambda: lock.acquire(timeout=1), lock.locked):
+            with pytest.raises(RuntimeError, match="must be awaited"):
+                said.append(bool(call()))
+        said.append(bool(lock.acquire(blocking=False)))
+        await lock.acquire()
+        lock.release().close()  # nobody awaits it
+        return [*said, await lock.locked(), await lock.release(), await lock.locked()]
+
+    assert client.submit(task, nfsrwlock.dask.Lock(tmp_path / "data")).result() == [False, True, True, False]
 
 
 def test_the_lock_of_a_key_is_synchronous_for_zarr_2_takes_it_where_dask_unpickles(client: Any, tmp_path: Path) -> None:
@@ -284,6 +310,46 @@ def test_what_is_no_name_is_refused(name: Any, error: type[Exception]) -> None:
 def test_bad_settings_are_refused_when_the_lock_is_made(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):
         nfsrwlock.dask.Lock(tmp_path / "x", **settings)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, value) for key in ("root", "lock-dir") for value in ("", "locks", "./locks", 7, True)),
+        *(("reschedule-after", value) for value in (0, -1, "soon", "1e400")),
+        ("stale-threshold", "1s"),
+        ("share", "everybody"),
+        ("heartbeat", "drum"),
+        ("poll-interval", None),
+    ],
+)
+def test_what_is_wrong_in_dasks_configuration_is_refused_and_named(tmp_path: Path, key: str, value: Any) -> None:
+    # A relative directory would be another one in each process, and locks there would exclude nobody.
+    with (
+        dask.config.set({f"nfsrwlock.{key}": value}),
+        pytest.raises((TypeError, ValueError)) as caught,
+    ):
+        nfsrwlock.dask.Lock("x" if key == "root" else tmp_path / "x")
+    assert f"nfsrwlock.{key}" in " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+
+
+def test_directories_in_dasks_configuration_may_begin_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with dask.config.set({"nfsrwlock.root": "~/locks", "nfsrwlock.lock-dir": "~/elsewhere"}):
+        lock = nfsrwlock.dask.Lock("x")
+    assert Path(lock.path) == tmp_path / "locks" / "x"
+    assert Path(lock.lock_path).parent == tmp_path / "elsewhere"
+
+
+def test_without_distributed_the_import_says_what_to_install() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['distributed'] = None; import nfsrwlock.dask"],
+        capture_output=True,
+        text=True,
+    )
+    assert "pip install 'nfsrwlock[dask]'" in done.stderr.splitlines()[-1]
 
 
 def test_settings_come_from_dasks_configuration_and_travel_with_the_lock(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from adapters.dask_tasks import (
 )
 from nfsrwlock import inspect
 from nfsrwlock.dask import Lock, RWLock, install
-from nfsrwlock.dask.plugins import TOPIC, WorkerLocks, evict_dead
+from nfsrwlock.dask.ledger import USED_MAX
+from nfsrwlock.dask.plugins import TOPIC, WorkerLocks, _Known, evict_dead
 
 #: So long that no test here waits for one: what ends a hold earlier is not the lease.
 LONG: dict[str, Any] = {"heartbeat_interval": "30s", "stale_threshold": "90s", "heartbeat": "thread"}
@@ -198,6 +199,14 @@ def test_the_plugin_s_end_releases_nothing(client: Any, tmp_path: Path) -> None:
     go.touch()
     holder.result()
     install(client)
+
+
+def test_the_scheduler_remembers_of_each_worker_as_many_locks_as_the_worker_itself() -> None:
+    known = _Known(1, "host", None)
+    for number in (*range(USED_MAX + 5), 7):
+        known.use((str(number), None))
+    paths = [path for path, _ in known.locks]
+    assert (len(paths), paths[0], paths[-1]) == (USED_MAX, "5", "7")
 
 
 @pytest.mark.parametrize("what", [None, "tcp://localhost:1"])

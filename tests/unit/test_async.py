@@ -581,3 +581,33 @@ async def test_a_task_out_of_reach_is_suspect_and_comes_back(path: Path, server:
         server(outages.ANSWERS)
         await until(lambda: lock.status is HoldStatus.HELD)
         lock.check()
+
+
+@story
+async def test_what_an_acquire_returns_tells_every_thread_how_the_hold_is(
+    path: Path, server: Callable[[str], None]
+) -> None:
+    lock = quick(path, heartbeat_interval=0.1, stale_threshold=1)
+    hold = await lock.acquire_write()
+    await asyncio.to_thread(hold.check)
+    server(outages.FAILS)
+    await until(lambda: lock.status is HoldStatus.SUSPECT)
+    with pytest.raises(LeaseExpiredError):
+        await asyncio.to_thread(hold.check)
+    server(outages.ANSWERS)
+    await until(lambda: lock.status is HoldStatus.HELD)
+    await asyncio.to_thread(hold.check)
+
+
+def test_what_an_acquire_returns_ends_the_hold_in_any_loop(path: Path) -> None:
+    lock = quick(path)
+    hold = asyncio.run(lock.acquire_write())
+    asyncio.run(hold.end())
+    assert announcements(path) == []
+    with pytest.raises(LockNotHeldError):
+        hold.check()
+    asyncio.run(hold.end())  # nothing is left to end
+    hold = asyncio.run(lock.acquire_write())
+    assert break_lock(path, force=True)
+    with pytest.raises(LockLostError):
+        asyncio.run(hold.end())

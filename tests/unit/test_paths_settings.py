@@ -234,7 +234,15 @@ def test_equal_settings_are_equal_however_the_path_is_spelt(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("timeout", "blocking", "expected"),
-    [(5, True, 5.0), (0, True, 0.0), (-1, True, -1.0), (math.inf, True, -1.0), (5, False, 0.0), (-1, False, 0.0)],
+    [
+        (5, True, 5.0),
+        (0, True, 0.0),
+        (-1, True, -1.0),
+        (math.inf, True, -1.0),
+        (1e10, True, -1.0),
+        (5, False, 0.0),
+        (-1, False, 0.0),
+    ],
 )
 def test_a_timeout_is_seconds_or_no_limit(timeout, blocking, expected):
     assert checked_timeout(timeout, blocking=blocking) == expected

@@ -8,6 +8,11 @@ engine guarantees; see :class:`nfsrwlock.SoftReadWriteLock`.
 
 from __future__ import annotations
 
+try:
+    import distributed  # noqa: F401
+except ImportError as error:
+    raise ImportError("nfsrwlock.dask needs dask.distributed: pip install 'nfsrwlock[dask]'") from error
+
 from .combine import CombinedLock, combine
 from .lock import Lock
 from .plugins import install

@@ -21,8 +21,10 @@ from distributed import Lock as DistributedLock
 
 from nfsrwlock_core import LockNotHeldError, Timeout
 
+from .awaiting import Awaitable
 from .lock import Lock, Time
-from .place import is_on_dask_loop, task_owner
+from .place import Caller, coroutine_caller, is_on_dask_loop, task_owner
+from .rwlock import RWLock
 from .settings import limit
 
 
@@ -69,7 +71,8 @@ class CombinedLock:
             raise ValueError("can't specify a timeout for a non-blocking call")
         seconds = None if timeout is None else limit("timeout", timeout)
         if is_on_dask_loop():
-            return self._acquire_async(blocking, seconds)
+            call = self._acquire_async(blocking, seconds, coroutine_caller())
+            return Awaitable(call, f"acquire() of {self!r}", is_try=not blocking)
         return self._acquire(blocking, seconds)
 
     def release(self) -> Any:
@@ -80,11 +83,13 @@ class CombinedLock:
         :raises RuntimeError: if one is not held; the others are given back
         :raises LockLostError: if a hold was lost before
         """
-        return self._release_async() if is_on_dask_loop() else self._release()
+        if is_on_dask_loop():
+            return Awaitable(self._release_async(coroutine_caller()), f"release() of {self!r}")
+        return self._release()
 
     def locked(self) -> bool:
         """Whether any of the members is locked. Takes file-system calls."""
-        return any(lock._is_locked() if isinstance(lock, Lock) else bool(lock.locked()) for lock in self.locks)
+        return any(lock._is_locked() if isinstance(lock, Lock) else _is_foreign_locked(lock) for lock in self.locks)
 
     def check(self) -> None:
         """Make sure that the caller still holds all locks on files; see :meth:`Lock.check`."""
@@ -113,14 +118,14 @@ class CombinedLock:
             raise error
 
     async def __aenter__(self) -> Self:
-        await self._acquire_async(True, None)
+        await self._acquire_async(True, None, coroutine_caller())
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._count(-1)
-        _, error = await _release_all_async(list(self.locks))
+        _, error = await _release_all_async(list(self.locks), coroutine_caller())
         if error is not None and exc_value is None:
             raise error
 
@@ -129,7 +134,7 @@ class CombinedLock:
         taken: list[Any] = []
         try:
             for lock in self.locks:
-                if lock.acquire(*_arguments(blocking, deadline)) is False:
+                if _taken(lock, blocking, deadline) is False:
                     _refuse_failure(lock, blocking, seconds)
                     _release_all(taken)
                     return False
@@ -140,19 +145,19 @@ class CombinedLock:
         self._count(1)
         return True
 
-    async def _acquire_async(self, blocking: bool, seconds: float | None) -> bool:
+    async def _acquire_async(self, blocking: bool, seconds: float | None, caller: Caller | None) -> bool:
         self._refuse_thread_locks()
         deadline = _deadline(seconds)
         taken: list[Any] = []
         try:
             for lock in self.locks:
-                if await _acquired(lock, blocking, deadline) is False:
+                if await _acquired(lock, blocking, deadline, caller) is False:
                     _refuse_failure(lock, blocking, seconds)
-                    await _release_all_async(taken)
+                    await _release_all_async(taken, caller)
                     return False
                 taken.append(lock)
         except BaseException:
-            await _release_all_async(taken)
+            await _release_all_async(taken, caller)
             raise
         self._count(1)
         return True
@@ -172,9 +177,9 @@ class CombinedLock:
             raise error
         return all(result is not False for result in results)
 
-    async def _release_async(self) -> bool:
+    async def _release_async(self, caller: Caller | None) -> bool:
         self._count(-1)
-        results, error = await _release_all_async(list(self.locks))
+        results, error = await _release_all_async(list(self.locks), caller)
         if error is not None:
             raise error
         return all(result is not False for result in results)
@@ -197,7 +202,7 @@ def combine(*locks: Any) -> CombinedLock:
     ``None`` is left out.
 
     :param locks: locks of this module, and others that have ``acquire`` and ``release`` (``threading.Lock``, dask's
-        and xarray's ``SerializableLock``, ``distributed.Lock``, …)
+        and xarray's ``SerializableLock``, ``distributed.Lock``, filelock's ``FileLock``, …), but none of asyncio's
     :raises TypeError: if one is no lock
     :raises ValueError: if there is none
     """
@@ -220,8 +225,13 @@ def _flat(locks: Any) -> Generator[Any, None, None]:
     for lock in locks:
         if lock is None:
             continue
-        if not callable(getattr(lock, "acquire", None)) or not callable(getattr(lock, "release", None)):
+        if isinstance(lock, RWLock):
+            raise TypeError(f"combine takes one view of {lock!r}: its read or its write")
+        acquire, release = getattr(lock, "acquire", None), getattr(lock, "release", None)
+        if isinstance(lock, type) or not callable(acquire) or not callable(release):
             raise TypeError(f"a lock has acquire and release; {lock!r} has not")
+        if inspect.iscoroutinefunction(acquire):
+            raise TypeError(f"{lock!r} is an asyncio lock of one event loop and cannot be combined; take it apart")
         members = getattr(lock, "locks", None)
         if isinstance(members, tuple | list) and type(lock).__name__ == "CombinedLock":
             yield from _flat(members)
@@ -242,6 +252,32 @@ def _deadline(seconds: float | None) -> float | None:
     return None if seconds is None or seconds < 0 else time.monotonic() + seconds
 
 
+def _taken(lock: Any, blocking: bool, deadline: float | None) -> Any:
+    arguments = _arguments(blocking, deadline)
+    if not arguments or isinstance(lock, Lock) or _first_parameter(lock.acquire) != "timeout":
+        return lock.acquire(*arguments)
+    try:  # filelock's shape: the time-out comes first, and its end is an exception
+        return lock.acquire(arguments[-1] if blocking else 0)
+    except TimeoutError:
+        return False
+
+
+def _first_parameter(function: Any) -> str:
+    try:
+        return next(iter(inspect.signature(function).parameters), "")
+    except (TypeError, ValueError):  # of C code
+        return ""
+
+
+def _is_foreign_locked(lock: Any) -> bool:
+    if (locked := getattr(lock, "locked", None)) is not None:
+        return bool(locked())
+    if getattr(lock, "is_locked", False) is True or _taken(lock, False, None) is False:
+        return True
+    lock.release()  # filelock's tell only of themselves, RLock and those of multiprocessing nothing: so it was tried
+    return False
+
+
 def _arguments(blocking: bool, deadline: float | None) -> tuple[Any, ...]:
     # By position, for their names differ (multiprocessing says `block`).
     if not blocking:
@@ -249,12 +285,12 @@ def _arguments(blocking: bool, deadline: float | None) -> tuple[Any, ...]:
     return () if deadline is None else (True, max(deadline - time.monotonic(), 0.0))
 
 
-async def _acquired(lock: Any, blocking: bool, deadline: float | None) -> Any:
+async def _acquired(lock: Any, blocking: bool, deadline: float | None, caller: Caller | None) -> Any:
     arguments = _arguments(blocking, deadline)
     if not isinstance(lock, Lock):
         return await lock.acquire(*arguments)
     seconds = lock._settings.timeout if not arguments else 0.0 if not blocking else arguments[1]
-    return await lock._acquire_async(seconds, may_fail=bool(arguments))
+    return await lock._acquire_async(seconds, may_fail=bool(arguments), caller=caller)
 
 
 def _refuse_failure(lock: Any, blocking: bool, seconds: float | None) -> None:
@@ -274,14 +310,13 @@ def _release_all(locks: list[Any]) -> tuple[list[Any], Exception | None]:
     return results, first
 
 
-async def _release_all_async(locks: list[Any]) -> tuple[list[Any], Exception | None]:
+async def _release_all_async(locks: list[Any], caller: Caller | None) -> tuple[list[Any], Exception | None]:
+    owner = task_owner() if caller is None else caller.owner
     results: list[Any] = []
     first: Exception | None = None
     for lock in reversed(locks):
         try:
-            result = (
-                lock._release_async(lock._let_go(task_owner()), False) if isinstance(lock, Lock) else lock.release()
-            )
+            result = lock._release_async(lock._let_go(owner), False) if isinstance(lock, Lock) else lock.release()
             results.append(await result if inspect.isawaitable(result) else result)
         except Exception as error:
             first = first or error

@@ -68,6 +68,7 @@ def _is_in_pool() -> bool:
     # A thread that has seceded stays outside: going back would mean to wait for a thread while holding the lock.
     return (
         current_worker() is not None
+        and task_key() is not None
         and getattr(thread_state, "executor", None) is not None
         and bool(getattr(thread_state, "proceed", False))
     )

@@ -11,13 +11,12 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from nfsrwlock_core import (
     AsyncAcquireReturnProxy,
     AsyncSoftReadWriteLock,
-    LeaseCompromise,
-    LockLostError,
     LockSet,
     WaitInfo,
 )
@@ -76,39 +75,23 @@ class ThreadGrip(Grip):
 class CoroutineGrip(Grip):
     """A hold that was taken in a coroutine."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        owner: Owner,
-        lock: AsyncSoftReadWriteLock,
-        proxy: AsyncAcquireReturnProxy,
-        compromises: list[LeaseCompromise],
-    ) -> None:
+    def __init__(self, settings: Settings, owner: Owner, proxy: AsyncAcquireReturnProxy) -> None:
         super().__init__(settings, owner)
-        self._lock: Final = lock
         self._proxy: Final = proxy
-        self._compromises: Final = compromises
-        self._loop: Final = asyncio.get_running_loop()
 
     def check(self) -> None:
         """See the base class."""
-        if _current_task() is self.owner.who:
-            self._lock.check()
-        elif self._compromises:  # the core answers only the task that holds; this is what it has told
-            raise LockLostError(self.settings.path, f"it was compromised ({self._compromises[-1].reason})")
+        self._proxy.check()
 
     def end(self) -> None:
         """See the base class."""
-        asyncio.run_coroutine_threadsafe(self.end_async(), self._loop).result()
+        # On a loop of its own: the one on which it was taken may have ended, or may be waiting for this very call.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, self._proxy.end()).result()
 
     async def end_async(self) -> None:
         """See the base class."""
-        if asyncio.current_task() is self.owner.who:
-            await self._proxy.__aexit__(None, None, None)
-            return
-        await self._lock.close()
-        if any(compromise.reason == "evicted" for compromise in self._compromises):
-            raise LockLostError(self.settings.path, "somebody evicted this holder before it released")
+        await self._proxy.end()
 
 
 class Taker:
@@ -144,18 +127,16 @@ class Taker:
         settings = self._settings
         ledger.use(settings.path, settings.lock_dir)
         # In a thread: it resolves the path, and the file server may hang.
-        compromises: list[LeaseCompromise] = []
         lock = await asyncio.to_thread(
             AsyncSoftReadWriteLock,
             settings.path,
             is_singleton=False,
-            on_compromise=compromises.append,
             heartbeat=self._heartbeat(),
             **settings.core_arguments(),
         )
         acquire = lock.acquire_write if settings.mode == "write" else lock.acquire_read
         proxy = await acquire(seconds, blocking=seconds != 0, on_wait=on_wait)
-        return CoroutineGrip(settings, owner, lock, proxy, compromises)
+        return CoroutineGrip(settings, owner, proxy)
 
     def _heartbeat(self) -> Any:
         if self._settings.heartbeat == "auto":
@@ -172,10 +153,3 @@ class Taker:
     def _put_back(self, heartbeat: str, free: LockSet) -> None:
         with self._lock:
             self._idle.append((heartbeat, free))
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 #: How many paths are remembered as used. Those of earlier ones fall back on the lease when the worker dies.
-_USED_MAX: Final = 10_000
+USED_MAX: Final = 10_000
 #: Waits that are shorter are no news.
 _LONG_WAIT_S: Final = 1.0
 
@@ -56,7 +56,7 @@ class Ledger:
             is_new = key not in self._used
             self._used[key] = None
             self._used.move_to_end(key)
-            if len(self._used) > _USED_MAX:
+            if len(self._used) > USED_MAX:
                 self._used.popitem(last=False)
         if is_new:
             self.tell({"action": "uses", "pid": os.getpid(), "locks": [list(key)]})

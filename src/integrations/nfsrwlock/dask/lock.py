@@ -22,11 +22,12 @@ from distributed.metrics import context_meter
 from nfsrwlock_core import LockNotHeldError, Timeout, inspect
 
 from . import holds
+from .awaiting import Awaitable
 from .contention import Refusal, pauses_of_coroutine, wait_for
 from .grip import CoroutineGrip, Grip, OnWait, Taker, ThreadGrip
 from .ledger import ledger
 from .names import encoded, fresh_name, path_of
-from .place import Owner, coroutine_key, is_on_dask_loop, task_owner, thread_owner
+from .place import Caller, Owner, coroutine_caller, coroutine_key, is_on_dask_loop, task_owner, thread_owner
 from .settings import Heartbeat, Mode, OnContention, Settings, limit, settings_of
 
 Time = float | str | timedelta
@@ -179,7 +180,9 @@ class Lock:
         else:
             seconds = self._settings.timeout if timeout is None else limit("timeout", timeout)
         if self._is_async():
-            return self._acquire_async(seconds, may_fail=may_fail)
+            # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
+            call = self._acquire_async(seconds, may_fail=may_fail, caller=coroutine_caller())
+            return Awaitable(call, f"acquire() of {self!r}", is_try=not blocking)
         return self._acquire(seconds, may_fail=may_fail)
 
     def release(self) -> Any:
@@ -191,7 +194,9 @@ class Lock:
         :raises LockLostError: if the hold was lost before, so that what was done under it may overlap with others
         """
         if self._is_async():
-            return self._release_async(self._let_go(task_owner()), _is_unwinding())
+            with self._mutex:
+                self._refuse_if_free(self._own_grips())
+            return Awaitable(self._release_later(_owner_here(), _is_unwinding()), f"release() of {self!r}")
         return self._release(self._let_go(thread_owner()), _is_unwinding())
 
     def locked(self) -> Any:
@@ -200,21 +205,23 @@ class Lock:
 
         A snapshot, for people: by the time it is returned it may be wrong.
         """
-        return self._sync(self._is_locked)
+        return self._sync(self._is_locked, "locked()")
 
     def get_value(self) -> Any:
         """Return how many hold the lock, readers included, wherever they are. On Dask's loop, await the result."""
-        return self._sync(self._count_holders)
+        return self._sync(self._count_holders, "get_value()")
 
     def register(self, **_: object) -> Any:
         """Do nothing: a lock on files need not be registered. On Dask's loop, await the result."""
-        return self._sync(lambda: None)
+        return self._sync(lambda: None, "register()")
 
     def close(self) -> Any:
         """
         Give back what is held through this object. On Dask's loop, await the result.
 
         ``distributed.Lock`` forgets the lock for everybody; here others keep what they hold.
+
+        :raises LockLostError: if a hold was lost before
         """
         return self._close_async() if self._is_async() else self._close()
 
@@ -270,8 +277,8 @@ class Lock:
     def _is_async(self) -> bool:
         return is_on_dask_loop(self._loop)
 
-    def _sync(self, call: Callable[[], Any]) -> Any:
-        return _in_thread(call) if self._is_async() else call()
+    def _sync(self, call: Callable[[], Any], name: str) -> Any:
+        return Awaitable(_in_thread(call), f"{name} of {self!r}") if self._is_async() else call()
 
     def _acquire(self, timeout: float, *, may_fail: bool) -> bool:
         owner = thread_owner()
@@ -291,12 +298,13 @@ class Lock:
         self._hold(grip)
         return True
 
-    async def _acquire_async(self, seconds: float, *, may_fail: bool) -> bool:
-        owner = task_owner()
+    async def _acquire_async(self, seconds: float, *, may_fail: bool, caller: Caller | None = None) -> bool:
+        caller = caller or Caller(task_owner(), coroutine_key())
+        owner = caller.owner
         if self._join(owner):
             return True
         self._refuse_upgrade(owner, seconds)
-        settings, key = self._settings, coroutine_key()
+        settings, key = self._settings, caller.key
         refuse = Refusal(key)
         try:
             with ledger.waiting(settings.mode, settings.path), context_meter.meter("nfsrwlock-wait"):
@@ -341,11 +349,14 @@ class Lock:
         self._grips = [grip for grip in self._grips if grip.pid == pid]  # after a fork they are the parent's
         return list(self._grips)
 
+    def _refuse_if_free(self, grips: list[Grip]) -> None:
+        if not grips:
+            raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
+
     def _let_go(self, owner: Owner) -> Grip:
         with self._mutex:
             grips = self._own_grips()
-            if not grips:
-                raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
+            self._refuse_if_free(grips)
             grip = next((grip for grip in reversed(grips) if grip.owner == owner), grips[0])
             self._grips.remove(grip)
         return grip
@@ -358,6 +369,10 @@ class Lock:
                 grip.check()
         return verdict.stood
 
+    async def _release_later(self, owner: Owner, is_unwinding: bool) -> bool:
+        # The hold is let go when this is awaited: else one whose release nobody awaits could not be released any more.
+        return await self._release_async(self._let_go(owner), is_unwinding)
+
     async def _release_async(self, grip: Grip, is_unwinding: bool) -> bool:
         with holds.leaving(grip, is_unwinding) as verdict:
             if verdict.is_last:
@@ -367,12 +382,24 @@ class Lock:
         return verdict.stood
 
     def _close(self) -> None:
-        while self._grips:
-            self._release(self._let_go(thread_owner()), False)
+        try:
+            while self._is_held():
+                self._release(self._let_go(thread_owner()), False)
+        finally:  # the others, where one was lost
+            if self._is_held():
+                self._close()
 
     async def _close_async(self) -> None:
-        while self._grips:
-            await self._release_async(self._let_go(task_owner()), False)
+        try:
+            while self._is_held():
+                await self._release_async(self._let_go(task_owner()), False)
+        finally:
+            if self._is_held():
+                await self._close_async()
+
+    def _is_held(self) -> bool:
+        with self._mutex:
+            return bool(self._own_grips())
 
     def _is_locked(self) -> bool:
         holders = inspect(self.path, lock_dir=self._settings.lock_dir).holders

@@ -13,7 +13,7 @@ import uuid
 from typing import Final
 from urllib.parse import quote
 
-from .settings import configured
+from .settings import configured, directory_of
 
 #: The core adds a suffix of its own; names in a directory have 255 bytes on the file systems that matter.
 _NAME_MAX_BYTES: Final = 180
@@ -29,7 +29,7 @@ def path_of(name: str | os.PathLike[str]) -> str:
     Return the path that ``name`` stands for.
 
     :raises TypeError: if it is neither a string nor a path
-    :raises ValueError: if it is empty, or no path while ``nfsrwlock.root`` is not set
+    :raises ValueError: if it is empty, or no path while ``nfsrwlock.root`` names no directory
     """
     if isinstance(name, os.PathLike):
         return os.fsdecode(name)
@@ -46,7 +46,7 @@ def path_of(name: str | os.PathLike[str]) -> str:
             "is meant, or let 'nfsrwlock.root' in Dask's configuration (DASK_NFSRWLOCK__ROOT) name a directory that "
             "all workers share"
         )
-    return os.path.join(os.path.abspath(os.fsdecode(root)), encoded(name))
+    return os.path.join(directory_of("root", root), encoded(name))
 
 
 def encoded(name: str) -> str:

@@ -24,6 +24,14 @@ class Owner:
     run: tuple[Any, float] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who awaits a lock: its owner, and the key of the Dask task that it is, if it is one."""
+
+    owner: Owner
+    key: Any
+
+
 def current_worker() -> Worker | None:
     """Return the worker whose task the calling code is part of, ``None`` outside of tasks."""
     try:
@@ -38,8 +46,9 @@ def is_on_worker() -> bool:
 
 
 def task_key() -> Any:
-    """Return the key of the task that the calling thread runs, ``None`` if it runs none."""
-    return getattr(thread_state, "key", None)
+    """Return the key of the task that the calling thread runs, ``None`` if it runs none, or a method of an actor."""
+    # What stands there during an actor's method is no task's key: it can be neither cancelled nor rescheduled.
+    return None if getattr(thread_state, "actor", False) else getattr(thread_state, "key", None)
 
 
 def coroutine_key() -> Any:
@@ -59,7 +68,7 @@ def _name_of_task() -> str:
 
 def thread_owner() -> Owner:
     """Return who takes a lock here, in synchronous code."""
-    key = task_key()
+    key = getattr(thread_state, "key", None)
     run = None if key is None else (key, getattr(thread_state, "start_time", 0.0))
     return Owner(threading.current_thread(), run)
 
@@ -69,6 +78,11 @@ def task_owner() -> Owner:
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     return Owner(task)
+
+
+def coroutine_caller() -> Caller | None:
+    """Return who calls here, in a coroutine; ``None`` outside of asyncio's tasks."""
+    return None if asyncio.current_task() is None else Caller(task_owner(), coroutine_key())
 
 
 def is_on_dask_loop(loop: Any = None) -> bool:

@@ -22,8 +22,8 @@ from distributed import Client, Nanny, NannyPlugin, Scheduler, SchedulerPlugin, 
 
 from nfsrwlock_core import LockError, break_lock, inspect
 
-from .ledger import Event, Used, ledger
-from .settings import configured, seconds
+from .ledger import USED_MAX, Event, Used, ledger
+from .settings import configured, positive
 
 logger: Final = logging.getLogger("nfsrwlock.dask")
 
@@ -48,10 +48,11 @@ def install(client: Client) -> Any:
     :param client: of the cluster
     :returns: ``None``; of an asynchronous client, something to await
     :raises TypeError: if ``client`` is no client of ``distributed``
+    :raises ValueError: if ``nfsrwlock.eviction-timeout`` in Dask's configuration is no time above 0
     """
     if not isinstance(client, Client):
         raise TypeError(f"install needs a distributed.Client, not {type(client).__name__}")
-    patience = seconds("eviction-timeout", configured("eviction-timeout", None))
+    patience = positive("eviction-timeout", configured("eviction-timeout", None))
     # The scheduler first: workers tell it what they use as soon as they have their plugin.
     plugins = (SchedulerEviction(patience), NannyEviction(), WorkerLocks())
     if client.asynchronous:
@@ -115,6 +116,13 @@ class _Known:
     nanny: str | None
     locks: dict[Used, None] = field(default_factory=dict)
 
+    def use(self, lock: Used) -> None:
+        """Note that the worker may come to hold ``lock``: the latest last, and no more than a worker notes itself."""
+        self.locks.pop(lock, None)
+        self.locks[lock] = None
+        if len(self.locks) > USED_MAX:
+            del self.locks[next(iter(self.locks))]
+
 
 class SchedulerEviction(SchedulerPlugin):
     """
@@ -150,7 +158,8 @@ class SchedulerEviction(SchedulerPlugin):
         known = self._known.get(worker.address)
         if known is None or known.pid != msg["pid"]:
             known = self._known[worker.address] = _Known(msg["pid"], worker.host, worker.nanny)
-        known.locks.update(dict.fromkeys((path, lock_dir) for path, lock_dir in msg["locks"]))
+        for path, lock_dir in msg["locks"]:
+            known.use((path, lock_dir))
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Distributed calls this when it has removed a worker, for whatever reason."""
@@ -189,7 +198,7 @@ class SchedulerEviction(SchedulerPlugin):
         try:
             evicted = await asyncio.wait_for(
                 getattr(scheduler.rpc(address), _HANDLER)(
-                    pid=known.pid, locks=[list(lock) for lock in known.locks], patience=self._patience
+                    pid=known.pid, locks=[list(lock) for lock in reversed(known.locks)], patience=self._patience
                 ),
                 self._patience + _ANSWER_S,
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Literal, cast, get_args
@@ -78,6 +80,20 @@ class Settings:
         return asdict(self)
 
 
+@contextmanager
+def _told_where_from() -> Iterator[None]:
+    # The core speaks of its arguments; whoever gave none must learn where the value comes from.
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        own = {key: value for key in DEFAULTS if (value := configured(key, None)) != DEFAULTS[key]}
+        if own:
+            said = ", ".join(f"nfsrwlock.{key}: {value!r}" for key, value in own.items())
+            error.add_note(f"Where the lock's arguments leave it open, Dask's configuration counts, which says {said}")
+        raise
+
+
+@_told_where_from()
 def settings_of(
     path: str,
     *,
@@ -102,7 +118,9 @@ def settings_of(
     contention = _one_of("on_contention", configured("on-contention", on_contention), OnContention)
     beat = _one_of("heartbeat", configured("heartbeat", heartbeat), Heartbeat)
     stale = configured("stale-threshold", stale_threshold)
-    directory = configured("lock-dir", lock_dir)
+    directory = lock_dir
+    if directory is None and (of_configuration := configured("lock-dir", None)) is not None:
+        directory = directory_of("lock-dir", of_configuration)
     if directory is None:
         # What this process's environment says now holds wherever the lock is unpickled.
         directory = os.environ.get("NFSRWLOCK_DIR") or None
@@ -120,10 +138,34 @@ def settings_of(
         timeout=-1.0 if timeout is None else limit("timeout", timeout),
         heartbeat=beat,
         on_contention=contention,
-        reschedule_after=seconds("reschedule-after", configured("reschedule-after", None)),
+        reschedule_after=positive("reschedule-after", configured("reschedule-after", None)),
         **arguments,
     )
     return settings.at(path)
+
+
+def directory_of(key: str, value: Any) -> str:
+    """
+    Return the directory that Dask's configuration names, ``~`` expanded.
+
+    :raises ValueError: if it is no absolute path: it would be another directory in every process
+    """
+    path = os.path.expanduser(os.fsdecode(value)) if isinstance(value, str | os.PathLike) else ""
+    if not os.path.isabs(path):
+        raise ValueError(f"nfsrwlock.{key} in Dask's configuration must be an absolute path, got {value!r}")
+    return os.path.abspath(path)
+
+
+def positive(key: str, value: object) -> float:
+    """
+    Return a time of Dask's configuration as seconds.
+
+    :raises ValueError: if it is no time above 0
+    """
+    number = seconds(f"nfsrwlock.{key}", value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"nfsrwlock.{key} must be positive and finite, got {value!r}")
+    return number
 
 
 def configured(key: str, given: Any) -> Any:
@@ -142,7 +184,7 @@ def seconds(name: str, value: object) -> float:
         raise TypeError(f"{name} must be a time, not a bool")
     try:
         return float(parse_timedelta(cast("float | str | timedelta", value)))  # its errors are what is wanted
-    except (KeyError, ValueError):
+    except (KeyError, OverflowError, ValueError):
         raise ValueError(f"{name} must be a time such as 1.5, '200ms' or a timedelta, got {value!r}") from None
     except (AttributeError, TypeError):
         raise TypeError(f"{name} must be a time such as 1.5, '200ms' or a timedelta, got {value!r}") from None
