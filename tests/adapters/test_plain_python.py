@@ -16,6 +16,7 @@ from nfsrwlock import (
     DeadlockError,
     FileLock,
     LockLostError,
+    LockNotHeldError,
     LockPathError,
     SoftReadWriteLock,
     Timeout,
@@ -118,6 +119,50 @@ def test_a_build_that_makes_nothing_is_told_so(tmp_path: Path) -> None:
         fetch(tmp_path / "data", lambda path: None)
 
 
+def test_a_build_whose_result_is_refused_is_told_so_and_not_repeated(tmp_path: Path) -> None:
+    built: list[Path] = []
+
+    def build(path: Path) -> None:
+        built.append(path)
+        path.touch()
+
+    with pytest.raises(LockPathError, match=r"is not valid, says is_valid\(\), though build\(\) has just made it"):
+        fetch(tmp_path / "data", build, is_valid=lambda path: False)
+    assert len(built) == 1
+    with pytest.raises(LockPathError, match="is a symbolic link that leads nowhere"):
+        fetch(tmp_path / "link", lambda path: path.symlink_to("nowhere"))
+    assert announcements(tmp_path / "data") == announcements(tmp_path / "link") == []
+    with pytest.raises(TypeError, match="build must be a function of the path, got 'data'"):
+        fetch(tmp_path / "data", "data")  # type: ignore[arg-type]
+
+    async def later(path: Path) -> None:
+        pass
+
+    with pytest.raises(TypeError, match="build must not be a coroutine function"):
+        fetch(tmp_path / "data", later)
+
+
+def waits_to_write(path: Path) -> bool:
+    return any(name.startswith("write.") for name in announcements(path))
+
+
+def test_a_thread_that_has_a_path_fetches_it_again_although_a_writer_waits(stage: Stage, tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    writer = stage.actor(IMPORTS)
+    first = fetch(path, Path.touch)
+    writer.tell("SoftReadWriteLock('data').acquire_write(); pass")
+    wait_until(lambda: waits_to_write(path))
+    second = fetch(path, Path.touch)
+    first.release()
+    with pytest.raises(LockNotHeldError):
+        first.check()
+    with pytest.raises(DeadlockError, match="this very thread holds it shared"):
+        fetch(path, Path.touch, is_valid=lambda path: False)
+    second.check()
+    second.release()
+    writer.answer()
+
+
 def test_a_directory_that_is_no_longer_valid_is_built_anew_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "old").touch()
@@ -177,6 +222,27 @@ def test_a_shared_directory_is_used_by_threads_through_one_object_and_pickles(tm
     meeting.wait(20)
     for thread in threads:
         thread.join()
+    assert announcements(tmp_path / "cache") == []
+
+
+def test_a_thread_that_uses_a_directory_uses_it_again_although_a_cleaner_waits(stage: Stage, tmp_path: Path) -> None:
+    directory = shared_directory(tmp_path / "cache")
+    cleaner = stage.actor(IMPORTS + "it = shared_directory('cache')")
+    with directory.use() as outer:
+        cleaner.tell("it.clean().__enter__(); pass")
+        wait_until(lambda: waits_to_write(tmp_path / "cache"))
+        first, second = directory.use(), directory.use()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        with pytest.raises(DeadlockError), directory.clean():
+            pass
+        second.__exit__(None, None, None)
+        outer.check()
+    cleaner.answer()
+    cleaner.kill()
+    with directory.clean(), directory, directory.clean():
+        pass
     assert announcements(tmp_path / "cache") == []
 
 
