@@ -212,6 +212,33 @@ def test_what_this_process_has_mapped_is_computed_without_being_stored_and_nobod
     assert not isinstance(output, np.memmap)
 
 
+def test_what_this_process_has_mapped_it_may_read_again_although_a_writer_waits(stage: Stage, tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", mmap_mode="r", verbose=0)
+    cached = memory.cache(full)
+
+    async def later(size: int, value: int) -> Any:
+        return np.full(size, value)
+
+    of_tasks = memory.cache(later)
+    mapped = [cached(1000, 7), asyncio.run(of_tasks(1000, 7))]
+    locks = [str(path).removesuffix(".rwlock") for path in (tmp_path / "cache.locks").rglob("*.rwlock")]
+    for lock in locks:
+        stage.actor("from nfsrwlock import SoftReadWriteLock").tell(
+            f"SoftReadWriteLock({lock!r}).acquire_write(); pass"
+        )
+    wait_until(lambda: holders(tmp_path) == ["read", "read", "write", "write"])
+    again = [cached(1000, 7), asyncio.run(of_tasks(1000, 7))]
+    plain = Memory(tmp_path / "cache", verbose=0).cache(full)(1000, 7)
+    del mapped
+    gc.collect()
+    assert holders(tmp_path) == ["read", "read", "write", "write"], "the second maps keep the holds of the first"
+    assert int(again[0][3]) == int(again[1][3]) == int(plain[3]) == 7
+    assert all(isinstance(array, np.memmap) for array in again)
+    del again
+    gc.collect()
+    assert holders(tmp_path) == ["write", "write"]
+
+
 # -- calls within calls -----------------------------------------------------------------------------------------------
 
 

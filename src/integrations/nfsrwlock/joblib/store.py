@@ -182,7 +182,7 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             if self.mmap_mode is not None:
                 maps = mapping.maps_in(item)
                 if maps:
-                    mapping.keep_for(maps, self.lock_file(call_id), reader.leave)
+                    mapping.keep_for(maps, self.lock_file(call_id), reader.lock, reader.leave)
             return item
         finally:
             if not maps:
