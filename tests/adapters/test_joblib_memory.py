@@ -381,6 +381,38 @@ def test_who_waits_longer_than_the_timeout_is_told_who_computes(stage: Stage, tm
     assert f"pid {busy.pid}" in raised.value.message
 
 
+def test_a_forced_call_that_raises_leaves_the_result_that_was_there(tmp_path: Path) -> None:
+    @Memory(tmp_path / "cache", verbose=0).cache
+    def work(x: int) -> int:
+        if (tmp_path / "broken").exists():
+            raise ArithmeticError
+        return x
+
+    work(1)
+    (tmp_path / "broken").touch()
+    with pytest.raises(ArithmeticError):
+        work.call(1)
+    assert work(1) == 1
+
+
+def test_a_result_that_cannot_be_written_leaves_no_half_of_it(tmp_path: Path) -> None:
+    @Memory(tmp_path / "cache", verbose=0).cache
+    def work() -> Any:
+        return [np.zeros(1000), open(os.devnull)]
+
+    with pytest.warns(Warning, match="Unable to cache to disk"):
+        work()[1].close()
+    assert list((tmp_path / "cache").rglob("output.pkl*")) == []
+
+
+def test_metadata_that_are_not_joblibs_are_none(tmp_path: Path) -> None:
+    cached = Memory(tmp_path / "cache", verbose=0).cache(full)
+    cached(2, 3)
+    (found,) = (tmp_path / "cache").rglob("metadata.json")
+    found.write_text("[1]")
+    assert cached(2, 3).tolist() == [3, 3]
+
+
 # -- the registered backend -------------------------------------------------------------------------------------------
 
 
