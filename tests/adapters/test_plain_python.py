@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -322,6 +324,64 @@ def test_a_file_lock_pickles_as_its_settings_and_is_released_when_nobody_has_it_
     assert (copy.timeout, copy.is_locked, copy.is_thread_local(), copy.lock_file) == (7, False, False, lock.lock_file)
     del lock
     assert announcements(tmp_path / "x.lock") == []
+
+
+def test_a_file_locks_own_time_limit_pickles_as_it_was_set_and_may_be_infinite(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "x.lock", thread_local=False)
+    lock.timeout = 3
+    assert pickle.loads(pickle.dumps(lock)).timeout == 3
+    with lock.acquire(timeout=float("inf")):
+        assert lock.is_locked
+
+
+def test_a_thread_that_waits_for_itself_by_another_file_lock_is_told_so(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "x.lock"):
+        with pytest.raises(DeadlockError, match="by another FileLock object"):
+            FileLock(tmp_path / "x.lock").acquire()
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "x.lock", timeout=0.1).acquire()
+    FileLock(tmp_path / "x.lock").acquire().lock.release()
+
+
+def test_a_file_lock_decorates_no_function_whose_body_runs_after_the_call(tmp_path: Path) -> None:
+    async def later() -> None:
+        pass
+
+    def one_by_one() -> Iterator[int]:
+        yield 1
+
+    for function in (later, one_by_one):
+        with pytest.raises(TypeError, match="runs after the call, without the lock"):
+            FileLock(tmp_path / "x.lock")(function)
+
+
+def test_threads_that_have_ended_leave_nothing_in_a_file_lock(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "x.lock")
+
+    def use() -> None:
+        with lock:
+            alive.append(weakref.ref(lock._context))
+
+    alive: list[weakref.ref[object]] = []
+    for _ in range(3):
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+    gc.collect()
+    assert [context() for context in alive] == [None] * 3
+
+
+def test_a_forked_child_is_told_that_a_file_lock_is_void(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "x.lock") as lock:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                lock.acquire()
+            except RuntimeError as error:
+                os._exit(0 if "inherited through fork" in str(error) and lock.lock_counter == 0 else 1)
+            os._exit(2)
+        assert os.waitpid(pid, 0)[1] == 0
+        lock.check()
 
 
 def test_looking_afresh_at_a_pipe_does_not_open_it_and_passes_over_what_is_not_there(tmp_path: Path) -> None:
