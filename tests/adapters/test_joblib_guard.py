@@ -303,6 +303,68 @@ def test_a_child_that_gets_a_locked_function_imports_the_core_and_no_joblib(tmp_
     assert (tmp_path / "out-3").read_text() == "1"
 
 
+def test_a_path_function_gets_its_arguments_by_their_names(tmp_path: Path) -> None:
+    def locks() -> list[str]:
+        return sorted(path.parent.name for path in tmp_path.glob("*.rwlock/write.*"))
+
+    @locked(write=lambda i, base="base", j=0: f"{base}-{i}-{j}")
+    def two(i: int, j: int) -> list[str]:
+        return locks()
+
+    @locked(write=lambda *, i, end="end": f"{i}-{end}")
+    def any_names(i: int, **others: str) -> list[str]:
+        return locks()
+
+    @locked(write=lambda i, j=2, /: f"{i}-{j}")
+    def by_position(i: int) -> list[str]:
+        return locks()
+
+    assert two(1, 2) == ["base-1-2.rwlock"]
+    assert any_names(3) == ["3-end.rwlock"]
+    assert any_names(3, end="x") == ["3-x.rwlock"]
+    assert by_position(4) == ["4-2.rwlock"]
+    with pytest.raises(TypeError, match=r"two\(\): missing a required argument: 'j'"):
+        two(1)  # type: ignore[call-arg]
+
+
+def test_an_object_that_is_called_with_await_is_locked_until_it_has_ended(tmp_path: Path) -> None:
+    class Work:
+        async def __call__(self) -> list[str]:
+            await asyncio.sleep(0)
+            return announcements(tmp_path / "a")
+
+    def begin() -> Any:
+        return Work()()
+
+    async def main() -> None:
+        assert len(await locked(write=tmp_path / "a")(Work())()) == 1
+        with pytest.raises(TypeError, match="returned a coroutine, which would run after the locks are given back"):
+            await locked(write=tmp_path / "a")(begin)()
+
+    asyncio.run(main())
+    assert announcements(tmp_path / "a") == []
+
+
+def test_the_timeout_of_a_locked_coroutine_counts_for_all_its_locks_together(tmp_path: Path) -> None:
+    first, second = (SoftReadWriteLock(tmp_path / name, is_singleton=False) for name in "ab")
+    first.acquire_write()
+    second.acquire_write()
+
+    @locked(write=[tmp_path / "a", tmp_path / "b"], timeout=1.5)
+    async def work() -> None:
+        raise AssertionError("both locks are held by others")
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_later(1, lambda: first.release(force=True))
+        started = time.monotonic()
+        with pytest.raises(Timeout):
+            await work()
+        assert time.monotonic() - started < 2.4
+
+    asyncio.run(main())
+    second.release()
+
+
 def test_what_cannot_be_locked_is_refused_when_it_is_decorated() -> None:
     def generator() -> Iterator[int]:
         yield 1
@@ -317,4 +379,10 @@ def test_what_cannot_be_locked_is_refused_when_it_is_decorated() -> None:
         locked()
     with pytest.raises(TypeError, match="unexpected keyword argument 'rread'"):
         locked(rread="a")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="not classes: put it on the methods of Stage"):
+        locked(write="a")(Stage)
+    with pytest.raises(TypeError, match="read= must be a path or several paths, got None"):
+        locked(read=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="timeout must be a number"):
+        locked(read=lambda: "a", timeout="long")  # type: ignore[typeddict-item]
     assert os.listdir() == []

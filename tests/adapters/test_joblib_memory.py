@@ -212,6 +212,33 @@ def test_what_this_process_has_mapped_is_computed_without_being_stored_and_nobod
     assert not isinstance(output, np.memmap)
 
 
+def test_what_this_process_has_mapped_it_may_read_again_although_a_writer_waits(stage: Stage, tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", mmap_mode="r", verbose=0)
+    cached = memory.cache(full)
+
+    async def later(size: int, value: int) -> Any:
+        return np.full(size, value)
+
+    of_tasks = memory.cache(later)
+    mapped = [cached(1000, 7), asyncio.run(of_tasks(1000, 7))]
+    locks = [str(path).removesuffix(".rwlock") for path in (tmp_path / "cache.locks").rglob("*.rwlock")]
+    for lock in locks:
+        stage.actor("from nfsrwlock import SoftReadWriteLock").tell(
+            f"SoftReadWriteLock({lock!r}).acquire_write(); pass"
+        )
+    wait_until(lambda: holders(tmp_path) == ["read", "read", "write", "write"])
+    again = [cached(1000, 7), asyncio.run(of_tasks(1000, 7))]
+    plain = Memory(tmp_path / "cache", verbose=0).cache(full)(1000, 7)
+    del mapped
+    gc.collect()
+    assert holders(tmp_path) == ["read", "read", "write", "write"], "the second maps keep the holds of the first"
+    assert int(again[0][3]) == int(again[1][3]) == int(plain[3]) == 7
+    assert all(isinstance(array, np.memmap) for array in again)
+    del again
+    gc.collect()
+    assert holders(tmp_path) == ["write", "write"]
+
+
 # -- calls within calls -----------------------------------------------------------------------------------------------
 
 
@@ -352,6 +379,38 @@ def test_who_waits_longer_than_the_timeout_is_told_who_computes(stage: Stage, tm
         waits.do("cached('item', 'hangs_once')(1)")
     assert "Timeout" in raised.value.names
     assert f"pid {busy.pid}" in raised.value.message
+
+
+def test_a_forced_call_that_raises_leaves_the_result_that_was_there(tmp_path: Path) -> None:
+    @Memory(tmp_path / "cache", verbose=0).cache
+    def work(x: int) -> int:
+        if (tmp_path / "broken").exists():
+            raise ArithmeticError
+        return x
+
+    work(1)
+    (tmp_path / "broken").touch()
+    with pytest.raises(ArithmeticError):
+        work.call(1)
+    assert work(1) == 1
+
+
+def test_a_result_that_cannot_be_written_leaves_no_half_of_it(tmp_path: Path) -> None:
+    @Memory(tmp_path / "cache", verbose=0).cache
+    def work() -> Any:
+        return [np.zeros(1000), open(os.devnull)]
+
+    with pytest.warns(Warning, match="Unable to cache to disk"):
+        work()[1].close()
+    assert list((tmp_path / "cache").rglob("output.pkl*")) == []
+
+
+def test_metadata_that_are_not_joblibs_are_none(tmp_path: Path) -> None:
+    cached = Memory(tmp_path / "cache", verbose=0).cache(full)
+    cached(2, 3)
+    (found,) = (tmp_path / "cache").rglob("metadata.json")
+    found.write_text("[1]")
+    assert cached(2, 3).tolist() == [3, 3]
 
 
 # -- the registered backend -------------------------------------------------------------------------------------------

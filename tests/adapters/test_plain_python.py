@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from nfsrwlock import (
     DeadlockError,
     FileLock,
     LockLostError,
+    LockNotHeldError,
     LockPathError,
     SoftReadWriteLock,
     Timeout,
@@ -118,6 +121,50 @@ def test_a_build_that_makes_nothing_is_told_so(tmp_path: Path) -> None:
         fetch(tmp_path / "data", lambda path: None)
 
 
+def test_a_build_whose_result_is_refused_is_told_so_and_not_repeated(tmp_path: Path) -> None:
+    built: list[Path] = []
+
+    def build(path: Path) -> None:
+        built.append(path)
+        path.touch()
+
+    with pytest.raises(LockPathError, match=r"is not valid, says is_valid\(\), though build\(\) has just made it"):
+        fetch(tmp_path / "data", build, is_valid=lambda path: False)
+    assert len(built) == 1
+    with pytest.raises(LockPathError, match="is a symbolic link that leads nowhere"):
+        fetch(tmp_path / "link", lambda path: path.symlink_to("nowhere"))
+    assert announcements(tmp_path / "data") == announcements(tmp_path / "link") == []
+    with pytest.raises(TypeError, match="build must be a function of the path, got 'data'"):
+        fetch(tmp_path / "data", "data")  # type: ignore[arg-type]
+
+    async def later(path: Path) -> None:
+        pass
+
+    with pytest.raises(TypeError, match="build must not be a coroutine function"):
+        fetch(tmp_path / "data", later)
+
+
+def waits_to_write(path: Path) -> bool:
+    return any(name.startswith("write.") for name in announcements(path))
+
+
+def test_a_thread_that_has_a_path_fetches_it_again_although_a_writer_waits(stage: Stage, tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    writer = stage.actor(IMPORTS)
+    first = fetch(path, Path.touch)
+    writer.tell("SoftReadWriteLock('data').acquire_write(); pass")
+    wait_until(lambda: waits_to_write(path))
+    second = fetch(path, Path.touch)
+    first.release()
+    with pytest.raises(LockNotHeldError):
+        first.check()
+    with pytest.raises(DeadlockError, match="this very thread holds it shared"):
+        fetch(path, Path.touch, is_valid=lambda path: False)
+    second.check()
+    second.release()
+    writer.answer()
+
+
 def test_a_directory_that_is_no_longer_valid_is_built_anew_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "old").touch()
@@ -177,6 +224,27 @@ def test_a_shared_directory_is_used_by_threads_through_one_object_and_pickles(tm
     meeting.wait(20)
     for thread in threads:
         thread.join()
+    assert announcements(tmp_path / "cache") == []
+
+
+def test_a_thread_that_uses_a_directory_uses_it_again_although_a_cleaner_waits(stage: Stage, tmp_path: Path) -> None:
+    directory = shared_directory(tmp_path / "cache")
+    cleaner = stage.actor(IMPORTS + "it = shared_directory('cache')")
+    with directory.use() as outer:
+        cleaner.tell("it.clean().__enter__(); pass")
+        wait_until(lambda: waits_to_write(tmp_path / "cache"))
+        first, second = directory.use(), directory.use()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        with pytest.raises(DeadlockError), directory.clean():
+            pass
+        second.__exit__(None, None, None)
+        outer.check()
+    cleaner.answer()
+    cleaner.kill()
+    with directory.clean(), directory, directory.clean():
+        pass
     assert announcements(tmp_path / "cache") == []
 
 
@@ -256,6 +324,64 @@ def test_a_file_lock_pickles_as_its_settings_and_is_released_when_nobody_has_it_
     assert (copy.timeout, copy.is_locked, copy.is_thread_local(), copy.lock_file) == (7, False, False, lock.lock_file)
     del lock
     assert announcements(tmp_path / "x.lock") == []
+
+
+def test_a_file_locks_own_time_limit_pickles_as_it_was_set_and_may_be_infinite(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "x.lock", thread_local=False)
+    lock.timeout = 3
+    assert pickle.loads(pickle.dumps(lock)).timeout == 3
+    with lock.acquire(timeout=float("inf")):
+        assert lock.is_locked
+
+
+def test_a_thread_that_waits_for_itself_by_another_file_lock_is_told_so(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "x.lock"):
+        with pytest.raises(DeadlockError, match="by another FileLock object"):
+            FileLock(tmp_path / "x.lock").acquire()
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "x.lock", timeout=0.1).acquire()
+    FileLock(tmp_path / "x.lock").acquire().lock.release()
+
+
+def test_a_file_lock_decorates_no_function_whose_body_runs_after_the_call(tmp_path: Path) -> None:
+    async def later() -> None:
+        pass
+
+    def one_by_one() -> Iterator[int]:
+        yield 1
+
+    for function in (later, one_by_one):
+        with pytest.raises(TypeError, match="runs after the call, without the lock"):
+            FileLock(tmp_path / "x.lock")(function)
+
+
+def test_threads_that_have_ended_leave_nothing_in_a_file_lock(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "x.lock")
+
+    def use() -> None:
+        with lock:
+            alive.append(weakref.ref(lock._context))
+
+    alive: list[weakref.ref[object]] = []
+    for _ in range(3):
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+    gc.collect()
+    assert [context() for context in alive] == [None] * 3
+
+
+def test_a_forked_child_is_told_that_a_file_lock_is_void(tmp_path: Path) -> None:
+    with FileLock(tmp_path / "x.lock") as lock:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                lock.acquire()
+            except RuntimeError as error:
+                os._exit(0 if "inherited through fork" in str(error) and lock.lock_counter == 0 else 1)
+            os._exit(2)
+        assert os.waitpid(pid, 0)[1] == 0
+        lock.check()
 
 
 def test_looking_afresh_at_a_pipe_does_not_open_it_and_passes_over_what_is_not_there(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final, Unpack
 from nfsrwlock_core import SoftReadWriteLock
 
 from .options import LockOptions, refuse_unknown
+from .own_holds import Mode, OwnHold, joined, note
 
 
 class SharedDirectory:
@@ -54,6 +55,9 @@ class SharedDirectory:
         :returns: a context manager that gives the lock, whose ``check()`` tells whether the hold still stands
         :raises Timeout: if a cleaner was at work for too long
         :raises LockLostError: at the end of the block, if the hold was lost in it
+
+        A thread that has the directory already, by whichever of the two, does not take it again. Other threads do, and
+        a cleaner that waits goes first: within the block, do not wait for a thread or process that asks for it.
         """
         return self._held("read", timeout, blocking)
 
@@ -65,20 +69,29 @@ class SharedDirectory:
 
         Parameters, result and errors are those of :meth:`use`. To clean only when nobody is there, say
         ``blocking=False`` and pass by on :class:`Timeout`.
+
+        :raises DeadlockError: if this very thread uses it
         """
         return self._held("write", timeout, blocking)
 
     @contextmanager
-    def _held(self, mode: str, timeout: float | None, blocking: bool | None) -> Iterator[SoftReadWriteLock]:
+    def _held(self, mode: Mode, timeout: float | None, blocking: bool | None) -> Iterator[SoftReadWriteLock]:
         lock = SoftReadWriteLock(self.path, is_singleton=False, **self._options)
-        with (
-            lock.read_lock(timeout, blocking=blocking)
-            if mode == "read"
-            else lock.write_lock(timeout, blocking=blocking)
-        ):
+        acquire = lock.acquire_read if mode == "read" else lock.acquire_write
+        user = object()
+        hold: OwnHold | None = None
+        try:
+            hold = joined(lock, mode, user)
+            if hold is None:
+                hold = note(lock, mode, acquire(timeout, blocking=blocking), user)
             if mode == "read":
                 os.makedirs(self.path, exist_ok=True)
-            yield lock
+            yield hold.lock
+        except BaseException:
+            lock.release(force=True) if hold is None else hold.leave(user)
+            raise
+        if (lost := hold.leave(user)) is not None:
+            raise lost
 
     def __enter__(self) -> Path:
         with ExitStack() as stack:

@@ -7,6 +7,7 @@ does not promise: that a program which does not go through :func:`fetch`, or tak
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import uuid
@@ -18,10 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
-from nfsrwlock_core import DeadlockError, LockPathError, SoftReadWriteLock, WaitInfo
+from nfsrwlock_core import DeadlockError, LockNotHeldError, LockPathError, SoftReadWriteLock, WaitInfo
 
 from .freshness import stat_afresh
 from .options import LockOptions, refuse_unknown
+from .own_holds import OwnHold, joined, note
 
 _SUFFIX: Final = ".partial"
 
@@ -36,21 +38,26 @@ class Fetched:
     Use it as a context manager, or call :meth:`release`. It can be passed to whatever takes a path.
     """
 
-    def __init__(self, path: Path, lock: SoftReadWriteLock) -> None:
+    def __init__(self, path: Path) -> None:
         #: What was asked for.
         self.path: Final = path
-        self._lock: Final = lock
+        self._hold: OwnHold | None = None
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {os.fspath(self.path)!r}, {self._lock.status.value}>"
+        hold = self._held
+        return f"<{type(self).__name__} {os.fspath(self.path)!r}, {'free' if hold is None else hold.lock.status.value}>"
+
+    @property
+    def _held(self) -> OwnHold | None:
+        return self._hold if self._hold is not None and self._hold.is_used_by(self) else None
 
     @property
     def generation(self) -> int | None:
         """The number of the latest exclusive hold on the path, which serves as its version; ``None`` once released."""
-        return self._lock.generation
+        return None if self._held is None else self._held.lock.generation
 
     def check(self) -> None:
         """
@@ -59,14 +66,17 @@ class Fetched:
         :raises LockLostError: if it was lost, or its lease has run out
         :raises LockNotHeldError: if it was released
         """
-        self._lock.check()
+        if self._held is None:
+            raise LockNotHeldError(f"{os.fspath(self.path)!r} was released")
+        self._held.lock.check()
 
     def release(self) -> None:
         """Let go of the path. Doing so twice does no harm."""
-        self._lock.release(force=True)
+        if self._hold is not None:
+            self._hold.leave(self)
 
     def __enter__(self) -> Self:
-        self._lock.check()
+        self.check()
         return self
 
     def __exit__(
@@ -74,7 +84,7 @@ class Fetched:
     ) -> None:
         try:
             if exc_value is None:
-                self._lock.check()
+                self.check()
         finally:
             self.release()
 
@@ -105,37 +115,66 @@ def fetch(
     :returns: the path and its hold, to be used as a context manager
     :raises Timeout: if the lock could not be had in time
     :raises LockLostError: if the lock was lost while it was being built; nothing was published
-    :raises LockPathError: if the lock cannot live beside ``path``, or ``build`` made nothing
-    :raises DeadlockError: if ``build`` asks for the very path that it builds
+    :raises LockPathError: if the lock cannot live beside ``path``; if ``build`` made nothing, or what ``is_valid``
+        refuses
+    :raises DeadlockError: if ``build`` asks for the very path that it builds, or ``is_valid`` refuses what this very
+        thread holds by an earlier call
+
+    A thread that has the path already shares its hold. Other threads and processes take their own, and who waits to
+    build goes first: within the block, do not wait for one that asks for the same path, but hand it the path.
 
     What ``build`` and ``is_valid`` raise is passed on, and nothing is published.
     """
     refuse_unknown(dict(options), "fetch()")
+    _refuse_unless_called(build, "build")
+    if is_valid is not None:
+        _refuse_unless_called(is_valid, "is_valid")
     target = Path(os.path.abspath(path))
-    lock = SoftReadWriteLock(target, is_singleton=False, **options)
-    if lock.lock_path in _building.get():
-        raise DeadlockError(f"{os.fspath(target)!r} is being built by this very call of fetch(); build it from others")
+    built: int | None = None
     while True:
-        lock.acquire_read()
+        lock = SoftReadWriteLock(target, is_singleton=False, **options)
+        if lock.lock_path in _building.get():
+            raise DeadlockError(
+                f"{os.fspath(target)!r} is being built by this very call of fetch(); build it from others"
+            )
+        got = Fetched(target)
         try:
+            got._hold = shared = joined(lock, "read", got) or note(lock, "read", lock.acquire_read(), got)
             before = stat_afresh(target)
             if before is not None and (is_valid is None or is_valid(target)):
-                return Fetched(target, lock)
+                return got
+            if before is not None and built is not None and shared.lock.generation == built:
+                raise LockPathError(
+                    os.fspath(target),
+                    "is not valid, says is_valid(), though build() has just made it",
+                    "let build() make what is_valid() accepts",
+                )
         except BaseException:
-            lock.release()
+            lock.release(force=True) if got._hold is None else got.release()
             raise
-        lock.release()
+        got.release()
+        user = object()
+        hold: OwnHold | None = None
         try:
-            lock.acquire_write(on_wait=partial(_stop_waiting, target, _signature(before)))
-        except _Appeared:
-            continue
-        try:
+            hold = joined(lock, "write", user) or note(
+                lock, "write", lock.acquire_write(on_wait=partial(_stop_waiting, target, _signature(before))), user
+            )
             now = stat_afresh(target)
             # Whoever was here in between has built it; it is looked at under the shared lock, together with the others.
             if now is None or _signature(now) == _signature(before):
-                _build(lock, target, build)
+                _build(hold.lock, target, build)
+                built = hold.lock.generation
+        except _Appeared:
+            continue
         finally:
-            lock.release()
+            lock.release(force=True) if hold is None else hold.leave(user)
+
+
+def _refuse_unless_called(function: object, name: str) -> None:
+    if not callable(function):
+        raise TypeError(f"{name} must be a function of the path, got {function!r}")
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{name} must not be a coroutine function: fetch() does not wait for what it gives")
 
 
 def _signature(found: os.stat_result | None) -> tuple[int, ...] | None:
@@ -157,6 +196,10 @@ def _build(lock: SoftReadWriteLock, target: Path, build: Callable[[Path], object
         if not os.path.lexists(mine):
             raise LockPathError(
                 os.fspath(mine), "was not made by build()", "let build() write to the path that it is called with"
+            )
+        if not mine.exists():
+            raise LockPathError(
+                os.fspath(mine), "is a symbolic link that leads nowhere", "let build() make what it leads to"
             )
         lock.check()  # the last thing before it becomes visible
         _publish(mine, target)

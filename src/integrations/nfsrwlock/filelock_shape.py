@@ -7,6 +7,8 @@ a file system; a hold that was lost is told at the end of the ``with`` block; it
 
 from __future__ import annotations
 
+import inspect
+import math
 import os
 import threading
 import time
@@ -15,24 +17,45 @@ from collections.abc import Callable
 from contextlib import ContextDecorator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Final, Self, TypeVar, Unpack
 
-from nfsrwlock_core import AcquireReturnProxy, HoldStatus, LockLostError, SoftReadWriteLock, Timeout, WaitInfo
+from nfsrwlock_core import (
+    AcquireReturnProxy,
+    DeadlockError,
+    HoldStatus,
+    LockLostError,
+    SoftReadWriteLock,
+    Timeout,
+    WaitInfo,
+)
 
 from .options import LeaseOptions, LockOptions, refuse_unknown
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class _Context:
     lock: SoftReadWriteLock
     counter: int = 0
     thread: int = 0
+    #: Of the process that acquired it: what a forked child inherits is no hold.
+    pid: int = 0
     #: What the core gave for the hold; leaving it tells whether the hold was lost.
     grant: AcquireReturnProxy | None = None
 
 
 class _Cancelled(Exception):
     pass
+
+
+#: What each thread holds by objects of this class, so that it does not wait for itself.
+_mine = threading.local()
+
+
+def _locks_of_this_thread() -> list[SoftReadWriteLock]:
+    locks: list[SoftReadWriteLock] = getattr(_mine, "locks", [])
+    return [lock for lock in locks if lock.is_locked]
 
 
 class FileLockProxy:
@@ -54,8 +77,9 @@ class FileLock(ContextDecorator):
     """
     An exclusive lock with the methods of ``filelock.FileLock``, over the write side of :class:`SoftReadWriteLock`.
 
-    It is re-entrant. Used as a decorator, it is held during each call. Its file is never made: what exists on disk is
-    the directory ``<lock_file>.rwlock``.
+    It is re-entrant. Used as a decorator of a function, it is held during each call. Its file is never made: what
+    exists on disk is the directory ``<lock_file>.rwlock``. Of what filelock's constructor takes it knows the parameters
+    below; ``is_singleton``, ``lifetime`` and the like are refused, for it cannot do what they ask for.
 
     :param lock_file: the path that names the lock
     :param timeout: seconds to wait at most; -1 waits without limit
@@ -92,14 +116,13 @@ class FileLock(ContextDecorator):
     def _set_up(self) -> None:
         self._mutex = threading.RLock()
         self._contexts = threading.local()
-        self._all: list[_Context] = []
+        #: Those that hold the lock. Others go with their threads.
+        self._holding: set[_Context] = set()
         self._shared = self._new_context()  # also so that wrong settings are told at once
 
     def _new_context(self) -> _Context:
         lock = SoftReadWriteLock(self._lock_file, is_singleton=False, blocking=self._blocking, **self._options)
-        context = _Context(lock)
-        self._all.append(context)
-        return context
+        return _Context(lock)
 
     @property
     def _context(self) -> _Context:
@@ -111,7 +134,8 @@ class FileLock(ContextDecorator):
         return context
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self._lock_file, self._mode, self._is_thread_local, self._blocking, dict(self._options))
+        options = {**self._options, "timeout": self._timeout}
+        return _restored, (self._lock_file, self._mode, self._is_thread_local, self._blocking, options)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self._lock_file!r}, {self._context.lock.status.value}>"
@@ -161,7 +185,8 @@ class FileLock(ContextDecorator):
     @property
     def lock_counter(self) -> int:
         """How often the lock was acquired and not released yet."""
-        return self._context.counter
+        context = self._context
+        return context.counter if context.pid == os.getpid() else 0
 
     def check(self) -> None:
         """
@@ -193,6 +218,8 @@ class FileLock(ContextDecorator):
         :raises Timeout: if it could not be had in time; a subclass of ``filelock.Timeout``
         :raises LockPathError: if the lock cannot live at its path
         :raises LockLostError: if it is held and was lost; release it first
+        :raises DeadlockError: if this very thread holds it by another object, and there is no limit to the waiting
+        :raises RuntimeError: if the object was inherited through ``fork`` while it was used; make a new one
         """
         if poll_intervall is not None:
             warnings.warn("use poll_interval instead of poll_intervall", DeprecationWarning, stacklevel=2)
@@ -204,12 +231,19 @@ class FileLock(ContextDecorator):
         def ask(info: WaitInfo) -> None:
             if cancel_check is not None and cancel_check():
                 raise _Cancelled
+            without_end = not 0 <= limit < math.inf
+            if without_end and any(lock.lock_path == context.lock.lock_path for lock in _locks_of_this_thread()):
+                raise DeadlockError(
+                    f"this very thread holds the lock on {self._lock_file!r} by another FileLock object, and waiting "
+                    "for itself would never end; use one object, which is re-entrant"
+                )
 
         if self._is_thread_local:
             self._take(context, limit, blocking, ask)
             return FileLockProxy(self)
         # One thread at a time waits on disk; another one that comes meanwhile shares what it gets.
-        if not self._mutex.acquire(timeout=limit if blocking and limit >= 0 else (-1 if blocking else 0)):
+        patience = min(limit, threading.TIMEOUT_MAX) if limit >= 0 else -1
+        if not self._mutex.acquire(timeout=patience if blocking else 0):
             raise Timeout(self._lock_file, "another thread of this process is waiting for it already")
         try:
             left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
@@ -219,15 +253,22 @@ class FileLock(ContextDecorator):
         return FileLockProxy(self)
 
     def _take(self, context: _Context, limit: float, blocking: bool, ask: Callable[[WaitInfo], None]) -> None:
-        if context.counter:
+        if context.counter and context.pid == os.getpid():
             context.lock.check()
-        else:
-            try:
-                context.grant = context.lock.acquire_write(limit, blocking=blocking, on_wait=ask)
-                context.thread = threading.get_ident()
-            except _Cancelled:
-                raise Timeout(self._lock_file, "cancel_check asked to stop waiting") from None
-        context.counter += 1
+            context.counter += 1
+            return
+        try:
+            context.grant = context.lock.acquire_write(limit, blocking=blocking, on_wait=ask)
+            self._holding.add(context)
+            _mine.locks = [*_locks_of_this_thread(), context.lock]
+            context.thread, context.pid, context.counter = threading.get_ident(), os.getpid(), 1
+        except _Cancelled:
+            raise Timeout(self._lock_file, "cancel_check asked to stop waiting") from None
+        except BaseException:  # also a signal's, right after the grant: nobody would ever release it
+            self._holding.discard(context)
+            context.counter = 0
+            context.lock.release(force=True)
+            raise
 
     def release(self, force: bool = False) -> None:
         """
@@ -244,6 +285,7 @@ class FileLock(ContextDecorator):
         context.counter = 0 if force else context.counter - 1
         if context.counter:
             return None
+        self._holding.discard(context)
         try:
             if context.thread == threading.get_ident() and context.grant is not None:
                 context.grant.__exit__(None, None, None)
@@ -252,6 +294,20 @@ class FileLock(ContextDecorator):
         except LockLostError as error:
             return error
         return None
+
+    def __call__(self, func: _F) -> _F:
+        """
+        Let each call of ``func`` hold the lock.
+
+        :raises TypeError: if its body runs after the call: a coroutine function, or a generator function
+        """
+        for kind in (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+            if kind(func):
+                raise TypeError(
+                    f"the body of {getattr(func, '__qualname__', func)} runs after the call, without the lock; "
+                    "use the lock in a with statement inside of it"
+                )
+        return super().__call__(func)
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -266,9 +322,8 @@ class FileLock(ContextDecorator):
 
     def __del__(self) -> None:
         # As filelock's: what nobody can release any more is released. Half-made objects have no contexts.
-        for context in getattr(self, "_all", ()):
-            if context.counter:
-                context.lock.release(force=True)
+        for context in getattr(self, "_holding", ()):
+            context.lock.release(force=True)
 
 
 def _restored(lock_file: str, mode: int, thread_local: bool, blocking: bool, options: Any) -> FileLock:

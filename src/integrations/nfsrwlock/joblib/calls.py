@@ -179,7 +179,7 @@ class ThreadCall(Call):
     def _keep(self, maps: list[Any]) -> bool:
         restore(self._before)
         if self._reader is not None:
-            mapping.keep_for(maps, self._lock_file, self._reader.leave)
+            mapping.keep_for(maps, self._lock_file, self._reader.lock, self._reader.leave)
             self._reader = None  # it is the maps' now
         return True
 
@@ -205,6 +205,8 @@ class TaskCall(Call):
     def __init__(self, store: LockingStoreBackend, call_id: CallId, function: Callable[[], Any]) -> None:
         super().__init__(store, call_id, function)
         self._lock: Final = AsyncSoftReadWriteLock(self._lock_file, is_singleton=False, **store.lock_options)
+        #: The lock of a memory map of this process, and what gives it back.
+        self._borrowed: tuple[SoftReadWriteLock, Callable[[], object]] | None = None
 
     async def run(self, steps: Coroutine[Any, Any, _R]) -> _R:
         """Run the steps and return their result."""
@@ -220,8 +222,18 @@ class TaskCall(Call):
         return await self._function()
 
     async def _acquire_read(self) -> CanCheck:
-        await self._lock.acquire_read()
+        try:
+            await self._lock.acquire_read(on_wait=self._borrow)
+        except _MappedHere:
+            if self._borrowed is not None:
+                return self._borrowed[0]
+            raise
         return self._lock
+
+    def _borrow(self, info: WaitInfo) -> None:
+        self._borrowed = mapping.borrow(self._lock_file)
+        if self._borrowed is not None:
+            raise _MappedHere
 
     async def _acquire_write(self, on_wait: OnWait) -> CanCheck:
         make_way(self._lock.lock_path)
@@ -229,15 +241,22 @@ class TaskCall(Call):
         return self._lock
 
     def _keep(self, maps: list[Any]) -> bool:
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            mapping.keep_for(maps, self._lock_file, *borrowed)
+            return True
         # A task's hold ends with the task, and maps may outlive it: they get their own, unless somebody waits to write.
         own = self._store.lock_for(self.call_id)
         try:
             own.acquire_read(blocking=False)
         except Timeout:
             return False
-        mapping.keep_for(maps, self._lock_file, partial(own.release, force=True))
+        mapping.keep_for(maps, self._lock_file, own, partial(own.release, force=True))
         return True
 
     async def give(self) -> None:  # noqa: D102 - see Call
         restore(self._before)
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            borrowed[1]()
         await self._lock.release(force=True)

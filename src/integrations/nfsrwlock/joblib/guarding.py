@@ -52,17 +52,32 @@ def wishes_of(read: Paths, write: Paths, options: LockOptions) -> list[Wish]:
     Return what is asked for, each lock once, in the order in which everybody takes them.
 
     :raises ValueError: if no path is given, or settings are wrong
+    :raises TypeError: if what is given is no path
     """
     wishes: dict[str, Wish] = {}
     modes: tuple[tuple[Mode, Paths], ...] = (("read", read), ("write", write))
     for mode, paths in modes:
-        for path in [paths] if isinstance(paths, str | bytes | os.PathLike) else paths:
+        for path in several(paths, mode):
             lock = SoftReadWriteLock(path, is_singleton=False, **options)
             # A path in both is written. Absolute, because the process may change its directory.
             wishes[lock.lock_path] = Wish(os.path.abspath(lock.lock_file), lock.lock_path, mode)
     if not wishes:
         raise ValueError("there must be at least one path to read or to write")
     return [wishes[lock_path] for lock_path in sorted(wishes, key=os.fsencode)]
+
+
+def several(paths: Paths, name: str) -> Iterable[str | os.PathLike[str]]:
+    """
+    Return ``paths`` one by one, be it one or several.
+
+    :param name: of the parameter that they were given for
+    :raises TypeError: if it is neither
+    """
+    if isinstance(paths, str | bytes | os.PathLike):
+        return (paths,)
+    if not isinstance(paths, Iterable):
+        raise TypeError(f"{name}= must be a path or several paths, got {paths!r}; for none say ()")
+    return paths
 
 
 def parents_hold_for(wish: Wish) -> Standing | None:

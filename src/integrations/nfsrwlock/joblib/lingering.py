@@ -15,9 +15,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
-from nfsrwlock_core import SoftReadWriteLock
+from nfsrwlock_core import SoftReadWriteLock, WaitInfo
+
+from . import mapping
 
 #: How long a hold is kept by default, seconds: hundreds of hits, and a delay that no computation worth storing notices.
 LINGER_S: Final = 0.25
@@ -81,6 +84,10 @@ _kept: Final[dict[str, _Hold]] = {}
 _given_back: Final[dict[str, float]] = {}
 
 
+class _Borrowed(Exception):
+    """A memory map of this process holds the lock, and somebody between it and us waits."""
+
+
 class Reader:
     """
     One reader's part in a shared hold of this process: in a kept one, or in its own, which may be kept afterwards.
@@ -93,6 +100,15 @@ class Reader:
         self._lock: Final = lock
         self._linger: Final = linger
         self._hold: _Hold | None = None
+        #: The lock of a memory map of this process, and what gives it back.
+        self._borrowed: tuple[SoftReadWriteLock, Callable[[], object]] | None = None
+
+    @property
+    def lock(self) -> SoftReadWriteLock:
+        """By what it is read."""
+        if self._borrowed is not None:
+            return self._borrowed[0]
+        return self._lock if self._hold is None else self._hold.lock
 
     def enter(self) -> SoftReadWriteLock:
         """
@@ -103,12 +119,21 @@ class Reader:
         if self._linger > 0 and (joined := self._join()) is not None:
             return joined
         self._hold = hold = _Hold(self._lock, self)
-        self._lock.acquire_read()
+        try:
+            self._lock.acquire_read(on_wait=self._borrow)
+        except _Borrowed:
+            self._hold = None
+            return self.lock
         now = time.monotonic()
         with _mutex:
             if now - _given_back.get(self._lock.lock_path, -self._linger) < self._linger:
                 hold.until = now + self._linger
         return self._lock
+
+    def _borrow(self, info: WaitInfo) -> None:
+        self._borrowed = mapping.borrow(self._lock.lock_file)
+        if self._borrowed is not None:
+            raise _Borrowed
 
     def _join(self) -> SoftReadWriteLock | None:
         with _mutex:
@@ -125,6 +150,9 @@ class Reader:
 
     def leave(self) -> None:
         """End the reading; does nothing if it has ended."""
+        borrowed, self._borrowed = self._borrowed, None
+        if borrowed is not None:
+            borrowed[1]()
         hold = self._hold
         if hold is None:
             return

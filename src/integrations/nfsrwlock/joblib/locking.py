@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any, ParamSpec, TypeVar, Unpack, cast
@@ -16,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar, Unpack, cast
 from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import AsyncSoftReadWriteLock, HoldWitness
 
-from .guarding import Borrow, Guard, Paths, Wish, parents_hold_for, refuse_parents, wishes_of
+from .guarding import Borrow, Guard, Paths, Wish, parents_hold_for, refuse_parents, several, wishes_of
 from .parents import Standing, end, stand
 
 PathsOrFunction = Paths | Callable[..., Paths]
@@ -29,13 +29,17 @@ class _Rule:
     """Which paths a call locks."""
 
     def __init__(self, func: Callable[..., Any], read: PathsOrFunction, write: PathsOrFunction) -> None:
+        self._name = _name_of(func)
         self._signature = inspect.signature(func)
         self._read = _chosen(read, self._signature, "read")
         self._write = _chosen(write, self._signature, "write")
 
     def paths(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Paths, Paths]:
         """Return the paths to read and to write."""
-        bound = self._signature.bind(*args, **kwargs)
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._name}(): {error}") from None
         bound.apply_defaults()
         given: dict[str, Any] = {}
         for name, value in bound.arguments.items():
@@ -46,11 +50,20 @@ class _Rule:
         return _asked(self._read, given), _asked(self._write, given)
 
 
+def _name_of(func: Callable[..., Any]) -> str:
+    return str(getattr(func, "__qualname__", None) or type(func).__qualname__)
+
+
 def _chosen(paths: PathsOrFunction, signature: inspect.Signature, name: str) -> Any:
     # A function of some of the arguments, by their names, with these names; or the paths themselves.
     if not callable(paths):
-        return paths if isinstance(paths, str | bytes | os.PathLike) else tuple(paths)
-    wanted = inspect.signature(paths).parameters.values()
+        return paths
+    try:
+        wanted = inspect.signature(paths).parameters.values()
+    except ValueError:
+        raise TypeError(
+            f"{name}= must be a function with named parameters, got {paths!r}; put it into a lambda"
+        ) from None
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     for parameter in wanted:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
@@ -61,16 +74,24 @@ def _chosen(paths: PathsOrFunction, signature: inspect.Signature, name: str) -> 
             raise TypeError(
                 f"{name}= asks for an argument {parameter.name!r}, which the locked function does not have: {known}"
             )
-    return _FromArguments(paths, tuple(parameter.name for parameter in wanted))
+    return _FromArguments(paths, tuple(wanted))
 
 
 class _FromArguments:
-    def __init__(self, function: Callable[..., Paths], names: tuple[str, ...]) -> None:
+    def __init__(self, function: Callable[..., Paths], parameters: tuple[inspect.Parameter, ...]) -> None:
         self._function = function
-        self._names = names
+        self._parameters = parameters
 
     def __call__(self, given: dict[str, Any]) -> Paths:
-        return self._function(*(given[name] for name in self._names if name in given))
+        in_order: list[Any] = []
+        named: dict[str, Any] = {}
+        for parameter in self._parameters:
+            name = parameter.name
+            if parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
+                named |= {name: given[name]} if name in given else {}
+            elif name in given or parameter.default is not inspect.Parameter.empty:
+                in_order.append(given.get(name, parameter.default))
+        return self._function(*in_order, **named)
 
 
 def _asked(paths: Any, given: dict[str, Any]) -> Paths:
@@ -100,34 +121,52 @@ def locked(
         path function asks for an argument that the function does not have; if an option is unknown
     :raises ValueError: if there is no path
 
-    A call raises what the function raises, and what :func:`guard` raises when it is entered and left.
+    A call raises what the function raises, and what :func:`guard` raises when it is entered and left. It raises
+    :class:`TypeError` if a function that is no coroutine function returns a coroutine.
     """
     refuse_unknown(dict(options), "locked()")
-    for paths in (read, write):
-        if not callable(paths) and isinstance(paths, str):
-            wishes_of(paths, (), options)  # wrong settings and empty paths are told at once
-    if read == () and write == ():
+    # Once, because an iterator would be used up by the first call.
+    shared = read if callable(read) else tuple(several(read, "read"))
+    exclusive = write if callable(write) else tuple(several(write, "write"))
+    if shared == () and exclusive == ():
         raise ValueError("locked() needs read= or write=, a path to lock")
+    # Wrong settings and paths are told at once; where all paths come from arguments, with any path.
+    fixed = [path for paths in (shared, exclusive) if not callable(paths) for path in paths]
+    wishes_of(fixed or "any", (), options)
 
     def decorate(func: Callable[_P, _R]) -> Callable[_P, _R]:
         if isinstance(func, staticmethod | classmethod):
             raise TypeError(f"put @locked below @{type(func).__name__}, next to the function")
+        if isinstance(func, type):
+            raise TypeError(f"@locked decorates functions, not classes: put it on the methods of {func.__name__}")
         if not callable(func):
             raise TypeError(f"@locked decorates functions, not {type(func).__name__}")
-        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+        if _is(func, inspect.isgeneratorfunction) or _is(func, inspect.isasyncgenfunction):
             raise TypeError("a generator runs after the call that makes it; use guard() in its body")
-        rule = _Rule(func, read, write)
-        wrapper = _coroutine if inspect.iscoroutinefunction(func) else _function
+        rule = _Rule(func, shared, exclusive)
+        wrapper = _coroutine if _is(func, inspect.iscoroutinefunction) else _function
         return cast("Callable[_P, _R]", wrapper(func, rule, options))
 
     return decorate
+
+
+def _is(func: Callable[..., Any], kind: Callable[[Any], bool]) -> bool:
+    # An object that can be called is what its method is: a cached coroutine function, say.
+    return kind(func) or kind(inspect.getattr_static(func, "__call__", None))
 
 
 def _function(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> Callable[..., Any]:
     @functools.wraps(func)
     def call(*args: Any, **kwargs: Any) -> Any:
         with Guard(*rule.paths(args, kwargs), options):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError(
+                    f"{_name_of(func)}() returned a coroutine, which would run after the locks are given back; "
+                    "put @locked on an async function"
+                )
+            return result
 
     return call
 
@@ -136,12 +175,15 @@ def _coroutine(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> C
     @functools.wraps(func)
     async def call(*args: Any, **kwargs: Any) -> Any:
         wishes = wishes_of(*rule.paths(args, kwargs), options)
+        limit = options.get("timeout", -1)
+        deadline = time.monotonic() + limit
         async with AsyncExitStack() as stack:
             around: list[Standing | HoldWitness] = []
             standing: list[Standing] = []
             for wish in wishes:
                 outer = parents_hold_for(wish)
-                hold = outer or await _taken(stack, wish, options)
+                left = limit if limit < 0 else max(deadline - time.monotonic(), 0.0)
+                hold = outer or await _taken(stack, wish, options, left)
                 if outer is None and isinstance(hold, Standing):
                     standing.append(hold)
                 else:
@@ -156,11 +198,11 @@ def _coroutine(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> C
     return call
 
 
-async def _taken(stack: AsyncExitStack, wish: Wish, options: LockOptions) -> Standing | HoldWitness:
+async def _taken(stack: AsyncExitStack, wish: Wish, options: LockOptions, limit: float) -> Standing | HoldWitness:
     lock = AsyncSoftReadWriteLock(wish.path, is_singleton=False, **options)
     acquire = lock.acquire_write if wish.mode == "write" else lock.acquire_read
     try:
-        grant = await acquire(on_wait=functools.partial(refuse_parents, {wish.lock_path: wish}, options))
+        grant = await acquire(limit, on_wait=functools.partial(refuse_parents, {wish.lock_path: wish}, options))
     except Borrow as borrow:
         return borrow.witness
     await stack.enter_async_context(grant)

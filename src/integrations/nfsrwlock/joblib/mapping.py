@@ -13,20 +13,37 @@ import mmap
 import threading
 import types
 import weakref
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
+from nfsrwlock_core import SoftReadWriteLock
+
 _NO_DATA: Final = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.FrameType)
 
-#: How many results that this process has mapped hold each lock.
-_mapped: Counter[str] = Counter()
+#: The holds of maps that live in this process, by what they lock.
+_living: Final[dict[str, list[_Hold]]] = {}
 _mutex: Final = threading.RLock()  # re-entrant: a finaliser may run anywhere, in here, too
 
 
 def is_mapped_here(lock_file: str) -> bool:
     """Whether a living memory map of this process holds the lock on ``lock_file``."""
-    return _mapped[lock_file] > 0
+    return lock_file in _living
+
+
+def borrow(lock_file: str) -> tuple[SoftReadWriteLock, Callable[[], object]] | None:
+    """
+    Keep the hold of a living memory map of this process, beyond the map's end if need be.
+
+    Whoever reads what it has mapped already would wait behind a writer that waits for the map.
+
+    :returns: the lock by which it is held, and what gives it back; ``None`` if there is none that stands
+    """
+    with _mutex:
+        for hold in list(_living.get(lock_file, ())):
+            if hold.lock.is_locked:
+                hold.count += 1
+                return hold.lock, hold.one_less
+    return None
 
 
 def maps_in(value: object) -> list[mmap.mmap]:
@@ -55,31 +72,35 @@ def maps_in(value: object) -> list[mmap.mmap]:
 
 
 class _Hold:
-    def __init__(self, lock_file: str, count: int, release: Callable[[], object]) -> None:
+    def __init__(self, lock_file: str, lock: SoftReadWriteLock, count: int, release: Callable[[], object]) -> None:
         self._lock_file: Final = lock_file
-        self._count = count
+        self.lock: Final = lock
+        self.count = count
         self._release: Final = release
 
     def one_less(self) -> None:
         with _mutex:
-            self._count -= 1
-            if self._count:
+            self.count -= 1
+            if self.count:
                 return
-            _mapped[self._lock_file] -= 1
-            if not _mapped[self._lock_file]:
-                del _mapped[self._lock_file]
+            others = [hold for hold in _living.get(self._lock_file, ()) if hold is not self]
+            if others:
+                _living[self._lock_file] = others
+            else:
+                _living.pop(self._lock_file, None)
         self._release()
 
 
-def keep_for(maps: list[mmap.mmap], lock_file: str, release: Callable[[], object]) -> None:
+def keep_for(maps: list[mmap.mmap], lock_file: str, lock: SoftReadWriteLock, release: Callable[[], object]) -> None:
     """
     Let a shared hold end when the last of ``maps`` is gone.
 
     :param lock_file: on which it is held
+    :param lock: by which it is held
     :param release: ends it, from whatever thread; in a forked child it must do nothing
     """
-    hold = _Hold(lock_file, len(maps), release)
+    hold = _Hold(lock_file, lock, len(maps), release)
     with _mutex:
-        _mapped[lock_file] += 1
+        _living[lock_file] = [*_living.get(lock_file, ()), hold]
     for one in maps:
         weakref.finalize(one, hold.one_less).atexit = False  # at exit the core releases what is held

@@ -190,7 +190,6 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         # The exclusive lock is held.
         store = self.store_backend
         self._check_previous_func_code(stacklevel=4)
-        store.start_anew(call_id)
         if self._verbose > 10:
             location = store.get_cached_func_info([self.func_id])["location"]
             _, name = get_func_name(self.func)
@@ -203,6 +202,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         except LockLostError as error:
             warnings.warn(f"Unable to cache to disk: {error}", CacheWarning, stacklevel=2)
             return (NotMemorizedResult(output) if shelving else output), {}
+        store.start_anew(call_id)  # not earlier: if the function had raised, what was there would be as good as before
         # Before the result is there, so that whoever finds it finds its mark, too, even if this process is killed.
         store.store_metadata(call_id, {"duration": time.time() - started, "input_args": {}, "time": started})
         token = _storing.set(call_id)

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final, Literal, get_args
@@ -182,7 +182,7 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             if self.mmap_mode is not None:
                 maps = mapping.maps_in(item)
                 if maps:
-                    mapping.keep_for(maps, self.lock_file(call_id), reader.leave)
+                    mapping.keep_for(maps, self.lock_file(call_id), reader.lock, reader.leave)
             return item
         finally:
             if not maps:
@@ -215,6 +215,27 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             with suppress(OSError):
                 os.unlink(src)
             raise
+
+    def _concurrency_safe_write(self, to_write: Any, filename: str, write_func: Callable[[Any, str], None]) -> None:
+        # joblib leaves what it could not write to its end, gigabytes perhaps, on a disk that is full.
+        begun = []
+
+        def write(what: Any, name: str) -> None:
+            begun.append(name)
+            write_func(what, name)
+
+        try:
+            super()._concurrency_safe_write(to_write, filename, write)
+        except BaseException:
+            for name in begun:
+                with suppress(OSError):
+                    os.unlink(name)
+            raise
+
+    def get_metadata(self, call_id: CallId) -> dict[str, Any]:
+        """Return what is known of a computation; nothing if that cannot be read."""
+        metadata = super().get_metadata(call_id)
+        return metadata if isinstance(metadata, dict) else {}
 
     def store_metadata(self, call_id: CallId, metadata: dict[str, Any]) -> None:
         """Store what is known of a computation, and, under a hold that says so, which code it was."""
@@ -287,7 +308,7 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         shutil.rmtree(directory, ignore_errors=True)
 
     def start_anew(self, call_id: CallId) -> None:
-        """Remove what is there of an item, because it is about to be computed. The caller holds its exclusive lock."""
+        """Remove what is there of an item, because it has been computed anew. The caller holds its exclusive lock."""
         if os.path.isdir(os.path.join(self.location, *call_id)):
             self._remove(call_id)
 
