@@ -458,6 +458,7 @@ def outages(run: Run) -> None:
             stale_s=rng.choice((0.0, 1.0, math.inf)),
             negative=rng.choice((0.0, 0.05)),
             delay_s=rng.choice((0.002, 0.02, 0.1)),
+            cached_looks=rng.random() < 0.5,
         )
     )
     hosts = [run.add_host() for _ in range(rng.randint(2, 4))]

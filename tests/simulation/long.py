@@ -24,9 +24,11 @@ from simulation.witness import Counts
 _EVERY_S = 60.0
 
 
-def play(work: tuple[int, str | None]) -> tuple[int, Counts, str]:
-    """Play one run; returns its number, what it amounted to, and what went wrong."""
-    seed, kind = work
+def play(work: tuple[int, str | None, float]) -> tuple[int, Counts | None, str]:
+    """Play one run; returns its number, what it amounted to (``None``: it was too late to begin), what went wrong."""
+    seed, kind, until = work
+    if time.monotonic() >= until:  # a pool takes in hundreds of numbers ahead
+        return seed, None, ""
     try:
         return seed, campaign.run(seed, kind=kind)[0], ""
     except Exception as error:
@@ -41,13 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)d)")
     options = parser.parse_args(arguments)
     began = told = time.monotonic()
+    until = began + options.seconds
     total, kinds, broken = Counts(), Counter[str](), 0
 
-    def numbers() -> Iterator[tuple[int, str | None]]:
+    def numbers() -> Iterator[tuple[int, str | None, float]]:
         for seed in itertools.count(options.seed):
-            if time.monotonic() - began >= options.seconds:
+            if time.monotonic() >= until:
                 return
-            yield seed, options.kind
+            yield seed, options.kind, until
 
     def report() -> None:
         seconds = time.monotonic() - began
@@ -57,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     pool = multiprocessing.Pool(options.jobs) if options.jobs > 1 else None
     try:
         for seed, counts, trouble in pool.imap(play, numbers(), chunksize=4) if pool else map(play, numbers()):
+            if counts is None:
+                continue
             kind = options.kind or campaign.kind_of(seed)
             kinds[kind] += 1
             total.add(counts)

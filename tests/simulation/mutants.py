@@ -393,6 +393,11 @@ def count_time_across_outage(stack: ExitStack) -> None:
     _replace(stack, watch.Watch, look=look)
 
 
+@_mutant("a waiter now and then makes a change of its own, which stops it when others are stopped")
+def only_look(stack: ExitStack) -> None:
+    _replace(stack, Participant, _look_again=Participant._list)
+
+
 @_mutant("after a new connection to the server others may stand still")
 def ignore_new_connections(stack: ExitStack) -> None:
     _replace(stack, watch.Watch, connected=lambda self, connection, *, now, standstill: None)

@@ -17,7 +17,8 @@ All else is allowed to happen, and does, as far as a run's :class:`Weather` has 
 * A call may fail with ``ENOENT`` out of the client's cache of missing names without reaching the server.
 * A reply may be lost: what was done comes back as ``EEXIST`` or ``ENOENT`` after a retransmission, or as ``EIO``,
   ``ESTALE`` or ``ETIMEDOUT``. With the last, the call may also be carried out long after it was given up.
-* Calls and replies take time. While the server is down, or the client is cut off, they hang, and are answered later.
+* Calls and replies take time. While the server is down, or the client is cut off, they hang, and are answered later;
+  listings may be answered all the same, from the client's cache.
 * A file removed by the client that has it open leaves a ``.nfs…`` entry until it is closed.
 
 One rule more is kept unless ``Weather.strict`` is set: a client's listing is never older than its own latest successful
@@ -436,7 +437,9 @@ class Process:
             self._until(patience)
             self._note(call, "ETIMEDOUT, and still on its way")
             raise _error(errno.ETIMEDOUT, names[0])
-        agenda.at(self._reached(self._delay()), lambda: self._arrive(call, fate))
+        agenda.at(
+            self._reached(self._delay(), from_cache=self._needs_no_server(kind)), lambda: self._arrive(call, fate)
+        )
         result = self.task.wait()
         if isinstance(result, OSError):
             raise result
@@ -462,6 +465,9 @@ class Process:
         long = weather.slow and self.rng.random() < weather.slow
         return self.rng.random() * (weather.slow_s if long else weather.delay_s)
 
+    def _needs_no_server(self, kind: str) -> bool:
+        return kind == "listdir" and self.host.client.weather.cached_looks
+
     def _reached(self, delay: float, *, from_cache: bool = False) -> float:
         moment = self.agenda.now + delay
         return moment if from_cache else self.host.client.reachable_at(moment)
@@ -470,7 +476,7 @@ class Process:
         if self.silenced:
             return None
         client = self.host.client
-        from_cache = call.kind == "listdir" and client.weather.cached_looks
+        from_cache = self._needs_no_server(call.kind)
         moment = max(self._reached(0.0, from_cache=from_cache), client.granted_at(call.kind, self.agenda.now))
         if moment > self.agenda.now:
             self.agenda.at(moment, lambda: self._arrive(call, fate))

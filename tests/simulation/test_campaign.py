@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import pytest
 
-from . import campaign
+from . import campaign, long
 from .mutants import MUTANTS
 from .witness import Violation
 
@@ -61,6 +65,14 @@ def test_a_broken_protocol_is_found(name: str) -> None:
             except Violation:  # anything else is a mutant that no longer fits the code, and a failure here
                 return
     pytest.fail(f"{SEEDS} runs did not find: {MUTANTS[name].rule}")
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_long_campaign_ends_when_its_time_is_over(jobs: str) -> None:
+    command = [sys.executable, long.__file__, "--seconds", "0.5", "--kind", "turn", "--jobs", jobs]
+    said = re.search(r"(\d+) runs \(\d+ turn\), 0 broken", subprocess.check_output(command, text=True))
+    assert said is not None
+    assert 0 < int(said[1]) < 500, "a pool takes in more numbers than it has time for"
 
 
 def test_there_are_enough_ways_to_break_it() -> None:
