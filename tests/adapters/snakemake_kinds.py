@@ -74,9 +74,12 @@ def checked(wildcards):
     return checkpoints.check.get().output[0] + "/one"
 
 rule checked:
-    input: shared_read(checked)
+    input:
+        shared_read(checked),
+        all=shared_read(lambda wildcards: checkpoints.check.get().output),
+        plain=lambda wildcards: checkpoints.check.get().output[0],
     output: exclusive("out/checked.txt")
-    shell: "{see} {rule} {input} out/checked.txt; cat {input} > {output}"
+    shell: "{see} {rule} {input[0]} {input.all} out/checked.txt; cat {input[0]} > {output}"
 
 rule pour:
     input: shared_read("ref/in.txt")
@@ -119,7 +122,7 @@ EXPECTED = {
     "retried_2": {"ref/in.txt": ["read"], "out/retried.txt": ["write"]},
     "group_2": {"out/group_1.txt": ["read"], "out/group_2.txt": ["write"]},
     "check": {"ref/in.txt": ["read"], "out/check": ["write"]},
-    "checked": {"out/check/one": ["read"], "out/checked.txt": ["write"]},
+    "checked": {"out/check/one": ["read"], "out/check": ["read"], "out/checked.txt": ["write"]},
     "pour": {"ref/in.txt": ["read"]},
     "drink": {"ref/in.txt": ["read"], "out/piped.txt": ["write"]},
 }

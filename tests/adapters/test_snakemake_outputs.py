@@ -237,7 +237,10 @@ def test_an_output_that_is_not_what_the_rule_says_is_not_published(scene: Scene)
     scene.snakefile(
         """
         rule all:
-            input: "ref/missing", "ref/dir", "ref/file", "ref/empty", "ref/two"
+            input: "ref/missing", "ref/dir", "ref/file", "ref/empty", "ref/two", "far/gone"
+        rule gone:
+            output: exclusive("far/gone")
+            shell: "touch {output}; rm -r far/.gone.nfsrwlock"
         rule missing:
             output: exclusive("ref/missing")
             shell: "touch beside"
@@ -262,6 +265,7 @@ def test_an_output_that_is_not_what_the_rule_says_is_not_published(scene: Scene)
     assert "the output 'ref/file' is no directory, although marked directory()" in text
     assert "unexpected empty output files" in text
     assert "has not made its output 'ref/three'" in text
+    assert "made of its output 'far/gone' is gone. Either 'far' was removed or replaced meanwhile" in text
     assert sorted(name for name in os.listdir(scene.directory / "ref") if not name.endswith(".rwlock")) == ["empty"]
     assert scene.read("ref/empty") == "old"
 

@@ -50,7 +50,8 @@ def shared_read(
     Takes what an input may be: a path, a list, a function of the wildcards, a part of ``expand`` or ``multiext``, an
     output of another rule. Can be combined with ``ancient``, ``unpack`` and others, and be used in ``inputflags:``.
 
-    :param lock: one lock for all of these files, named by this path; wildcards are filled in. Default: each file's own
+    :param lock: one lock for all of these files, named by this path; wildcards are filled in. Default: each file's own.
+        Who reads files in a directory that is an exclusive output names the directory here
     :param timeout: seconds that a job waits for its locks, ``inf`` for ever; default: a day
     :param stale_threshold: the lease, seconds; default: 90
     :param share: ``"user"`` or ``"group"``: who takes part in the lock

@@ -149,7 +149,7 @@ def plan_of_cache(job: Any, on_compromise: Callable[[object], None] | None = Non
 
 def _wishes(job: Any) -> Iterator[tuple[str, str, Mode, Wish]]:
     for file in job.input:
-        if wish_of(file, WRITE) is not None:
+        if (wish := wish_of(file, WRITE)) is not None and not _is_an_output_s(job.rule.workflow, wish):
             raise LockingError(
                 f"the input {str(file)!r} is marked exclusive(), which is for outputs: mark it shared_read()",
                 rule=job.rule,
@@ -164,6 +164,11 @@ def _wishes(job: Any) -> Iterator[tuple[str, str, Mode, Wish]]:
     for file in job.output:
         if (wish := wish_of(file, WRITE)) is not None:
             yield str(file), _lock_path(job, file, wish), "write", wish
+
+
+def _is_an_output_s(workflow: Any, wish: Wish) -> bool:
+    # A function that returns the output of a checkpoint hands on what that is marked with.
+    return any(wish_of(file, WRITE) is wish for rule in workflow.rules for file in rule.output)
 
 
 def _lock_path(job: Any, file: Any, wish: Wish) -> str:

@@ -134,6 +134,13 @@ class Workspace:
 
     def _examine(self) -> None:
         for output in self._outputs:
+            if not os.path.isdir(os.path.dirname(output.private)):
+                raise LockingError(
+                    f"what {job_name(self._job)} made of its output {output.final!r} is gone. Either "
+                    f"{os.path.dirname(output.final)!r} was removed or replaced meanwhile: if it is an exclusive "
+                    "output itself, let both rules name one lock, by lock=. Or the code of the rule has changed the "
+                    "working directory and not gone back",
+                )
             if is_flagged(output.file, "touch") and not os.path.lexists(output.private):
                 with open(output.private, "w", encoding="ascii"):
                     pass
@@ -202,11 +209,13 @@ class Workspace:
                     continue
                 check()
                 if _is_directory(final):
+                    kept = os.path.join(parent, f".{name}.{secrets.token_hex(4)}")
+                    os.rename(path, kept)
                     warn(
                         self._job,
-                        f"{printable(path)} was not moved to {printable(final)}, where there is a directory already",
+                        f"{job_name(self._job)} also wrote {printable(name)}, which is not among its outputs; it was "
+                        f"moved to {printable(kept)}, for there is a directory {printable(final)} already",
                     )
-                    os.rename(path, os.path.join(parent, f".{name}.{secrets.token_hex(4)}"))
                     continue
                 os.rename(path, final)
                 say(self._job, f"{job_name(self._job)} also wrote {printable(final)}, which is not among its outputs")
