@@ -15,7 +15,7 @@ from typing import Any
 import filelock
 import pytest
 
-from actors import Raised, Stage, announcements, wait_until
+from actors import Raised, Stage, announcements, in_forked_child, wait_until
 from nfsrwlock import (
     HoldStatus,
     LockLostError,
@@ -254,6 +254,20 @@ def interrupted_at(number: int, call: Callable[[], object]) -> bool:
     return False
 
 
+def test_a_forked_child_is_told_that_the_set_is_its_parents(a: Path) -> None:
+    with LockSet(write=a) as held:
+
+        def take() -> str:
+            with pytest.raises(RuntimeError, match="inherited through fork"):
+                held.acquire()
+            with pytest.raises(RuntimeError, match="inherited through fork"), held:
+                pass
+            return held.status
+
+        assert in_forked_child(take) == HoldStatus.FREE
+        held.check()
+
+
 def test_waiting_is_told(a: Path, b: Path) -> None:
     told: list[WaitInfo] = []
     with SoftReadWriteLock(b).read_lock(), pytest.raises(Timeout):
@@ -296,6 +310,33 @@ def test_a_set_is_not_reentrant_and_must_be_held_to_be_released(a: Path) -> None
     locks.release()
     with pytest.raises(LockNotHeldError):
         locks.release()
+
+
+@pytest.mark.parametrize("begin", [LockSet.__enter__, LockSet.acquire])
+def test_a_block_on_a_held_set_is_refused_to_all_but_who_acquired_it(
+    a: Path, begin: Callable[[LockSet], LockSet]
+) -> None:
+    """Two threads in a block on one exclusive set, or a block in a block: the first end would release both."""
+    locks = several(write=[a])
+    begin(locks)
+    refused: list[str] = []
+
+    def enter() -> None:
+        with pytest.raises(RuntimeError, match="re-entrant") as caught, locks:
+            pass
+        refused.append(str(caught.value))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    if begin is LockSet.acquire:
+        locks.__enter__()
+    enter()
+    assert len(refused) == 2
+    assert modes_of(a) == [["write"]]
+    locks.check()
+    locks.__exit__(None, None, None)
+    assert modes_of(a) == [[]]
 
 
 def test_an_acquired_set_releases_itself_at_the_end_of_a_block(a: Path) -> None:
