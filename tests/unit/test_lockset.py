@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import filelock
 import pytest
 
 from actors import Raised, Stage, announcements, in_forked_child, wait_until
+from interrupts import interrupted_at
 from nfsrwlock import (
     HoldStatus,
     LockLostError,
@@ -216,42 +215,20 @@ def test_an_interrupt_at_any_moment_leaves_none(a: Path, b: Path) -> None:
     blocks = several(read=a, write=b)
     for enter in (blocks.acquire, blocks.__enter__):
         calls = 0
-        while interrupted_at(calls, enter):
+        while interrupted_at(calls, lockset, enter):
             assert modes_of(a, b) == [[], []], f"after call {calls} of {enter}"
             blocks.acquire()  # it can be
             blocks.release()
             calls += 1
-        assert calls > 10
+        assert calls > 5
         blocks.release()
     blocks.acquire()
     calls = 0
-    while interrupted_at(calls, blocks.release):
+    while interrupted_at(calls, lockset, blocks.release):
         assert modes_of(a, b) == [[], []], f"after call {calls} of release"
         blocks.acquire()
         calls += 1
     assert calls > 5
-
-
-def interrupted_at(number: int, call: Callable[[], object]) -> bool:
-    """Raise at the end of the ``number``-th call that the module makes meanwhile; return whether there was one."""
-    left = number
-
-    def interrupt(frame: FrameType, event: str, _: object) -> None:
-        nonlocal left
-        caller = frame if event == "c_return" else frame.f_back if event == "return" else None
-        if caller is not None and caller.f_code.co_filename == lockset.__file__:
-            left -= 1
-            if left == -1:
-                raise KeyboardInterrupt
-
-    sys.setprofile(interrupt)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.setprofile(None)
-    return False
 
 
 def test_a_forked_child_is_told_that_the_set_is_its_parents(a: Path) -> None:
