@@ -79,7 +79,9 @@ class Helper:
         self._numbers = itertools.count()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
+        #: The beginning of a word whose end has not come yet. By socket: the last of one helper may be read beside the
+        #: first of the next.
+        self._unread: dict[socket.socket, bytes] = {}
         self._starts = 0
         self._idle_since = 0.0
 
@@ -183,7 +185,7 @@ class Helper:
         finally:
             there.close()
         here.setblocking(False)
-        self._socket, self._process, self._buffer = here, process, b""
+        self._socket, self._process = here, process
         for hold in self._holds.values():
             self._send(_order(hold))
 
@@ -245,6 +247,7 @@ class Helper:
                     self._send({"quit": True})
                     self._disconnect()
                     self._starts = 0
+        self._unread.pop(sock, None)
         sock.close()
         try:
             process.wait(_FAREWELL_S)
@@ -260,7 +263,7 @@ class Helper:
         with self._reading:
             try:
                 while data := sock.recv(65536):
-                    *lines, self._buffer = (self._buffer + data).split(b"\n")
+                    *lines, self._unread[sock] = (self._unread.pop(sock, b"") + data).split(b"\n")
                     for line in lines:
                         self._take_in(json.loads(line))
             except BlockingIOError:

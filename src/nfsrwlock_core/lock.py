@@ -45,6 +45,27 @@ class _Held:
     writer: int | None
     levels: dict[int, int] = field(default_factory=dict)
 
+    def set_level(self, thread: int | None, level: int) -> None:
+        """Set the level of one thread, or of all; to do it twice is to do it once."""
+        if thread is None:
+            self.levels.clear()
+        elif level:
+            self.levels[thread] = level
+        else:
+            self.levels.pop(thread, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _GivenBack:
+    """What a release has decided to do, noted before it is done."""
+
+    held: _Held
+    thread: int | None
+    level: int
+
+    def do(self) -> None:
+        self.held.set_level(self.thread, self.level)
+
 
 class AcquireReturnProxy:
     """What an acquire returns: leaving a ``with`` block on it releases one level of the lock."""
@@ -286,14 +307,17 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         self, mode: Mode, timeout: float | None, blocking: bool | None, on_wait: OnWait | None
     ) -> Iterator[None]:
         taken: list[Mode] = []
+        given_back: list[_GivenBack] = []
         try:
             self._acquire(mode, timeout, blocking, on_wait, taken)
             yield
+            error = self._release(False, given_back)
         except BaseException:
-            if taken:
-                self._release(force=False)
+            if taken and not given_back:
+                with suppress(LockNotHeldError):
+                    self._release(False)
             raise
-        if (error := self._release(force=False)) is not None:
+        if error is not None:
             raise error
 
     def _acquire(
@@ -319,7 +343,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 turn.release()
             if taken:
                 taken.clear()
-                self._release(force=False)
+                self._release(False)
             raise
 
     def _acquire_in_turn(
@@ -437,7 +461,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         :param force: give back all levels, of all threads
         :raises RuntimeError: if the lock is not held, or not by this thread, and ``force`` is false
         """
-        self._release(force=force)
+        self._release(force)
 
     def close(self) -> None:
         """Release the lock if it is held, and refuse to be acquired from now on. An acquire under way gives up."""
@@ -445,19 +469,20 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             return
         with self._internal:
             self._closed = True
-        self._release(force=True)
+        self._release(True)
 
     def _leave_block(self, exception: BaseException | None) -> None:
-        error = self._release(force=False)
+        error = self._release(False)
         if error is not None and exception is None:
             raise error
 
-    def _release(self, *, force: bool) -> LockLostError | None:
-        # Returns what to tell a caller who believes that the work under the lock was guarded to the end.
-        if self._pid != os.getpid():
-            return None
-        given_back: list[_Held] = []
+    def _release(self, force: bool, given_back: list[_GivenBack] | None = None) -> LockLostError | None:
+        # Returns what to tell a caller who believes that the work under the lock was guarded to the end. `given_back`
+        # is empty exactly as long as nothing was released.
+        given_back = [] if given_back is None else given_back
         try:
+            if self._pid != os.getpid():
+                return None
             return self._give_back(force, given_back)
         except LockError:
             raise
@@ -466,20 +491,20 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             if not given_back:
                 with suppress(LockNotHeldError):
                     self._give_back(force, given_back)
-            elif not given_back[0].levels:
-                self._held = None
-                keeper.release_soon(given_back[0].hold)
+            else:
+                self._finish(given_back[0])
             raise
 
-    def _give_back(self, force: bool, given_back: list[_Held]) -> LockLostError | None:
+    def _give_back(self, force: bool, given_back: list[_GivenBack]) -> LockLostError | None:
         with self._internal:
             held = self._held
             if held is None:
                 if force:
                     return None
                 raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: it is not held")
-            self._give_back_level(held, force=force)
-            given_back.append(held)
+            decided = self._decide(held, force=force)
+            given_back.append(decided)
+            decided.do()
             if held.levels:
                 return held.hold.error()
             self._latest_compromise = held.hold.compromise
@@ -489,11 +514,20 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         self._latest_compromise = held.hold.compromise or self._latest_compromise
         return held.hold.lost_error()
 
-    def _give_back_level(self, held: _Held, *, force: bool) -> None:
+    def _finish(self, decided: _GivenBack) -> None:
+        held = decided.held
+        with self._internal:
+            if self._held is held:
+                decided.do()
+                if held.levels:
+                    return
+                self._held = None
+        keeper.release_soon(held.hold)
+
+    def _decide(self, held: _Held, *, force: bool) -> _GivenBack:
         me = threading.get_ident()
         if force:
-            held.levels = {}
-            return
+            return _GivenBack(held, None, 0)
         if me not in held.levels:
             if me != held.hold.callback_thread:
                 whose = f"thread {held.writer}" if held.writer is not None else "other threads"
@@ -501,10 +535,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                     f"cannot release the lock on {self.lock_file!r} in thread {me}: it is held by {whose}"
                 )
             me = next(iter(held.levels))  # on_compromise may release what it was told is lost
-        if held.levels[me] > 1:
-            held.levels[me] -= 1
-        else:
-            del held.levels[me]
+        return _GivenBack(held, me, held.levels[me] - 1)
 
     @classmethod
     def _restore(cls, settings: Settings) -> Self:

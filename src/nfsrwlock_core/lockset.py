@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -42,7 +43,8 @@ class LockSet:
 
     They are taken in the order of their canonical paths, which is the same for everybody, so sets never deadlock each
     other. A path that is both read and written is written. The locks are the set's own; a set does not join locks that
-    its process holds otherwise.
+    its process holds otherwise. A set is held once at a time: a second block on it, be it inside the first, in another
+    thread or in a forked child, raises ``RuntimeError``.
 
     :param read: paths to lock shared; one path or several
     :param write: paths to lock exclusively; one path or several
@@ -91,6 +93,8 @@ class LockSet:
     def _set_up(self, members: Iterable[_Member]) -> None:
         self._members = tuple(members)
         self._is_held = False
+        #: The thread that has called :meth:`acquire` and may yet enter a ``with`` block on what it holds.
+        self._enters: int | None = None
         #: Who holds the set or is about to. One entry: a dict's ``setdefault`` and ``pop`` are atomic to threads and to
         #: signals' exceptions.
         self._turn: dict[str, object] = {}
@@ -207,15 +211,18 @@ class LockSet:
         """
         me = object()
         try:
-            return self._acquire(me, timeout, blocking, on_wait)
+            self._acquire(me, timeout, blocking, on_wait)
+            self._enters = threading.get_ident()
+            return self
         except BaseException:
             self._give_back(me, [])  # all: a signal's exception may have come right after one was taken
             raise
 
-    def _acquire(self, me: object, timeout: float | None, blocking: bool | None, on_wait: OnWait | None) -> Self:
+    def _acquire(self, me: object, timeout: float | None, blocking: bool | None, on_wait: OnWait | None) -> None:
         first = self.locks[0]
         blocking = first.blocking if blocking is None else blocking
         limit = checked_timeout(first.timeout if timeout is None else timeout, blocking=blocking)
+        first._refuse_after_fork()  # what holds it there is the parent
         if self._turn.setdefault(_HOLDER, me) is not me:
             raise RuntimeError("this LockSet is held, or being acquired, already; sets are not re-entrant")
         deadline = time.monotonic() + limit
@@ -224,7 +231,6 @@ class LockSet:
             acquire = member.lock.acquire_write if member.mode is Mode.WRITE else member.lock.acquire_read
             acquire(left, blocking=blocking, on_wait=on_wait)
         self._is_held = True
-        return self
 
     def release(self) -> None:
         """
@@ -255,15 +261,19 @@ class LockSet:
         with ExitStack() as stack:  # each of them, whatever comes between
             for lock in self.locks:
                 stack.callback(_release_into, errors, lock)
-        self._is_held = False
+        self._is_held, self._enters = False, None
         self._turn.pop(_HOLDER, None)
 
     def __enter__(self) -> Self:
-        if self._is_held:
+        # What another thread holds, or a parent before its fork(), or an outer block, is not this block's.
+        if self._is_held and self._enters == threading.get_ident():
+            self.locks[0]._refuse_after_fork()
+            self._enters = None
             return self
         me = object()
         try:
-            return self._acquire(me, None, None, None)
+            self._acquire(me, None, None, None)
+            return self
         except BaseException:
             self._give_back(me, [])
             raise

@@ -10,14 +10,18 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import outages
 from actors import Actor, Raised, Stage, announcements, beat_of, children_of, has_ended, process_state, wait_until
+from nfsrwlock_core.helper import Helper
+from nfsrwlock_core.scheduler import Scheduler
 
 LEASE_S = 2.0
 
@@ -427,3 +431,16 @@ def test_locks_come_and_go_while_others_stay(stage: Stage, path: Path) -> None:
     assert helper_of(actor) == helper
     actor.do("lock.check(); proxy.__exit__(None, None, None)")
     assert [entry.name for entry in path.parent.glob("*.rwlock/write.*")] == []
+
+
+def test_the_last_word_of_one_helper_does_not_garble_the_first_of_the_next() -> None:
+    """One that is replaced may still be read when the next one speaks."""
+    helper = Helper(Scheduler())
+    with ExitStack() as stack:
+        (old, said_last), (new, said_first) = (map(stack.enter_context, socket.socketpair()) for _ in range(2))
+        old.setblocking(False)
+        new.setblocking(False)
+        said_last.send(b'{"hold": 1, "known"')
+        assert helper._read_reports(old)
+        said_first.send(b'{"hold": 2, "known": false, "answers": []}\n')
+        assert helper._read_reports(new)

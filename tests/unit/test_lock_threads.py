@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from actors import Stage, announcements, wait_until
+from interrupts import interrupted_at
 from nfsrwlock import HoldStatus, LockNotHeldError, SoftReadWriteLock, Timeout, break_lock
+from nfsrwlock_core import lock
 
 FORMS = ["thread", "process"]
 
@@ -219,6 +221,28 @@ def test_an_exception_that_a_signal_brings_at_any_moment_leaves_nothing_behind(t
         assert left == []
         assert interrupted > 50
         assert finished > 5
+
+
+@pytest.mark.parametrize("mode", ["read_lock", "write_lock"])
+def test_an_interrupt_at_any_moment_of_a_block_leaves_nothing_held(path: Path, mode: str) -> None:
+    """The window of each is one instruction wide, so a storm of signals finds them once in a blue moon."""
+    held = SoftReadWriteLock(path, is_singleton=False)
+
+    def hold_in_a_block() -> None:
+        with getattr(held, mode)():
+            pass
+
+    def hold_twice() -> None:
+        with getattr(held, mode)(), getattr(held, mode)():
+            pass
+
+    for call in (hold_in_a_block, hold_twice):
+        number = 0
+        while interrupted_at(number, lock, call):
+            wait_until(lambda: not announcements(path))
+            assert not held.is_locked, f"after call {number}"
+            number += 1
+        assert number > 20
 
 
 ALARMED = """

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import filelock
 import pytest
 
-from actors import Raised, Stage, announcements, wait_until
+from actors import Raised, Stage, announcements, in_forked_child, wait_until
+from interrupts import interrupted_at
 from nfsrwlock import (
     HoldStatus,
     LockLostError,
@@ -217,42 +216,34 @@ def test_an_interrupt_at_any_moment_leaves_none(a: Path, b: Path) -> None:
     blocks = several(read=a, write=b)
     for enter in (blocks.acquire, blocks.__enter__):
         calls = 0
-        while interrupted_at(calls, enter):
+        while interrupted_at(calls, lockset, enter):
             assert modes_of(a, b) == [[], []], f"after call {calls} of {enter}"
             blocks.acquire()  # it can be
             blocks.release()
             calls += 1
-        assert calls > 10
+        assert calls > 5
         blocks.release()
     blocks.acquire()
     calls = 0
-    while interrupted_at(calls, blocks.release):
+    while interrupted_at(calls, lockset, blocks.release):
         assert modes_of(a, b) == [[], []], f"after call {calls} of release"
         blocks.acquire()
         calls += 1
     assert calls > 5
 
 
-def interrupted_at(number: int, call: Callable[[], object]) -> bool:
-    """Raise at the end of the ``number``-th call that the module makes meanwhile; return whether there was one."""
-    left = number
+def test_a_forked_child_is_told_that_the_set_is_its_parents(a: Path) -> None:
+    with LockSet(write=a) as held:
 
-    def interrupt(frame: FrameType, event: str, _: object) -> None:
-        nonlocal left
-        caller = frame if event == "c_return" else frame.f_back if event == "return" else None
-        if caller is not None and caller.f_code.co_filename == lockset.__file__:
-            left -= 1
-            if left == -1:
-                raise KeyboardInterrupt
+        def take() -> str:
+            with pytest.raises(RuntimeError, match="inherited through fork"):
+                held.acquire()
+            with pytest.raises(RuntimeError, match="inherited through fork"), held:
+                pass
+            return held.status
 
-    sys.setprofile(interrupt)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.setprofile(None)
-    return False
+        assert in_forked_child(take) == HoldStatus.FREE
+        held.check()
 
 
 def test_waiting_is_told(a: Path, b: Path) -> None:
@@ -297,6 +288,33 @@ def test_a_set_is_not_reentrant_and_must_be_held_to_be_released(a: Path) -> None
     locks.release()
     with pytest.raises(LockNotHeldError):
         locks.release()
+
+
+@pytest.mark.parametrize("begin", [LockSet.__enter__, LockSet.acquire])
+def test_a_block_on_a_held_set_is_refused_to_all_but_who_acquired_it(
+    a: Path, begin: Callable[[LockSet], LockSet]
+) -> None:
+    """Two threads in a block on one exclusive set, or a block in a block: the first end would release both."""
+    locks = several(write=[a])
+    begin(locks)
+    refused: list[str] = []
+
+    def enter() -> None:
+        with pytest.raises(RuntimeError, match="re-entrant") as caught, locks:
+            pass
+        refused.append(str(caught.value))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    if begin is LockSet.acquire:
+        locks.__enter__()
+    enter()
+    assert len(refused) == 2
+    assert modes_of(a) == [["write"]]
+    locks.check()
+    locks.__exit__(None, None, None)
+    assert modes_of(a) == [[]]
 
 
 def test_an_acquired_set_releases_itself_at_the_end_of_a_block(a: Path) -> None:

@@ -1,0 +1,30 @@
+"""An exception as a signal's handler raises it: between any two calls that a module makes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType, ModuleType
+
+
+def interrupted_at(number: int, module: ModuleType, call: Callable[[], object]) -> bool:
+    """Raise at the end of the ``number``-th call that ``module`` makes meanwhile; return whether there was one."""
+    left = number
+
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        caller = frame if event == "c_return" else frame.f_back if event == "return" else None
+        # What ends by a `yield` has not ended.
+        if caller is not None and caller.f_code.co_filename == module.__file__ and not frame.f_code.co_flags & 0x20:
+            left -= 1
+            if left == -1:
+                raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
