@@ -21,6 +21,7 @@ from nfsrwlock import (
     DeadlockError,
     LockLostError,
     LockNotHeldError,
+    LockSet,
     SoftReadWriteLock,
     Timeout,
     break_lock,
@@ -203,6 +204,25 @@ def test_a_childs_check_fails_when_its_parent_is_killed_though_the_marker_is_the
     assert failure in ("LockLostError", "LeaseExpiredError")
     assert float(moment) - killed < 9
     assert len(announcements(tmp_path / "data")) == 1
+
+
+def test_an_exception_right_after_the_locks_were_taken_leaves_them_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = LockSet.acquire
+
+    def interrupted(locks: LockSet, **options: Any) -> None:
+        acquire(locks, **options)
+        raise KeyboardInterrupt
+
+    held = guard(read=tmp_path / "a", write=tmp_path / "b")
+    with monkeypatch.context() as patches:
+        patches.setattr(LockSet, "acquire", interrupted)
+        with pytest.raises(KeyboardInterrupt), held:
+            pass
+    assert announcements(tmp_path / "a") == announcements(tmp_path / "b") == []
+    with held:
+        held.check()
 
 
 def test_wrong_input_is_told(tmp_path: Path) -> None:

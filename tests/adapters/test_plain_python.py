@@ -384,6 +384,24 @@ def test_a_forked_child_is_told_that_a_file_lock_is_void(tmp_path: Path) -> None
         lock.check()
 
 
+def test_an_exception_right_after_a_file_lock_was_taken_leaves_it_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = FileLock(tmp_path / "x.lock")
+
+    def interrupt(lock: FileLock) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patches:
+        patches.setattr("nfsrwlock.filelock_shape.FileLockProxy", interrupt)
+        for take in (lock.acquire, lock.__enter__):
+            with pytest.raises(KeyboardInterrupt):
+                take()
+            assert announcements(tmp_path / "x.lock") == []
+    with lock:
+        assert lock.lock_counter == 1
+
+
 def test_looking_afresh_at_a_pipe_does_not_open_it_and_passes_over_what_is_not_there(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     writer = threading.Thread(target=lambda: (tmp_path / "pipe").open("wb").close())

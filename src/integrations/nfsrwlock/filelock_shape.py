@@ -37,12 +37,16 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class _Context:
     lock: SoftReadWriteLock
+    #: What counts only while the lock is held: it is not in a forked child, nor after a release that was interrupted.
     counter: int = 0
     thread: int = 0
-    #: Of the process that acquired it: what a forked child inherits is no hold.
-    pid: int = 0
     #: What the core gave for the hold; leaving it tells whether the hold was lost.
     grant: AcquireReturnProxy | None = None
+
+    @property
+    def level(self) -> int:
+        """How often it was acquired and not released yet."""
+        return 0 if self.lock.status is HoldStatus.FREE else self.counter
 
 
 class _Cancelled(Exception):
@@ -185,8 +189,7 @@ class FileLock(ContextDecorator):
     @property
     def lock_counter(self) -> int:
         """How often the lock was acquired and not released yet."""
-        context = self._context
-        return context.counter if context.pid == os.getpid() else 0
+        return self._context.level
 
     def check(self) -> None:
         """
@@ -239,21 +242,29 @@ class FileLock(ContextDecorator):
                 )
 
         if self._is_thread_local:
-            self._take(context, limit, blocking, ask)
-            return FileLockProxy(self)
+            return self._taken(context, limit, blocking, ask)
         # One thread at a time waits on disk; another one that comes meanwhile shares what it gets.
         patience = min(limit, threading.TIMEOUT_MAX) if limit >= 0 else -1
         if not self._mutex.acquire(timeout=patience if blocking else 0):
             raise Timeout(self._lock_file, "another thread of this process is waiting for it already")
         try:
             left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
-            self._take(context, left, blocking, ask)
+            return self._taken(context, left, blocking, ask)
         finally:
             self._mutex.release()
-        return FileLockProxy(self)
+
+    def _taken(self, context: _Context, limit: float, blocking: bool, ask: Callable[[WaitInfo], None]) -> FileLockProxy:
+        before = context.level
+        try:
+            self._take(context, limit, blocking, ask)
+            return FileLockProxy(self)
+        except BaseException:
+            if context.level > before:  # a signal's exception came right after it was taken
+                self._release(force=False)
+            raise
 
     def _take(self, context: _Context, limit: float, blocking: bool, ask: Callable[[WaitInfo], None]) -> None:
-        if context.counter and context.pid == os.getpid():
+        if context.level:
             context.lock.check()
             context.counter += 1
             return
@@ -261,7 +272,7 @@ class FileLock(ContextDecorator):
             context.grant = context.lock.acquire_write(limit, blocking=blocking, on_wait=ask)
             self._holding.add(context)
             _mine.locks = [*_locks_of_this_thread(), context.lock]
-            context.thread, context.pid, context.counter = threading.get_ident(), os.getpid(), 1
+            context.thread, context.counter = threading.get_ident(), 1
         except _Cancelled:
             raise Timeout(self._lock_file, "cancel_check asked to stop waiting") from None
         except BaseException:  # also a signal's, right after the grant: nobody would ever release it
@@ -280,19 +291,21 @@ class FileLock(ContextDecorator):
 
     def _release(self, *, force: bool) -> LockLostError | None:
         context = self._context
-        if context.counter == 0:
+        if context.level == 0:
             return None
-        context.counter = 0 if force else context.counter - 1
-        if context.counter:
+        if not force and context.counter > 1:
+            context.counter -= 1
             return None
-        self._holding.discard(context)
         try:
             if context.thread == threading.get_ident() and context.grant is not None:
                 context.grant.__exit__(None, None, None)
-            else:
-                context.lock.release(force=True)  # a hold of the object's may end in another thread
         except LockLostError as error:
             return error
+        finally:
+            # A hold of the object's may end in another thread; and a signal's exception may have come before.
+            context.lock.release(force=True)
+            context.counter = 0
+            self._holding.discard(context)
         return None
 
     def __call__(self, func: _F) -> _F:
@@ -310,8 +323,15 @@ class FileLock(ContextDecorator):
         return super().__call__(func)
 
     def __enter__(self) -> Self:
-        self.acquire()
-        return self
+        context = self._context
+        before = context.level
+        try:
+            self.acquire()
+            return self
+        except BaseException:
+            if self._is_thread_local and context.level > before:  # a signal's exception came right after it was taken
+                self._release(force=False)
+            raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None

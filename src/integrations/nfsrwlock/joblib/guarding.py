@@ -212,9 +212,9 @@ class Guard:
                 own[wish.lock_path] = wish
             else:
                 around.append(hold)
-        locks = self._acquire(own, around)
-        self._locks, self._around, self._is_entered = locks, around, True
         try:
+            locks = self._acquire(own, around)
+            self._around, self._is_entered = around, True
             mine = {} if locks is None else {lock.lock_path: lock for lock in locks.locks}
             witnesses = [lock.witness() for lock in mine.values()]
             for outer in around:
@@ -225,14 +225,15 @@ class Guard:
                 for path, wish in own.items()
             ]
             stand(self._standing)
+            return self
         except BaseException:
-            self._leave(None)
+            self._abandon()
             raise
-        return self
 
     def _acquire(self, own: dict[str, Wish], around: list[Standing | HoldWitness]) -> LockSet | None:
         while own:
-            locks = LockSet(
+            # Noted before it is held, so that a signal's exception right after the grant leaves nothing behind.
+            self._locks = locks = LockSet(
                 [wish.path for wish in own.values() if wish.mode == "read"],
                 [wish.path for wish in own.values() if wish.mode == "write"],
                 **self._options,
@@ -240,9 +241,18 @@ class Guard:
             try:
                 return locks.acquire(on_wait=partial(refuse_parents, own, self._options))
             except Borrow as borrow:
+                self._locks = None
                 del own[borrow.lock_path]
                 around.append(borrow.witness)
         return None
+
+    def _abandon(self) -> None:
+        # Whatever of it there is: not entered, or left half-way.
+        end(self._standing)
+        self._standing, self._is_entered, self._around, self._witnesses = [], False, [], ()
+        for lock in () if self._locks is None else self._locks.locks:
+            lock.release(force=True)
+        self._locks = None
 
     def _witness_of(self, lock_path: str) -> HoldWitness:
         return next(witness for witness in self._witnesses if witness.lock_path == lock_path)
@@ -254,17 +264,17 @@ class Guard:
             self._leave(exc_value)
 
     def _leave(self, exception: BaseException | None) -> None:
-        end(self._standing)
-        locks, self._locks, self._standing, self._is_entered = self._locks, None, [], False
-        around, self._around = self._around, []
         try:
-            if exception is None:
-                for hold in around:
-                    hold.check()
+            end(self._standing)
+            try:
+                if exception is None:
+                    for hold in self._around:
+                        hold.check()
+            finally:
+                if self._locks is not None:
+                    self._locks.__exit__(type(exception) if exception is not None else None, exception, None)
         finally:
-            self._witnesses = ()
-            if locks is not None:
-                locks.__exit__(type(exception) if exception is not None else None, exception, None)
+            self._abandon()
 
 
 def _check_any(lock: SoftReadWriteLock, witness: HoldWitness) -> None:
