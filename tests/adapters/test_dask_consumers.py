@@ -381,9 +381,7 @@ def test_locks_of_every_shape_are_taken_for_a_time_or_not_at_all(tmp_path: Path,
         together.release()
 
 
-@pytest.mark.parametrize(
-    "members", [(), (None,), ("lock",), (7,), (Lock,), (asyncio.Lock(),), (asyncio.Semaphore(),)], ids=repr
-)
+@pytest.mark.parametrize("members", [(), (None,), ("lock",), (7,), (Lock,), (asyncio.Lock(),), (asyncio.Semaphore(),)])
 def test_what_cannot_be_combined_is_refused(members: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="lock"):
         combine(*members)

@@ -190,6 +190,27 @@ def _measured(dask_scheduler: Any) -> bool:
     return any("nfsrwlock-wait" in key for key in spent)
 
 
+def _tell_of_a_wait() -> str:
+    from distributed import get_worker
+
+    from nfsrwlock.dask.ledger import ledger
+
+    ledger.tell({"action": "waited", "mode": "read", "path": "/x", "seconds": 1.0})
+    return get_worker().address
+
+
+def test_of_several_workers_in_one_process_the_one_whose_task_waited_tells_of_it() -> None:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        install(client)
+        address = client.submit(_tell_of_a_wait).result()
+        wait_until(lambda: bool(events(client, "waited")))
+        time.sleep(0.2)
+        assert [event["worker"] for event in events(client, "waited")] == [address]
+
+
 def test_the_plugin_s_end_releases_nothing(client: Any, tmp_path: Path) -> None:
     path, go = tmp_path / "x", tmp_path / "go"
     holder = client.submit(hold_until, Lock(path), str(go), pure=False)

@@ -23,6 +23,7 @@ from distributed import Client, Nanny, NannyPlugin, Scheduler, SchedulerPlugin, 
 from nfsrwlock_core import LockError, break_lock, inspect
 
 from .ledger import USED_MAX, Event, Used, ledger
+from .place import current_worker
 from .settings import configured, positive
 
 logger: Final = logging.getLogger("nfsrwlock.dask")
@@ -90,6 +91,9 @@ class WorkerLocks(WorkerPlugin):
             ledger.listeners.remove(self._log)
 
     def _log(self, event: Event) -> None:
+        # Workers of one process have one ledger: all may come to hold what it knows, but one of them waited.
+        if event["action"] != "uses" and current_worker() not in (None, self._worker):
+            return
         try:
             self._worker.log_event(TOPIC, event)
         except Exception:  # the loop has ended: nobody listens any more, and the lock is not concerned
