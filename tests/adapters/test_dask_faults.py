@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,21 @@ from nfsrwlock.dask.plugins import TOPIC, WorkerLocks, _Known, evict_dead
 LONG: dict[str, Any] = {"heartbeat_interval": "30s", "stale_threshold": "90s", "heartbeat": "thread"}
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Any]:
+@contextmanager
+def new_pair() -> Iterator[Any]:
     """Two worker processes with one thread each, and the plugins."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         install(client)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Any]:
+    """One pair for all tests that do not spoil it."""
+    with new_pair() as client:
         yield client
 
 
@@ -61,6 +69,10 @@ def pid_of_holder(path: Path) -> int:
 
 def worker_of(client: Any, pid: int) -> str:
     return next(address for address, other in client.run(os.getpid).items() if other == pid)
+
+
+def _knows(dask_scheduler: Any, key: str) -> bool:
+    return key in dask_scheduler.tasks
 
 
 def events(client: Any, action: str) -> list[dict[str, Any]]:
@@ -85,6 +97,8 @@ def test_the_nanny_evicts_a_dead_worker_for_those_who_cannot_see_that_it_is_dead
     os.kill(pid, signal.SIGSTOP)  # its process is alive: nobody may evict it
     assert evict_dead(pid, [(str(path), None)], 0.3) == []
     task.cancel()
+    # Else the other worker may be given the task before the scheduler hears of its end.
+    wait_until(lambda: not client.run_on_scheduler(_knows, key=task.key))
     os.kill(pid, signal.SIGKILL)
     # Nobody asks for the lock here, so nobody else evicts.
     wait_until(lambda: not is_held(path), 10)
@@ -137,19 +151,18 @@ async def _remove(dask_scheduler: Any, address: str) -> None:
     await dask_scheduler.remove_worker(address, stimulus_id="test", close=False)
 
 
-def test_retiring_a_worker_takes_no_lock_from_its_task(client: Any, tmp_path: Path) -> None:
+def test_retiring_a_worker_takes_no_lock_from_its_task(tmp_path: Path) -> None:
     path, go = tmp_path / "x", tmp_path / "go"
-    holder = client.submit(hold_until, Lock(path, **LONG), str(go), pure=False)
-    pid = pid_of_holder(path)
-    token = inspect(path).holders[0].token
-    address = worker_of(client, pid)
-    client.retire_workers([address], close_workers=False, remove=False)
-    time.sleep(1)
-    assert [peer.token for peer in inspect(path).holders] == [token]
-    go.touch()
-    wait_until(lambda: not is_held(path))
-    del holder
-    client.restart()
+    with new_pair() as client:
+        holder = client.submit(hold_until, Lock(path, **LONG), str(go), pure=False)
+        pid = pid_of_holder(path)
+        token = inspect(path).holders[0].token
+        client.retire_workers([worker_of(client, pid)], close_workers=False, remove=False)
+        time.sleep(1)
+        assert [peer.token for peer in inspect(path).holders] == [token]
+        go.touch()
+        wait_until(lambda: not is_held(path))
+        del holder
 
 
 def test_a_restart_frees_the_locks_of_the_processes_that_it_ended_and_of_no_other(client: Any, tmp_path: Path) -> None:
