@@ -49,6 +49,16 @@ def pid_of_known_holder(client: Any, path: str | Path) -> int:
     return pid
 
 
+def cancel(client: Any, task: Any) -> None:
+    """Cancel a task and wait until the scheduler knows: else another worker may be given it when this one dies."""
+    task.cancel()
+    wait_until(lambda: not client.run_on_scheduler(_knows, key=task.key))
+
+
+def _knows(dask_scheduler: Any, key: str) -> bool:
+    return key in dask_scheduler.tasks
+
+
 def overlap(path: str, mark: str, seconds: float) -> bool:
     """Stay alone in ``path`` for some time; return whether somebody else was there, too."""
     inside = Path(f"{path}.inside.{mark}")

@@ -20,6 +20,7 @@ from distributed import Client
 from actors import children_of
 from adapters.dask_tasks import (
     PATIENCE_S,
+    cancel,
     hold_first_time,
     hold_until,
     is_held,
@@ -113,7 +114,7 @@ def test_the_nanny_of_a_worker_that_was_started_by_hand_evicts_it_when_it_is_dea
     path = tmp_path / "x"
     task = hosts.submit(hold_until, Lock(path, **LONG), str(tmp_path / "never"), workers=name, pure=False)
     pid = stop_holder(hosts, path)
-    task.cancel()
+    cancel(hosts, task)
     os.kill(pid, signal.SIGKILL)
     wait_for_eviction(hosts, path)
     hosts.wait_for_workers(2, timeout=PATIENCE_S)
@@ -232,7 +233,7 @@ def test_a_worker_of_dask_jobqueue_whose_nanny_hangs_is_evicted_by_its_neighbour
         assert client.gather(works) == [False] * 8
         task = client.submit(hold_until, Lock(path, **LONG), str(tmp_path / "never"), pure=False)
         pid = stop_holder(client, path)
-        task.cancel()
+        cancel(client, task)
         os.kill(parent_of(pid), signal.SIGSTOP)  # the nanny neither helps nor refuses: worse than if it were dead
         os.kill(pid, signal.SIGKILL)
         wait_for_eviction(client, path)

@@ -17,6 +17,7 @@ from distributed import Client, LocalCluster
 
 from adapters.dask_tasks import (
     PATIENCE_S,
+    cancel,
     hold_first_time,
     hold_gil_then_check,
     hold_until,
@@ -71,10 +72,6 @@ def worker_of(client: Any, pid: int) -> str:
     return next(address for address, other in client.run(os.getpid).items() if other == pid)
 
 
-def _knows(dask_scheduler: Any, key: str) -> bool:
-    return key in dask_scheduler.tasks
-
-
 def events(client: Any, action: str) -> list[dict[str, Any]]:
     return [event for _, event in client.get_events(TOPIC) if event["action"] == action]
 
@@ -96,9 +93,7 @@ def test_the_nanny_evicts_a_dead_worker_for_those_who_cannot_see_that_it_is_dead
     pid = pid_of_known_holder(client, path)
     os.kill(pid, signal.SIGSTOP)  # its process is alive: nobody may evict it
     assert evict_dead(pid, [(str(path), None)], 0.3) == []
-    task.cancel()
-    # Else the other worker may be given the task before the scheduler hears of its end.
-    wait_until(lambda: not client.run_on_scheduler(_knows, key=task.key))
+    cancel(client, task)
     os.kill(pid, signal.SIGKILL)
     # Nobody asks for the lock here, so nobody else evicts.
     wait_until(lambda: not is_held(path), 10)
