@@ -62,7 +62,7 @@ demo: .venv/.dev ## a genome index shared by jobs that are killed, and by Snakem
 test-snakemake-versions: ## the tests of the adapter for Snakemake with older releases (an environment each; five minutes)
 	PYTHON=$(PYTHON) tests/adapters/snakemake_versions $(SNAKEMAKE_VERSIONS)
 
-test-snakemake: .venv/.dev ## locked Snakemake workflows: 200 rewrites, or REWRITES=n (ten minutes; n: fewer)
+test-snakemake: .venv/.dev ## locked Snakemake workflows: 200 rewrites of a file, 200 of a directory, or REWRITES=n (half an hour)
 	NFSRWLOCK_TEST_REWRITES=$(REWRITES) $(BIN)/python -m pytest tests/adapters/test_snakemake_outputs.py \
 	    -k never_see --timeout 1800 $(PYTEST_ARGS)
 

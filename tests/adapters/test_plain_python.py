@@ -116,6 +116,21 @@ def test_a_build_that_fetches_its_own_path_is_told_so(tmp_path: Path) -> None:
         fetch(tmp_path / "data", lambda path: fetch(tmp_path / "data", Path.touch))
 
 
+@pytest.mark.parametrize("length", [213, 214, 248])
+def test_what_may_be_locked_may_be_built_however_long_its_name(tmp_path: Path, length: int) -> None:
+    path = tmp_path / ("x" * length)
+    with pytest.raises(RuntimeError), fetch(path, _fails):
+        pass
+    with fetch(path, lambda mine: mine.write_text("built")) as got:
+        assert Path(got).read_text() == "built"
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def _fails(mine: Path) -> None:
+    mine.write_text("half")
+    raise RuntimeError
+
+
 def test_a_build_that_makes_nothing_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(LockPathError, match=r"was not made by build\(\)"):
         fetch(tmp_path / "data", lambda path: None)

@@ -7,6 +7,7 @@ does not promise: that a program which does not go through :func:`fetch`, or tak
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import shutil
@@ -26,6 +27,8 @@ from .options import LockOptions, refuse_unknown
 from .own_holds import OwnHold, joined, note
 
 _SUFFIX: Final = ".partial"
+#: So long may a name be (Linux, all its file systems, bytes) that its private sibling's carries it.
+_CARRIED_MAX: Final = 255 - len("..") - 32 - len(_SUFFIX)
 
 #: The locks under which this thread or task is building right now.
 _building: ContextVar[frozenset[str]] = ContextVar("nfsrwlock_building", default=frozenset())
@@ -189,7 +192,7 @@ def _stop_waiting(target: Path, before: tuple[int, ...] | None, info: WaitInfo) 
 
 def _build(lock: SoftReadWriteLock, target: Path, build: Callable[[Path], object]) -> None:
     _remove_leftovers(target)
-    mine = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_SUFFIX}")
+    mine = _new_sibling(target)
     token = _building.set(_building.get() | {lock.lock_path})
     try:
         build(mine)
@@ -212,16 +215,25 @@ def _publish(mine: Path, target: Path) -> None:
     aside = None
     if os.path.lexists(target) and (target.is_dir() or mine.is_dir()):
         # rename(2) replaces a file, but no directory with something in it.
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}{_SUFFIX}")
+        aside = _new_sibling(target)
         os.rename(target, aside)
     os.rename(mine, target)
     if aside is not None:
         _remove(aside)
 
 
+def _new_sibling(target: Path) -> Path:
+    return target.with_name(f"{_prefix(target)}{uuid.uuid4().hex}{_SUFFIX}")
+
+
+def _prefix(target: Path) -> str:
+    name = os.fsencode(target.name)
+    return f".{target.name if len(name) <= _CARRIED_MAX else hashlib.sha256(name).hexdigest()}."
+
+
 def _remove_leftovers(target: Path) -> None:
     # Of builders that were killed. Whoever builds holds the lock exclusively, so no other one is at work.
-    prefix = f".{target.name}."
+    prefix = _prefix(target)
     for name in os.listdir(target.parent):
         token = name.removeprefix(prefix).removesuffix(_SUFFIX)
         if name == f"{prefix}{token}{_SUFFIX}" and len(token) == 32 and set(token) <= set("0123456789abcdef"):
