@@ -153,5 +153,5 @@ def test_a_coroutine_that_is_cancelled_while_it_waits_leaves_nothing_and_harms_n
 
     ends = asyncio.run(program())
     assert [isinstance(end, asyncio.CancelledError) for end in ends] == [True, False, True, False]
-    assert order == [1, 3]
+    assert sorted(order) == [1, 3]  # who is first is decided when the lock comes free: 1 may be giving way to 0 still
     assert [entry.name for entry in Path(f"{path}.rwlock").iterdir() if not entry.name.startswith("gen.")] == []
