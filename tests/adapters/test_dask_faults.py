@@ -49,7 +49,7 @@ def new_pair() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Any]:
-    """One pair for all tests that do not spoil it."""
+    """One pair for all tests whose workers end by signals only, after which their nannies start others."""
     with new_pair() as client:
         yield client
 
@@ -160,17 +160,18 @@ def test_retiring_a_worker_takes_no_lock_from_its_task(tmp_path: Path) -> None:
         del holder
 
 
-def test_a_restart_frees_the_locks_of_the_processes_that_it_ended_and_of_no_other(client: Any, tmp_path: Path) -> None:
+def test_a_restart_frees_the_locks_of_the_processes_that_it_ended_and_of_no_other(tmp_path: Path) -> None:
     path, other = tmp_path / "x", tmp_path / "other"
-    client.submit(hold_until, Lock(path, **LONG), str(tmp_path / "never"), pure=False)
-    pid = pid_of_holder(path)
-    with Lock(other) as mine:
-        client.restart()
-        wait_until(lambda: not is_held(path), 10)
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-        mine.check()
-        assert is_held(other)
+    with new_pair() as client:
+        client.submit(hold_until, Lock(path, **LONG), str(tmp_path / "never"), pure=False)
+        pid = pid_of_known_holder(client, path)
+        with Lock(other) as mine:
+            # A nanny of distributed's whose worker took long to end does not always come back; that is not waited for.
+            client.restart(wait_for_workers=False)
+            wait_until(lambda: not is_held(path), 10)
+            wait_until(lambda: not Path(f"/proc/{pid}").exists(), 10)
+            mine.check()
+            assert is_held(other)
 
 
 def test_held_and_awaited_locks_are_metrics_and_waits_are_measured(client: Any, tmp_path: Path) -> None:
