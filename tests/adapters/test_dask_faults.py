@@ -234,7 +234,7 @@ def test_the_plugin_s_end_releases_nothing(client: Any, tmp_path: Path) -> None:
 def test_the_scheduler_remembers_of_each_worker_as_many_locks_as_the_worker_itself() -> None:
     known = _Known(1, "host", None)
     for number in (*range(USED_MAX + 5), 7):
-        known.use((str(number), None))
+        known.locks.use((str(number), None))
     paths = [path for path, _ in known.locks]
     assert (len(paths), paths[0], paths[-1]) == (USED_MAX, "5", "7")
 

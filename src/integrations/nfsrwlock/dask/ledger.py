@@ -23,6 +23,19 @@ Event = dict[str, Any]
 Used = tuple[str, str | None]
 
 
+class Recent(OrderedDict[Used, None]):
+    """Locks that a process may come to hold, the latest last, and no more of them than :data:`USED_MAX`."""
+
+    def use(self, lock: Used) -> bool:
+        """Note a lock as the latest; return whether it was not there."""
+        is_new = lock not in self
+        self[lock] = None
+        self.move_to_end(lock)
+        if len(self) > USED_MAX:
+            self.popitem(last=False)
+        return is_new
+
+
 class Ledger:
     """The one book of a process; see :data:`ledger`."""
 
@@ -30,7 +43,7 @@ class Ledger:
         self.lock = threading.RLock()
         self._held: Counter[str] = Counter()
         self._awaited: Counter[str] = Counter()
-        self._used: OrderedDict[Used, None] = OrderedDict()
+        self._used = Recent()
         #: Called with each event, from any thread.
         self.listeners: list[Callable[[Event], None]] = []
 
@@ -53,11 +66,7 @@ class Ledger:
         """Note, before anything is announced on disk, that this process may come to hold the lock on ``path``."""
         key = (path, lock_dir)
         with self.lock:
-            is_new = key not in self._used
-            self._used[key] = None
-            self._used.move_to_end(key)
-            if len(self._used) > USED_MAX:
-                self._used.popitem(last=False)
+            is_new = self._used.use(key)
         if is_new:
             self.tell({"action": "uses", "pid": os.getpid(), "locks": [list(key)]})
 

@@ -22,7 +22,7 @@ from distributed import Client, Nanny, NannyPlugin, Scheduler, SchedulerPlugin, 
 
 from nfsrwlock_core import LockError, break_lock, inspect
 
-from .ledger import USED_MAX, Event, Used, ledger
+from .ledger import Event, Recent, Used, ledger
 from .place import current_worker
 from .settings import configured, positive
 
@@ -118,14 +118,7 @@ class _Known:
     pid: int
     host: str
     nanny: str | None
-    locks: dict[Used, None] = field(default_factory=dict)
-
-    def use(self, lock: Used) -> None:
-        """Note that the worker may come to hold ``lock``: the latest last, and no more than a worker notes itself."""
-        self.locks.pop(lock, None)
-        self.locks[lock] = None
-        if len(self.locks) > USED_MAX:
-            del self.locks[next(iter(self.locks))]
+    locks: Recent = field(default_factory=Recent)
 
 
 class SchedulerEviction(SchedulerPlugin):
@@ -163,7 +156,7 @@ class SchedulerEviction(SchedulerPlugin):
         if known is None or known.pid != msg["pid"]:
             known = self._known[worker.address] = _Known(msg["pid"], worker.host, worker.nanny)
         for path, lock_dir in msg["locks"]:
-            known.use((path, lock_dir))
+            known.locks.use((path, lock_dir))
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Distributed calls this when it has removed a worker, for whatever reason."""
