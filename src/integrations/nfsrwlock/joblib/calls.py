@@ -205,8 +205,7 @@ class TaskCall(Call):
     def __init__(self, store: LockingStoreBackend, call_id: CallId, function: Callable[[], Any]) -> None:
         super().__init__(store, call_id, function)
         self._lock: Final = AsyncSoftReadWriteLock(self._lock_file, is_singleton=False, **store.lock_options)
-        #: The lock of a memory map of this process, and what gives it back.
-        self._borrowed: tuple[SoftReadWriteLock, Callable[[], object]] | None = None
+        self._loan = mapping.Loan(self._lock_file)
 
     async def run(self, steps: Coroutine[Any, Any, _R]) -> _R:
         """Run the steps and return their result."""
@@ -223,17 +222,11 @@ class TaskCall(Call):
 
     async def _acquire_read(self) -> CanCheck:
         try:
-            await self._lock.acquire_read(on_wait=self._borrow)
-        except _MappedHere:
-            if self._borrowed is not None:
-                return self._borrowed[0]
-            raise
+            await self._lock.acquire_read(on_wait=self._loan.instead_of_waiting)
+        except mapping.Borrowed:
+            assert self._loan.lock is not None
+            return self._loan.lock
         return self._lock
-
-    def _borrow(self, info: WaitInfo) -> None:
-        self._borrowed = mapping.borrow(self._lock_file)
-        if self._borrowed is not None:
-            raise _MappedHere
 
     async def _acquire_write(self, on_wait: OnWait) -> CanCheck:
         make_way(self._lock.lock_path)
@@ -241,9 +234,9 @@ class TaskCall(Call):
         return self._lock
 
     def _keep(self, maps: list[Any]) -> bool:
-        borrowed, self._borrowed = self._borrowed, None
-        if borrowed is not None:
-            mapping.keep_for(maps, self._lock_file, *borrowed)
+        if (borrowed := self._loan.lock) is not None:
+            loan, self._loan = self._loan, mapping.Loan(self._lock_file)
+            mapping.keep_for(maps, self._lock_file, borrowed, loan.give_back)
             return True
         # A task's hold ends with the task, and maps may outlive it: they get their own, unless somebody waits to write.
         own = self._store.lock_for(self.call_id)
@@ -256,7 +249,5 @@ class TaskCall(Call):
 
     async def give(self) -> None:  # noqa: D102 - see Call
         restore(self._before)
-        borrowed, self._borrowed = self._borrowed, None
-        if borrowed is not None:
-            borrowed[1]()
+        self._loan.give_back()
         await self._lock.release(force=True)

@@ -15,10 +15,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
-from nfsrwlock_core import SoftReadWriteLock, WaitInfo
+from nfsrwlock_core import SoftReadWriteLock
 
 from . import mapping
 
@@ -84,10 +83,6 @@ _kept: Final[dict[str, _Hold]] = {}
 _given_back: Final[dict[str, float]] = {}
 
 
-class _Borrowed(Exception):
-    """A memory map of this process holds the lock, and somebody between it and us waits."""
-
-
 class Reader:
     """
     One reader's part in a shared hold of this process: in a kept one, or in its own, which may be kept afterwards.
@@ -100,14 +95,13 @@ class Reader:
         self._lock: Final = lock
         self._linger: Final = linger
         self._hold: _Hold | None = None
-        #: The lock of a memory map of this process, and what gives it back.
-        self._borrowed: tuple[SoftReadWriteLock, Callable[[], object]] | None = None
+        self._loan: Final = mapping.Loan(lock.lock_file)
 
     @property
     def lock(self) -> SoftReadWriteLock:
         """By what it is read."""
-        if self._borrowed is not None:
-            return self._borrowed[0]
+        if (borrowed := self._loan.lock) is not None:
+            return borrowed
         return self._lock if self._hold is None else self._hold.lock
 
     def enter(self) -> SoftReadWriteLock:
@@ -120,8 +114,8 @@ class Reader:
             return joined
         self._hold = hold = _Hold(self._lock, self)
         try:
-            self._lock.acquire_read(on_wait=self._borrow)
-        except _Borrowed:
+            self._lock.acquire_read(on_wait=self._loan.instead_of_waiting)
+        except mapping.Borrowed:
             self._hold = None
             return self.lock
         now = time.monotonic()
@@ -129,11 +123,6 @@ class Reader:
             if now - _given_back.get(self._lock.lock_path, -self._linger) < self._linger:
                 hold.until = now + self._linger
         return self._lock
-
-    def _borrow(self, info: WaitInfo) -> None:
-        self._borrowed = mapping.borrow(self._lock.lock_file)
-        if self._borrowed is not None:
-            raise _Borrowed
 
     def _join(self) -> SoftReadWriteLock | None:
         with _mutex:
@@ -150,9 +139,7 @@ class Reader:
 
     def leave(self) -> None:
         """End the reading; does nothing if it has ended."""
-        borrowed, self._borrowed = self._borrowed, None
-        if borrowed is not None:
-            borrowed[1]()
+        self._loan.give_back()
         hold = self._hold
         if hold is None:
             return

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from nfsrwlock_core import SoftReadWriteLock
+from nfsrwlock_core import SoftReadWriteLock, WaitInfo
 
 _NO_DATA: Final = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.FrameType)
 
@@ -30,20 +30,46 @@ def is_mapped_here(lock_file: str) -> bool:
     return lock_file in _living
 
 
-def borrow(lock_file: str) -> tuple[SoftReadWriteLock, Callable[[], object]] | None:
-    """
-    Keep the hold of a living memory map of this process, beyond the map's end if need be.
+class Borrowed(Exception):
+    """Ends a wait: a living memory map of this process holds the lock, and its hold is borrowed."""
 
-    Whoever reads what it has mapped already would wait behind a writer that waits for the map.
 
-    :returns: the lock by which it is held, and what gives it back; ``None`` if there is none that stands
+class Loan:
     """
-    with _mutex:
-        for hold in list(_living.get(lock_file, ())):
-            if hold.lock.is_locked:
-                hold.count += 1
-                return hold.lock, hold.one_less
-    return None
+    The hold of a memory map of this process, kept for a reader, beyond the map's end if need be.
+
+    Whoever reads what this process has mapped already would wait behind a writer that waits for the map.
+
+    :param lock_file: on which it is held
+    """
+
+    def __init__(self, lock_file: str) -> None:
+        self._lock_file: Final = lock_file
+        self._hold: _Hold | None = None
+
+    @property
+    def lock(self) -> SoftReadWriteLock | None:
+        """The lock by which it is held; ``None`` if nothing is borrowed."""
+        return None if self._hold is None else self._hold.lock
+
+    def instead_of_waiting(self, info: WaitInfo) -> None:
+        """
+        Take up the loan, if there is a hold that stands. To be called at each pause of an acquire.
+
+        :raises Borrowed: if it is taken up
+        """
+        with _mutex:
+            for hold in list(_living.get(self._lock_file, ())):
+                if hold.lock.is_locked:
+                    hold.count += 1
+                    self._hold = hold
+                    raise Borrowed
+
+    def give_back(self) -> None:
+        """End the loan; does nothing if there is none."""
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.one_less()
 
 
 def maps_in(value: object) -> list[mmap.mmap]:
