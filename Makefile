@@ -76,7 +76,12 @@ example-dask: .venv/.dev ## many tasks of a Dask cluster update one file; a work
 	$(BIN)/python examples/dask/run.py
 
 test: lint ## lint, then every test that needs neither root nor NFS
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal --durations 10 $(SUITES) $(PYTEST_ARGS)
+	@# First those that do not mind others beside them. It is an error (5) if nothing is selected, but not in one part.
+	@part() { $(BIN)/python -m pytest --durations 10 $(SUITES) "$$@" $(PYTEST_ARGS) || return $$?; }; \
+	part -n $(PYTEST_WORKERS) --dist worksteal -m "not alone"; many=$$?; \
+	[ $$many = 0 ] || [ $$many = 5 ] || exit $$many; \
+	part -m alone; alone=$$?; \
+	[ $$alone = 5 ] && exit $$many || exit $$alone
 
 test-slurm: .venv/.slurm ## locked Snakemake workflows on a real Slurm with two nodes (root; under four minutes)
 	$(BIN)/python tests/slurm/cluster.py install

@@ -11,6 +11,7 @@ import pytest
 from adapters.dask_tasks import cost
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("heartbeat", [None, "thread"], ids=["default", "thread"])
 def test_lock_and_unlock_cost_at_most_twice_the_core_s_and_less_than_distributed_s(
     client: Any, tmp_path: Path, heartbeat: str | None

@@ -51,6 +51,7 @@ print(1000 * (time.process_time() - between), 1000 * (between - began))
 """
 
 
+@pytest.mark.alone
 def test_a_job_with_locks_that_are_free_takes_at_most_10_ms_longer(scene: Scene) -> None:
     scene.write("ref/in", "data\n")
     scene.snakefile(WORKFLOW)
@@ -71,6 +72,7 @@ def test_a_job_with_locks_that_are_free_takes_at_most_10_ms_longer(scene: Scene)
     pytest.fail(f"milliseconds more per job: {measured}")
 
 
+@pytest.mark.alone
 def test_the_import_takes_at_most_100_ms_beyond_snakemake_s() -> None:
     def measure() -> tuple[float, float]:
         done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=60, check=True)

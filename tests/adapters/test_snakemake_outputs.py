@@ -109,9 +109,10 @@ def fail_while_another_one_makes_it(scene: Scene, more: str) -> bool:
     scene.snakefile(more + FAILING, "a/Snakefile")
     scene.snakefile(MAKING, "b/Snakefile")
     scene.write("a/submit", 'setsid nohup sh "$1" > job.log 2>&1 < /dev/null &\necho $$\n')
+    scene.write("a/status", "if [ -e ../told ]; then echo failed; else echo running; fi\n")
     a = scene.start(
         *("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "sh submit", "--jobs", "1"),
-        *("--seconds-between-status-checks", "6"),
+        *("--cluster-generic-status-cmd", "sh status", "--seconds-between-status-checks", "1"),
         directory="a",
     )
     scene.wait_for(lambda: scene.exists("a/job.log") and "begun" in scene.read("a/job.log"))
@@ -121,6 +122,7 @@ def fail_while_another_one_makes_it(scene: Scene, more: str) -> bool:
     scene.write("go", "")
     b.end(0)
     assert a.process.poll() is None, "A's main process has not yet heard of the failure"
+    scene.write("told", "")
     a.end(1)
     return scene.exists("ref/x") and scene.read("ref/x") == "whole\n"
 

@@ -110,6 +110,7 @@ def seconds_until(condition: Callable[[], bool]) -> float:
     return wait_until(condition, pause=0.005)
 
 
+@pytest.mark.alone
 def test_after_a_kill_the_helper_removes_the_markers_and_ends_within_a_second(stage: Stage, path: Path) -> None:
     # The best of three, for the machine may have other things to do.
     took = []
@@ -300,6 +301,7 @@ def test_a_release_waits_for_a_beat_that_is_under_way(stage: Stage, path: Path) 
     assert announcements(path) == []
 
 
+@pytest.mark.alone
 def test_beats_that_come_after_the_release_leave_nothing_and_alarm_nobody(stage: Stage, path: Path) -> None:
     # The helper learns too late of twenty releases: it is stopped then, and goes on when all the beats are due.
     names = [f"data{number}" for number in range(20)]

@@ -68,6 +68,7 @@ def test_all_errors_are_below_one_base_class() -> None:
 YARDSTICK, YARDSTICK_S = "import asyncio, email.message, logging", 0.040
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("code", ["from nfsrwlock import SoftReadWriteLock", "import nfsrwlock"])
 def test_an_import_takes_less_than_fifty_milliseconds(code: str) -> None:
     # Python's own start is taken off. CPU time, not time that passes, and in turns, because the machine may be busy.
