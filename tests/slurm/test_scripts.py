@@ -39,11 +39,12 @@ def test_a_script_holds_its_lock_to_its_end_and_status_names_its_job(scene: Slur
     job = submit(
         scene,
         "set -euo pipefail; nfsrwlock hold --read data --timeout 60 --heartbeat 1 --pid $$\n"
-        "srun cat data; touch at; sleep 6",
+        "srun cat data; touch at; while [ ! -e go ]; do sleep 0.1; done",
     )
     scene.wait_for(lambda: scene.exists("at"))
     scene.wait_for(lambda: [holder["job"] for holder in holders(scene)] == [job])  # from its first heartbeat on
     assert [holder["mode"] for holder in holders(scene)] == ["read"]
+    scene.write("go", "")
     scene.wait_for(lambda: not scene.locks())
     assert "data\n" in scene.read("out")
 
