@@ -61,6 +61,7 @@ def main() -> int:
         memory(given)  # imports joblib, which takes a while, and not the same for all
         meet("begun", len(ROLES))
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Persisting input arguments took")  # a slow disk, or a busy machine
         logging.getLogger().addHandler(_Complaint())
         print(json.dumps(globals()[given.role](given, random.Random(given.seed))))
         return 0

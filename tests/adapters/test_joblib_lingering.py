@@ -20,6 +20,9 @@ from nfsrwlock.joblib import Memory
 
 pytest.importorskip("joblib")
 
+#: joblib warns of a slow disk, which a busy machine has as well.
+pytestmark = pytest.mark.filterwarnings("ignore:Persisting input arguments took")
+
 #: Longer than any pause of a busy machine, so that what these tests see does not hang on its speed.
 LONG_S = 10
 
@@ -262,7 +265,8 @@ def test_a_process_that_ends_gives_back_what_it_has_kept(tmp_path: Path) -> None
         "print(sum(name.startswith('read.') for _, names, _ in os.walk('.') for name in names))\n"
         "print(time.monotonic())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-W", "ignore:Persisting input arguments took", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     ended = time.monotonic()
     kept, at_its_last_line = done.stdout.split()
     assert (kept, done.stderr) == ("1", "")

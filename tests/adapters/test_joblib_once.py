@@ -149,7 +149,7 @@ def test_a_store_is_read_by_joblib_itself(stage: Stage, directory: Path) -> None
     script = "import sys; sys.path.insert(0, ''); from joblib_scene import *; print(cached(sys.argv[1], 'work')(1))"
     for kind in ("item", "joblib", "item"):
         done = subprocess.run(
-            [sys.executable, "-c", script, kind],
+            [sys.executable, "-W", "ignore:Persisting input arguments took", "-c", script, kind],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": str(HERE)},
             capture_output=True,

@@ -334,7 +334,7 @@ def test_a_file_lock_pickles_as_its_settings_and_is_released_when_nobody_has_it_
     copy = pickle.loads(pickle.dumps(lock))
     assert (copy.timeout, copy.is_locked, copy.is_thread_local(), copy.lock_file) == (7, False, False, lock.lock_file)
     del lock
-    assert announcements(tmp_path / "x.lock") == []
+    wait_until(lambda: announcements(tmp_path / "x.lock") == [])
 
 
 def test_a_file_locks_own_time_limit_pickles_as_it_was_set_and_may_be_infinite(tmp_path: Path) -> None:
