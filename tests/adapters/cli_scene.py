@@ -1,4 +1,4 @@
-"""What the tests of the command line have in common: real processes, short leases, and nothing left running."""
+"""What the tests of the command line have in common: real processes, quick beats, and nothing left running."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors import PATIENCE_S, beat_of
 from nfsrwlock.processes import GUARD_NAME, KEEPER_NAME, Entry, process_table
 
 PROGRAM = [sys.executable, "-m", "nfsrwlock"]
-#: A lease short enough to watch it run out.
-SHORT = ["--heartbeat", "0.3", "--stale", "1", "--poll", "0.1"]
+#: Beats and looks often, and has a lease that a machine with much else to do does not outlast.
+QUICK = ["--heartbeat", "0.3", "--stale", "20", "--poll", "0.1"]
+#: A lease short enough to watch it run out. Given after others, these options replace them.
+SHORT = ["--heartbeat", "0.3", "--stale", "2", "--poll", "0.1"]
 #: Writes a line every now and then, until somebody ends it.
 TICKING = "while :; do echo tick >> ticks; sleep 0.05; done"
 
@@ -42,25 +45,35 @@ class Scene:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=2 * PATIENCE_S,
             env={**self.environment, **environment},
         )
 
-    def start(self, *arguments: str, program: list[str] = PROGRAM, **settings: Any) -> subprocess.Popen[str]:
-        """Start ``nfsrwlock`` in a process group of its own, as a shell would."""
-        process = subprocess.Popen(
-            [*program, *arguments],
-            cwd=self.directory,
-            stdin=subprocess.DEVNULL,
-            env=self.environment,
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "process_group": 0, "text": True, **settings},
-        )
+    def start(
+        self, *arguments: str, program: list[str] = PROGRAM, to_file: bool = False, **settings: Any
+    ) -> subprocess.Popen[str]:
+        """
+        Start ``nfsrwlock`` in a process group of its own, as a shell would.
+
+        :param to_file: what goes to stderr is for :meth:`said`, which tells it as it comes
+        """
+        with ExitStack() as stack:
+            if to_file:
+                settings["stderr"] = stack.enter_context((self.directory / "messages").open("a"))
+            process = subprocess.Popen(
+                [*program, *arguments],
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                env=self.environment,
+                **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "process_group": 0, "text": True, **settings},
+            )
         self._started.append(process)
         return process
 
-    def hold(self, mode: str, path: str = "data", *arguments: str) -> subprocess.Popen[str]:
+    def hold(self, mode: str, path: str = "data", *arguments: str, to_file: bool = False) -> subprocess.Popen[str]:
         """Start a ``run`` that holds the lock until it is told to end, and wait until it does."""
-        process = self.start("run", f"--{mode}", path, *SHORT, *arguments, "--", "sh", "-c", f"echo > held; {TICKING}")
+        command = ["sh", "-c", f"echo > held; {TICKING}"]
+        process = self.start("run", f"--{mode}", path, *QUICK, *arguments, "--", *command, to_file=to_file)
         self.wait_for(lambda: self.exists("held"))
         (self.directory / "held").unlink()
         return process
@@ -112,16 +125,44 @@ class Scene:
         return 0
 
     def is_ticking(self, seconds: float = 0.3) -> bool:
-        """Whether the command writes."""
+        """Whether the command writes; not to be relied upon where it should: it may be slow."""
         before = self.ticks()
         time.sleep(seconds)
         return self.ticks() > before
+
+    def wait_for_ticks(self) -> None:
+        """Wait until the command has written more than by now."""
+        before = self.ticks()
+        self.wait_for(lambda: self.ticks() > before)
+
+    def wait_for_beats(self, path: str = "data", count: int = 4) -> None:
+        """Wait until the only participant of the lock on ``path`` has sent so many more heartbeats."""
+        before = beat_of(self.directory / path) or 0
+        self.wait_for(lambda: (beat_of(self.directory / path) or 0) >= before + count)
+
+    def said(self) -> list[str]:
+        """The lines on stderr of what was started with ``to_file``, or that a script has sent to that file."""
+        with suppress(FileNotFoundError):
+            return (self.directory / "messages").read_text().splitlines()
+        return []
+
+    def wait_until_said(self, text: str) -> None:
+        """Wait until the latest line on stderr contains ``text``."""
+        self.wait_for(lambda: text in "".join(self.said()[-1:]))
+
+    def opened_by(self, pid: int) -> list[str]:
+        """What a process has open."""
+        found = []
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # closed meanwhile: a heartbeat opens directories
+                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+        return found
 
     def exists(self, name: str) -> bool:
         """Whether the command has made this file."""
         return (self.directory / name).exists()
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 30) -> None:
+    def wait_for(self, condition: Callable[[], object], seconds: float = PATIENCE_S) -> None:
         """Wait until something has come about."""
         limit = time.monotonic() + seconds
         while not condition():

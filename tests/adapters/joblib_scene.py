@@ -35,6 +35,13 @@ def work(x):
     time.sleep(0.4)
     return [x, VERSION]
 
+def meets(x):
+    log(f"meets {x}")
+    end = time.monotonic() + 10
+    while open("log").read().count(f"meets {x} ") < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    return x
+
 def fails_once(x):
     log(f"fails_once {x}")
     time.sleep(0.4)
@@ -44,7 +51,7 @@ def fails_once(x):
 
 def hangs_once(x):
     log(f"hangs_once {x}")
-    time.sleep(60 if once("hung") else 0.4)
+    time.sleep(600 if once("hung") else 0.4)
     return [x, VERSION]
 
 VERSION = 1

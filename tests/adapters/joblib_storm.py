@@ -24,7 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from joblib_scene import meet, memory_of
+
 READERS = 8
+ROLES = ["reader"] * READERS + ["reducer", "clearer"]
 KEYS = 12
 MODULE = """
 import numpy as np
@@ -55,7 +58,10 @@ def main() -> int:
             return conduct(given, Path(here))
         os.chdir(here)
         sys.path.insert(0, here)
+        memory(given)  # imports joblib, which takes a while, and not the same for all
+        meet("begun", len(ROLES))
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "Persisting input arguments took")  # a slow disk, or a busy machine
         logging.getLogger().addHandler(_Complaint())
         print(json.dumps(globals()[given.role](given, random.Random(given.seed))))
         return 0
@@ -73,7 +79,7 @@ def conduct(given: argparse.Namespace, here: Path) -> int:
     locks: set[tuple[str, int]] = set()
     troubles: list[str] = []
     processes = []
-    for number, role in enumerate(["reader"] * READERS + ["reducer", "clearer"]):
+    for number, role in enumerate(ROLES):
         command = [sys.executable, __file__, "--role", role, "--directory", str(here), "--kind", given.kind]
         command += ["--seconds", str(given.seconds), "--seed", str(given.seed + number)]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
@@ -115,8 +121,6 @@ def locks_below(top: str) -> Iterator[tuple[str, int]]:
 
 
 def memory(given: argparse.Namespace, **options: Any) -> Any:
-    from joblib_scene import memory_of
-
     made = memory_of(given.kind, **({} if given.kind == "joblib" or given.seed % 2 else {"linger": 0}))
     made.store_backend.mmap_mode = options.get("mmap_mode")
     return made

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from actors import PATIENCE_S
 from adapters.cli_scene import Scene, scene
 from nfsrwlock import inspect
 from nfsrwlock_core.identity import current_identity
@@ -158,7 +159,7 @@ def test_calls_that_fail_are_told(scene: Scene) -> None:
 
 
 def test_a_file_system_that_hangs_is_given_up_on(scene: Scene) -> None:
-    code, report = lying(scene, "mkdir hangs", "--timeout", "2")
+    code, report = lying(scene, "mkdir hangs", "--timeout", "4")
     assert (code, level(report, "answers")) == (1, "unfit")
     left = os.listdir(scene.directory)
     assert len(left) == 1
@@ -240,7 +241,7 @@ def test_two_processes_that_are_told_of_each_other_meet_and_leave_nothing_behind
     joined = scene.run("doctor", "--join", token, ".")
     assert (joined.returncode, joined.stderr) == (0, "")
     assert "first node has the verdict" in joined.stdout
-    stdout, _ = leader.communicate(timeout=30)
+    stdout, _ = leader.communicate(timeout=2 * PATIENCE_S)
     (report,) = json.loads(stdout)
     assert leader.returncode == 0
     assert (level(report, "mkdir"), level(report, "listing"), level(report, "removal")) == ("ok", "ok", "ok")
@@ -255,7 +256,7 @@ def test_a_second_node_whose_words_cannot_be_read_is_no_reason_to_call_it_fit(sc
     meet = scene.directory / f".nfsrwlock-doctor-{token}" / "meet"
     (meet / "join.deadbeef.json").touch()
     (meet / "join.deadbeef").mkdir()
-    stdout, stderr = leader.communicate(timeout=30)
+    stdout, stderr = leader.communicate(timeout=2 * PATIENCE_S)
     assert (leader.returncode, json.loads(stdout)) == (1, [])
     assert "is not to be read here" in stderr
     assert "Traceback" not in stderr
@@ -282,7 +283,7 @@ def test_an_interrupted_doctor_cleans_up(scene: Scene, signum: signal.Signals) -
     leader, token = start_peer(scene, ".")
     assert os.listdir(scene.directory) == [f".nfsrwlock-doctor-{token}"]
     leader.send_signal(signum)
-    assert leader.wait(20) == 128 + signum
+    assert leader.wait(PATIENCE_S) == 128 + signum
     assert os.listdir(scene.directory) == []
 
 
@@ -376,6 +377,6 @@ def test_where_the_user_happens_to_be_is_no_place_to_import_from(scene: Scene) -
         env=scene.environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=2 * PATIENCE_S,
     )
     assert (result.returncode, result.stderr) == (0, "")

@@ -6,20 +6,20 @@ import os
 import shlex
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from adapters.cli_scene import PROGRAM, SHORT, TICKING, Scene, scene
+from actors import PATIENCE_S
+from adapters.cli_scene import PROGRAM, QUICK, SHORT, TICKING, Scene, scene
 
 __all__ = ["scene"]
 
-HOLD = shlex.join([*PROGRAM, "hold", *SHORT])
+HOLD = shlex.join([*PROGRAM, "hold", *QUICK])
 
 
 def script(scene: Scene, text: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    """Start a shell script in which ``hold`` stands for the command with short leases."""
+    """Start a shell script in which ``hold`` stands for the command with quick beats."""
     return scene.start("-c", text.replace("hold", HOLD, 1), program=["sh"], stderr=stderr)
 
 
@@ -34,16 +34,16 @@ def test_it_returns_once_the_lock_is_held_and_the_lock_lasts_as_long_as_the_shel
     scene.wait_for(lambda: scene.exists("held"))
     (peer,) = scene.state()["holders"]
     assert (peer["mode"], peer["alive"]) == ("read", True)
-    time.sleep(1.2)  # longer than the lease: somebody beats
+    scene.wait_for_beats()
     assert len(scene.announced()) == 1
     (scene.directory / "go").touch()
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0
     scene.wait_for(lambda: scene.announced() == [])
 
 
 def test_the_parent_process_is_the_default(scene: Scene) -> None:
     process = script(scene, 'hold --write data || exit; test -n "$(ls data.rwlock | grep write)"')
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0
     scene.wait_for(lambda: scene.announced() == [])
 
 
@@ -53,7 +53,7 @@ def test_the_lock_is_free_soon_after_the_shell_was_killed(scene: Scene, end: int
     scene.wait_for(scene.ticks)
     process.send_signal(end)
     process.wait()
-    scene.wait_for(lambda: scene.announced() == [], seconds=2)
+    scene.wait_for(lambda: scene.announced() == [], seconds=10)  # less than the lease
 
 
 def test_nobody_waits_for_the_output_of_the_processes_in_the_background(scene: Scene) -> None:
@@ -61,13 +61,13 @@ def test_nobody_waits_for_the_output_of_the_processes_in_the_background(scene: S
     scene.wait_for(lambda: scene.exists("held"))
     assert len(scene.announced()) == 1
     (scene.directory / "go").touch()
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE_S) == 0
 
 
 def test_a_lock_that_cannot_be_had_fails_with_the_codes_of_run(scene: Scene) -> None:
     scene.hold("write")
     process = script(scene, "hold --read data --timeout 0; exit $?")
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75
     assert "writing since" in stderr
 
@@ -81,62 +81,63 @@ def test_a_process_that_does_not_exist_is_refused(scene: Scene, pid: str) -> Non
 
 
 def test_an_expired_lease_stops_the_shell_and_what_it_runs(scene: Scene) -> None:
-    messages = scene.directory / "messages"
-    process = script(scene, f"hold --write data --pid $$ 2> messages || exit; sh -c '{TICKING}'")
+    options = shlex.join(SHORT)
+    process = script(scene, f"hold --write data {options} --pid $$ 2> messages || exit; sh -c '{TICKING}'")
     scene.wait_for(scene.ticks)
     keeper = holder(scene)
     os.kill(keeper, signal.SIGSTOP)
-    time.sleep(1)
+    scene.wait_until_said(f"process {process.pid} is stopped until the hold is confirmed")
     assert not scene.is_ticking()
     os.kill(keeper, signal.SIGCONT)
-    scene.wait_for(scene.is_ticking)
-    assert f"process {process.pid} is stopped until the hold is confirmed" in messages.read_text()
+    scene.wait_for_ticks()
+    scene.wait_until_said("the hold is confirmed")
 
 
 def test_a_lost_hold_kills_the_shell_and_what_it_runs_and_says_so_in_a_file(scene: Scene) -> None:
     process = script(scene, f"hold --write data --pid $$ 2> messages || exit; sh -c '{TICKING}'")
     scene.wait_for(scene.ticks)
     assert scene.run("break", "data", "--yes", "--force").returncode == 0
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
+    # A line of the guard's, who is nobody's child here.
+    scene.wait_until_said(f"process {process.pid} was killed: The lock on 'data' was lost")
     assert not scene.is_ticking()
-    assert (
-        f"process {process.pid} was killed: The lock on 'data' was lost" in (scene.directory / "messages").read_text()
-    )
 
 
 def test_when_the_keeper_is_killed_the_shell_is_killed(scene: Scene) -> None:
     process = script(scene, f"hold --write data --pid $$ || exit; {TICKING}")
     scene.wait_for(scene.ticks)
     os.kill(holder(scene), signal.SIGKILL)
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert not scene.is_ticking()
 
 
 def test_when_the_guard_is_killed_the_shell_is_killed_before_the_lock_is_free(scene: Scene) -> None:
     process = script(scene, f"hold --write data --pid $$ || exit; {TICKING}")
     scene.wait_for(scene.ticks)
+    scene.wait_for(scene.guards)
     (guard,) = scene.guards()
     os.kill(guard, signal.SIGKILL)
-    assert process.wait(5) == -signal.SIGKILL
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
     scene.wait_for(lambda: scene.announced() == [])
     assert not scene.is_ticking()
 
 
 def test_ignore_leaves_the_shell_alone(scene: Scene) -> None:
-    process = script(scene, f"hold --write data --pid $$ --on-expiry ignore || exit; {TICKING}")
+    process = script(scene, f"hold --write data --pid $$ --on-expiry ignore 2> messages || exit; {TICKING}")
     scene.wait_for(scene.ticks)
     assert scene.run("break", "data", "--yes", "--force").returncode == 0
-    assert scene.is_ticking(1.2)
+    scene.wait_until_said(f"process {process.pid} goes on without a lock")
+    scene.wait_for_ticks()
     assert process.poll() is None
 
 
 def test_a_signal_ends_the_wait(scene: Scene) -> None:
     scene.hold("write")
-    waiting = scene.start("hold", "--read", "data", *SHORT)
+    waiting = scene.start("hold", "--read", "data", *QUICK)
     assert waiting.stderr is not None
     assert "waiting to read data" in waiting.stderr.readline()
     waiting.terminate()
-    assert waiting.wait(10) == 143
+    assert waiting.wait(PATIENCE_S) == 143
 
 
 def test_the_processes_in_the_background_leave_the_callers_directory_and_descriptors_alone(scene: Scene) -> None:
@@ -146,8 +147,10 @@ def test_the_processes_in_the_background_leave_the_callers_directory_and_descrip
     scene.wait_for(scene.ticks)
     pipe = os.readlink(f"/proc/self/fd/{reader}")
     os.close(reader)
-    for pid in (holder(scene), *scene.guards()):
-        assert pipe not in [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
-        assert os.getsid(pid) not in (os.getsid(0), os.getsid(process.pid))
+    scene.wait_for(scene.guards)  # it leaves while the script goes on already
     (guard,) = scene.guards()
+    scene.wait_for(lambda: pipe not in scene.opened_by(guard))
+    assert pipe not in scene.opened_by(holder(scene))
+    for pid in (holder(scene), guard):
+        assert os.getsid(pid) not in (os.getsid(0), os.getsid(process.pid))
     assert Path(os.readlink(f"/proc/{guard}/cwd")) == Path("/")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from actors import wait_until
 from adapters.cli_scene import Scene, scene
 from nfsrwlock.cli import main, run
 from nfsrwlock.processes import KEEPER_NAME, process_table
@@ -145,8 +146,13 @@ def test_a_time_out_counts_while_a_mere_look_hangs(
     assert told.endswith("data: the file system answers nothing so far")
     assert "has not answered for" in given_up
     assert os.listdir() == []
-    children = [one for one in process_table().values() if one.parent == here and not one.dead]
-    assert KEEPER_NAME not in {one.name for one in children}, "it has made nothing, so it waits for no server"
+
+    def keepers() -> list[int]:
+        children = [one for one in process_table().values() if one.parent == here and not one.dead]
+        return [one.pid for one in children if one.name == KEEPER_NAME]
+
+    # It has made nothing, so it waits for no server; killed by now, but a busy machine may take a moment over it.
+    wait_until(lambda: keepers() == [])
 
 
 def test_parents_makes_missing_directories(scene: Scene) -> None:

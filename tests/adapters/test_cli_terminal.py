@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import pytest
 
-from adapters.cli_scene import PROGRAM, SHORT, TICKING, Scene, scene
+from adapters.cli_scene import PROGRAM, QUICK, SHORT, TICKING, Scene, scene
 
 __all__ = ["scene"]
 
@@ -86,7 +86,12 @@ def shell(scene: Scene) -> Iterator[Shell]:
         shell.close()
 
 
-RUN = f"nfsrwlock run --write data {shlex.join(SHORT)} --"
+RUN = f"nfsrwlock run --write data {shlex.join(QUICK)} --"
+RUN_SHORT = f"nfsrwlock run --write data {shlex.join(SHORT)} --"
+#: As TICKING, but without starting a process each time: some shells do so by vfork, and a Ctrl-Z that stops the child
+#: before it has become `sleep` does not stop the shell, which stands in vfork until then. No shell sees such a job as
+#: stopped.
+TICKING_ALONE = "exec 3<> <(:); while :; do echo tick >> ticks; read -t 0.05 -u 3; done"
 
 
 def test_the_command_reads_from_the_terminal(shell: Shell) -> None:
@@ -129,26 +134,26 @@ def test_ctrl_c_ends_the_script_around_it(shell: Shell) -> None:
 
 
 def test_ctrl_z_suspends_the_job_and_fg_continues_it(shell: Shell, scene: Scene) -> None:
-    shell.enter(f"{RUN} sh -c '{TICKING}'")
+    shell.enter(f"{RUN} bash -c '{TICKING_ALONE}'")
     scene.wait_for(scene.ticks)
     shell.type(SUSPEND)
     assert "Stopped" in shell.ready()
     assert not scene.is_ticking()
     assert len(scene.announced()) == 1
     shell.enter("fg")
-    scene.wait_for(scene.is_ticking)
+    scene.wait_for_ticks()
     shell.type(INTERRUPT)
     shell.ready()
     assert scene.announced() == []
 
 
 def test_a_job_whose_hold_was_lost_while_it_was_suspended_is_killed_before_it_runs(shell: Shell, scene: Scene) -> None:
-    shell.enter(f"{RUN} sh -c '{TICKING}'")
+    shell.enter(f"{RUN_SHORT} bash -c '{TICKING_ALONE}'")
     scene.wait_for(scene.ticks)
     shell.type(SUSPEND)
     assert "Stopped" in shell.ready()
     assert scene.run("break", "data", "--yes", "--force").returncode == 0
-    time.sleep(0.5)  # a heartbeat finds out
+    time.sleep(2)  # a heartbeat has found out, or the lease has run out
     before = scene.ticks()
     assert "the command was killed" in shell.do("fg")
     assert "code 76" in shell.do("echo code $?")
@@ -189,7 +194,7 @@ def test_the_terminal_is_given_back_and_repaired_when_the_command_is_killed(shel
 
 
 def test_a_stopped_command_can_be_given_up_with_ctrl_c(shell: Shell, scene: Scene) -> None:
-    shell.enter(f"{RUN} sh -c '{TICKING}'")
+    shell.enter(f"{RUN_SHORT} sh -c '{TICKING}'")
     scene.wait_for(scene.ticks)
     os.kill(scene.state()["holders"][0]["pid"], signal.SIGSTOP)
     shell.expect("the command is stopped until the hold is confirmed")
@@ -203,8 +208,9 @@ def test_a_stopped_command_can_be_given_up_with_ctrl_c(shell: Shell, scene: Scen
 def test_a_spinner_shows_who_is_in_the_way_and_vanishes(shell: Shell, scene: Scene) -> None:
     holder = scene.hold("write")
     shell.enter("nfsrwlock run --read data --poll 0.1 -- echo 'it runs'")
-    shell.expect(f"waiting 0 s to read data: .*pid {scene.keeper(holder)}, writing since")
-    shell.expect("waiting 1 s")
+    waits = rf"waiting (\d+) s to read data: .*pid {scene.keeper(holder)}, writing since"
+    first = re.findall(waits, shell.expect(waits))[-1]
+    shell.expect(rf"waiting (?!{first} s)\d+ s")  # they pass
     holder.terminate()
     shell.expect("\x1b\\[2K(?:.|\n)*it runs")  # the line is erased
     shell.ready()
@@ -212,7 +218,7 @@ def test_a_spinner_shows_who_is_in_the_way_and_vanishes(shell: Shell, scene: Sce
 
 def test_a_wait_in_the_background_is_one_line_and_no_spinner(shell: Shell, scene: Scene) -> None:
     scene.hold("write")
-    shell.do("nfsrwlock run --read data true &")
+    shell.enter("nfsrwlock run --read data true &")  # whether the prompt or the message comes first is open
     assert "\x1b" not in shell.expect("nfsrwlock: waiting to read data: .*\n")
     shell.do("kill %1")
 

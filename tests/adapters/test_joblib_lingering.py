@@ -20,6 +20,9 @@ from nfsrwlock.joblib import Memory
 
 pytest.importorskip("joblib")
 
+#: joblib warns of a slow disk, which a busy machine has as well.
+pytestmark = pytest.mark.filterwarnings("ignore:Persisting input arguments took")
+
 #: Longer than any pause of a busy machine, so that what these tests see does not hang on its speed.
 LONG_S = 10
 
@@ -256,15 +259,18 @@ def hits_of_a_child(cached: Any) -> list[list[str]]:
 
 def test_a_process_that_ends_gives_back_what_it_has_kept(tmp_path: Path) -> None:
     code = (
-        "import os; from nfsrwlock.joblib import Memory\n"
+        "import os, time; from nfsrwlock.joblib import Memory\n"
         f"cached = Memory('cache', verbose=0, linger={LONG_S}).cache(os.path.basename)\n"
         "for _ in range(3): cached('a')\n"
-        "print(sum(name.startswith('read.') for _, names, _ in os.walk('.') for name in names))"
+        "print(sum(name.startswith('read.') for _, names, _ in os.walk('.') for name in names))\n"
+        "print(time.monotonic())"
     )
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("1\n", "")
-    assert time.monotonic() - started < LONG_S, "its end does not wait for the linger"
+    command = [sys.executable, "-W", "ignore:Persisting input arguments took", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ended = time.monotonic()
+    kept, at_its_last_line = done.stdout.split()
+    assert (kept, done.stderr) == ("1", "")
+    assert ended - float(at_its_last_line) < LONG_S / 2, "its end does not wait for the linger"
     assert list(tmp_path.rglob("read.*")) == []
 
 
@@ -283,8 +289,8 @@ armed = False
 signal.signal(signal.SIGALRM, interrupt)
 cached = Memory("cache", verbose=0, linger=0.05).cache(os.path.basename)
 interrupts = 0
-end = time.monotonic() + 4
-while time.monotonic() < end:
+began = time.monotonic()
+while time.monotonic() - began < 4 or (interrupts <= 20 and time.monotonic() - began < 40):
     try:
         armed = True
         signal.setitimer(signal.ITIMER_REAL, random.random() * 0.004 + 1e-5)
@@ -307,7 +313,8 @@ def test_interrupts_leave_no_hold_behind_and_no_item_that_cannot_be_had(tmp_path
 
 def test_no_more_than_a_few_dozen_are_kept_at_a_time(tmp_path: Path) -> None:
     cached = caching(tmp_path)
-    for _ in range(2):
+    # Computed first, so that the hits come soon enough after each other, however slow the machine is.
+    for _ in range(3):
         for x in range(100):
             assert cached(x) == str(x)
     assert cached(99) == "99"

@@ -18,13 +18,14 @@ EXPECTED = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_all_of_joblibs_own_tests_pass_but_those_that_compare_a_repr(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("joblib_own_tests.py"), "-q", "-rfE", f"--basetemp={tmp_path}/base"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
     )
     failed = set(re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", done.stdout, re.MULTILINE))
     passed = re.search(r"(\d+) passed", done.stdout)
