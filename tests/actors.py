@@ -236,6 +236,8 @@ def _play() -> None:
     # What the code prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    # A shell that starts the tests in the background lets them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     me = os.getpid()
     space: dict[str, Any] = {"__name__": "__main__"}
     exec("import gc, os, pickle, random, signal, sys, threading, time", space)
