@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,6 +216,32 @@ def test_nobody_inherits_a_descriptor_of_a_lock_directory(stage: Stage) -> None:
     assert ".rwlock" not in actor.do(
         "subprocess.check_output(['ls', '-l', '/proc/self/fd'], text=True, close_fds=False)"
     )
+
+
+def test_nobody_inherits_a_descriptor_that_is_open_just_now(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As long as a call takes, and while a file server hangs that is long, another thread may fork.
+    under_way, go_on = threading.Event(), threading.Event()
+    rename = os.rename
+
+    def slow_rename(*args: Any, **kwargs: Any) -> None:
+        under_way.set()
+        assert go_on.wait(30)
+        rename(*args, **kwargs)
+
+    def look() -> list[str]:
+        found = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return [name for fd in found if os.path.lexists(fd) and ".rwlock" in (name := os.readlink(fd))]
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("reads /proc")
+    with SoftReadWriteLock(path, heartbeat_interval=0.1, stale_threshold=60, is_singleton=False).write_lock():
+        monkeypatch.setattr(os, "rename", slow_rename)
+        try:
+            assert under_way.wait(30)  # a heartbeat
+            assert look() != []
+            assert in_forked_child(look) == []
+        finally:
+            go_on.set()
 
 
 def test_forks_of_many_threads_at_once_release_nothing(stage: Stage, path: Path) -> None:
