@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 #: How long a test waits for something that should take no time; generous, for machines with much else to do.
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class Raised(Exception):

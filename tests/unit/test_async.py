@@ -242,8 +242,12 @@ def test_outside_of_a_task_nothing_is_held(path: Path) -> None:
 async def test_progress_is_told_on_the_loop(path: Path) -> None:
     told: list[tuple[WaitInfo, int]] = []
     async with SoftBlock(path):
-        with pytest.raises(Timeout):
-            await quick(path).acquire_read(0.3, on_wait=lambda info: told.append((info, threading.get_ident())))
+        waiting = asyncio.create_task(
+            quick(path).acquire_read(on_wait=lambda info: told.append((info, threading.get_ident())))
+        )
+        await until(lambda: len(told) > 2)
+        waiting.cancel()
+        await asyncio.wait([waiting])
     assert {thread for _, thread in told} == {threading.get_ident()}
     waited = [info.waited for info, _ in told]
     assert waited == sorted(waited)

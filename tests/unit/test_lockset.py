@@ -258,7 +258,7 @@ def test_a_forked_child_is_told_that_the_set_is_its_parents(a: Path) -> None:
 def test_waiting_is_told(a: Path, b: Path) -> None:
     told: list[WaitInfo] = []
     with SoftReadWriteLock(b).read_lock(), pytest.raises(Timeout):
-        several(read=[a], write=[b]).acquire(0.3, on_wait=told.append)
+        several(read=[a], write=[b]).acquire(2, on_wait=told.append)
     assert {(info.lock_file, info.mode) for info in told} == {(str(b), "write")}
     assert all(info.blockers[0].mode == "read" for info in told)
 

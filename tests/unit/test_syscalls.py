@@ -106,6 +106,8 @@ def listen(event, arguments):
 
 heard, armed = [], False
 sys.addaudithook(listen)
+# While one is held, the threads of the package and its helper process stay as they are.
+SoftReadWriteLock("other", **{{"heartbeat": {form!r}}}).acquire_read()
 lock = SoftReadWriteLock("data", heartbeat={form!r})
 with lock.read_lock(), lock.read_lock():
     time.sleep(0.1)
