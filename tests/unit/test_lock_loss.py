@@ -312,7 +312,7 @@ def test_a_hold_out_of_reach_that_is_evicted_is_suspect_first_and_then_lost(
     actor = holder(stage, form)
     rival = stage.actor("lock = SoftReadWriteLock('data', poll_interval=0.02)", host="elsewhere")
     let(path.parent, HANGS)
-    rival.do("lock.acquire_write(30)")  # for the rival the server is well
+    rival.do("lock.acquire_write(50)")  # for the rival the server is well
     assert actor.do("lock.status") == "suspect"
     wait_until(lambda: actor.do("told") == ["refresh-failed"])
     generation = rival.do("lock.generation")
