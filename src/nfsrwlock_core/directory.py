@@ -121,7 +121,7 @@ class LockDirectory:
         """Give the descriptor back. The object can be opened again."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            _close(fd)
 
     def mkdir(self, name: str) -> None:  # noqa: D102 - see Files
         with self._at() as here:
@@ -135,11 +135,11 @@ class LockDirectory:
         if not name:
             return os.listdir(self.path)
         with self._at() as here:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+            fd = _open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, here)
         try:
             return os.listdir(fd)
         finally:
-            os.close(fd)
+            _close(fd)
 
     def create(self, name: str, record: bytes) -> None:  # noqa: D102
         with self._inside(name) as (parent, last):
@@ -169,20 +169,20 @@ class LockDirectory:
             if not announcement:
                 yield here, last
                 return
-            fd = os.open(announcement, _OPEN_FLAGS, dir_fd=here)
+            fd = _open(announcement, _OPEN_FLAGS, here)
         try:
             yield fd, last
         finally:
-            os.close(fd)
+            _close(fd)
 
     def _at(self) -> _Descriptor:
         is_open = self._fd >= 0
-        return _Descriptor(self._fd if is_open else os.open(self.path, _OPEN_FLAGS), to_close=not is_open)
+        return _Descriptor(self._fd if is_open else _open(self.path, _OPEN_FLAGS), to_close=not is_open)
 
     def _open_or_make(self) -> int:
         for _ in range(5):
             try:
-                return os.open(self.path, _OPEN_FLAGS)
+                return _open(self.path, _OPEN_FLAGS)
             except FileNotFoundError:
                 self.device = None  # whoever makes it now: what is found next must be checked
                 with contextlib.suppress(FileNotFoundError):  # others remove it again, or nothing can be made there
@@ -321,7 +321,34 @@ class _Descriptor:
 
     def __exit__(self, *_: object) -> None:
         if self._to_close:
-            os.close(self._fd)
+            _close(self._fd)
+
+
+#: The descriptors that are open just now. A process that forks while another of its threads is in the middle of a call,
+#: which a file server that hangs makes long, hands them on, and the child knows nothing of them.
+_open_now: Final[set[int]] = set()
+
+
+def _open(name: str, flags: int, dir_fd: int | None = None) -> int:
+    fd = os.open(name, flags, dir_fd=dir_fd)
+    _open_now.add(fd)
+    return fd
+
+
+def _close(fd: int) -> None:
+    # Taken out first: its number may belong to somebody else as soon as it is closed. One that is not there any more
+    # was closed in a forked child, which now unwinds what its parent was about.
+    if fd in _open_now:
+        _open_now.discard(fd)
+        os.close(fd)
+
+
+def _reset_after_fork() -> None:
+    for fd in list(_open_now):
+        _close(fd)
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def _make_directory(path: str, made: list[str]) -> None:

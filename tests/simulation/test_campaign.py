@@ -22,6 +22,7 @@ TOLD = 100
 ELSEWHERE = frozenset({"forget_litter", "generation_of_any_listing", "own_eexist_is_success"})
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("seeds", PARTS, ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
 def test_no_promise_is_broken_in_random_runs(seeds: range) -> None:
     for seed in seeds:
@@ -56,6 +57,7 @@ def test_a_failing_run_tells_its_history_and_plays_again_by_its_number() -> None
     assert command.endswith("python tests/simulation/replay.py 0")
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", sorted(MUTANTS.keys() - ELSEWHERE))
 def test_a_broken_protocol_is_found(name: str) -> None:
     with MUTANTS[name].applied():

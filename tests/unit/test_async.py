@@ -69,21 +69,24 @@ def quick(path: Path, **settings: Any) -> AsyncSoftReadWriteLock:
 
 
 class Ticker:
-    """Measures the longest time for which the loop did not run."""
+    """Counts how often the loop ran."""
 
     async def __aenter__(self) -> Self:
-        self.longest_s = 0.0
+        self.ticks = 0
         self._task = asyncio.create_task(self._tick())
         return self
 
     async def _tick(self) -> None:
         while True:
-            before = time.monotonic()
             await asyncio.sleep(0.01)
-            self.longest_s = max(self.longest_s, time.monotonic() - before)
+            self.ticks += 1
+
+    async def go_on(self, ticks: int = 20) -> None:
+        """Wait until the loop has run so many times more."""
+        wanted = self.ticks + ticks
+        await until(lambda: self.ticks >= wanted)
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.sleep(0.05)
         self._task.cancel()
 
 
@@ -99,7 +102,10 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 @story
-async def test_the_loop_runs_while_the_file_server_hangs(path: Path, server: Callable[[str], None]) -> None:
+async def test_the_loop_runs_while_the_file_server_hangs(
+    path: Path, server: Callable[[str], None], tmp_path: Path
+) -> None:
+    # It is the loop that lets the server answer again, after it has run: one that waits for such a call never does.
     lock = quick(path)
     async with Ticker() as ticker:
         server(outages.HANGS)
@@ -107,8 +113,10 @@ async def test_the_loop_runs_while_the_file_server_hangs(path: Path, server: Cal
         with pytest.raises(Timeout, match="not answered"):
             await lock.acquire_write(0.3)
         assert time.monotonic() - started < 10
+        assert ticker.ticks > 10
         waiting = asyncio.create_task(lock.acquire_write())  # without a limit
-        await asyncio.sleep(0.3)
+        await until(lambda: outages.hanging_calls(tmp_path) == 2)  # the other one was given up, and hangs still
+        await ticker.go_on()
         assert not waiting.done()
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -121,13 +129,12 @@ async def test_the_loop_runs_while_the_file_server_hangs(path: Path, server: Cal
         for _ in range(2):  # once in reading the number, once in the release
             server(outages.HANGS)
             go_on.set()
-            await asyncio.sleep(0.3)
+            await until(lambda: outages.hanging_calls(tmp_path))
+            await ticker.go_on()
             assert not reading.done()
             server(outages.ANSWERS)
             await until(lambda: not go_on.is_set() or reading.done())
         await reading
-    # A loop that waited for one of these calls would have stood still for all of the 0.3 seconds, or for ever.
-    assert ticker.longest_s < 0.25
 
 
 async def read_when_told(lock: AsyncSoftReadWriteLock, go_on: asyncio.Event) -> None:
@@ -235,8 +242,12 @@ def test_outside_of_a_task_nothing_is_held(path: Path) -> None:
 async def test_progress_is_told_on_the_loop(path: Path) -> None:
     told: list[tuple[WaitInfo, int]] = []
     async with SoftBlock(path):
-        with pytest.raises(Timeout):
-            await quick(path).acquire_read(0.3, on_wait=lambda info: told.append((info, threading.get_ident())))
+        waiting = asyncio.create_task(
+            quick(path).acquire_read(on_wait=lambda info: told.append((info, threading.get_ident())))
+        )
+        await until(lambda: len(told) > 2)
+        waiting.cancel()
+        await asyncio.wait([waiting])
     assert {thread for _, thread in told} == {threading.get_ident()}
     waited = [info.waited for info, _ in told]
     assert waited == sorted(waited)
@@ -393,8 +404,7 @@ def test_a_loop_that_is_closed_under_a_waiting_task_leaves_nothing_behind(path: 
     with holder.read_lock():
         loop = asyncio.new_event_loop()
         task = loop.create_task(quick(path).acquire_write())
-        loop.run_until_complete(asyncio.sleep(0.3))
-        assert len(announcements(path)) == 2
+        loop.run_until_complete(until(lambda: len(announcements(path)) == 2))
         task._log_destroy_pending = False  # that it complains is right, and not what this is about
         loop.close()
         del task, loop
@@ -524,16 +534,18 @@ def test_heartbeats_go_on_while_the_loop_is_busy(stage: Stage, path: Path, form:
         "import asyncio\n"
         "from nfsrwlock import AsyncSoftReadWriteLock\n"
         "async def main():\n"
-        "    lock = AsyncSoftReadWriteLock('data', heartbeat_interval=0.2, stale_threshold=1.5, "
+        "    lock = AsyncSoftReadWriteLock('data', heartbeat_interval=0.2, stale_threshold=2.5, "
         f"heartbeat={form!r})\n"
         "    async with lock.write_lock():\n"
-        "        time.sleep(3.5)\n"  # it should not, but many do
+        "        while not os.path.exists('go on'):\n"
+        "            time.sleep(0.01)\n"  # it should not, but many do
         "        lock.check()\n"
         "asyncio.run(main())\n"
     )
     wait_until(lambda: announcements(path))
     with pytest.raises(Raised, match="Timeout"):
-        rival.do("SoftReadWriteLock('data').acquire_read(2.5)")
+        rival.do("SoftReadWriteLock('data').acquire_read(3.5)")
+    path.with_name("go on").touch()
     actor.answer()
 
 
@@ -572,7 +584,7 @@ async def test_a_task_learns_that_its_hold_was_lost(path: Path, form: str) -> No
 
 @story
 async def test_a_task_out_of_reach_is_suspect_and_comes_back(path: Path, server: Callable[[str], None]) -> None:
-    lock = quick(path, heartbeat_interval=0.1, stale_threshold=1)
+    lock = quick(path, heartbeat_interval=0.1, stale_threshold=2.5)
     async with lock.write_lock():
         server(outages.FAILS)
         await until(lambda: lock.status is HoldStatus.SUSPECT)
@@ -587,7 +599,7 @@ async def test_a_task_out_of_reach_is_suspect_and_comes_back(path: Path, server:
 async def test_what_an_acquire_returns_tells_every_thread_how_the_hold_is(
     path: Path, server: Callable[[str], None]
 ) -> None:
-    lock = quick(path, heartbeat_interval=0.1, stale_threshold=1)
+    lock = quick(path, heartbeat_interval=0.1, stale_threshold=2.5)
     hold = await lock.acquire_write()
     await asyncio.to_thread(hold.check)
     server(outages.FAILS)

@@ -99,7 +99,9 @@ class Subject:
 
     def destroy(self, path: Path) -> None:
         """Take the lock away from whoever holds it, as somebody does who removes its directory."""
-        shutil.rmtree(f"{path}{self.suffix}")
+        # In one step, for its holder may be changing what is in it just now.
+        os.rename(f"{path}{self.suffix}", f"{path}.destroyed")
+        shutil.rmtree(f"{path}.destroyed")
 
 
 FILELOCK = Subject(filelock.SoftReadWriteLock, "filelock", ".rw")
@@ -784,7 +786,7 @@ async def test_a_hold_that_is_gone_is_reported_once_and_must_be_released_first(
     subject: Subject, mode: str, tmp_path: Path
 ) -> None:
     reports: list[filelock.LeaseCompromise] = []
-    lock = subject.peer(tmp_path / "data", on_compromise=reports.append, heartbeat_interval=0.1, stale_threshold=1)
+    lock = subject.peer(tmp_path / "data", on_compromise=reports.append, heartbeat_interval=0.1, stale_threshold=20)
     await acquire(lock, mode)
     assert lock.compromise is None
     subject.destroy(tmp_path / "data")
@@ -813,7 +815,7 @@ def test_the_callback_may_release_what_it_is_told_is_lost(subject: Subject, mode
         lock.release()
         released.set()
 
-    lock = subject.cls(tmp_path / "data", on_compromise=let_go, heartbeat_interval=0.1, stale_threshold=1)
+    lock = subject.cls(tmp_path / "data", on_compromise=let_go, heartbeat_interval=0.1, stale_threshold=20)
     (lock.acquire_read if mode == "read" else lock.acquire_write)()
     subject.destroy(tmp_path / "data")
     assert released.wait(20)
@@ -928,7 +930,7 @@ async def test_different_the_end_of_a_block_says_that_the_hold_was_lost(
     lock = subject.peer(
         tmp_path / "data",
         heartbeat_interval=0.1,
-        stale_threshold=1,
+        stale_threshold=20,
         on_compromise=lambda _: loop.call_soon_threadsafe(lost.set),
     )
 

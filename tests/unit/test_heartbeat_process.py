@@ -1,8 +1,9 @@
 """
 Heartbeats from a helper process: for programs that hold the GIL, that are stopped, and that are killed.
 
-Rivals call their host differently, so that between them and the holder only the lease counts. Leases last two seconds,
-with eight heartbeats in each.
+Rivals call their host differently, so that between them and the holder only the lease counts. Leases last three
+seconds, with eight heartbeats in each: what is measured is the engine, and a machine may stand still for a second.
+Where nobody waits for a lease to run out it is longer, because a helper that says nothing for half of it is replaced.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from actors import Actor, Raised, Stage, announcements, beat_of, children_of, ha
 from nfsrwlock_core.helper import Helper
 from nfsrwlock_core.scheduler import Scheduler
 
-LEASE_S = 2.0
+LEASE_S = 3.0
+LONG_S = 60.0
 
 
 @pytest.fixture
@@ -37,15 +39,17 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
         yield stage
 
 
-def lock(name: str = "data", form: str = "process", interval_s: float = LEASE_S / 8) -> str:
+def lock(
+    name: str = "data", form: str = "process", interval_s: float = LEASE_S / 8, *, lease_s: float = LEASE_S
+) -> str:
     return (
-        f"SoftReadWriteLock({name!r}, heartbeat={form!r}, heartbeat_interval={interval_s}, stale_threshold={LEASE_S}, "
+        f"SoftReadWriteLock({name!r}, heartbeat={form!r}, heartbeat_interval={interval_s}, stale_threshold={lease_s}, "
         "poll_interval=0.05)"
     )
 
 
-def holder(stage: Stage) -> Actor:
-    return stage.actor(f"lock = {lock()}; proxy = lock.acquire_write()", host="there")
+def holder(stage: Stage, lease_s: float = LEASE_S) -> Actor:
+    return stage.actor(f"lock = {lock(lease_s=lease_s)}; proxy = lock.acquire_write()", host="there")
 
 
 def helper_of(actor: Actor) -> int:
@@ -63,7 +67,7 @@ def assert_nobody_gets_in(stage: Stage, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_nobody_gets_in_while_the_gil_is_held_for_five_leases(stage: Stage) -> None:
+def test_nobody_gets_in_while_the_gil_is_held_for_three_leases(stage: Stage) -> None:
     # The same with a thread shows that this test can fail: the thread starves, and the lock is taken away.
     guarded = stage.actor(f"lock = {lock('guarded')}; proxy = lock.acquire_write()", host="there")
     starved = stage.actor(f"lock = {lock('starved', 'thread')}; proxy = lock.acquire_write()", host="there")
@@ -87,7 +91,7 @@ def test_beats_go_on_while_a_stopped_program_reads_none_of_the_reports(stage: St
     # A socket takes a few hundred unread reports; a job that is suspended over night makes more.
     actor = stage.actor(f"lock = {lock(interval_s=0.005)}; proxy = lock.acquire_write()", host="there")
     actor.stop()
-    wait_until(lambda: (beat_of(path) or 0) > 600)
+    wait_until(lambda: (beat_of(path) or 0) > 600, timeout=80)
     assert_nobody_gets_in(stage, 1.5 * LEASE_S)
     actor.tell("(lock.check(), lock.status)")
     actor.go_on()
@@ -100,7 +104,7 @@ def test_what_the_helper_has_said_counts_as_soon_as_somebody_asks(stage: Stage) 
     actor = holder(stage)
     actor.do("import ctypes; libc = ctypes.PyDLL(None)")
     asked = "(lock.status, lock.is_locked, lock.compromise, lock.lease_remaining > 0)"
-    assert actor.do(f"(libc.usleep(2500000), *{asked})") == [0, "held", True, None, True]
+    assert actor.do(f"(libc.usleep({(LEASE_S + 0.5) * 1e6:.0f}), *{asked})") == [0, "held", True, None, True]
 
 
 # -- when the program ends --------------------------------------------------------------------------------------------
@@ -178,34 +182,35 @@ def test_a_program_that_replaces_itself_keeps_its_lock_until_it_ends(stage: Stag
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP])
 def test_signals_of_a_terminal_are_not_for_the_helper(stage: Stage, path: Path, number: int) -> None:
-    actor = holder(stage)
+    actor = holder(stage, LONG_S)
     helper = helper_of(actor)
     assert os.getpgid(helper) != os.getpgid(actor.pid)
     wait_until(lambda: beat_of(path) is not None)  # it has settled in
     os.kill(helper, number)
     actor.do("time.sleep(0.3); lock.check()")
-    assert helper_of(actor) == helper
-    assert process_state(helper) != "T"
+    wait_until(lambda: process_state(helper) != "T")
+    assert helper_of(actor) == helper  # one that was stopped for long is replaced
 
 
 @pytest.mark.parametrize("form", ["thread", "process"])
-def test_no_thread_and_no_process_outlives_the_last_release_by_five_seconds(stage: Stage, form: str) -> None:
+def test_no_thread_and_no_process_outlives_the_last_release_by_five_seconds(
+    stage: Stage, path: Path, form: str
+) -> None:
     # One that waited, so that every kind of thread was there.
     actor = stage.actor(f"lock = {lock(form=form)}")
     rival = stage.actor(f"lock = {lock(form=form)}; lock.acquire_write()")
     actor.tell("lock.acquire_write(20)")
-    time.sleep(0.5)
-    rival.do("lock.release()")
+    wait_until(lambda: len(announcements(path)) == 2)
+    rival.do("lock.release(); left = threading.active_count()")
     actor.answer()
-    time.sleep(LEASE_S / 4)
-    for who in (actor, rival):
-        assert who.do("threading.active_count()") > 1
+    wait_until(lambda: beat_of(path) is not None)
+    assert actor.do("threading.active_count()") > 1
+    assert rival.do("left") > 1
     actor.do("lock.release()")
     released = time.monotonic()
-    wait_until(lambda: actor.do("threading.active_count()") == 1 and not children_of(actor.pid))
+    for who in (actor, rival):
+        wait_until(lambda who=who: who.do("threading.active_count()") == 1 and not children_of(who.pid))
     assert time.monotonic() - released < 5
-    assert rival.do("threading.active_count()") == 1
-    assert children_of(rival.pid) == []
     actor.do("lock.acquire_write(); time.sleep(0.5); lock.check(); lock.release()")  # and it all begins anew
 
 
@@ -234,21 +239,20 @@ def test_a_helper_that_is_killed_is_replaced_and_the_hold_goes_on(stage: Stage, 
 
 def test_when_no_helper_lives_long_a_thread_takes_over(stage: Stage) -> None:
     actor = holder(stage)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and (helpers := wait_for_children(actor)):
-        os.kill(helpers[0], signal.SIGKILL)
-        wait_until(lambda helpers=helpers: has_ended(helpers[0]))
+    killed = set()
+
+    def kill_another_one() -> bool:
+        for helper in children_of(actor.pid):
+            os.kill(helper, signal.SIGKILL)
+            killed.add(helper)
+        # Whoever listens to a helper starts the next one before he ends.
+        return not actor.do("[thread for thread in threading.enumerate() if thread.name == 'nfsrwlock-helper']")
+
+    wait_until(kill_another_one)
+    assert len(killed) > 1
     assert children_of(actor.pid) == []
     assert_nobody_gets_in(stage, 1.5 * LEASE_S)
     actor.do("lock.check(); proxy.__exit__(None, None, None)")
-
-
-def wait_for_children(actor: Actor) -> list[int]:
-    try:
-        wait_until(lambda: children_of(actor.pid), timeout=2)
-    except TimeoutError:
-        return []
-    return children_of(actor.pid)
 
 
 def test_where_no_helper_can_be_started_a_thread_beats(stage: Stage) -> None:
@@ -279,10 +283,12 @@ def test_a_helper_that_cannot_hear_of_a_new_hold_is_replaced_before_the_lease_en
     stage: Stage, path: Path, number: int
 ) -> None:
     # Nothing is waited for at the grant, so it is the missing word of a first beat that tells.
-    actor = stage.actor(f"other = {lock('other', interval_s=0.6)}; other.acquire_read(); lock = {lock()}", host="there")
+    lease_s = 4.0
+    mine, other = lock(interval_s=lease_s / 8, lease_s=lease_s), lock("other", interval_s=1, lease_s=lease_s)
+    actor = stage.actor(f"other = {other}; other.acquire_read(); lock = {mine}", host="there")
     first = helper_of(actor)
     actor.do(f"os.kill({first}, {number}); proxy = lock.acquire_write()")
-    assert_nobody_gets_in(stage, 1.5 * LEASE_S)
+    assert_nobody_gets_in(stage, 1.5 * lease_s)
     actor.do("lock.check(); other.check()")
     assert helper_of(actor) != first
     actor.do("proxy.__exit__(None, None, None)")
@@ -290,7 +296,7 @@ def test_a_helper_that_cannot_hear_of_a_new_hold_is_replaced_before_the_lease_en
 
 
 def test_a_release_waits_for_a_beat_that_is_under_way(stage: Stage, path: Path) -> None:
-    actor = stage.actor(f"lock = {lock(interval_s=0.5)}; lock.acquire_write()", path=outages.SHADOW)
+    actor = stage.actor(f"lock = {lock(interval_s=0.5, lease_s=LONG_S)}; lock.acquire_write()", path=outages.SHADOW)
     outages.let(path.parent, outages.HANGS)
     wait_until(lambda: outages.hanging_calls(path.parent) == 1)
     actor.tell("lock.release()")
@@ -346,7 +352,7 @@ def test_thousands_of_quick_holds_are_heard_of_or_not_and_nothing_is_left(
         "threads = [threading.Thread(target=cycle, args=(lock,)) for lock in locks]\n"
         "for thread in threads: thread.start()\n"
         "for thread in threads: thread.join()\n",
-        timeout=60,
+        timeout=100,
     )
     assert helper_of(actor) == helper
     assert actor.do("lost") == []
@@ -356,14 +362,17 @@ def test_thousands_of_quick_holds_are_heard_of_or_not_and_nothing_is_left(
 
 
 def test_a_forked_child_has_a_helper_of_its_own_and_leaves_the_parent_s_alone(stage: Stage, path: Path) -> None:
-    actor = holder(stage)
+    actor = holder(stage, LONG_S)
     helper = helper_of(actor)
     actor.do(
+        "import glob\n"
         "def work():\n"
-        f"    mine = {lock('mine')}\n"
+        f"    mine = {lock('mine', lease_s=LONG_S)}\n"
         "    for _ in range(200):\n"
         "        with mine.write_lock(): pass\n"
-        "    mine.acquire_write(); time.sleep(1); mine.check(); mine.release()\n"
+        "    mine.acquire_write()\n"
+        "    while not glob.glob('mine.rwlock/write.*/beat.*'): time.sleep(0.01)\n"
+        "    mine.check(); mine.release()\n"
         "child = os.fork()\n"
         "if child == 0:\n"
         "    try: work()\n"
@@ -402,7 +411,7 @@ def test_it_works_in_a_program_with_thousands_of_open_files(stage: Stage, path: 
     if actor.do("resource.getrlimit(resource.RLIMIT_NOFILE)[0]") < 2000:
         pytest.skip("this machine does not allow so many")
     actor.do("files = [open(os.devnull) for _ in range(1500)]")
-    actor.do(f"lock = {lock()}; lock.acquire_write()")
+    actor.do(f"lock = {lock(lease_s=LONG_S)}; lock.acquire_write()")
     helper = helper_of(actor)
     wait_until(lambda: (beat_of(path) or 0) > 3)
     assert helper_of(actor) == helper
@@ -410,19 +419,19 @@ def test_it_works_in_a_program_with_thousands_of_open_files(stage: Stage, path: 
 
 
 def test_it_finds_the_package_after_the_program_has_changed_its_directory(stage: Stage, path: Path) -> None:
-    actor = stage.actor(f"lock = {lock()}; os.mkdir('elsewhere'); os.chdir('elsewhere'); sys.path.insert(0, '')")
-    actor.do("lock.acquire_write()")
+    actor = stage.actor(f"lock = {lock(lease_s=LONG_S)}; os.mkdir('elsewhere'); os.chdir('elsewhere')")
+    actor.do("sys.path.insert(0, ''); lock.acquire_write()")
     helper = helper_of(actor)
     wait_until(lambda: (beat_of(path) or 0) > 3)
     assert helper_of(actor) == helper
 
 
 def test_locks_come_and_go_while_others_stay(stage: Stage, path: Path) -> None:
-    actor = holder(stage)
+    actor = holder(stage, LONG_S)
     helper = helper_of(actor)
     actor.do(
         "def churn(name):\n"
-        f"    other = {lock('NAME').replace(repr('NAME'), 'name')}\n"
+        f"    other = {lock('NAME', lease_s=LONG_S).replace(repr('NAME'), 'name')}\n"
         "    for _ in range(15):\n"
         "        with other.write_lock():\n"
         "            time.sleep(random.uniform(0, 0.05))\n"

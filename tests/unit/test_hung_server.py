@@ -19,7 +19,7 @@ from nfsrwlock import LockSet, SoftReadWriteLock, Timeout
 from outages import ANSWERS, HANGS, HANGS_AFTERWARDS, SHADOW
 
 FORMS = ["thread", "process"]
-LEASE_S = 2.0
+LEASE_S = 3.0
 
 
 @pytest.fixture
@@ -71,11 +71,10 @@ def test_a_server_that_falls_silent_while_a_caller_waits_does_not_hold_it_up(
 ) -> None:
     holder, lock = (SoftReadWriteLock(path, is_singleton=False, poll_interval=0.02) for _ in range(2))
     holder.acquire_write()
-    threading.Timer(0.3, server, [HANGS]).start()
     started = time.monotonic()
     with pytest.raises(Timeout, match="has not answered"):
-        acquire(lock, "write", 1)
-    assert time.monotonic() - started < 3 + 3
+        lock.acquire_write(2, on_wait=lambda _: server(HANGS))
+    assert time.monotonic() - started < 4 + 3
     server(ANSWERS)
     wait_until(lambda: len(announcements(path)) == 1)
     holder.release()
@@ -100,7 +99,7 @@ def test_other_threads_of_the_lock_can_ask_how_it_stands(path: Path, server: Cal
         started = time.monotonic()
         for _ in range(100):
             _ = (lock.status, lock.is_locked, lock.lease_remaining, lock.compromise, repr(lock))
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10  # of an outage that lasts until the next line
         server(ANSWERS)
         thread.join(20)
         lock.acquire_read()
@@ -143,7 +142,7 @@ def test_a_server_that_hangs_does_not_starve_the_heartbeats_on_another_one(
     outages.let(tmp_path / "dead", HANGS)
     rival = stage.actor(f"lock = SoftReadWriteLock('alive/data', {settings})", host="here")
     with pytest.raises(Raised, match="Timeout"):
-        rival.do(f"lock.acquire_read({2.5 * LEASE_S})")
+        rival.do(f"lock.acquire_read({1.5 * LEASE_S})")
     assert outages.hanging_calls(tmp_path / "dead") >= 1
     assert actor.do("[lock.status for lock in dead]") == ["suspect"] * 10
     # A lock that is taken and released on the server that is well is not held up either.
@@ -170,7 +169,7 @@ def test_the_exit_of_the_interpreter_is_not_held_up_for_long(stage: Stage, tmp_p
     wait_until(lambda: outages.hanging_calls(tmp_path / "dead") == 2)  # a heartbeat in each form
     started = time.monotonic()
     assert actor.leave() == 0
-    assert time.monotonic() - started < 6 + 2
+    assert time.monotonic() - started < 6 + 4
     for form in FORMS:
         assert announcements(tmp_path / "alive" / form) == []  # what could be released was released
     for helper in helpers:

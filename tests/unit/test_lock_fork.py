@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_the_parents_heartbeat_goes_on_after_a_fork(stage: Stage, path: Path, fo
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_child_has_a_heartbeat_and_a_name_of_its_own(stage: Stage, path: Path, form: str) -> None:
-    settings = f"heartbeat_interval=0.2, stale_threshold=1.5, heartbeat={form!r}"
+    settings = f"heartbeat_interval=0.2, stale_threshold=2.5, heartbeat={form!r}"
     actor = stage.actor(f"lock = SoftReadWriteLock('other', {settings}); lock.acquire_write()")
     watcher = stage.actor(f"lock = SoftReadWriteLock('data', {settings})", host="elsewhere")
     actor.do("begin, end = os.pipe()")
@@ -84,7 +85,7 @@ def test_a_child_has_a_heartbeat_and_a_name_of_its_own(stage: Stage, path: Path,
     wait_until(lambda: announcements(path))
     assert f".{child}." in announcements(path)[0]
     with pytest.raises(Raised, match="Timeout"):  # well beyond the lease: somebody must have been beating
-        watcher.do("lock.acquire_write(3)")
+        watcher.do("lock.acquire_write(4)")
     actor.do("os.write(end, b'.')")
     assert actor.do("os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])") == 0
     assert announcements(path) == []
@@ -186,13 +187,14 @@ def test_a_fork_in_the_middle_of_an_acquire_leaves_the_parents_announcement_alon
         "        children.append(os.fork())\n"
         "        if children == [0]:\n"
         "            sys.exit(0)\n"
+        "        open('forked', 'w').close()\n"
         "lock = SoftReadWriteLock('data', poll_interval=0.05)\n"
     )
     with single(path).read_lock():
         actor.tell("lock.acquire_write(30, on_wait=on_wait) and None")
         wait_until(lambda: len(announcements(path)) == 2)
         before = announcements(path)
-        wait_until(lambda: not children_of(actor.pid) and announcements(path))
+        wait_until(lambda: path.with_name("forked").exists() and not children_of(actor.pid))
         assert announcements(path) == before
     actor.answer()
     actor.do("lock.check()")
@@ -214,6 +216,32 @@ def test_nobody_inherits_a_descriptor_of_a_lock_directory(stage: Stage) -> None:
     assert ".rwlock" not in actor.do(
         "subprocess.check_output(['ls', '-l', '/proc/self/fd'], text=True, close_fds=False)"
     )
+
+
+def test_nobody_inherits_a_descriptor_that_is_open_just_now(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As long as a call takes, and while a file server hangs that is long, another thread may fork.
+    under_way, go_on = threading.Event(), threading.Event()
+    rename = os.rename
+
+    def slow_rename(*args: Any, **kwargs: Any) -> None:
+        under_way.set()
+        assert go_on.wait(30)
+        rename(*args, **kwargs)
+
+    def look() -> list[str]:
+        found = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return [name for fd in found if os.path.lexists(fd) and ".rwlock" in (name := os.readlink(fd))]
+
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("reads /proc")
+    with SoftReadWriteLock(path, heartbeat_interval=0.1, stale_threshold=60, is_singleton=False).write_lock():
+        monkeypatch.setattr(os, "rename", slow_rename)
+        try:
+            assert under_way.wait(30)  # a heartbeat
+            assert look() != []
+            assert in_forked_child(look) == []
+        finally:
+            go_on.set()
 
 
 def test_forks_of_many_threads_at_once_release_nothing(stage: Stage, path: Path) -> None:

@@ -169,12 +169,21 @@ def test_if_one_cannot_be_had_in_time_none_is_kept(a: Path, b: Path, c: Path) ->
 
 
 def test_the_timeout_is_one_for_all_of_them(stage: Stage, a: Path, b: Path, c: Path) -> None:
-    # The first two would each be had within the time, one after the other they are not.
-    holders = {name: stage.actor(f"lock = SoftReadWriteLock({name!r}); lock.acquire_write()") for name in "abc"}
-    for name, seconds in (("a", 1.2), ("b", 2.4), ("c", 20)):
-        holders[name].tell(f"time.sleep({seconds}); lock.release()")
-    with pytest.raises(Timeout, match="b'"):
-        several(read=[a, b, c]).acquire(1.6)
+    # The first is had after half of the time. If the second had a time of its own, all of it would follow.
+    seconds = 4.0
+    holder = stage.actor("lock = SoftReadWriteLock('a'); lock.acquire_write()")
+    freed: list[float] = []
+
+    def free_the_first(info: WaitInfo) -> None:
+        if info.lock_file == str(a) and time.monotonic() - started >= seconds / 2 and not freed:
+            holder.do("lock.release()")
+            freed.append(time.monotonic())
+
+    with SoftReadWriteLock(b).write_lock(), SoftReadWriteLock(c).write_lock():
+        started = time.monotonic()
+        with pytest.raises(Timeout, match="b'"):
+            several(read=[a, b, c]).acquire(seconds, on_wait=free_the_first)
+        assert time.monotonic() - freed[0] < seconds
 
 
 def test_a_set_that_may_not_wait_gives_up_at_once(a: Path, b: Path) -> None:
@@ -249,7 +258,7 @@ def test_a_forked_child_is_told_that_the_set_is_its_parents(a: Path) -> None:
 def test_waiting_is_told(a: Path, b: Path) -> None:
     told: list[WaitInfo] = []
     with SoftReadWriteLock(b).read_lock(), pytest.raises(Timeout):
-        several(read=[a], write=[b]).acquire(0.3, on_wait=told.append)
+        several(read=[a], write=[b]).acquire(2, on_wait=told.append)
     assert {(info.lock_file, info.mode) for info in told} == {(str(b), "write")}
     assert all(info.blockers[0].mode == "read" for info in told)
 
@@ -268,7 +277,7 @@ def test_sets_never_wait_for_each_other(stage: Stage, arguments: list[str], a: P
     for actor in actors:
         actor.tell("for _ in range(20):\n    with locks: time.sleep(random.uniform(0, 0.005))\n")
     for actor in actors:
-        actor.answer()  # a deadlock would end in a time-out
+        actor.answer(timeout=90)  # a deadlock would end in a time-out
     assert modes_of(a, b) == [[], []]
 
 

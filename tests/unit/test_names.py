@@ -235,11 +235,11 @@ def test_no_name_is_sorted_into_two_kinds(names):
 )
 def test_junk_of_any_length_is_read_at_once(name):
     """Section 1: bounded. A regular expression that backtracks, or int() of a million digits, would take minutes."""
-    began = time.perf_counter()
+    began = time.process_time()  # not time that passes, because the machine may be busy
     for _ in range(100):
         parse_listing([name])
         parse_beats([name])
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
 
 
 @pytest.mark.parametrize("tail", ["", "v2", "v2." + TOKEN, TOKEN, "x" * 249, "\n", "\udcff" * 9, "a b"])
