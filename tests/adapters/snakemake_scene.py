@@ -145,7 +145,7 @@ class Scene:
             input=json.dumps([["-c2", "--nocolor", *shlex.split(run)] for run in runs]),
             capture_output=True,
             text=True,
-            timeout=self.patience_s + 10 * len(runs),
+            timeout=self.patience_s + 20 * len(runs),
         )
         codes = [int(line) for line in done.stdout.split()]
         assert len(codes) == len(runs), done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 from adapters.snakemake_scene import Run, Scene
 from nfsrwlock import SoftReadWriteLock
@@ -62,6 +63,26 @@ def start_ticking(scene: Scene, *arguments: str) -> Run:
     assert_still_ticking(scene)
     assert len(scene.locks()) == 2
     return run
+
+
+def wait_until_idle(scene: Scene, run: Run) -> None:
+    """
+    Wait until Snakemake does nothing but wait for its jobs.
+
+    A SIGTERM that comes while its scheduler deals with the start or end of a job may block it for ever, with or without
+    locks: the handler asks for a mutex that the same thread holds then.
+    """
+    status = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/status")
+
+    def is_idle() -> bool:
+        before = status.read_text().splitlines()
+        time.sleep(0.3)
+        after = status.read_text().splitlines()
+        names = ("State:\tS", "voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+        looks = [[line for line in look if line.startswith(names)] for look in (before, after)]
+        return looks[0] == looks[1] and len(looks[0]) == len(names)
+
+    scene.wait_for(is_idle)
 
 
 def interrupt(run: Run) -> None:

@@ -21,6 +21,7 @@ from adapters.snakemake_ticking import (
     is_ticking,
     pid_of_job,
     start_ticking,
+    wait_until_idle,
 )
 from nfsrwlock import SoftReadWriteLock, Timeout, break_lock, inspect
 
@@ -145,6 +146,9 @@ def test_locks_are_released_and_the_old_output_stays_however_it_ends(scene: Scen
         interrupt(run)
     else:
         victim, signum = end.split(maxsplit=1)[0], signal.Signals[end.split()[1]]
+        if signum == signal.SIGTERM:
+            scene.wait_for(lambda: "Finished jobid" in run.text)  # the other job has ended
+            wait_until_idle(scene, run)
         if victim == "both":
             os.killpg(run.process.pid, signum)
         else:
@@ -183,6 +187,7 @@ def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene
         assert waited, runs[0].text
         assert float(waited[1]) >= 3
         assert "hook.py" not in runs[0].text
+        wait_until_idle(scene, runs[1])
         runs[1].kill(signal.SIGTERM)
         interrupt(runs[2])
         for run in runs[1:]:
@@ -212,6 +217,7 @@ def test_a_command_is_not_started_after_the_signal_that_ends_the_workflow(scene:
     )
     run = scene.start()
     scene.wait_for(lambda: scene.exists("between"))
+    wait_until_idle(scene, run)
     run.kill(signal.SIGTERM)
     scene.wait_for(lambda: "Will exit after finishing currently running jobs" in run.text)
     scene.write("heard", "")
