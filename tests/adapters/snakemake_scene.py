@@ -31,6 +31,20 @@ exec {sys.executable} -m nfsrwlock status --json "$@" > seen/$name.json
 """
 
 
+#: At the head of a Snakefile: waits until the loss of a lock that was broken is known, a heartbeat later.
+KNOWN_LOSS = """
+import time
+from nfsrwlock import HoldStatus
+from nfsrwlock.snakemake import holding
+settle, mine = holding.settle, []
+def note_the_locks(job, locks):
+    mine.append(locks)
+    settle(job, locks)
+holding.settle = note_the_locks  # Snakemake's work is done, and nothing is published yet
+def wait_for_the_loss():
+    while mine[-1].status is HoldStatus.HELD:
+        time.sleep(0.05)
+"""
 #: Runs Snakemake several times, each in a process of its own that need not import it again.
 MANY = """
 import json, os, sys
@@ -85,8 +99,9 @@ class Scene:
 
     #: What Snakemake is told first.
     arguments: tuple[str, ...] = ("-c2",)
-    #: How long a test waits for something that takes a Snakemake process or two, seconds; generous, for slow machines.
-    patience_s = 60.0
+    #: How long a test waits for something that takes some Snakemake processes, seconds. It only bounds what would never
+    #: happen, so it is generous: on a busy machine, a process of Snakemake's needs ten seconds to start.
+    patience_s = 150.0
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -130,7 +145,7 @@ class Scene:
             input=json.dumps([["-c2", "--nocolor", *shlex.split(run)] for run in runs]),
             capture_output=True,
             text=True,
-            timeout=60 + 10 * len(runs),
+            timeout=self.patience_s + 20 * len(runs),
         )
         codes = [int(line) for line in done.stdout.split()]
         assert len(codes) == len(runs), done.stderr
@@ -181,6 +196,15 @@ class Scene:
         """All live processes that the test has started, however indirectly."""
         return [pid for pid in watchdog.marked(self._mark) if not _is_zombie(pid)]
 
+    def guards(self) -> list[int]:
+        """The watchdogs among them that are ready, which is when they take their name."""
+        found = []
+        for pid in self.processes():
+            with suppress(OSError):  # it has ended
+                if Path(f"/proc/{pid}/comm").read_text().strip() == watchdog.NAME:
+                    found.append(pid)
+        return found
+
     def _clues(self) -> list[str]:
         """What is going on, for whoever must find out why something else is not."""
         running = []
@@ -190,7 +214,7 @@ class Scene:
                 state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
                 place = Path(f"/proc/{pid}/wchan").read_text()
                 running.append(f"  {pid} {state} {place} {command[:200]}")
-        return [*(run.text for run in self.runs), "announced:", *self.announced(), "running:", *running]
+        return [*(run.text for run in self.runs), "announced:", *self.locks(), "running:", *running]
 
     def wait_for(self, condition: Callable[[], object], seconds: float | None = None) -> None:
         """Wait until something is so."""
@@ -211,6 +235,10 @@ class Scene:
             time.sleep(0.05)
         for run in self.runs:
             run.process.wait()
+
+
+#: For tests that start Snakemake many times. Like the patience of a scene, it only ends what would never end.
+LONG = pytest.mark.timeout(400)
 
 
 def _is_zombie(pid: int) -> bool:

@@ -62,8 +62,8 @@ def make_environments(scene: Scene, *before: str) -> tuple[list[int], list[str],
         )
         log.close()
         scene.wait_for(lambda: scene.exists("made"))
-    # So that the second comes while the first is at it.
-    scene.wait_for(lambda: any(word in scene.read("b/log") for word in ("waiting", "Removing incomplete")))
+    # So that the second comes while the first is at it: it waits, or has begun another one.
+    scene.wait_for(lambda: "waiting" in scene.read("b/log") or scene.read("made").count("begun") == 2)
     scene.write("second", "")
     codes = [run.wait(scene.patience_s) for run in runs]
     return codes, scene.read("made").split(), sorted(path.name for path in (scene.directory / "envs").glob("*/*"))

@@ -52,7 +52,7 @@ for change in {changes!r}:
 @pytest.fixture(scope="module")
 def answers() -> dict[str, str]:
     program = PROGRAM.format(changes=["", *(change for change, _ in CHANGES.values())])
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == len(CHANGES) + 1, done.stdout

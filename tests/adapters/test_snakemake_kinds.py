@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from adapters.snakemake_kinds import EXPECTED, assert_all_was_locked, holders, set_up
-from adapters.snakemake_scene import Scene, scene
+from adapters.snakemake_scene import LONG, Scene, scene
 
 __all__ = ["scene"]
+
+pytestmark = LONG
 
 
 @pytest.fixture

@@ -33,8 +33,8 @@ class Turnstile:
 
     def let_through(self, jobs: Sequence[Any]) -> list[Any]:
         """Return those of ``jobs`` whose locks look free, or that were held back for as long as they would wait."""
-        now = time.monotonic()
-        free = [job for job in jobs if not self._holds_back(job, now)]
+        now, started = time.monotonic(), self._started()
+        free = [job for job in jobs if not self._holds_back(job, now, started)]
         if len(free) < len(jobs):
             self._ask_again()
         return free
@@ -50,18 +50,30 @@ class Turnstile:
             self._ask_again()
         return [job for job, _ in chosen]
 
-    def _holds_back(self, job: Any, now: float) -> bool:
+    def _started(self) -> list[tuple[Any, Plan]]:
+        # They may not have their locks yet, so that these still look free.
+        workflow = self._dag.workflow
+        if workflow.remote_execution_settings.immediate_submit:
+            return []  # Snakemake never hears of their end
+        return [
+            (one, plan)
+            for job in tuple(workflow.scheduler.running)
+            for one in _members(job)
+            if (plan := _plan(one)) is not None
+        ]
+
+    def _holds_back(self, job: Any, now: float, started: Sequence[tuple[Any, Plan]]) -> bool:
         for one in _members(job):
             plan = _plan(one)
-            peer = None if plan is None else next(_in_the_way(plan), None)
-            if plan is None or peer is None:
+            obstacle = None if plan is None else _obstacle(plan, started)
+            if plan is None or obstacle is None:
                 continue
             since = self._since.setdefault(job, now)
             if now - since > plan.timeout:
                 continue  # it goes, and tells for whom it has waited
             if now - self._told.get(job, -_TELL_AGAIN_S) >= _TELL_AGAIN_S:
                 self._told[job] = now
-                say(one, f"{job_name(one)} is not started yet, its lock is busy: {printable(peer.describe())}")
+                say(one, f"{job_name(one)} is not started yet, its lock is busy: {obstacle}")
             return True
         self._since.pop(job, None)
         self._told.pop(job, None)
@@ -86,6 +98,13 @@ def _plan(job: Any) -> Plan | None:
         return plan_of(job)
     except WorkflowError:
         return None  # the job will say it
+
+
+def _obstacle(plan: Plan, started: Iterable[tuple[Any, Plan]]) -> str | None:
+    peer = next(_in_the_way(plan), None)
+    if peer is not None:
+        return printable(peer.describe())
+    return next((f"{job_name(job)} has been started" for job, its in started if plan.conflicts_with(its)), None)
 
 
 def _in_the_way(plan: Plan) -> Iterator[PeerInfo]:
