@@ -49,7 +49,7 @@ _FAREWELL_S: Final = 1.0
 _NOTICE: Final = 1 / 10
 #: It is asked how a hold fares when its word of a beat is overdue by this part of the interval.
 _OVERDUE: Final = 1 / 2
-#: Helpers that end unexpectedly one after the other before a thread takes over.
+#: Helpers that end unexpectedly before they have beaten, one after the other, before a thread takes over.
 _STARTS_MAX: Final = 5
 
 #: Where this package is imported from; taken now, for a relative entry of sys.path loses its meaning later.
@@ -277,6 +277,8 @@ class Helper:
         hold = answered[0][0] if answered else self._holds.get(report["hold"])
         # Of a hold that is lost, the first word stands: what its owner was told of it must not change under him.
         if hold is not None and report["known"] and not hold.is_known_lost:
+            if report["beat"] != hold.participant.beats:
+                self._starts = 1  # it works: over weeks, many may end for reasons that have nothing to do with us
             hold.participant.take_over(report["beat"], report["renewed"])
             hold.due = max(hold.due, _overdue(hold))
             hold.participant.beat_error = OSError(report["error"]) if report["error"] else None

@@ -237,6 +237,17 @@ def test_a_helper_that_is_killed_is_replaced_and_the_hold_goes_on(stage: Stage, 
     actor.do("proxy.__exit__(None, None, None)")
 
 
+def test_any_number_of_helpers_that_have_beaten_are_replaced(stage: Stage, path: Path) -> None:
+    # As in a hold of weeks, on a machine that stands still now and then.
+    actor = holder(stage)
+    for _ in range(8):
+        helper, seen = helper_of(actor), beat_of(path) or 0
+        wait_until(lambda seen=seen: (beat_of(path) or 0) > seen)
+        os.kill(helper, signal.SIGKILL)
+        wait_until(lambda helper=helper: children_of(actor.pid) not in ([], [helper]))
+    actor.do("lock.check(); proxy.__exit__(None, None, None)")
+
+
 def test_when_no_helper_lives_long_a_thread_takes_over(stage: Stage) -> None:
     actor = holder(stage)
     killed = set()
