@@ -86,7 +86,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with ExitStack() as stack:
         stack.enter_context(program("scheduler", "--scheduler-file", address, *ports))
         stack.enter_context(worker(address, "file", **by_file))
-        wait_until(lambda: is_complete(Path(address)))
+        wait_until(lambda: is_complete(Path(address)), 2 * PATIENCE_S)
         client = stack.enter_context(Client(scheduler_file=address, set_as_default=False))
         client.wait_for_workers(1, timeout=2 * PATIENCE_S)
         install(client)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from distributed import Client, LocalCluster
 
@@ -41,6 +42,8 @@ LONG: dict[str, Any] = {"heartbeat_interval": "30s", "stale_threshold": "90s", "
 def new_pair() -> Iterator[Any]:
     """Two worker processes with one thread each, and the plugins."""
     with (
+        # The cluster would give up for good who is not back so soon, by default after 15 s.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "10m"}),
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
@@ -58,7 +61,7 @@ def pair() -> Iterator[Any]:
 @pytest.fixture
 def client(pair: Any) -> Any:
     """The pair again, when both workers are there."""
-    wait_until(lambda: len(pair.scheduler_info()["workers"]) == 2)
+    wait_until(lambda: len(pair.scheduler_info()["workers"]) == 2, 2 * PATIENCE_S)
     return pair
 
 
@@ -281,19 +284,19 @@ def test_a_task_that_holds_the_gil_for_longer_than_the_lease(
 
 def test_exclusion_goes_on_when_the_scheduler_is_killed(tmp_path: Path) -> None:
     path, go, address_file = tmp_path / "x", tmp_path / "go", tmp_path / "scheduler.json"
-    dask = [sys.executable, "-m", "dask"]
+    program = [sys.executable, "-m", "dask"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    start = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0"]
+    start = [*program, "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0"]
     scheduler = subprocess.Popen([*start, "--scheduler-file", str(address_file)], **quiet)
     workers: list[subprocess.Popen[bytes]] = []
     try:
-        work = [*dask, "worker", "--nthreads", "1", "--no-dashboard", "--scheduler-file", str(address_file)]
+        work = [*program, "worker", "--nthreads", "1", "--no-dashboard", "--scheduler-file", str(address_file)]
         # One with a nanny, one without, as dask-ssh and dask-jobqueue may start them.
         for nanny in ("--nanny", "--no-nanny"):
             worker = subprocess.Popen([*work, nanny, "--death-timeout", "60"], **quiet)
             workers += [worker]
-        wait_until(lambda: is_complete(address_file))
+        wait_until(lambda: is_complete(address_file), 2 * PATIENCE_S)
         with Client(scheduler_file=str(address_file), set_as_default=False) as client:
             client.wait_for_workers(2, timeout=2 * PATIENCE_S)
             install(client)
