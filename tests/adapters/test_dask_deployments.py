@@ -58,7 +58,7 @@ def program(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[by
 
 
 def worker(address: str, name: str, **environment: str) -> Any:
-    options = ["--host", "127.0.0.1", "--nthreads", "1", "--nanny", "--death-timeout", "60"]
+    options = ["--host", "127.0.0.1", "--nthreads", "1", "--nanny", "--death-timeout", "300"]
     return program("worker", "--scheduler-file", address, "--name", name, *options, **environment)
 
 
@@ -118,7 +118,7 @@ def test_the_nanny_of_a_worker_that_was_started_by_hand_evicts_it_when_it_is_dea
     cancel(hosts, task)
     os.kill(pid, signal.SIGKILL)
     wait_for_eviction(hosts, path)
-    hosts.wait_for_workers(2, timeout=PATIENCE_S)
+    hosts.wait_for_workers(2, timeout=2 * PATIENCE_S)
 
 
 def stop_holder(client: Any, path: Path) -> int:
