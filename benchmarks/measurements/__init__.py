@@ -29,6 +29,7 @@ class Plan:
     :param storms: how many, of a contender that is through in a second or so
     :param readers: that come and go around a writer
     :param writer_s: for how long the writer tries its luck
+    :param writer_waits: after so many waits it has tried enough; 0: it tries all the time
     :param polls: poll intervals of the handover, seconds
     :param handovers: per pair of processes and poll interval
     :param long_wait_s: a handover after this long a wait, too; 0: none
@@ -49,6 +50,7 @@ class Plan:
     storms: int = 4
     readers: int = 50
     writer_s: float = 8.0
+    writer_waits: int = 0
     polls: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 1.0)
     handovers: int = 3
     long_wait_s: float = 12.0

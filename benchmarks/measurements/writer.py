@@ -39,7 +39,7 @@ def _among_readers(place: Place, plan: Plan, name: str) -> Record:
             reader.tell("come_and_go", until=until, hold=_HOLD_S, pause=_PAUSE_S)
         time.sleep(2 * (_HOLD_S + _PAUSE_S))  # they fill the room
         ends = time.monotonic() + plan.writer_s
-        while time.monotonic() < ends:
+        while time.monotonic() < ends and not len(waits) == plan.writer_waits > 0:
             asked = time.time()
             writer.tell("acquire")
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,18 @@ def is_held(path: str | Path) -> bool:
     return bool(inspect(path).holders)
 
 
+def count_waiters(path: str | Path) -> int:
+    return len(inspect(path).waiters)
+
+
+def is_complete(scheduler_file: Path) -> bool:
+    """Whether a scheduler has written its file: that takes a moment, and a client waits for the end of it for 0.1 s."""
+    try:
+        return bool(json.loads(scheduler_file.read_text()))
+    except (OSError, ValueError):
+        return False
+
+
 def pid_of_known_holder(client: Any, path: str | Path) -> int:
     """Wait until ``path`` is held and the scheduler knows who may hold it; return the holder's process id."""
     from nfsrwlock.dask.plugins import TOPIC
@@ -59,12 +72,15 @@ def _knows(dask_scheduler: Any, key: str) -> bool:
     return key in dask_scheduler.tasks
 
 
-def overlap(path: str, mark: str, seconds: float) -> bool:
-    """Stay alone in ``path`` for some time; return whether somebody else was there, too."""
+def overlap(path: str, mark: str, seconds: float, until: str | None = None) -> bool:
+    """
+    Stay alone in ``path`` for some time, and until the file ``until`` exists; return whether somebody else was there.
+    """
     inside = Path(f"{path}.inside.{mark}")
     inside.touch()
     try:
         time.sleep(seconds)
+        wait_until(lambda: until is None or os.path.exists(until), 60)
         others = [p for p in inside.parent.glob(f"{Path(path).name}.inside.*") if p != inside]
         return bool(others)
     finally:
@@ -149,12 +165,12 @@ def die_first_time(lock: Any, note: str) -> list[float]:
     return times
 
 
-def hold_with_subtasks(lock: Any, count: int) -> int:
-    """Hold ``lock`` while tasks of our own run on this very worker, once others wait for it there."""
+def hold_with_subtasks(lock: Any, count: int, go: str) -> int:
+    """Hold ``lock``; once the file ``go`` exists, let tasks of our own run on this very worker, and end with them."""
     from distributed import worker_client
 
     with lock, worker_client(separate_thread=False) as client:
-        wait_until(lambda: bool(inspect(lock.path).waiters))
+        wait_until(lambda: os.path.exists(go), 60)
         futures = client.map(_slow, range(count), pure=False, workers=_here())
         return sum(client.gather(futures))
 
@@ -170,28 +186,32 @@ def _here() -> str:
     return get_worker().address
 
 
-def count_threads() -> int:
+def count_busy_threads() -> int:
+    """How many threads this process has, without those that are kept for the next call that may hang."""
     import threading
 
-    return threading.active_count()
+    from nfsrwlock_core import workers
+
+    return threading.active_count() - workers._workers._idle
 
 
-def hold_the_gil(seconds: float) -> None:
-    """Let no other thread run for ``seconds``: one call of C code."""
+def hold_the_gil(fifo: str) -> None:
+    """Let no other thread run until somebody writes to ``fifo``: one call of C code."""
     import ctypes
 
-    # PyDLL does not release the GIL around the call.
-    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+    with open(fifo, "rb", buffering=0) as file:
+        # PyDLL does not release the GIL around the call.
+        assert ctypes.PyDLL(None).read(file.fileno(), ctypes.create_string_buffer(1), 1) == 1
 
 
-def hold_gil_then_check(lock: Any, seconds: float, note: str) -> str:
+def hold_gil_then_check(lock: Any, fifo: str, note: str) -> str:
     from nfsrwlock import LockLostError
 
     said = ""
     try:
         with lock as held:
             Path(note).write_text(str(os.getpid()))
-            hold_the_gil(seconds)
+            hold_the_gil(fifo)
             try:
                 held.check()
             except LockLostError as error:

@@ -9,7 +9,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import distributed
 import pytest
 
 import nfsrwlock.dask
-from adapters.dask_tasks import is_held, overlap, work_alone, work_alone_async
+from adapters.dask_tasks import PATIENCE_S, is_held, overlap, wait_until, work_alone, work_alone_async
 from nfsrwlock import LockPathError, Timeout
 
 Make = Callable[[], Any]
@@ -155,8 +154,13 @@ def test_tasks_that_are_coroutines_exclude_each_other(make: Make, client: Any, t
 
 
 def test_the_judge_sees_an_overlap(client: Any, tmp_path: Path) -> None:
-    futures = [client.submit(overlap, str(tmp_path / "x"), str(i), 2.0, pure=False) for i in range(4)]
-    assert any(client.gather(futures))
+    go = tmp_path / "go"
+    one = client.submit(overlap, str(tmp_path / "x"), "one", 0.0, str(go), pure=False)
+    wait_until((tmp_path / "x.inside.one").exists)
+    other = client.submit(overlap, str(tmp_path / "x"), "other", 0.0, pure=False)
+    assert other.result(timeout=PATIENCE_S) is True
+    go.touch()
+    assert one.result(timeout=PATIENCE_S) is False  # for the other one has left
 
 
 def test_in_a_coroutine_the_methods_are_awaited(make: Make, client: Any) -> None:
@@ -359,6 +363,4 @@ def test_settings_come_from_dasks_configuration_and_travel_with_the_lock(tmp_pat
         from nfsrwlock import inspect
 
         assert inspect(tmp_path / "x").holders[0].lease == 6
-    started = time.monotonic()
-    assert nfsrwlock.dask.Lock(tmp_path / "x").acquire()
-    assert time.monotonic() - started < 5
+    assert nfsrwlock.dask.Lock(tmp_path / "x").acquire(blocking=False) is True
