@@ -80,6 +80,7 @@ def events(client: Any, action: str) -> list[dict[str, Any]]:
     return [event for _, event in client.get_events(TOPIC) if event["action"] == action]
 
 
+@pytest.mark.alone
 def test_after_sigkill_of_a_worker_the_rerun_has_the_lock_at_once(client: Any, tmp_path: Path) -> None:
     path, note = tmp_path / "x", tmp_path / "note"
     task = client.submit(hold_first_time, Lock(path, **LONG), str(note), pure=False)
@@ -87,8 +88,7 @@ def test_after_sigkill_of_a_worker_the_rerun_has_the_lock_at_once(client: Any, t
     killed = time.time()
     os.kill(int(note.read_text().split()[0]), signal.SIGKILL)
     second = task.result(timeout=PATIENCE_S).splitlines()[1].split()
-    # A rerun that went by the lease would wait for a minute and more: the latest heartbeat was sent just now.
-    assert float(second[2]) - float(second[1]) < PATIENCE_S
+    assert float(second[2]) - float(second[1]) < 2
     assert float(second[1]) >= killed
 
 
