@@ -30,6 +30,8 @@ class Turnstile:
         self._dag = dag
         self._since: dict[Any, float] = {}
         self._told: dict[Any, float] = {}
+        #: Of the jobs that were started: there may be thousands, and all are asked for again and again.
+        self._plans: dict[Any, list[tuple[Any, Plan]]] = {}
 
     def let_through(self, jobs: Sequence[Any]) -> list[Any]:
         """Return those of ``jobs`` whose locks look free, or that were held back for as long as they would wait."""
@@ -41,28 +43,29 @@ class Turnstile:
 
     def one_of_each_kind(self, jobs: Sequence[Any]) -> list[Any]:
         """Return ``jobs`` without those that an earlier one of them will keep waiting."""
-        chosen: list[tuple[Any, list[Plan]]] = []
+        chosen: list[Any] = []
+        claims = _Claims()
         for job in jobs:
-            plans = [plan for one in _members(job) if (plan := _plan(one)) is not None]
-            if not any(mine.conflicts_with(its) for mine in plans for _, others in chosen for its in others):
-                chosen.append((job, plans))
+            plans = _plans(job)
+            if all(claims.against(plan) is None for _, plan in plans):
+                chosen.append(job)
+                claims.add(plans)
         if len(chosen) < len(jobs):
             self._ask_again()
-        return [job for job, _ in chosen]
+        return chosen
 
-    def _started(self) -> list[tuple[Any, Plan]]:
+    def _started(self) -> _Claims:
         # They may not have their locks yet, so that these still look free.
         workflow = self._dag.workflow
-        if workflow.remote_execution_settings.immediate_submit:
-            return []  # Snakemake never hears of their end
-        return [
-            (one, plan)
-            for job in tuple(workflow.scheduler.running)
-            for one in _members(job)
-            if (plan := _plan(one)) is not None
-        ]
+        claims = _Claims()
+        if not workflow.remote_execution_settings.immediate_submit:  # else Snakemake never hears of their end
+            running = tuple(workflow.scheduler.running)
+            self._plans = {job: self._plans[job] if job in self._plans else _plans(job) for job in running}
+            for plans in self._plans.values():
+                claims.add(plans)
+        return claims
 
-    def _holds_back(self, job: Any, now: float, started: Sequence[tuple[Any, Plan]]) -> bool:
+    def _holds_back(self, job: Any, now: float, started: _Claims) -> bool:
         for one in _members(job):
             plan = _plan(one)
             obstacle = None if plan is None else _obstacle(plan, started)
@@ -100,11 +103,35 @@ def _plan(job: Any) -> Plan | None:
         return None  # the job will say it
 
 
-def _obstacle(plan: Plan, started: Iterable[tuple[Any, Plan]]) -> str | None:
+def _plans(job: Any) -> list[tuple[Any, Plan]]:
+    return [(one, plan) for one in _members(job) if (plan := _plan(one)) is not None]
+
+
+class _Claims:
+    """Who reads and who writes what."""
+
+    def __init__(self) -> None:
+        self._readers: dict[str, Any] = {}
+        self._writers: dict[str, Any] = {}
+
+    def add(self, plans: Iterable[tuple[Any, Plan]]) -> None:
+        for job, plan in plans:
+            self._readers.update(dict.fromkeys(plan.locks.paths_read, job))
+            self._writers.update(dict.fromkeys(plan.locks.paths_write, job))
+
+    def against(self, plan: Plan) -> Any | None:
+        """Return a job that cannot have its locks together with ``plan``, if there is one."""
+        found = [self._writers.get(path) for path in (*plan.locks.paths_write, *plan.locks.paths_read)]
+        found += [self._readers.get(path) for path in plan.locks.paths_write]
+        return next((job for job in found if job is not None), None)
+
+
+def _obstacle(plan: Plan, started: _Claims) -> str | None:
     peer = next(_in_the_way(plan), None)
     if peer is not None:
         return printable(peer.describe())
-    return next((f"{job_name(job)} has been started" for job, its in started if plan.conflicts_with(its)), None)
+    job = started.against(plan)
+    return None if job is None else f"{job_name(job)} has been started"
 
 
 def _in_the_way(plan: Plan) -> Iterator[PeerInfo]:
