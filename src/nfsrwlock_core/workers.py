@@ -25,9 +25,9 @@ class Workers:
     """A pool without a limit: as many threads as there are calls at one time."""
 
     def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.RLock()  # re-entrant: a signal's handler may release a lock
-        self._idle = 0
+        #: Where each idle thread waits for its next task, the latest last.
+        self._idle: list[queue.SimpleQueue[Callable[[], None]]] = []
 
     def submit(self, func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
         """Run ``func`` in a thread of the pool and return its future."""
@@ -74,28 +74,33 @@ class Workers:
     def _start(self, task: Callable[[], None]) -> None:
         with self._lock:
             if self._idle:
-                self._idle -= 1  # that thread's place is taken
-                self._tasks.put(task)
+                # The latest, so that those that a burst of calls has left behind get nothing more to do, and end.
+                self._idle.pop().put(task)
                 return
         try:
             threading.Thread(target=self._work, args=(task,), name="nfsrwlock-io", daemon=True).start()
         except RuntimeError:  # the interpreter ends, or the user may have no more threads: better late than never
             task()
 
-    def _work(self, task: Callable[[], None] | None) -> None:
-        while task is not None:
+    def _work(self, task: Callable[[], None]) -> None:
+        mine: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        while True:
             task()
-            task = None
+            del task  # with all that it refers to
             with self._lock:
-                self._idle += 1
+                self._idle.append(mine)
             try:
-                task = self._tasks.get(timeout=LINGER_S)
+                task = mine.get(timeout=LINGER_S)
             except queue.Empty:
                 with self._lock:
-                    if self._idle > 0:
-                        self._idle -= 1
-                    else:  # somebody counted on this thread just now: its task is in the queue
-                        task = self._tasks.get()
+                    if mine in self._idle:
+                        self._idle.remove(mine)
+                        return
+                # Somebody has just chosen this thread. If there is no task now, an exception came between for him.
+                try:
+                    task = mine.get_nowait()
+                except queue.Empty:
+                    return
 
 
 _workers = Workers()

@@ -186,13 +186,10 @@ def _here() -> str:
     return get_worker().address
 
 
-def count_busy_threads() -> int:
-    """How many threads this process has, without those that are kept for the next call that may hang."""
+def count_threads() -> int:
     import threading
 
-    from nfsrwlock_core import workers
-
-    return threading.active_count() - workers._workers._idle
+    return threading.active_count()
 
 
 def hold_the_gil(fifo: str) -> None:

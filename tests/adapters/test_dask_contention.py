@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 from adapters.dask_tasks import (
     PATIENCE_S,
     LockUser,
-    count_busy_threads,
+    count_threads,
     count_waiters,
     hold_until,
     hold_until_async,
@@ -55,8 +55,8 @@ def test_thirty_waiters_and_a_holder_with_tasks_of_its_own_finish_on_two_threads
     # Tasks that start over take turns in waiting; of the others all are there at once.
     wait_until(lambda: count_waiters(path) >= (1 if how == "reschedule" else WAITERS))
     if how == "async with":
-        # After a stall of the machine all may look at one moment, each in a thread; they do not keep it.
-        wait_until(lambda: small.run(count_busy_threads).popitem()[1] < WAITERS / 2)
+        # After a stall of the machine all may look at one moment, each in a thread; those threads end soon.
+        wait_until(lambda: small.run(count_threads).popitem()[1] < WAITERS / 2)
     go.touch()
     assert holder.result(timeout=60) == 6
     assert small.gather(waiters) == [False] * WAITERS

@@ -1,0 +1,49 @@
+"""The threads for calls to a file server that may hang: as many as there are calls, and no longer than needed."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from actors import wait_until
+from nfsrwlock_core.workers import Workers
+
+
+def burst(pool: Workers, calls: int) -> list[threading.Thread]:
+    """Make so many calls at one time; return the threads that they were made in."""
+    go_on = threading.Event()
+
+    def call() -> threading.Thread:
+        assert go_on.wait(60)
+        return threading.current_thread()
+
+    futures = [pool.submit(call) for _ in range(calls)]
+    try:
+        assert pool.call(lambda: 4711, 60) == 4711, "a call that hangs delays no other"
+        assert not any(future.done() for future in futures)
+    finally:
+        go_on.set()
+    return [future.result(60) for future in futures]
+
+
+def test_calls_at_one_time_have_a_thread_each_and_later_ones_use_them_again() -> None:
+    pool = Workers()
+    threads = burst(pool, 20)
+    assert len(set(threads)) == 20
+    wait_until(lambda: pool.submit(threading.current_thread).result(60) in threads)
+
+
+def test_the_threads_of_a_burst_end_although_calls_go_on() -> None:
+    pool = Workers()
+    threads = burst(pool, 30)
+
+    def is_over() -> bool:
+        pool.call(lambda: time.sleep(0.01), 60)
+        return sum(thread.is_alive() for thread in threads) <= 3
+
+    wait_until(is_over, pause=0.02)
+
+
+def test_all_threads_end_when_nothing_is_called() -> None:
+    threads = burst(Workers(), 3)
+    wait_until(lambda: not any(thread.is_alive() for thread in threads))
