@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 
-from adapters.snakemake_ticking import assert_nothing_happened, is_ticking, start_ticking
+from adapters.snakemake_ticking import assert_nothing_happened, interrupt, is_ticking, start_ticking
 from nfsrwlock import inspect
 from slurm.cluster import KILL_WAIT_S, Job
 from slurm.scene import SlurmScene
@@ -96,7 +94,7 @@ def test_a_cancelled_job_that_does_not_listen_leaves_a_lock_that_its_node_knows_
 
 def test_ctrl_c_cancels_the_jobs_and_frees_the_locks(scene: SlurmScene) -> None:
     start(scene)
-    os.killpg(scene.runs[0].process.pid, signal.SIGINT)
+    interrupt(scene.runs[0])
     scene.wait_for(lambda: not scene.locks())
     assert scene.litter() == []
     scene.clean_up()
