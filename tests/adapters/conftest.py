@@ -1,19 +1,11 @@
-"""What tests of all adapters need: signals that arrive, and a Dask cluster, one for all, for it starts slowly."""
+"""What tests of all adapters need: a Dask cluster, one for all, for it starts slowly."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-# In the background of a script, or below nohup, some signals are ignored, and in all that is started there.
-for number in (signal.SIGHUP, signal.SIGQUIT):
-    if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, signal.SIG_DFL)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
