@@ -98,7 +98,7 @@ test-nfs-long: .venv/.dev ## the same scenarios of server outages, with one of f
 simulate: .venv/.dev ## random runs on the simulated NFS for DURATION seconds, from the number SEED on
 	$(BIN)/python tests/simulation/long.py --seconds $(or $(DURATION),3600) --seed $(SEED) --jobs $(PYTEST_WORKERS)
 
-exhaustive: .venv/.dev ## every interleaving within larger bounds than in make test (about ten minutes)
+exhaustive: .venv/.dev ## every interleaving within larger bounds than in make test (about three minutes)
 	$(BIN)/python tests/simulation/thorough.py
 
 campaign: .venv/.dev ## random faults on the NFS cluster for DURATION seconds, by SEED; what was held is judged (root)
