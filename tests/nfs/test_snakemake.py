@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from actors import wait_until
 from nfs.lab import Node
 from nfs.scene import BOUND_S, LEASE_S, Remote, Scene, on_server, wait_until_announced
 
@@ -147,10 +148,8 @@ def test_who_waits_goes_on_after_the_lease_of_a_lost_client_and_reads_nothing_ha
     next_writer = Workflow(scene, other, "whole", WRITER.replace("{version}", "whole"), "-F")
     reader.wait_for("waits to read")
     next_writer.wait_for("waits to write")
-    half_made = time.monotonic() + PATIENCE_S
-    while len(words(scene, "cat .set.nfsrwlock/*/set || true")) != 3:  # half of it is there, beside its place
-        assert time.monotonic() < half_made, writer.log
-        time.sleep(0.1)
+    # Half of it is there, beside its place.
+    wait_until(lambda: len(words(scene, "cat .set.nfsrwlock/*/set || true")) == 3, PATIENCE_S)
     (scene.n1.cut if fault == "network" else scene.n1.kill)()
     asked = time.time()
     reader.end(0)

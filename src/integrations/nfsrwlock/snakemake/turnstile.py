@@ -66,10 +66,9 @@ class Turnstile:
         return claims
 
     def _holds_back(self, job: Any, now: float, started: _Claims) -> bool:
-        for one in _members(job):
-            plan = _plan(one)
-            obstacle = None if plan is None else _obstacle(plan, started)
-            if plan is None or obstacle is None:
+        for one, plan in _plans(job):
+            obstacle = _obstacle(plan, started)
+            if obstacle is None:
                 continue
             since = self._since.setdefault(job, now)
             if now - since > plan.timeout:
