@@ -1,5 +1,5 @@
 # Everything a checkout can do; `make help` lists it. No target needs a prepared machine: each one first makes the
-# environment .venv if it is missing or older than pyproject.toml.
+# environment it needs from a lock file in requirements/, if it is missing or older than that.
 
 PYTHON ?= python3
 # Test processes side by side: more than there are cores, for the tests wait more than they compute.
@@ -24,7 +24,9 @@ BENCH_ARGS ?=
 override BENCH_ARGS += $(if $(DURATION),--duration $(DURATION)) $(if $(QUICK),--quick)
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := python -m pip --disable-pip-version-check --quiet
+# What a lock file names and nothing else. Packages that exist as source only are built by those of requirements/build.txt.
+PINNED := --require-hashes --no-build-isolation --requirement requirements
 
 # How often `make test-snakemake` replaces a file that others read.
 REWRITES ?= 200
@@ -46,14 +48,19 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo example-joblib example-dask test test-snakemake test-snakemake-versions test-dask-zarr2 \
-    test-slurm test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
+.PHONY: help setup lock demo example-joblib example-dask test test-newest test-oldest \
+    test-snakemake test-snakemake-versions test-dask-zarr2 test-slurm test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-23s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.dev ## the environment .venv with everything for development in it
+
+lock: ## renew the lock files in requirements/, which say what the other targets install
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/$(PIP) install --upgrade uv
+	requirements/renew .venv-lock/bin/uv
 
 demo: .venv/.dev ## a genome index shared by jobs that are killed, and by Snakemake workflows (under two minutes)
 	$(BIN)/python examples/demo/run.py
@@ -66,7 +73,7 @@ test-snakemake: .venv/.dev ## locked Snakemake workflows: 200 rewrites of a file
 	NFSRWLOCK_TEST_REWRITES=$(REWRITES) $(BIN)/python -m pytest tests/adapters/test_snakemake_outputs.py \
 	    -k never_see --timeout 1800 $(PYTEST_ARGS)
 
-test-dask-zarr2: .venv-zarr2/.done ## the adapter for Dask with zarr 2, in an environment of its own
+test-dask-zarr2: .venv-zarr2/.dev ## the adapter for Dask with zarr 2, in an environment of its own
 	.venv-zarr2/bin/python -m pytest tests/adapters/dask_zarr2.py $(PYTEST_ARGS)
 
 example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed: nothing is computed twice
@@ -75,13 +82,24 @@ example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed
 example-dask: .venv/.dev ## many tasks of a Dask cluster update one file; a worker is killed
 	$(BIN)/python examples/dask/run.py
 
+# $(call pytest,ENVIRONMENT,MARKS): the suites without needs. First the tests that do not mind others beside them.
+# It is an error (5) if nothing is selected, but not in one part.
+define pytest
+@part() { $(1)/bin/python -m pytest --durations 10 $(SUITES) "$$@" $(PYTEST_ARGS) || return $$?; }; \
+part -n $(PYTEST_WORKERS) --dist worksteal -m "not alone$(2)"; many=$$?; \
+[ $$many = 0 ] || [ $$many = 5 ] || exit $$many; \
+part -m "alone$(2)"; alone=$$?; \
+[ $$alone = 5 ] && exit $$many || exit $$alone
+endef
+
 test: lint ## lint, then every test that needs neither root nor NFS
-	@# First those that do not mind others beside them. It is an error (5) if nothing is selected, but not in one part.
-	@part() { $(BIN)/python -m pytest --durations 10 $(SUITES) "$$@" $(PYTEST_ARGS) || return $$?; }; \
-	part -n $(PYTEST_WORKERS) --dist worksteal -m "not alone"; many=$$?; \
-	[ $$many = 0 ] || [ $$many = 5 ] || exit $$many; \
-	part -m alone; alone=$$?; \
-	[ $$alone = 5 ] && exit $$many || exit $$alone
+	$(call pytest,.venv, and not peers)
+
+test-newest: .venv-newest/.dev ## the tests with the newest release of everything, and those that compare with other locks
+	$(call pytest,.venv-newest)
+
+test-oldest: .venv-oldest/.dev ## the tests with the oldest releases that pyproject.toml allows
+	$(call pytest,.venv-oldest, and not peers)
 
 test-slurm: .venv/.slurm ## locked Snakemake workflows on a real Slurm with two nodes (root; under four minutes)
 	$(BIN)/python tests/slurm/cluster.py install
@@ -107,6 +125,7 @@ campaign: .venv/.dev ## random faults on the NFS cluster for DURATION seconds, b
 
 storm-joblib: .venv/.dev ## readers of a joblib store beside those who clear it, for DURATION seconds
 	$(BIN)/python tests/adapters/joblib_storm.py --seconds $(or $(DURATION),60)
+
 bench: .venv/.bench ## this lock beside others, locally (DURATION=s, or QUICK=1 for a glance)
 	$(BIN)/python benchmarks local $(BENCH_ARGS)
 
@@ -129,64 +148,62 @@ docs: .venv/.docs ## the documentation, in docs/_build/html; warnings are errors
 
 build: .venv/.dev ## wheel and source distribution, in dist/
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean: ## remove what the other targets made, but not .venv
 	rm -rf build dist docs/_build demo-timeline.svg .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name .venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-distclean: clean ## remove .venv too
-	rm -rf .venv .venv-snakemake .venv-zarr2 .venv.lock
+distclean: clean ## remove the environments too
+	rm -rf .venv .venv-* .venv.lock
 
 # Each candidate is run, because a name on PATH may be a version manager's shim for a version that is not selected.
-# pip is brought up to date first: dependency groups need 25.1.
-.venv/.dev: pyproject.toml
-	@set -eu; $(TAKE_TURNS); \
-	if [ .venv/.dev -nt pyproject.toml ]; then exit 0; fi; \
-	if ! $(BIN)/python -c '' 2>/dev/null; then \
-	    found=; tried=; \
-	    for python in $(CANDIDATES); do \
-	        version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
-	        if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
-	        then found=$$python; break; fi; \
-	        tried="$$tried $$python ($$version)"; \
-	    done; \
-	    if [ -z "$$found" ]; then \
-	        echo "nfsrwlock needs Python 3.11 or newer with venv and ensurepip; found:$${tried:- none of $(CANDIDATES)}." >&2; \
-	        echo "Install one (on Debian and Ubuntu also python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
-	        exit 1; \
-	    fi; \
-	    echo "setting up .venv with $$found ($$version)"; \
-	    "$$found" -m venv --clear .venv; \
-	else echo "updating .venv"; fi; \
-	$(PIP) install --upgrade 'pip>=25.1'; \
-	$(PIP) install --upgrade --editable . --group dev; \
-	touch $@
+define find_python
+found=; tried=; \
+for python in $(CANDIDATES); do \
+    version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+    then found=$$python; break; fi; \
+    tried="$$tried $$python ($$version)"; \
+done; \
+if [ -z "$$found" ]; then \
+    echo "nfsrwlock needs Python 3.11 or newer with venv and ensurepip; found:$${tried:- none of $(CANDIDATES)}." >&2; \
+    echo "Install one (on Debian and Ubuntu also python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
+    exit 1; \
+fi
+endef
 
-.venv/.bench: .venv/.dev
-	@set -eu; $(TAKE_TURNS); \
-	if [ .venv/.bench -nt .venv/.dev ]; then exit 0; fi; \
-	echo "adding the other locks of the benchmarks to .venv"; \
-	$(PIP) install --upgrade --group bench; \
-	touch $@
+# $(call set_up,PACKAGES): an environment from scratch, for what is left of an older one is in no lock file.
+define set_up
+@set -eu; $(TAKE_TURNS); \
+if [ $@ -nt pyproject.toml ] && [ $@ -nt $< ]; then exit 0; fi; \
+$(find_python); \
+echo "setting up $(@D) with $$found ($$version)"; \
+"$$found" -m venv --clear $(@D); \
+$(@D)/bin/$(PIP) install $(1); \
+$(@D)/bin/$(PIP) install $(2); \
+touch $@
+endef
+PINNED_AND_THIS = $(PINNED)/$(1).txt; $(@D)/bin/$(PIP) install --no-deps --no-build-isolation --editable .
 
-# The last numcodecs that zarr 2 can be imported with.
-.venv-zarr2/.done: pyproject.toml
-	$(PYTHON) -m venv --clear .venv-zarr2
-	.venv-zarr2/bin/python -m pip --disable-pip-version-check --quiet install 'zarr<3' 'numcodecs<0.16' 'dask[array]' \
-	    pytest pytest-timeout --editable '.[dask]'
-	touch $@
+.venv/.dev: requirements/dev.txt requirements/build.txt pyproject.toml
+	$(call set_up,$(PINNED)/build.txt,$(call PINNED_AND_THIS,dev))
 
-.venv/.slurm: .venv/.dev
-	@set -eu; $(TAKE_TURNS); \
-	if [ .venv/.slurm -nt .venv/.dev ]; then exit 0; fi; \
-	echo "adding Snakemake's executor for Slurm to .venv"; \
-	$(PIP) install --upgrade --group slurm; \
-	touch $@
+.venv-oldest/.dev: requirements/oldest.txt requirements/build.txt pyproject.toml
+	$(call set_up,$(PINNED)/build.txt,$(call PINNED_AND_THIS,oldest))
 
-.venv/.docs: .venv/.dev
+.venv-zarr2/.dev: requirements/zarr2.txt requirements/build.txt pyproject.toml
+	$(call set_up,$(PINNED)/build.txt,$(call PINNED_AND_THIS,zarr2))
+
+# Made anew each time, for what was the newest yesterday may not be today. Dependency groups need pip 25.1.
+.PHONY: .venv-newest/.dev
+.venv-newest/.dev: pyproject.toml
+	@rm -f $@
+	$(call set_up,--upgrade 'pip>=25.1',--upgrade --group dev --editable .)
+
+.venv/.bench .venv/.slurm .venv/.docs: .venv/.%: requirements/%.txt .venv/.dev
 	@set -eu; $(TAKE_TURNS); \
-	if [ .venv/.docs -nt .venv/.dev ]; then exit 0; fi; \
-	echo "adding the tools for the documentation to .venv"; \
-	$(PIP) install --upgrade --group docs; \
+	if [ $@ -nt $< ] && [ $@ -nt .venv/.dev ]; then exit 0; fi; \
+	echo "adding requirements/$*.txt to .venv"; \
+	$(BIN)/$(PIP) install $(PINNED)/$*.txt; \
 	touch $@
