@@ -82,6 +82,7 @@ def _on_the_hosts_clock(who: str, record: dict[str, Any], offset: float, error_s
     released = record["released"] - offset
     return Hold(
         *(who, 0, record["mode"], record["granted"] - offset),
+        lease_s=0.0,  # nobody loses a hold here
         error_s=error_s / 2,  # of both holds of a pair together, no more than of all clocks
         generation=record["generation"],
         until=released,

@@ -28,7 +28,7 @@ class Story:
         self, who: str, mode: str, begin: float, end: float | None, number: int | None = 1, lock: int = 0, **more: Any
     ) -> Story:
         until = more.pop("until", begin + LEASE)
-        self.say(who, "granted", begin, lock=lock, mode=mode, generation=number, until=until)
+        self.say(who, "granted", begin, lock=lock, mode=mode, generation=number, until=until, lease=LEASE)
         if end is not None:
             self.say(who, "release", end).say(who, "released", end + 0.01)
         return self
@@ -38,7 +38,7 @@ class Story:
         return self
 
     def verdict(self) -> Verdict:
-        return judge(self.events, self.faults, lease_s=LEASE)
+        return judge(self.events, self.faults)
 
     def found(self) -> list[str]:
         return [violation.what for violation in self.verdict().violations]
@@ -124,7 +124,9 @@ def test_a_writer_whose_number_a_reader_knew_before():
 
 def test_a_hold_counts_from_when_it_was_had_not_from_when_its_number_was_known():
     story = Story().hold("n1.0", "write", 0, 3, 1)
-    story.say("n2.0", "granted", 9, lock=0, mode="read", generation=None, until=7, since=2).fault("pause", "n2", 2, 9)
+    story.say("n2.0", "granted", 9, lock=0, mode="read", generation=None, until=7, since=2, lease=LEASE).fault(
+        "pause", "n2", 2, 9
+    )
     story.say("n2.0", "lost", 10).say("n2.0", "release", 10.1)
     assert [text for text in story.found() if "together" in text]
 

@@ -2,9 +2,10 @@
 A long random campaign: ``make campaign DURATION=3600 SEED=1``, as root.
 
 Several processes on each of several clients take the same locks at random, over NFSv3, v4.0 and v4.2, with ``nocto``
-and with ``noac``, while machines, processes, the network and the server fail at random. What every process says it held
-is judged on the host's one clock. The figures are printed as JSON; if anything was wrong, exit code 1, and the whole
-history and a picture of each moment that was wrong are kept.
+and with ``noac``. They have threads or tasks, beat by a thread or a process, have short and long leases, and are root
+or members of a group. Meanwhile machines, processes, heartbeat processes, the network and the server fail at random.
+What every process says it held is judged on the host's one clock. The figures are printed as JSON; if anything was
+wrong, exit code 1, and the whole history and a picture of each moment that was wrong are kept.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="how long (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=1, help="of all choices (default: %(default)d)")
     parser.add_argument("--clients", type=int, default=3, help="machines (default: %(default)d)")
-    parser.add_argument("--processes", type=int, default=4, help="on each client (default: %(default)d)")
-    parser.add_argument("--locks", type=int, default=6, help="how many (default: %(default)d)")
-    parser.add_argument("--lease", type=float, default=6.0, help="of the locks, seconds (default: %(default)g)")
+    parser.add_argument("--processes", type=int, default=8, help="on each client (default: %(default)d)")
+    parser.add_argument("--locks", type=int, default=24, help="how many (default: %(default)d)")
+    parser.add_argument("--lease", type=float, default=6.0, help="of most processes, seconds (default: %(default)g)")
     parser.add_argument("--keep", type=Path, help="keep the history here, even if all was well")
     parser.add_argument("--picture", type=Path, help="draw the first minute with a fault into this SVG file")
     options = parser.parse_args()

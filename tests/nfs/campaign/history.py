@@ -43,6 +43,7 @@ class Event:
     """
     What one process said at one moment.
 
+    :param who: the process, such as ``n1.3``, or one of its tasks, ``n1.3/2``
     :param error_s: by how much ``at`` and ``until`` may be wrong
     """
 
@@ -62,7 +63,8 @@ class Hold:
     mode: str
     granted: float
     error_s: float
-    #: ``None`` for a shared hold that could not read it.
+    lease_s: float
+    #: ``None`` for a shared hold that did not ask for it, or could not read it.
     generation: int | None
     #: When its lease runs out, by its own latest account.
     until: float
@@ -117,13 +119,12 @@ class Verdict:
         return sum(hold.mode == mode for hold in self.holds)
 
 
-def judge(events: Iterable[Event], faults: Iterable[Fault], *, lease_s: float) -> Verdict:
+def judge(events: Iterable[Event], faults: Iterable[Fault]) -> Verdict:
     """
     Judge a campaign that is over.
 
-    :param events: of all processes, each process's in order
+    :param events: of all processes and tasks, each one's in order
     :param faults: all that was done
-    :param lease_s: of all locks
     """
     faults = sorted(faults, key=lambda fault: fault.began)
     holds: list[Hold] = []
@@ -142,7 +143,7 @@ def judge(events: Iterable[Event], faults: Iterable[Fault], *, lease_s: float) -
             for hold in holds
             if not hold.ending
         ),
-        *_losses(holds, faults, lease_s),
+        *_losses(holds, faults),
     ]
     return Verdict(holds, sorted(violations, key=lambda violation: violation.at), tally)
 
@@ -151,7 +152,7 @@ def _take_in(event: Event, open_holds: dict[str, Hold], holds: list[Hold]) -> No
     more = event.more
     if event.event == "granted":
         hold = Hold(
-            *(event.who, more["lock"], more["mode"], event.at, event.error_s, more["generation"]),
+            *(event.who, more["lock"], more["mode"], event.at, event.error_s, more["lease"], more["generation"]),
             until=more["until"],
             since=more.get("since", event.at),
         )
@@ -187,11 +188,12 @@ def _end_unheard(hold: Hold, who: str, faults: list[Fault]) -> None:
     if hold.lost is not None:  # and its user came to its end before it could let go
         hold.ending, hold.end = "lost", min(hold.lost, hold.until)
         return
-    machine = who.split(".", 1)[0]
+    process = who.partition("/")[0]
+    machine = process.split(".", 1)[0]
     for fault in faults:
         if fault.ended < hold.granted:
             continue
-        if fault.kind == "kill" and fault.target == who:
+        if fault.kind == "kill" and fault.target == process:
             hold.ending, hold.end = "killed", min(fault.began, hold.until)
             return
         if fault.kind == "power cut" and fault.target == machine:
@@ -249,7 +251,7 @@ def _number(hold: Hold) -> int:
     return hold.generation
 
 
-def _losses(holds: list[Hold], faults: list[Fault], lease_s: float) -> Iterator[Violation]:
+def _losses(holds: list[Hold], faults: list[Fault]) -> Iterator[Violation]:
     touching = defaultdict(list)
     for fault in faults:
         if fault.kind in ("pause", "network cut", "power cut", "delay"):
@@ -259,7 +261,7 @@ def _losses(holds: list[Hold], faults: list[Fault], lease_s: float) -> Iterator[
             continue
         assert hold.lost is not None
         # TCP repeats itself less and less often, so a client may find the server only a lease after it was cut off.
-        since = min(hold.until, hold.lost) - 3 * lease_s
+        since = min(hold.until, hold.lost) - 3 * hold.lease_s
         if not any(fault.began < hold.lost and fault.ended > since for fault in touching[hold.who.split(".", 1)[0]]):
             yield Violation(f"{hold.who} lost its hold, and nobody had touched it", hold.lost, (hold.who,))
 

@@ -16,10 +16,12 @@ from .history import Fault
 #: Faults by name, and how often each is chosen.
 KINDS = {
     "pause": 4, "power cut": 2, "network cut": 4, "kill": 4,
-    "clock": 3, "delay": 1, "nfsd restart": 1, "server crash": 1,
+    "clock": 3, "delay": 1, "nfsd restart": 1, "server crash": 1, "helper kill": 3, "helper pause": 2,
 }  # fmt: skip
 
 _ATTEMPTS = 3
+#: What the command line of a heartbeat process says.
+_HELPER = "nfsrwlock_core[.].*main"
 #: Whom a kill has met if all processes of the machine had just ended.
 NOBODY = "nobody"
 
@@ -64,7 +66,7 @@ class Nemesis:
 
     def pause_s(self) -> float:
         """How long to wait before the next one: mostly short, now and then long enough for everything to calm down."""
-        return self._chance.choice([0.5, 1, 3, 6, 3 * self.lease_s])
+        return self._chance.choice([0.5, 1, 2, 4, 3 * self.lease_s])
 
     def is_at(self, node: Node) -> bool:
         """Whether a fault of this machine is under way, so that it may be off, or on and without its mounts yet."""
@@ -126,6 +128,22 @@ class Nemesis:
 
     def _kill(self, node: Node, chance: random.Random) -> str:
         return self.kill(node, chance)
+
+    def _helper_kill(self, node: Node, chance: random.Random) -> str | None:
+        return self._to_a_helper(node, chance, "KILL")
+
+    def _helper_pause(self, node: Node, chance: random.Random) -> str | None:
+        if (met := self._to_a_helper(node, chance, "STOP")) == NOBODY:
+            return NOBODY
+        time.sleep(self._seconds(chance))
+        node.run(["pkill", "-CONT", "-f", _HELPER])
+        return met
+
+    def _to_a_helper(self, node: Node, chance: random.Random, signal: str) -> str | None:
+        found = node.run(["pgrep", "-f", _HELPER]).stdout.decode().split()
+        if not found or node.run(["kill", f"-{signal}", chance.choice(found)]).returncode:
+            return NOBODY
+        return None
 
     def _clock(self, node: Node, chance: random.Random) -> None:
         node.skew(chance.choice([-600, -90, -1, 1, 90, 600]))

@@ -23,6 +23,16 @@ from .nemesis import NOBODY, Nemesis
 _TESTS: Final = Path(__file__).resolve().parents[2]
 _PACKAGE: Final = "campaign"
 
+#: The users, beside root, of the locks that a group shares, and their group.
+_USERS: Final = (4001, 4002)
+_GROUP: Final = 4000
+#: So many tasks take locks in a process that has tasks.
+_TASKS: Final = 3
+#: Leases of the processes, as parts of the campaign's; heartbeat processes have none of the shortest, for a new one has
+#: to be started within it when one was killed.
+_LEASES: Final = (1, 1 / 2, 3)
+_POLLS_S: Final = (0.1, 1.0)
+
 #: How long a process may take to end in order after the last fault, beyond two leases, seconds: it may wait for a
 #: server that it finds late, and for all who wait before it.
 _ENDING_S: Final = 90.0
@@ -54,8 +64,8 @@ class Campaign:
     :param place: a directory on the export that nobody else uses
     :param seed: of all choices; the times at which they take effect are those of real machines
     :param processes: on each client
-    :param locks: how many files there are
-    :param lease_s: of the locks
+    :param locks: how many files there are; half of them are root's, the others a group's
+    :param lease_s: of most of the processes; others have half of that, or three times
     """
 
     def __init__(self, lab: Lab, place: str, *, seed: int, processes: int, locks: int, lease_s: float) -> None:
@@ -92,7 +102,10 @@ class Campaign:
         """
         for node in self.lab.clients:
             mount_all(node)
-        self.lab.clients[0].check(["mkdir", "-p", f"{LANES['4.2'].at}/{self.place}"])
+        shared = f"{LANES['4.2'].at}/{self.place}/group"
+        self.lab.clients[0].check(["mkdir", "-p", shared])
+        self.lab.clients[0].check(["chown", f":{_GROUP}", shared])
+        self.lab.clients[0].check(["chmod", "2770", shared])
         for node in self.lab.clients:
             self._start_machine(node)
         nemesis = Nemesis(
@@ -111,24 +124,32 @@ class Campaign:
             nemesis.make_peace()
             self.errors += nemesis.errors
             self._end()
-        return judge(self.events, self.faults, lease_s=self.lease_s)
+        return judge(self.events, self.faults)
 
     def leftovers(self) -> list[str]:
         """What the server still has in the locks' directories that stands for a holder or a waiter."""
-        directories = [f"/mnt/disk/export/{self.place}/{number}.rwlock" for number in range(self.locks)]
+        directories = [f"{path}.rwlock" for path, _ in self._locks("/mnt/disk/export").values()]
         found = self.lab.server.check(["sh", "-c", 'for d; do ls -A "$d" 2>/dev/null; done', "sh", *directories])
         return [name for name in found.split() if name.startswith(("read.", "write."))]
 
     def write_lock_anew(self) -> float:
         """Take each lock exclusively, from a process that knows nothing of the campaign; return the seconds it took."""
-        paths = [f"{LANES['4.2'].at}/{self.place}/{number}" for number in range(self.locks)]
+        locks = self._locks(LANES["4.2"].at).values()
         began = time.monotonic()
-        self.lab.clients[0].check(
-            [sys.executable, "-m", "nfsrwlock", "run", *(f"--write={path}" for path in paths), "--", "true"],
-            timeout=self.lease_s * 3 + 60,
-            env={"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
-        )
+        for kind in ("user", "group"):
+            wanted = [f"--write={path}" for path, share in locks if share == kind]
+            self.lab.clients[0].check(
+                [sys.executable, "-m", "nfsrwlock", "run", f"--share={kind}", *wanted, "--", "true"],
+                timeout=self.lease_s * max(_LEASES) + 60,
+                env={"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+            )
         return time.monotonic() - began
+
+    def _locks(self, mount: str) -> dict[int, tuple[str, str]]:
+        # Where they are below `mount`, and who shares them.
+        own = self.locks // 2
+        return {n: (f"{mount}/{self.place}/{'' if n < own else 'group/'}{n}", "user" if n < own else "group")
+                for n in range(self.locks)}  # fmt: skip
 
     # -- processes ----------------------------------------------------------------------------------------------------
 
@@ -144,16 +165,21 @@ class Campaign:
         number = self._numbers[node.name]
         self._numbers[node.name] += 1
         lane = list(LANES)[(number + node.index) % len(LANES)]
+        chance = random.Random(f"{self.seed} {node.name} {number}")
+        kind = ("thread", "tasks", "user", "process")[number % 4]
+        lease_s = self.lease_s * chance.choice([part for part in _LEASES if part >= 1 or kind != "process"])
+        locks = self._locks(LANES[lane].at)
         settings = {
-            "paths": [f"{LANES[lane].at}/{self.place}/{lock}" for lock in range(self.locks)],
+            "locks": {n: lock for n, lock in locks.items() if kind != "user" or lock[1] == "group"},
             "options": {
-                "heartbeat_interval": self.lease_s / 3,
-                "stale_threshold": self.lease_s,
-                "poll_interval": 0.1,
-                "heartbeat": "process" if number % 4 == 3 else "thread",
+                "heartbeat_interval": lease_s / 3,
+                "stale_threshold": lease_s,
+                "poll_interval": chance.choice(_POLLS_S),
+                "heartbeat": "process" if kind == "process" else "thread",
             },
-            "seed": random.Random(f"{self.seed} {node.name} {number}").randrange(1 << 30),
-            "lease_s": self.lease_s,
+            "tasks": _TASKS if kind == "tasks" else 0,
+            "user": (chance.choice(_USERS), _GROUP) if kind == "user" else None,
+            "seed": chance.randrange(1 << 30),
         }
         who = f"{node.name}.{number}"
         ready = threading.Event()
@@ -183,7 +209,8 @@ class Campaign:
         *lines, process.unread = (process.unread + data).split(b"\n")
         for line in lines:
             said = json.loads(line)
-            event = Event(process.who, said.pop("event"), said.pop("at"), process.machine.error_s, said)
+            who = process.who + (f"/{task}" if (task := said.pop("task")) else "")
+            event = Event(who, said.pop("event"), said.pop("at"), process.machine.error_s, said)
             event = on_the_hosts_clock(event, process.machine.offset)
             with self._changing:
                 self.events.append(event)
@@ -229,7 +256,7 @@ class Campaign:
             with contextlib.suppress(OSError):
                 process.job.send(b"\n")
         for process in self._running.values():
-            left = began + 2 * self.lease_s + _ENDING_S - time.monotonic()
+            left = began + 2 * self.lease_s * max(_LEASES) + _ENDING_S - time.monotonic()
             if not process.job.wait_until(lambda job=process.job: job.done, max(left, 0.1)):  # type: ignore[misc]
                 self.errors.append(f"{process.who} has not ended; it is on {process.lane}")
             elif process.job.returncode not in (0, -9, None):
@@ -253,7 +280,7 @@ def document(campaign: Campaign, verdict: Verdict, seconds: float) -> dict[str, 
     by_lane: dict[str, int] = {}
     for event in campaign.events:
         if event.event == "granted":
-            lane = campaign.lanes[event.who]
+            lane = campaign.lanes[event.who.partition("/")[0]]
             by_lane[lane] = by_lane.get(lane, 0) + 1
     endings: dict[str, int] = {}
     for hold in verdict.holds:
