@@ -35,23 +35,28 @@ def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
     ("arguments", "parts"),
     [
         ([], ["--read PATH"]),
-        (["--read", "data"], ["no command"]),
-        (["--read", "", "true"], ["empty path"]),
-        (["--reed", "data", "true"], ["--reed", "--help"]),
-        (["--read", "data", "--on-expiry", "explode", "true"], ["explode"]),
-        (["--read", "missing/data", "true"], ["missing", "--parents"]),
-        (["--read", "file/data", "true"], ["file", "not a directory"]),
-        (["--read", "data", "--lock-dir", "missing", "true"], ["missing", "--parents"]),
-        (["--read", "x" * 300, "true"], ["too long", "shorter name"]),
+        (["--read", "data"], ["one command", "after --"]),
+        (["--read", "data", "file", "--", "true"], ["'file'", "--read", "after --"]),
+        (["--read", "data", "true"], ["'true'", "after --"]),
+        (["--read", "data", "-c", "true", "--", "true"], ["one command"]),
+        (["--read", "data", "--nonblock", "--timeout", "1", "--", "true"], ["--nonblock", "--timeout"]),
+        (["--read", "data", "--timeout", "5x", "--", "true"], ["5x", "5m"]),
+        (["--read", "", "--", "true"], ["empty path"]),
+        (["--reed", "data", "--", "true"], ["--reed", "--help"]),
+        (["--read", "data", "--on-expiry", "explode", "--", "true"], ["explode"]),
+        (["--read", "missing/data", "--", "true"], ["missing", "--parents"]),
+        (["--read", "file/data", "--", "true"], ["file", "not a directory"]),
+        (["--read", "data", "--lock-dir", "missing", "--", "true"], ["missing", "--parents"]),
+        (["--read", "x" * 300, "--", "true"], ["too long", "shorter name"]),
         *(
-            (["--read", "data", option, value, "true"], [option, value])
+            (["--read", "data", option, value, "--", "true"], [option, value])
             for option in ("--timeout", "--heartbeat", "--stale", "--poll")
             for value in ("-1", "nan", "soon")
         ),
-        (["--read", "data", "--heartbeat", "0", "true"], ["--heartbeat"]),
-        (["--read", "data", "--stale", "inf", "true"], ["--stale"]),
-        (["--read", "data", "--heartbeat", "5", "--stale", "4", "true"], ["--stale", "--heartbeat"]),
-        (["--read", "data", "--stale", "1", "--poll", "2", "true"], ["--poll", "--stale"]),
+        (["--read", "data", "--heartbeat", "0", "--", "true"], ["--heartbeat"]),
+        (["--read", "data", "--stale", "inf", "--", "true"], ["--stale"]),
+        (["--read", "data", "--heartbeat", "5", "--stale", "4", "--", "true"], ["--stale", "--heartbeat"]),
+        (["--read", "data", "--stale", "1", "--poll", "2", "--", "true"], ["--poll", "--stale"]),
     ],
     ids=lambda value: " ".join(value)[:40],
 )
@@ -81,7 +86,7 @@ def test_a_lock_directory_that_is_none_is_refused(scene: Scene, kind: str) -> No
     if kind == "link":
         (scene.directory / "elsewhere").mkdir()
     before = sorted(scene.directory.rglob("*"))
-    refused(scene.run("run", "--write", "data", "true"), "data.rwlock")
+    refused(scene.run("run", "--write", "data", "--", "true"), "data.rwlock")
     assert sorted(scene.directory.rglob("*")) == before
 
 
@@ -91,7 +96,7 @@ def test_a_lock_directory_of_another_user_is_refused(scene: Scene) -> None:
     lock = scene.directory / "data.rwlock"
     lock.mkdir(mode=0o700)
     os.chown(lock, 12345, 12345)
-    refused(scene.run("run", "--write", "data", "true"), "data.rwlock")
+    refused(scene.run("run", "--write", "data", "--", "true"), "data.rwlock")
     assert os.listdir(lock) == []
 
 
@@ -103,9 +108,9 @@ def test_a_directory_that_cannot_be_written_is_refused_and_lock_dir_is_the_way_o
     else:
         data = str(scene.directory / "read-only" / "data")
         Path(data).parent.mkdir(mode=0o500)
-    refused(scene.run("run", "--read", data, "true"), "--lock-dir")
-    assert scene.run("run", "--read", data, "--lock-dir", "locks", "--parents", "true").returncode == 0
-    assert scene.run("run", "--read", data, "true", NFSRWLOCK_DIR="locks").returncode == 0
+    refused(scene.run("run", "--read", data, "--", "true"), "--lock-dir")
+    assert scene.run("run", "--read", data, "--lock-dir", "locks", "--parents", "--", "true").returncode == 0
+    assert scene.run("run", "--read", data, "--", "true", NFSRWLOCK_DIR="locks").returncode == 0
     (lock,) = os.listdir(scene.directory / "locks")
     assert lock.endswith(".rwlock")
 
@@ -113,10 +118,10 @@ def test_a_directory_that_cannot_be_written_is_refused_and_lock_dir_is_the_way_o
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["run", "--read", "dead/data", "true"],
-        ["run", "--read", "dead/data", "--parents", "true"],
-        ["run", "--read", "data", "--lock-dir", "dead/locks", "true"],
-        ["run", "--read", "data", "dead/command"],
+        ["run", "--read", "dead/data", "--", "true"],
+        ["run", "--read", "dead/data", "--parents", "--", "true"],
+        ["run", "--read", "data", "--lock-dir", "dead/locks", "--", "true"],
+        ["run", "--read", "data", "--", "dead/command"],
         ["hold", "--write", "dead/data"],
     ],
     ids=["data", "its parents", "lock directory", "command", "hold"],
@@ -156,7 +161,7 @@ def test_a_time_out_counts_while_a_mere_look_hangs(
 
 
 def test_parents_makes_missing_directories(scene: Scene) -> None:
-    assert scene.run("run", "--write", "a/b/data", "--parents", "true").returncode == 0
+    assert scene.run("run", "--write", "a/b/data", "--parents", "--", "true").returncode == 0
     assert (scene.directory / "a" / "b" / "data.rwlock").is_dir()
 
 
@@ -168,14 +173,15 @@ def test_odd_names_work(scene: Scene, name: bytes) -> None:
 
 def test_an_odd_name_is_one_line_in_messages(scene: Scene) -> None:
     refused(
-        scene.run("run", "--read", os.fsencode("no\nsuch\x1b[2Jdirectory/data"), "true"), "no\\nsuch\\x1b[2Jdirectory"
+        scene.run("run", "--read", os.fsencode("no\nsuch\x1b[2Jdirectory/data"), "--", "true"),
+        "no\\nsuch\\x1b[2Jdirectory",
     )
 
 
 def test_entries_of_an_unknown_format_count_as_held_and_say_so(scene: Scene) -> None:
     (scene.directory / "data.rwlock").mkdir(mode=0o700)
     (scene.directory / "data.rwlock" / "write.junk").mkdir()
-    result = scene.run("run", "--read", "data", "--timeout", "0", "true")
+    result = scene.run("run", "--read", "data", "--timeout", "0", "--", "true")
     assert result.returncode == 75
     assert "unknown format" in result.stderr
 
@@ -190,7 +196,7 @@ def test_neither_click_nor_rich_is_imported_by_the_package_and_rich_not_by_a_fre
     code = "import sys, nfsrwlock, nfsrwlock.cli; sys.exit(bool({'click', 'rich'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     code = (
-        "import sys; from nfsrwlock.cli import main; main(['run', '--read', 'data', 'true']);"
+        "import sys; from nfsrwlock.cli import main; main(['run', '--read', 'data', '--', 'true']);"
         "sys.exit('rich' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=scene.directory).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -34,7 +35,7 @@ def test_the_exit_code_is_the_commands(scene: Scene, script: str, code: int) -> 
 
 
 def test_the_command_has_stdin_stdout_and_stderr(scene: Scene) -> None:
-    result = scene.run("run", "--read", "data", "sh", "-c", "cat; echo to stderr >&2", stdin="from stdin")
+    result = scene.run("run", "--read", "data", "--", "sh", "-c", "cat; echo to stderr >&2", stdin="from stdin")
     assert (result.stdout, result.stderr) == ("from stdin", "to stderr\n")
 
 
@@ -49,7 +50,7 @@ def test_the_lock_is_held_while_the_command_runs(scene: Scene) -> None:
 
 def test_readers_share_and_a_path_in_both_lists_is_written(scene: Scene) -> None:
     scene.hold("read", "shared")
-    assert scene.run("run", "--read", "shared", "--timeout", "0", "true").returncode == 0
+    assert scene.run("run", "--read", "shared", "--timeout", "0", "--", "true").returncode == 0
     scene.hold("read", "both", "--write", "both")
     assert [peer["mode"] for peer in scene.state("both")["holders"]] == ["write"]
 
@@ -70,12 +71,12 @@ def test_a_script_without_a_first_line_runs_in_the_shell(scene: Scene) -> None:
     script = scene.directory / "script"
     script.write_text('echo "$1"\n')
     script.chmod(0o700)
-    assert scene.run("run", "--read", "data", "./script", "hello").stdout == "hello\n"
+    assert scene.run("run", "--read", "data", "--", "./script", "hello").stdout == "hello\n"
 
 
 def test_the_keeper_keeps_nothing_open_that_the_caller_has_open(scene: Scene) -> None:
     reader, writer = os.pipe()
-    holder = scene.start("run", "--read", "data", *QUICK, "sh", "-c", TICKING, pass_fds=[writer], stdout=writer)
+    holder = scene.start("run", "--read", "data", *QUICK, "--", "sh", "-c", TICKING, pass_fds=[writer], stdout=writer)
     os.close(writer)
     scene.wait_for(scene.ticks)
     keeper = scene.keeper(holder)
@@ -91,12 +92,60 @@ def test_it_works_with_standard_streams_closed(scene: Scene, closed: str) -> Non
     assert "write." in (scene.directory / "listing").read_text()
 
 
+def test_only_what_follows_the_dashes_is_the_command(scene: Scene) -> None:
+    for name in ("s1.sh", "s2.sh"):
+        (scene.directory / name).write_text("#!/bin/sh\ntouch ran\n")
+        (scene.directory / name).chmod(0o755)
+    result = scene.run("run", "-r", "./s1.sh", "./s2.sh", "--", "true")
+    assert result.returncode == 2
+    assert not scene.exists("ran")
+
+
+def test_a_script_goes_to_the_shell(scene: Scene) -> None:
+    result = scene.run("run", "-x", "data", "-c", "echo $((1 + 1)); exit 3", SHELL="/bin/sh")
+    assert (result.stdout, result.returncode) == ("2\n", 3)
+
+
+def test_the_command_learns_the_numbers_of_its_grants(scene: Scene) -> None:
+    show = ("--", "sh", "-c", 'echo "${NFSRWLOCK_GENERATION-none}"')
+    assert scene.run("run", "-w", "b", *show).stdout == "1\n"
+    assert scene.run("run", "-w", "b", "-w", "a", *show).stdout == "2 1\n"
+    assert scene.run("run", "-r", "b", *show).stdout == "none\n"
+
+
+@pytest.mark.parametrize("given", [{}, {"LANG": "C"}, {"LC_ALL": "C"}, {"LC_CTYPE": "C"}], ids=str)
+def test_the_command_has_its_caller_s_locale(scene: Scene, given: dict[str, str]) -> None:
+    """Where there is none, Python sets one for itself."""
+    scene.environment = {"PATH": os.environ["PATH"], **given}
+    shown = scene.run("run", "--read", "data", "--", "env").stdout.splitlines()
+    assert {line for line in shown if line.startswith(("LC_", "LANG"))} == {f"{k}={v}" for k, v in given.items()}
+
+
+def test_a_missing_interpreter_is_named(scene: Scene) -> None:
+    (scene.directory / "script").write_text("#!/no/such/shell -e\n")
+    (scene.directory / "script").chmod(0o755)
+    result = scene.run("run", "--read", "data", "--", "./script")
+    assert result.returncode == 127
+    assert "bad interpreter: /no/such/shell" in result.stderr
+
+
 # Waiting
+
+
+def test_a_lock_that_is_had_at_once_is_reported_if_asked(scene: Scene) -> None:
+    assert "acquired after" in scene.run("run", "--read", "data", "--verbose", "--", "true").stderr
+
+
+@pytest.mark.parametrize("options", [("-n",), ("--timeout", "0m"), ("-t", "1s", "-E", "9")])
+def test_options_of_flock_and_times_with_units(scene: Scene, options: tuple[str, ...]) -> None:
+    scene.hold("write")
+    expected = 9 if "-E" in options else 75
+    assert scene.run("run", "-s", "data", *options, "--", "true").returncode == expected
 
 
 def test_who_need_not_wait_sees_nothing_and_who_must_is_told_for_whom_once(scene: Scene) -> None:
     holder = scene.hold("write")
-    waiter = scene.start("run", "--read", "data", *QUICK, "true")
+    waiter = scene.start("run", "--read", "data", *QUICK, "--", "true")
     assert waiter.stderr is not None
     told = waiter.stderr.readline()
     assert told.startswith("nfsrwlock: waiting to read data: ")
@@ -104,12 +153,13 @@ def test_who_need_not_wait_sees_nothing_and_who_must_is_told_for_whom_once(scene
     time.sleep(0.3)
     holder.terminate()
     _, more = waiter.communicate(timeout=PATIENCE_S)
-    assert (waiter.returncode, more) == (0, "")
+    assert waiter.returncode == 0
+    assert re.fullmatch(r"nfsrwlock: acquired after .* s\n", more)
 
 
 def test_a_time_out_ends_with_75_and_names_the_holder(scene: Scene) -> None:
     holder = scene.hold("write")
-    result = scene.run("run", "--read", "data", "--timeout", "0", "true")
+    result = scene.run("run", "--read", "data", "--timeout", "0", "--", "true")
     assert result.returncode == 75
     assert f"pid {scene.keeper(holder)}, writing since" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -178,7 +228,7 @@ def test_a_suspended_wait_is_not_given_the_lock_behind_its_users_back(scene: Sce
 def test_signals_reach_the_whole_process_group(scene: Scene, name: str) -> None:
     trap = f"trap 'exit 42' {name}; : > ready; while :; do sleep 0.05; done"
     script = f"sh -c \"trap 'touch below; exit' {name}; : > ready-below; while :; do sleep 0.05; done\" & {trap}"
-    process = scene.start("run", "--write", "data", *QUICK, "sh", "-c", script)
+    process = scene.start("run", "--write", "data", *QUICK, "--", "sh", "-c", script)
     scene.wait_for(lambda: scene.exists("ready") and scene.exists("ready-below"))
     process.send_signal(getattr(signal, f"SIG{name}"))
     assert process.wait(PATIENCE_S) == 42
@@ -204,6 +254,7 @@ def test_an_ignored_hangup_stays_ignored(scene: Scene) -> None:
         "--read",
         "data",
         *QUICK,
+        "--",
         "sh",
         "-c",
         TICKING,
@@ -253,7 +304,7 @@ def test_processes_that_left_the_group_are_stopped_and_killed_as_well(scene: Sce
         pytest.skip("needs setsid(1)")
     daemon = f"sh -c 'setsid sh -c \"{TICKING}\" &'"
     process = scene.start(
-        *("run", "--write", "data", *SHORT, "sh", "-c", f"{daemon}; setsid sh -c '{TICKING}' & exec sleep 600"),
+        *("run", "--write", "data", *SHORT, "--", "sh", "-c", f"{daemon}; setsid sh -c '{TICKING}' & exec sleep 600"),
         to_file=True,
     )
     scene.wait_for(lambda: len([entry for entry in scene.processes() if entry.pid == os.getsid(entry.pid)]) >= 3)
@@ -273,7 +324,7 @@ def test_a_hold_lost_behind_a_pause_kills_the_command(scene: Scene) -> None:
     os.kill(keeper, signal.SIGSTOP)
     scene.wait_until_said("is stopped until")
     assert scene.run("break", "data", "--yes", "--force").returncode == 0
-    assert scene.run("run", "--write", "data", "--timeout", f"{PATIENCE_S}", "true").returncode == 0
+    assert scene.run("run", "--write", "data", "--timeout", f"{PATIENCE_S}", "--", "true").returncode == 0
     os.kill(keeper, signal.SIGCONT)
     assert process.wait(PATIENCE_S) == 76
     assert "the command was killed: The lock on 'data' was lost" in scene.said()[-1]
@@ -294,6 +345,7 @@ def test_a_command_that_ends_by_itself_with_0_after_a_loss_ends_with_76(scene: S
         *QUICK,
         "--on-expiry",
         "ignore",
+        "--",
         "sh",
         "-c",
         ": > held; while ! test -e go; do sleep 0.05; done",
@@ -334,7 +386,7 @@ def test_ignore_only_says_so(scene: Scene) -> None:
 
 def test_a_stopped_command_that_is_asked_to_end_is_killed_without_running_again(scene: Scene) -> None:
     script = f"trap 'touch cleaned; exit 3' TERM; {TICKING}"
-    process = scene.start("run", "--write", "data", *SHORT, "sh", "-c", script, to_file=True)
+    process = scene.start("run", "--write", "data", *SHORT, "--", "sh", "-c", script, to_file=True)
     scene.wait_for(scene.ticks)
     keeper = scene.keeper(process)
     os.kill(keeper, signal.SIGSTOP)
@@ -361,7 +413,7 @@ def test_when_the_keeper_is_killed_the_command_is_killed(scene: Scene) -> None:
 def test_when_the_guard_is_killed_the_command_is_killed_before_the_lock_is_free(scene: Scene) -> None:
     process = scene.hold("write")
     process.kill()
-    assert scene.run("run", "--write", "data", "--timeout", f"{PATIENCE_S}", "true").returncode == 0
+    assert scene.run("run", "--write", "data", "--timeout", f"{PATIENCE_S}", "--", "true").returncode == 0
     assert not scene.is_ticking()
 
 
@@ -389,7 +441,7 @@ def test_a_stopped_guard_is_no_reason_to_lose_the_lock(scene: Scene) -> None:
 
 
 def test_an_inner_run_keeps_its_lock_while_the_outer_one_is_in_doubt(scene: Scene) -> None:
-    inner_run = shlex.join([*PROGRAM, "run", "--write", "inner", *SHORT, "sh", "-c", TICKING])
+    inner_run = shlex.join([*PROGRAM, "run", "--write", "inner", *SHORT, "--", "sh", "-c", TICKING])
     process = scene.start(
         *("run", "--write", "outer", *SHORT, "--", "sh", "-c", f"exec {inner_run} 2> inner-messages"), to_file=True
     )

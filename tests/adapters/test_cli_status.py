@@ -30,15 +30,17 @@ def announce(scene: Scene, name: str, path: str = "data") -> None:
 
 
 def test_a_lock_that_nobody_ever_took_is_free_and_looking_makes_nothing(scene: Scene) -> None:
-    result = scene.run("status", "data", "no/such/directory")
+    for name in ("data", "more"):
+        (scene.directory / name).touch()
+    result = scene.run("status", "data", "more")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.count("free, and never locked so far") == 2
-    assert os.listdir(scene.directory) == []
+    assert sorted(os.listdir(scene.directory)) == ["data", "more"]
 
 
 def test_it_shows_holders_and_waiters(scene: Scene) -> None:
     reader = scene.hold("read")
-    writer = scene.start("run", "--write", "data", *QUICK, "true")
+    writer = scene.start("run", "--write", "data", *QUICK, "--", "true")
     scene.wait_for(lambda: len(scene.announced()) == 2)
     lines = scene.run("status", "data").stdout.splitlines()
     assert "shared by 1 reader; 1 waits" in lines[0]
@@ -92,6 +94,7 @@ def test_what_is_no_lock_directory_is_an_error_and_the_others_are_shown(scene: S
         (scene.directory / "bad.rwlock").touch()
     else:
         (scene.directory / "bad.rwlock").symlink_to(scene.directory)
+    (scene.directory / "good").touch()
     result = scene.run("status", "bad", "good")
     assert result.returncode == 2
     assert "bad.rwlock" in result.stderr
@@ -120,6 +123,7 @@ def test_watching_into_a_pipe_reports_each_change(scene: Scene) -> None:
 
 @pytest.mark.parametrize("arguments", [["status", "data"], ["status", "--json", "data"], ["--help"]], ids=" ".join)
 def test_a_reader_that_has_gone_away_is_no_reason_for_a_traceback(scene: Scene, arguments: list[str]) -> None:
+    (scene.directory / "data").touch()
     reader, writer = os.pipe()
     os.close(reader)
     process = scene.start(*arguments, stdout=writer)
@@ -191,6 +195,30 @@ def test_break_removes_an_entry_of_unknown_format(scene: Scene) -> None:
 
 def test_a_broken_lock_can_be_taken_at_once(scene: Scene) -> None:
     announce(scene, ELSEWHERE)
-    assert scene.run("run", "--read", "data", "--timeout", "0", "true").returncode == 75
+    assert scene.run("run", "--read", "data", "--timeout", "0", "--", "true").returncode == 75
     assert scene.run("break", "data", "--yes").returncode == 0
-    assert scene.run("run", "--read", "data", "--timeout", "0", "true").returncode == 0
+    assert scene.run("run", "--read", "data", "--timeout", "0", "--", "true").returncode == 0
+
+
+def test_a_path_that_does_not_exist_and_was_never_locked_is_a_typing_error(scene: Scene) -> None:
+    (scene.directory / "data").touch()
+    result = scene.run("status", "typo", "data", "nowhere/data")
+    assert result.returncode == 2
+    assert "'typo' does not exist" in result.stderr
+    assert "nowhere/data' does not exist" in result.stderr
+    assert "data: free" in result.stdout
+
+
+def test_a_path_that_is_locked_before_it_exists_is_none(scene: Scene) -> None:
+    assert scene.run("run", "--write", "planned", "--", "true").returncode == 0
+    assert "free (generation 1)" in scene.run("status", "planned").stdout
+
+
+def test_json_answers_for_each_path_in_order(scene: Scene) -> None:
+    (scene.directory / "data").touch()
+    result = scene.run("status", "--json", "typo", "data")
+    typo, data = json.loads(result.stdout)
+    assert result.returncode == 2
+    assert (typo["lock_file"], data["lock_file"]) == ("typo", "data")
+    assert "does not exist" in typo["error"]
+    assert data["exists"] is False

@@ -172,7 +172,7 @@ def test_in_a_pipeline_the_neighbours_keep_the_terminal_until_the_command_asks_f
     shell.expect("begun")
     shell.type(INTERRUPT)
     shell.ready()
-    assert "code 0" in shell.do("nfsrwlock run --write data --timeout 0 true; echo code $?")
+    assert "code 0" in shell.do("nfsrwlock run --write data --timeout 0 -- true; echo code $?")
 
 
 def test_in_the_background_reading_from_the_terminal_suspends_the_job(shell: Shell) -> None:
@@ -218,14 +218,14 @@ def test_a_spinner_shows_who_is_in_the_way_and_vanishes(shell: Shell, scene: Sce
 
 def test_a_wait_in_the_background_is_one_line_and_no_spinner(shell: Shell, scene: Scene) -> None:
     scene.hold("write")
-    shell.enter("nfsrwlock run --read data true &")  # whether the prompt or the message comes first is open
+    shell.enter("nfsrwlock run --read data -- true &")  # whether the prompt or the message comes first is open
     assert "\x1b" not in shell.expect("nfsrwlock: waiting to read data: .*\n")
     shell.do("kill %1")
 
 
 def test_ctrl_c_ends_the_wait_and_the_loop_around_it(shell: Shell, scene: Scene) -> None:
     scene.hold("write")
-    shell.enter("for i in 1 2; do echo round $i; nfsrwlock run --read data true; done")
+    shell.enter("for i in 1 2; do echo round $i; nfsrwlock run --read data -- true; done")
     shell.expect("waiting")
     shell.type(INTERRUPT)
     assert "round 2" not in shell.ready()

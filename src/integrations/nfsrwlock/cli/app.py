@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nfsrwlock import __version__
-from nfsrwlock.cli.options import PATH, holding, positive_seconds, request
+from nfsrwlock.cli.options import PATH, holding, positive_span, request
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, in_options
 from nfsrwlock.cli.signals import end_as_if_by
 from nfsrwlock.cli.terminal import Terminal
@@ -24,7 +24,7 @@ Exit codes:
   0    done; for run: the command's own success
   1    something else failed
   2    bad input, or refused; the message names the remedy
-  75   the locks could not be had within --timeout
+  75   the locks could not be had within --timeout; or the code given by -E
   76   the hold was lost: the command was killed, or not guarded to its end
   126  the command cannot be executed
   127  the command does not exist
@@ -58,10 +58,24 @@ def cli() -> None:
     """Shared and exclusive locks on files and directories, across all hosts of a network file system."""
 
 
-@cli.command("run", context_settings={**_SETTINGS, "allow_interspersed_args": False}, epilog=_CODES)
+class _WithCommand(click.Command):
+    """Takes as its command what follows ``--``, and nothing else: a glob may stand for more paths than one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        ctx.obj = tuple(args[at + 1 :])
+        return super().parse_args(ctx, args[:at])
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
+
+
+@cli.command("run", cls=_WithCommand, context_settings=_SETTINGS, epilog=_CODES)
 @holding
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- COMMAND...")
-def _run(command: tuple[str, ...], **options: Any) -> int:
+@click.option("-c", "script", metavar="SCRIPT", help="Run the shell with -c SCRIPT, instead of COMMAND.")
+@click.argument("stray", nargs=-1, type=click.UNPROCESSED, metavar="")
+@click.pass_obj  # what follows --
+def _run(command: tuple[str, ...], /, stray: tuple[str, ...], script: str | None, **options: Any) -> int:
     """
     Hold locks while COMMAND runs.
 
@@ -72,9 +86,14 @@ def _run(command: tuple[str, ...], **options: Any) -> int:
     """
     from nfsrwlock.cli.run import run  # noqa: PLC0415 - each command imports what it needs: starting must cost little
 
-    if not command:
-        raise CliError("no command to run: put it after --, as in: nfsrwlock run --read PATH -- COMMAND")
-    return run(request(**options), command)
+    if stray:
+        raise CliError(
+            f"{stray[0]!r} is neither an option nor the path of one: give each path a --read or --write of its own, "
+            "and put the command after --, as in: nfsrwlock run --read PATH -- COMMAND"
+        )
+    if bool(command) == bool(script):
+        raise CliError("give one command to run, after -- or by -c, as in: nfsrwlock run --read PATH -- COMMAND")
+    return run(request(**options), command or (os.environ.get("SHELL") or "/bin/sh", "-c", script or ""))
 
 
 @cli.command("hold", context_settings=_SETTINGS, epilog=_CODES)
@@ -152,9 +171,9 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
 @click.option(
     "-t",
     "--timeout",
-    type=positive_seconds,
-    metavar="S",
-    help="Give up after S seconds: of waiting for the other node (--peer 300, --join 10), or for the file system to "
+    type=positive_span,
+    metavar="TIME",
+    help="Give up after that time: of waiting for the other node (--peer 300, --join 10), or for the file system to "
     "answer (60).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, NoReturn
 
@@ -65,9 +65,12 @@ class Request:
     """
     What to hold, and how; the command line in a checked form.
 
+    :param timeout: seconds; -1 for no limit
     :param parents: whether missing directories are to be made
     :param settings: of the locks
     :param command: the name of a program that must be found before the locks are asked for; "" for none
+    :param conflict_code: the exit code when the locks could not be had in time
+    :param verbose: whether to report the grant
     """
 
     read: tuple[str, ...]
@@ -77,6 +80,8 @@ class Request:
     parents: bool
     settings: dict[str, Any]
     command: str = ""
+    conflict_code: int = Exit.TIMED_OUT
+    verbose: bool = False
 
     @property
     def tick(self) -> float:
@@ -104,11 +109,16 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The locks are held; the lease runs out at ``deadline`` (see :func:`now`) unless a beat renews it."""
+    """
+    The locks are held; the lease runs out at ``deadline`` (see :func:`now`) unless a beat renews it.
+
+    :param generations: the grants' numbers, of the exclusive locks in the order in which they were asked for
+    """
 
     status: HoldStatus
     deadline: float
     reason: str = ""
+    generations: tuple[int, ...] = ()
 
     def at(self, moment: float) -> HoldStatus:
         """The status, by the clock of the process that asks."""
@@ -257,7 +267,7 @@ def _keep(request: Request, channel: Channel) -> None:
     except _Cancelled:
         return
     except Exception as error:
-        channel.send(_failure(error))
+        channel.send(_failure(error, request))
     else:
         signals.acquired()
         lost = ""
@@ -355,8 +365,10 @@ def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel)
     subject: Process | None = None
     group: int | None = None
     told: Hold | None = None
+    by_path = {lock.lock_file: lock for lock in locks.locks}
+    numbers = tuple(by_path[path].generation or 0 for path in request.write if path in by_path)
     while True:
-        hold = _look(locks)
+        hold = replace(_look(locks), generations=numbers)
         if told is None or _differs(hold, told, request.tick):
             told = hold if channel.send(hold) else told
         signals.pass_on()
@@ -411,11 +423,11 @@ def _be_the_guard(request: Request, subject: Process, group: int | None) -> None
         send_to_group(group, signal.SIGKILL)
 
 
-def _failure(error: Exception) -> Failed:
+def _failure(error: Exception, request: Request) -> Failed:
     if isinstance(error, CliError):
         return Failed(str(error), error.code)
     if isinstance(error, Timeout):
-        return Failed(str(error), Exit.TIMED_OUT)
+        return Failed(str(error), request.conflict_code)
     if isinstance(error, (LockPathError, ValueError, TypeError)):
         return Failed(in_options(str(error)), Exit.BAD_INPUT)
     if isinstance(error, (LockError, OSError)):

@@ -9,33 +9,38 @@ from typing import Any, TypeVar
 import click
 
 from nfsrwlock.cli.keeper import OnExpiry, Request
-from nfsrwlock.cli.outcome import CliError
+from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.preparing import LOCK_DIRECTORY_VARIABLE
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def positive_seconds(value: str) -> float:
-    """Parse a time span that is longer than nothing and ends."""
-    seconds = _number(value)
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def positive_span(value: str) -> float:
+    """Parse a time span that is longer than nothing and ends; return seconds."""
+    seconds = _seconds(value)
     if not (0 < seconds < math.inf):
-        raise click.BadParameter(f"{value!r} is not a number of seconds that is more than 0")
+        raise click.BadParameter(f"{value!r} is not a time of more than 0, such as 90, 90s, 5m, 2h or 1d")
     return seconds
 
 
-def seconds_or_forever(value: str) -> float:
-    """Parse a time span that may be 0 or ``inf``."""
-    seconds = _number(value)
+def span(value: str) -> float:
+    """Parse a time span that may be 0 or ``inf``; return seconds."""
+    seconds = _seconds(value)
     if not seconds >= 0:
-        raise click.BadParameter(f"{value!r} is not a number of seconds that is 0 or more")
+        raise click.BadParameter(f"{value!r} is not a time of 0 or more, such as 90, 90s, 5m, 2h or 1d")
     return seconds
 
 
-def _number(value: str) -> float:
+def _seconds(value: str) -> float:
+    number = value.rstrip("abcdefghijklmnopqrstuvwxyz") or value  # inf has no unit
+    unit = value[len(number) :]
     try:
-        return float(value)
-    except ValueError:
-        return math.nan
+        return float(number) * _UNITS[unit]
+    except (KeyError, ValueError):
+        return math.inf if value == "inf" else math.nan
 
 
 #: As it was given. ``click.Path`` would look at the file: it refuses what this user may lock but not read, and it hangs
@@ -43,36 +48,58 @@ def _number(value: str) -> float:
 PATH = click.UNPROCESSED
 
 _OPTIONS = [
-    click.option("-r", "--read", "read", multiple=True, type=PATH, metavar="PATH", help="Hold a shared lock on PATH."),
     click.option(
-        "-w", "--write", "write", multiple=True, type=PATH, metavar="PATH", help="Hold the exclusive lock on PATH."
+        *("-r", "--read", "-s", "--shared", "read"),
+        multiple=True,
+        type=PATH,
+        metavar="PATH",
+        help="Hold a shared lock on PATH.",
+    ),
+    click.option(
+        *("-w", "--write", "-x", "--exclusive", "write"),
+        multiple=True,
+        type=PATH,
+        metavar="PATH",
+        help="Hold the exclusive lock on PATH.",
     ),
     click.option(
         "-t",
         "--timeout",
-        type=seconds_or_forever,
-        metavar="S",
-        help="Give up after S seconds of waiting, with exit code 75; 0 does not wait. Without it: wait forever.",
+        type=span,
+        metavar="TIME",
+        help="Give up after waiting for that time, with exit code 75; 0 does not wait. Without it: wait forever. "
+        "A time is a number of seconds, or has a unit: 90s, 5m, 2h, 1d.",
     ),
+    click.option("-n", "--nonblock", is_flag=True, help="Do not wait: the same as --timeout 0."),
+    click.option(
+        "-E",
+        "--conflict-exit-code",
+        type=click.IntRange(0, 255),
+        default=int(Exit.TIMED_OUT),
+        show_default=True,
+        metavar="N",
+        help="The exit code when the locks could not be had in time.",
+    ),
+    click.option("--verbose", is_flag=True, help="Report how long it took to get the locks."),
     click.option(
         "--heartbeat",
-        type=positive_seconds,
-        metavar="S",
-        help="Seconds between two heartbeats (30, or a third of --stale).",
+        type=positive_span,
+        metavar="TIME",
+        help="Time between two heartbeats (30 s, or a third of --stale).",
     ),
     click.option(
         "--stale",
-        type=positive_seconds,
-        metavar="S",
-        help="The lease: silent for S seconds, other hosts may evict this holder (three times --heartbeat).",
+        type=positive_span,
+        metavar="TIME",
+        help="The lease: after so much silence, other hosts may evict this holder (three times --heartbeat).",
     ),
     click.option(
         "--poll",
-        type=positive_seconds,
-        default=0.25,
+        type=positive_span,
+        default="0.25",
         show_default=True,
-        metavar="S",
-        help="Seconds between two looks while waiting.",
+        metavar="TIME",
+        help="Time between two looks while waiting.",
     ),
     click.option(
         "--share",
@@ -112,6 +139,9 @@ def request(
     read: tuple[str, ...],
     write: tuple[str, ...],
     timeout: float | None,
+    nonblock: bool,
+    conflict_exit_code: int,
+    verbose: bool,
     heartbeat: float | None,
     stale: float | None,
     poll: float,
@@ -127,13 +157,17 @@ def request(
     """
     if not read and not write:
         raise CliError("nothing to lock: name at least one path with --read PATH or --write PATH")
+    if nonblock and timeout:
+        raise CliError("--nonblock does not wait, and --timeout does; use one of them")
     beat, lease = _intervals(heartbeat, stale)
     for path in (*write, *read):
         _check_text(path)
     return Request(
         read=read,
         write=write,
-        timeout=-1.0 if timeout is None or math.isinf(timeout) else timeout,
+        timeout=0.0 if nonblock else -1.0 if timeout is None or math.isinf(timeout) else timeout,
+        conflict_code=conflict_exit_code,
+        verbose=verbose,
         on_expiry=OnExpiry(on_expiry),
         parents=parents,
         settings={

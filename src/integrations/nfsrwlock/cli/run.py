@@ -76,6 +76,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                         keeper.cancel()
                         raise Interrupted(signum)
                     case Hold() if message.at(now()) is HoldStatus.HELD:
+                        progress.acquired(always=keeper.request.verbose)
                         return message
                     case Hold(
                         HoldStatus.LOST, _, reason
@@ -88,7 +89,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                 progress.update(patience.info)
             if patience.is_over:
                 keeper.leave()
-                raise CliError(patience.message, Exit.TIMED_OUT)
+                raise CliError(patience.message, keeper.request.conflict_code)
             progress.frame()
     except BaseException:
         keeper.channel.close()
@@ -188,7 +189,7 @@ class _Run:
                 os.setpgid(0, 0)
                 if os.read(gate_reader, 1):
                     self._signals.for_the_command()
-                    _execute(program, command)
+                    _execute(program, command, _environment(self._hold))
             finally:
                 os._exit(Exit.NOT_EXECUTABLE)
         os.close(gate_reader)
@@ -305,18 +306,43 @@ class _Run:
         return code
 
 
-def _execute(program: str, command: tuple[str, ...]) -> NoReturn:
+def _environment(hold: Hold) -> dict[str, str]:
+    """Return the caller's environment, and what the command may want to know of the locks."""
+    variables = dict(os.environ)
+    # Where there is no locale this interpreter has set one for itself (PEP 538): the command must not count by it.
+    with suppress(OSError), open("/proc/self/environ", "rb") as file:
+        given = dict(entry.partition(b"=")[::2] for entry in file.read().split(b"\0"))
+        variables.pop("LC_CTYPE", None)
+        if (locale := given.get(b"LC_CTYPE")) is not None:
+            variables["LC_CTYPE"] = os.fsdecode(locale)
+    if hold.generations:
+        variables["NFSRWLOCK_GENERATION"] = " ".join(map(str, hold.generations))
+    return variables
+
+
+def _first_line(script: str) -> str:
+    with suppress(OSError), open(script, "rb") as file:
+        return os.fsdecode(file.readline(256)[2:].strip())
+    return "?"
+
+
+def _execute(program: str, command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
     """Become the command, or end with a shell's code for the reason why not."""
     code = Exit.NOT_EXECUTABLE
     try:
         try:
-            os.execv(program, command)
+            os.execve(program, command, environment)
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
-            os.execv(_SHELL, [_SHELL, program, *command[1:]])  # a script without a first line that says for whom
+            os.execve(
+                _SHELL, [_SHELL, program, *command[1:]], environment
+            )  # a script without a first line that says for whom
     except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
         if error.errno == errno.ENOENT:
             code = Exit.NOT_FOUND
-        say(f"{program}: {os.strerror(error.errno or 0).lower()}")
+            if os.path.exists(program):
+                reason = f"bad interpreter: {_first_line(program)}: {reason}"
+        say(f"{program}: {reason}")
     os._exit(code)

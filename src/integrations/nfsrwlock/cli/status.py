@@ -25,7 +25,7 @@ TOKEN_DIGITS: Final = 8
 
 def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: bool) -> int:
     """Show the state of the locks on ``paths``, once or until interrupted; return the exit code."""
-    look = _Look(paths, lock_dir)
+    look = _Look(paths, lock_dir, may_come=watch)
     if watch:
         with contextlib.suppress(KeyboardInterrupt):
             _watch_json(look) if as_json else _watch(look)
@@ -33,7 +33,7 @@ def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: 
     states = look()
     look.tell_news()
     if as_json:
-        print(_as_json(states, indent=2))
+        print(look.as_json(states, indent=2))
     else:
         console = _console()
         for state in states:
@@ -44,24 +44,29 @@ def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: 
 class _Look:
     """Looks at all the locks; each look builds on the one before, by which it can tell holders from waiters better."""
 
-    def __init__(self, paths: Sequence[str], lock_dir: str | None) -> None:
+    def __init__(self, paths: Sequence[str], lock_dir: str | None, *, may_come: bool) -> None:
         self._paths = tuple(dict.fromkeys(paths))
         self._lock_dir = lock_dir
+        #: Whether a path that does not exist may come yet. Otherwise it is more often a typing error.
+        self._may_come = may_come
         self._previous: dict[str, LockState] = {}
         self._told: list[str] = []
-        self.errors: list[str] = []
+        #: What kept the latest look from a lock, by the path as it was given.
+        self.errors: dict[str, str] = {}
         self.code: int = Exit.OK
 
     def __call__(self) -> list[LockState]:
         """Return the states of those locks that could be looked at."""
-        self.errors = []
+        self.errors = {}
         self.code = Exit.OK
         states = []
         for path in self._paths:
             try:
                 state = inspect(path, lock_dir=self._lock_dir, previous=self._previous.get(path))
+                if not (state.exists or self._may_come or os.path.lexists(path)):
+                    raise LockPathError(path, "does not exist, and nobody has ever locked it", "correct the path")
             except (LockError, OSError) as error:
-                self.errors.append(str(error))
+                self.errors[path] = str(error)
                 self.code = max(self.code, Exit.BAD_INPUT if isinstance(error, LockPathError) else Exit.FAILED)
             else:
                 self._previous[path] = state
@@ -70,16 +75,18 @@ class _Look:
 
     def tell_news(self) -> None:
         """Print what went wrong in the latest look, unless the one before said the same."""
-        for message in self.errors:
+        for message in self.errors.values():
             if message not in self._told:
                 say(message)
-        self._told = [*self.errors]
+        self._told = [*self.errors.values()]
 
-
-def _as_json(states: Iterable[LockState], indent: int | None = None) -> str:
-    # Plain ASCII: a byte of a path that is no UTF-8 appears as the escape of the lone surrogate that stands for it in
-    # Python.
-    return json.dumps([state.to_dict() for state in states], indent=indent)
+    def as_json(self, states: Iterable[LockState], indent: int | None = None) -> str:
+        """Return one object per path: the lock's state, or the ``error`` instead of it."""
+        # Plain ASCII: a byte of a path that is no UTF-8 appears as the escape of the lone surrogate that stands for it
+        # in Python.
+        objects = {state.lock_file: state.to_dict() for state in states}
+        objects |= {path: {"lock_file": path, "error": message} for path, message in self.errors.items()}
+        return json.dumps([objects[path] for path in self._paths], indent=indent)
 
 
 def _watch_json(look: _Look) -> NoReturn:
@@ -88,9 +95,9 @@ def _watch_json(look: _Look) -> NoReturn:
     while True:
         states = look()
         look.tell_news()
-        if (facts := [_facts(state) for state in states]) != shown:
+        if (facts := [[_facts(state) for state in states], look.errors]) != shown:
             shown = facts
-            print(_as_json(states), flush=True)
+            print(look.as_json(states), flush=True)
         time.sleep(_REFRESH_SECONDS)
 
 
@@ -110,7 +117,7 @@ def _watch(look: _Look) -> NoReturn:
 
     def view() -> RenderableType:
         parts: list[RenderableType] = [_report(state, console.width) for state in look()]
-        return Group(*parts, *(Text(one_line(message), style="red") for message in look.errors))
+        return Group(*parts, *(Text(one_line(message), style="red") for message in look.errors.values()))
 
     console = _console()
     if not console.is_terminal:

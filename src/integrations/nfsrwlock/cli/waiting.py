@@ -72,6 +72,11 @@ class Progress:
             self._line_due += _LINE_EVERY_SECONDS
             say(f"waiting {f'{duration(passed)} ' if passed >= 1 else ''}{describe(self._info)}")
 
+    def acquired(self, *, always: bool) -> None:
+        """Report the grant, where a wait was announced or ``always``."""
+        if always or (self._info is not None and self._display is None):
+            say(f"acquired after {duration(time.monotonic() - self._began)}")
+
     def close(self) -> None:
         """End the display; nothing of the spinner remains."""
         if self._display is not None:
