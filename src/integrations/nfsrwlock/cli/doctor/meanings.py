@@ -18,6 +18,9 @@ from nfsrwlock.cli.doctor.mounts import Mount
 #: The engine's default lease.
 _LEASE_SECONDS: Final = 90.0
 _ELSEWHERE: Final = "Keep the lock elsewhere with --lock-dir (or NFSRWLOCK_DIR)."
+_CRASH: Final = (
+    "Whether changes survive a crash of the server (d) cannot be seen from here: 'exportfs -v' there must say sync."
+)
 _TRY: Final = "Find out with two hosts: nfsrwlock doctor --peer PATH."
 
 _LOCAL: Final = frozenset(
@@ -133,13 +136,13 @@ def _about_nfs(mount: Mount) -> tuple[Level, str, str, Basis]:
     version = mount.text("vers") or "?"
     if version == "3":
         text = (
-            "keeps all demands. A client may hold an old listing until it makes a change itself (NFSv3 goes by time "
-            "stamps); waiters do so now and then."
+            "keeps demands (a) to (c). A client may hold an old listing until it makes a change itself (NFSv3 goes by "
+            f"time stamps); waiters do so now and then. {_CRASH}"
         )
         return Level.OK, text, "", "lab"
     if version == "2":
         return Level.WARNING, "NFSv2 was never tried.", "Mount with vers=4.2 or vers=3.", "documented"
-    return Level.OK, "keeps all demands.", "", "lab"
+    return Level.OK, f"keeps demands (a) to (c). {_CRASH}", "", "lab"
 
 
 def _options(mount: Mount) -> Iterator[Check]:
