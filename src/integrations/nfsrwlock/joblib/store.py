@@ -83,11 +83,12 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         # Others are passed on: joblib lets a backend take what it knows.
         linger = checked_linger(options.pop("linger", LINGER_S))
         own = {name: options.pop(name) for name in list(options) if name in lock_option_names()}
-        super().configure(location, verbose=verbose, backend_options=options)
+        # Resolved once: wherever the program goes, its results stay where their locks are.
+        super().configure(os.path.realpath(location), verbose=verbose, backend_options=options)
         self.granularity = granularity
         self._linger = linger
         self._options = LockOptions(**own)  # type: ignore[typeddict-item]  # looked at above
-        self._root = os.path.realpath(self.location) + _LOCKS
+        self._root = self.location + _LOCKS
         of_all = SoftReadWriteLock(self._root, is_singleton=False, **self._options)  # wrong settings are told at once
         self._agree_on_granularity(of_all.lock_path.removesuffix(".rwlock") + ".granularity")
 
