@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .hold import HoldStatus
     from .lock import AcquireReturnProxy, SoftReadWriteLock
     from .lockset import LockSet
-    from .paths import lock_home, lock_path_of
     from .state import LockState, PeerInfo, WaitInfo, break_lock, inspect
     from .witness import HoldWitness
 
@@ -54,8 +53,6 @@ _HOMES: Final = {
     "WaitInfo": "state",
     "break_lock": "state",
     "inspect": "state",
-    "lock_home": "paths",
-    "lock_path_of": "paths",
 }
 
 # Spelled out for type checkers, which do not run code; a test compares it with the above.
@@ -81,8 +78,6 @@ __all__ = [
     "WaitInfo",
     "break_lock",
     "inspect",
-    "lock_home",
-    "lock_path_of",
 ]
 
 

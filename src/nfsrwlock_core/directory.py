@@ -201,7 +201,7 @@ class LockDirectory:
     def _make(self) -> None:
         made: list[str] = []
         try:
-            self._make_directory(self.path, made)
+            _make(self.path, self.share, _USER_MODE, made)
         except FileExistsError:
             return
         except OSError:
@@ -209,20 +209,6 @@ class LockDirectory:
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
             raise
-
-    def _make_directory(self, path: str, made: list[str]) -> None:
-        # With its missing parents. It tells which it has made.
-        parent = os.path.dirname(path)
-        mode = _BEING_SHARED if self.share == "group" else _USER_MODE if path == self.path else 0o777
-        try:
-            os.mkdir(path, mode)
-        except FileNotFoundError:
-            with contextlib.suppress(FileExistsError):  # somebody else made it just now
-                self._make_directory(parent, made)
-            os.mkdir(path, mode)
-        made.append(path)
-        if self.share == "group":
-            _share(path, os.stat(parent).st_gid)
 
     def _is_half_made(self) -> bool:
         # Whether the deepest directory above it that can be seen is just being made for the group.
@@ -360,6 +346,33 @@ def _reset_after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+def make_directories(path: str, share: Share) -> None:
+    """
+    Make a directory that locks live below, and what is missing above it: for a group, with its rights.
+
+    :raises LockPathError: if ``share`` is ``"group"``, and the user is no member of the parent directory's group
+    :raises OSError: what the system said
+    """
+    with contextlib.suppress(FileExistsError):
+        _make(path, share, 0o777, [])
+
+
+def _make(path: str, share: Share, mode: int, made: list[str]) -> None:
+    # With its missing parents. It tells which it has made.
+    parent = os.path.dirname(path)
+    if share == "group":
+        mode = _BEING_SHARED
+    try:
+        os.mkdir(path, mode)
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):  # somebody else made it just now
+            _make(parent, share, 0o777, made)
+        os.mkdir(path, mode)
+    made.append(path)
+    if share == "group":
+        _share(path, os.stat(parent).st_gid)
 
 
 def _share(path: str, group: int) -> None:

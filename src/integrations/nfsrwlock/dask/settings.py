@@ -13,7 +13,8 @@ from typing import Any, Final, Literal, cast, get_args
 import dask.config
 from dask.utils import parse_timedelta
 
-from nfsrwlock_core import LockSet, lock_home
+from nfsrwlock_core import LockSet
+from nfsrwlock_core.paths import lock_home
 
 Mode = Literal["read", "write"]
 OnContention = Literal["block", "reschedule", "secede"]

@@ -20,8 +20,9 @@ from nfsrwlock.cli.doctor.mounts import Mount, mount_of
 from nfsrwlock.cli.doctor.place import maker_of, remove_scratch, scratch_path, scratches_of_others, sign
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.text import PROGRAM, printable, say
-from nfsrwlock_core import LockError, lock_home, lock_path_of
+from nfsrwlock_core import LockError
 from nfsrwlock_core.identity import is_dead, is_same_kernel
+from nfsrwlock_core.paths import lock_home, lock_path_of
 
 #: How long the second process of this host may take to start.
 _START_SECONDS = 60.0
