@@ -177,10 +177,10 @@ def calls_in(text: str) -> Iterator[str]:
             called.add(node.func)
             if is_by_path(node.func) and not (node.args and is_of_the_system(node.args[0])):
                 yield ast.unparse(node)
-        elif (
-            isinstance(node, ast.Attribute) and node not in called and ast.unparse(node).startswith(("os.", "shutil."))
-        ):
-            yield from [ast.unparse(node)] if is_by_path(node) else []  # a call comes before what it calls
+        elif isinstance(node, ast.Attribute) and node not in called:  # a call comes before what it calls
+            text = ast.unparse(node)
+            if text.startswith(("os.", "shutil.")) and is_by_path(node):
+                yield text
 
 
 def is_by_path(function: ast.expr) -> bool:
