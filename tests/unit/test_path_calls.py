@@ -32,7 +32,7 @@ NAME = "the last component; the call acts on the name itself and follows no link
 MADE = "the directory made, right after; nothing is done to it but by a descriptor, after a check of its mode"
 TOKEN = "the directory; our announcement is not in another one, for its random name is known to nobody beforehand"
 LOOKS = "what it leads to; it is only looked at, for people, and nothing is decided or changed by it"
-OPENS = "what it leads to; opened for reading and closed, so that a client asks its server"
+OPENS = "what it leads to; it is opened for reading only, and nothing is changed by it"
 RMTREE = (
     "the directory, for a link; rmtree refuses it, and goes by descriptors inside. Another directory: see SECURITY.md"
 )
@@ -100,6 +100,7 @@ TABLE = {
         "os.listdir(home)": LOOKS,
         "os.listdir(scratch)": LOOKS,
     },
+    "integrations/nfsrwlock/cli/run.py": {"open(script, 'rb')": OPENS},
     "integrations/nfsrwlock/directories.py": {"os.makedirs(self.path, exist_ok=True)": DATA},
     "integrations/nfsrwlock/fetching.py": {
         "os.rename(mine, target)": NAME,
