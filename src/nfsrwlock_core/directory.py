@@ -29,10 +29,13 @@ Share = Literal["user", "group"]
 SUFFIX: Final = ".rwlock"
 _USER_MODE: Final = 0o700
 _GROUP_MODE: Final = 0o2770
+#: What a directory is made with that gets its group and mode afterwards. No other directory has this mode.
+_BEING_SHARED: Final = 0o1700
 #: O_PATH makes the open itself cost no round trip on NFS. Elsewhere an ordinary descriptor does.
 _OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
 #: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
 _HALF_MADE_S: Final = 2.0
+MOVE_AWAY: Final = "move it away (mv) while nobody holds the lock; the owner of the directory around it may do so"
 #: A heartbeat's text where there is nothing more to say, or no room for it; a symbolic link cannot have none.
 _NO_RECORD: Final = b"{}"
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG})
@@ -100,22 +103,22 @@ class LockDirectory:
             return
         deadline: float | None = None
         while True:
-            self._fd = self._open_or_make()
             try:
+                self._fd = self._open_or_make()
                 if self.device is None:
                     self.device = self._check()
-            except _HalfMade as trouble:
+                return
+            except (_HalfMade, PermissionError) as trouble:
                 self.close()
+                error = trouble.error if isinstance(trouble, _HalfMade) else trouble
                 now = time.monotonic()
                 deadline = now + _HALF_MADE_S if deadline is None else deadline
-                if now < deadline:
-                    time.sleep(0.05)
-                    continue
-                raise trouble.error from None
+                if now >= deadline or (error is trouble and not self._is_half_made()):
+                    raise error from None
+                time.sleep(0.05)
             except BaseException:
                 self.close()
                 raise
-            return
 
     def close(self) -> None:
         """Give the descriptor back. The object can be opened again."""
@@ -185,7 +188,8 @@ class LockDirectory:
                 return _open(self.path, _OPEN_FLAGS)
             except FileNotFoundError:
                 self.device = None  # whoever makes it now: what is found next must be checked
-                with contextlib.suppress(FileNotFoundError):  # others remove it again, or nothing can be made there
+                # Others remove it again, or put something else in its place, or nothing can be made there.
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     self._make()
             except NotADirectoryError:
                 # O_DIRECTORY with O_NOFOLLOW answers ENOTDIR for a symbolic link, too.
@@ -195,10 +199,9 @@ class LockDirectory:
         )
 
     def _make(self) -> None:
-        parent = os.path.dirname(self.path)
         made: list[str] = []
         try:
-            _make_directory(self.path, made)
+            _make(self.path, self.share, _USER_MODE, made)
         except FileExistsError:
             return
         except OSError:
@@ -206,21 +209,15 @@ class LockDirectory:
                 with contextlib.suppress(OSError):
                     os.rmdir(directory)
             raise
-        if self.share == "group":
-            group = os.stat(parent).st_gid
-            if os.lstat(self.path).st_gid != group:
-                try:
-                    os.chown(self.path, -1, group, follow_symlinks=False)
-                except PermissionError:
-                    with contextlib.suppress(OSError):
-                        os.rmdir(self.path)
-                    raise LockPathError(
-                        self.path,
-                        f"cannot be shared with group {group} of its parent directory: you are not a member",
-                        "become a member, or use share='user'",
-                        errno.EPERM,
-                    ) from None
-            os.chmod(self.path, _GROUP_MODE)
+
+    def _is_half_made(self) -> bool:
+        # Whether the deepest directory above it that can be seen is just being made for the group.
+        parent = os.path.dirname(self.path)
+        while True:
+            try:
+                return os.stat(parent).st_mode & 0o1070 == stat.S_ISVTX
+            except OSError:
+                parent = os.path.dirname(parent)
 
     def _refusal_of_what_is_there(self) -> LockPathError:
         try:
@@ -242,13 +239,12 @@ class LockDirectory:
     def _check(self) -> int:
         found = os.fstat(self._fd)
         for_group = bool(found.st_mode & 0o070)
-        mine = found.st_uid == os.geteuid() or (self.share == "user" and self._is_mapped_to(found.st_uid))
         if self.share == "group":
             if not for_group or (found.st_mode & 0o2070) != 0o2070:
                 error = LockPathError(
                     self.path,
                     "was made for one user (share='user')",
-                    "use share='user', or remove the directory while nobody holds the lock",
+                    "use share='user', or move the directory away while nobody holds the lock",
                     errno.EPERM,
                 )
                 raise _HalfMade(error) if not for_group else error
@@ -257,11 +253,12 @@ class LockDirectory:
                     self.path, "can be written by everybody", "restore its mode 2770: chmod o-rwx", errno.EPERM
                 )
             return found.st_dev
-        if not mine:
+        if found.st_uid != os.geteuid() and not self._is_mapped_to(found.st_uid):
             raise LockPathError(
                 self.path,
                 f"belongs to user {_user(found.st_uid)}, you are {_user(os.geteuid())}",
-                "use share='group' for a lock that several users take, or another lock_dir",
+                f"{MOVE_AWAY}. For a lock that several users take, use share='group' from the beginning; for one of "
+                "your own, another lock_dir",
                 errno.EPERM,
             )
         if for_group or found.st_mode & 0o007:
@@ -351,28 +348,60 @@ def _reset_after_fork() -> None:
 os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-def _make_directory(path: str, made: list[str]) -> None:
-    # As os.makedirs, but with the lock directory's mode for the last one, and it says what it has made.
-    try:
-        os.mkdir(path, _USER_MODE)
-    except FileNotFoundError:
-        _make_parent(os.path.dirname(path), made)
-        os.mkdir(path, _USER_MODE)
+def make_directories(path: str, share: Share) -> None:
+    """
+    Make a directory that locks live below, and what is missing above it: for a group, with its rights.
+
+    :raises LockPathError: if ``share`` is ``"group"``, and the user is no member of the parent directory's group
+    :raises OSError: what the system said
+    """
+    with contextlib.suppress(FileExistsError):
+        _make(path, share, 0o777, [])
 
 
-def _make_parent(path: str, made: list[str]) -> None:
+def _make(path: str, share: Share, mode: int, made: list[str]) -> None:
+    # With its missing parents. It tells which it has made.
+    parent = os.path.dirname(path)
+    if share == "group":
+        mode = _BEING_SHARED
     try:
-        os.mkdir(path)
-    except FileExistsError:
-        return  # somebody else made it just now
+        os.mkdir(path, mode)
     except FileNotFoundError:
-        _make_parent(os.path.dirname(path), made)
-        os.mkdir(path)
+        with contextlib.suppress(FileExistsError):  # somebody else made it just now
+            _make(parent, share, 0o777, made)
+        os.mkdir(path, mode)
     made.append(path)
+    if share == "group":
+        _share(path, os.stat(parent).st_gid)
+
+
+def _share(path: str, group: int) -> None:
+    # Others may write the parent, and put something else under the new directory's name at any moment. So nothing is
+    # changed by that name, nor by a descriptor of something else. What is there instead is left to the check.
+    try:
+        fd = _open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)  # O_PATH does not allow fchmod
+    except PermissionError:
+        return
+    try:
+        found = os.fstat(fd)
+        if found.st_mode & 0o1777 != _BEING_SHARED:
+            return
+        if found.st_gid != group:
+            os.fchown(fd, -1, group)
+        os.fchmod(fd, _GROUP_MODE)
+    except PermissionError:
+        raise LockPathError(
+            path,
+            f"cannot be shared with group {group} of its parent directory: you are not a member",
+            "become a member, or use share='user'",
+            errno.EPERM,
+        ) from None
+    finally:
+        _close(fd)
 
 
 class _HalfMade(Exception):
-    def __init__(self, error: LockPathError) -> None:
+    def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
         self.error = error
 

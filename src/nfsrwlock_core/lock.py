@@ -108,8 +108,8 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         (``"refresh-failed"``) or lost (``"evicted"``), from a thread of this package
     :param heartbeat: ``"thread"``, or ``"process"`` for programs that hold the GIL for longer than a lease
     :param share: ``"user"``: only processes of one user take part; ``"group"``: members of the parent directory's group
-    :param lock_dir: a directory to keep the lock in, for data in directories that cannot be written; every process that
-        shares the lock must use the same one. Default: the environment's ``NFSRWLOCK_DIR``
+    :param lock_dir: a directory to keep the lock in, for data in directories that cannot be written: its absolute path,
+        the same for every process that shares the lock. Default: the environment's ``NFSRWLOCK_DIR``
     :raises TypeError: if a setting is of the wrong type
     :raises ValueError: if settings are out of range or contradict each other or the path's existing instance
     """

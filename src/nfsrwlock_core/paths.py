@@ -46,26 +46,43 @@ def _resolved(path: str) -> str:
         ) from None
 
 
+def lock_home(lock_dir: str | os.PathLike[str] | None = None) -> str | None:
+    """
+    Return the directory that holds the locks; ``None`` if each lives beside its data.
+
+    :param lock_dir: as given to a lock; ``None``: the environment's ``NFSRWLOCK_DIR``; empty: beside the data
+    :raises ValueError: if it is no absolute path: it would be another directory, with other locks, in each current one
+    """
+    given = os.environ.get(ENVIRONMENT_VARIABLE) if lock_dir is None else os.fsdecode(lock_dir)
+    if not given:
+        return None
+    name = ENVIRONMENT_VARIABLE if lock_dir is None else "lock_dir"
+    if "\0" in given:
+        raise ValueError(f"{name} must be the path of a directory, got {given!r}")
+    if not os.path.isabs(given):
+        cause = "no shell has expanded '~'" if given.startswith("~") else "other current directories have other locks"
+        raise ValueError(f"{name} must be an absolute path, got {given!r}: {cause}; write the path from '/' on")
+    return given
+
+
 def lock_path_of(path: str | os.PathLike[str], lock_dir: str | os.PathLike[str] | None = None) -> str:
     """
     Return the directory in which the lock on ``path`` lives.
 
     :param lock_dir: a directory that holds the locks; ``None``: the environment's ``NFSRWLOCK_DIR``, and beside the
         data if that is not set
-    :raises ValueError: if ``path`` is empty, holds a NUL, or is the root directory; if ``lock_dir`` holds a NUL
-    :raises LockPathError: if one is relative to a current directory that does not exist any more
+    :raises ValueError: if ``path`` is empty, holds a NUL, or is the root directory; if ``lock_dir`` is no absolute path
+    :raises LockPathError: if ``path`` is relative to a current directory that does not exist any more
     """
     if not os.fspath(path) or "\0" in os.fsdecode(path):
         raise ValueError(f"the lock needs a path, got {path!r}")
     data = canonical(path)
     if data == "/":
         raise ValueError(f"the lock needs the path of a file or directory, got {os.fspath(path)!r}, the root of all")
-    root = os.environ.get(ENVIRONMENT_VARIABLE) if lock_dir is None else os.fsdecode(lock_dir)
-    if not root:
+    home = lock_home(lock_dir)
+    if home is None:
         return data + SUFFIX
-    if "\0" in root:
-        raise ValueError(f"lock_dir must be the path of a directory, got {root!r}")
     # A digest keeps the name short and unique; the readable part is for people.
     digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:32]
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(data))[:_READABLE_PART_CHARS]
-    return os.path.join(_resolved(root), f"{readable}-{digest}{SUFFIX}")
+    return os.path.join(_resolved(home), f"{readable}-{digest}{SUFFIX}")

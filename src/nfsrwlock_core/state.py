@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Literal
 
-from .directory import LockDirectory
+from .directory import MOVE_AWAY, LockDirectory
 from .errors import LockBusyError, LockPathError, path_error
 from .identity import is_dead, is_same_kernel
 from .names import Announcement, Listing, Mode, beat_name, gone_name, parse_beats, parse_listing
@@ -165,7 +165,7 @@ def _list(lock_path: str) -> Listing:
         raise LockPathError(lock_path, "is no directory", "move it away", error.errno) from None
     except PermissionError as error:
         raise LockPathError(
-            lock_path, "cannot be read: permission denied", "ask its owner, or use share='group'", error.errno
+            lock_path, "cannot be read: permission denied", f"ask its owner, or {MOVE_AWAY}", error.errno
         ) from None
     except LockPathError:
         raise

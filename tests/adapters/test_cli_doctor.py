@@ -111,7 +111,9 @@ def test_a_tmpfs_is_recognised(scene: Scene) -> None:
 
 def test_each_path_gets_a_report_and_locks_kept_elsewhere_are_looked_for_there(scene: Scene) -> None:
     (scene.directory / "locks").mkdir()
-    result = scene.run("doctor", "--json", "--rounds", "10", "data", "other", NFSRWLOCK_DIR="locks")
+    result = scene.run(
+        "doctor", "--json", "--rounds", "10", "data", "other", NFSRWLOCK_DIR=str(scene.directory / "locks")
+    )
     reports = json.loads(result.stdout)
     assert [report["path"] for report in reports] == ["data", "other"]
     home = os.path.realpath(scene.directory / "locks")
@@ -342,7 +344,8 @@ def test_what_may_be_another_hosts_is_named_and_stays(scene: Scene) -> None:
         ([""], ["empty path"]),
         (["missing/data"], ["missing", "does not exist"]),
         (["file/data"], ["file", "is not a directory"]),
-        (["--lock-dir", "missing", "data"], ["missing", "does not exist"]),
+        (["--lock-dir", "/missing", "data"], ["missing", "does not exist"]),
+        (["--lock-dir", "locks", "data"], ["--lock-dir must be an absolute path", "locks"]),
         (["--rounds", "0", "."], ["--rounds", "--help"]),
         (["--timeout", "0", "."], ["--timeout", "--help"]),
         (["--peer", ".", "data"], ["one path at a time"]),

@@ -46,7 +46,9 @@ def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
         (["--read", "data", "--on-expiry", "explode", "--", "true"], ["explode"]),
         (["--read", "missing/data", "--", "true"], ["missing", "--parents"]),
         (["--read", "file/data", "--", "true"], ["file", "not a directory"]),
-        (["--read", "data", "--lock-dir", "missing", "--", "true"], ["missing", "--parents"]),
+        (["--read", "data", "--lock-dir", "/missing", "--", "true"], ["missing", "--parents"]),
+        (["--read", "data", "--lock-dir", "locks", "--", "true"], ["--lock-dir must be an absolute path", "locks"]),
+        (["--read", "data", "--lock-dir", "~/locks", "--parents", "--", "true"], ["must be an absolute path", "~"]),
         (["--read", "x" * 300, "--", "true"], ["too long", "shorter name"]),
         *(
             (["--read", "data", option, value, "--", "true"], [option, value])
@@ -109,8 +111,9 @@ def test_a_directory_that_cannot_be_written_is_refused_and_lock_dir_is_the_way_o
         data = str(scene.directory / "read-only" / "data")
         Path(data).parent.mkdir(mode=0o500)
     refused(scene.run("run", "--read", data, "--", "true"), "--lock-dir")
-    assert scene.run("run", "--read", data, "--lock-dir", "locks", "--parents", "--", "true").returncode == 0
-    assert scene.run("run", "--read", data, "--", "true", NFSRWLOCK_DIR="locks").returncode == 0
+    locks = str(scene.directory / "locks")
+    assert scene.run("run", "--read", data, "--lock-dir", locks, "--parents", "--", "true").returncode == 0
+    assert scene.run("run", "--read", data, "--", "true", NFSRWLOCK_DIR=locks).returncode == 0
     (lock,) = os.listdir(scene.directory / "locks")
     assert lock.endswith(".rwlock")
 
@@ -120,7 +123,7 @@ def test_a_directory_that_cannot_be_written_is_refused_and_lock_dir_is_the_way_o
     [
         ["run", "--read", "dead/data", "--", "true"],
         ["run", "--read", "dead/data", "--parents", "--", "true"],
-        ["run", "--read", "data", "--lock-dir", "dead/locks", "--", "true"],
+        ["run", "--read", "data", "--lock-dir", "/dead/locks", "--", "true"],
         ["run", "--read", "data", "--", "dead/command"],
         ["hold", "--write", "dead/data"],
     ],

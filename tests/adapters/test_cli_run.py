@@ -187,12 +187,12 @@ def test_a_wait_between_long_looks_is_ended_soon_as_well(scene: Scene) -> None:
 
 
 def test_a_keeper_stays_as_long_as_something_of_it_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the directory of locks was named relative to one that the keeper leaves."""
+    """Also where the data was named relative to the directory that the keeper leaves."""
     monkeypatch.chdir(tmp_path)
-    lock = SoftReadWriteLock("data", lock_dir="locks")
+    lock = SoftReadWriteLock("data", lock_dir=tmp_path / "locks")
 
     def outlast(lease_s: float) -> float:
-        settings = {"lock_dir": "locks", "stale_threshold": lease_s}
+        settings = {"lock_dir": str(tmp_path / "locks"), "stale_threshold": lease_s}
         began = time.monotonic()
         keeper.outlast_the_server(
             Request(read=(), write=("data",), timeout=-1.0, on_expiry=OnExpiry.STOP, parents=True, settings=settings)

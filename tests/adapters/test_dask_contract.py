@@ -6,6 +6,7 @@ import copy
 import datetime as dt
 import inspect
 import pickle
+import stat
 import subprocess
 import sys
 import threading
@@ -345,6 +346,20 @@ def test_directories_in_dasks_configuration_may_begin_with_a_tilde(
         lock = nfsrwlock.dask.Lock("x")
     assert Path(lock.path) == tmp_path / "locks" / "x"
     assert Path(lock.lock_path).parent == tmp_path / "elsewhere"
+
+
+def test_a_relative_lock_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On each worker it would be another one."""
+    with pytest.raises(ValueError, match="lock_dir must be an absolute path"):
+        nfsrwlock.dask.Lock(tmp_path / "x", lock_dir="locks")
+    monkeypatch.setenv("NFSRWLOCK_DIR", "~/locks")
+    with pytest.raises(ValueError, match="NFSRWLOCK_DIR must be an absolute path"):
+        nfsrwlock.dask.Lock(tmp_path / "x")
+
+
+def test_the_directory_of_a_stores_locks_is_the_groups(tmp_path: Path) -> None:
+    with nfsrwlock.dask.Lock(tmp_path / "x.zarr", share="group")["0.0"]:
+        assert stat.S_IMODE((tmp_path / "x.zarr.keys").stat().st_mode) == 0o2770
 
 
 def test_without_distributed_the_import_says_what_to_install() -> None:

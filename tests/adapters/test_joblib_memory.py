@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import pickle
+import stat
 import subprocess
 import sys
 import warnings
@@ -110,6 +111,30 @@ def test_the_locks_lie_beside_the_store_where_joblib_lists_nothing(tmp_path: Pat
     assert len(list((tmp_path / "cache.locks").rglob("*.rwlock"))) == 1
     joblib.Memory(tmp_path / "cache", verbose=0).clear(warn=False)
     assert len(list((tmp_path / "cache.locks").rglob("*.rwlock"))) == 1
+
+
+def test_a_relative_store_stays_where_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its locks do, and results elsewhere would be under other locks than those of programs that are there."""
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    for memory in (Memory("cache", verbose=0), joblib.Memory("plain", backend="nfsrwlock", verbose=0)):
+        monkeypatch.chdir(tmp_path / "other")
+        cached = memory.cache(full)
+        cached(2, 3)
+        assert cached.check_call_in_cache(2, 3)
+        monkeypatch.chdir(tmp_path / "one")
+        assert cached.check_call_in_cache(2, 3)
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_the_lock_directory_of_a_groups_store_is_the_groups(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        Memory(tmp_path / "cache", verbose=0, share="group", lock_dir=tmp_path / "locks").cache(full)(2, 3)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "locks").stat().st_mode) == 0o2770
 
 
 def test_a_lock_directory_of_the_users_choice(tmp_path: Path) -> None:

@@ -345,6 +345,30 @@ def test_a_file_locks_own_time_limit_pickles_as_it_was_set_and_may_be_infinite(t
         assert lock.is_locked
 
 
+def test_the_path_of_a_file_lock_is_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the program goes, the threads of one object exclude each other, and so does what is unpickled."""
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    lock, timeouts = FileLock("data", timeout=0.5), []
+    pickled = pickle.dumps(lock)
+    monkeypatch.chdir(tmp_path / "other")
+
+    def enter() -> None:
+        for mine in (lock, pickle.loads(pickled)):
+            with pytest.raises(Timeout):
+                mine.acquire()
+            timeouts.append(mine.lock_file)
+
+    with lock:
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+    assert timeouts == ["data", "data"]
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["data.rwlock"]
+    assert list((tmp_path / "other").iterdir()) == []
+
+
 def test_a_thread_that_waits_for_itself_by_another_file_lock_is_told_so(tmp_path: Path) -> None:
     with FileLock(tmp_path / "x.lock"):
         with pytest.raises(DeadlockError, match="by another FileLock object"):

@@ -369,15 +369,16 @@ def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and
         """
         configfile: "config.yaml"
         inputflags: shared_read
+        locks = os.path.abspath("locks")
         rule all:
             input: "out/x", "out/both"
         rule x:
             wildcard_constraints: name="x"
-            input: "ref/in", set=shared_read(["ref/a", "ref/b"], lock="ref/{name}.set", lock_dir="locks")
+            input: "ref/in", set=shared_read(["ref/a", "ref/b"], lock="ref/{name}.set", lock_dir=locks)
             output: exclusive("out/{name}", heartbeat="process")
             shell:
-                "{see} all ref/in out/x; {python} -m nfsrwlock status --json --lock-dir locks ref/x.set > seen/set.json"
-                "; touch {output}"
+                "{see} all ref/in out/x; {python} -m nfsrwlock status --json --lock-dir {locks} ref/x.set "
+                "> seen/set.json; touch {output}"
         rule both:
             input: shared_read(expand("ref/{name}", name=["a", "b"]))
             output: exclusive("out/both", lock="ref/a")

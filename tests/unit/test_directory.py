@@ -9,6 +9,7 @@ import shutil
 import socket
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_announcement
 from nfsrwlock_core.protocol import Beat, Participant, Phase, World, fresh_token
 from nfsrwlock_core.removal import evict
+from nfsrwlock_core.state import inspect
 from other_users import ALICE, BOB, EVE, TEAM, as_user, directory_of, needs_root
 from small_disks import fill, fill_blocks, free_one, small_disk
 
@@ -67,6 +69,12 @@ def participant(files: LockDirectory, mode: Mode = Mode.WRITE, *, ttl: float = 9
         since_ms=0,
         record=b'{"user": "somebody"}',
     )
+
+
+def looked_at(path: Path) -> str:
+    with pytest.raises(LockPathError) as caught:
+        inspect(path)
+    return str(caught.value)
 
 
 def announcement(mode: Mode = Mode.WRITE) -> str:
@@ -599,8 +607,93 @@ def test_a_group_lock_is_made_for_the_group_of_its_parent(tmp_path):
     assert found.st_gid == tmp_path.stat().st_gid
 
 
+def swapped_after_the_making(monkeypatch, name, swap):
+    """Let an attacker act right after our mkdir of ``name``."""
+    mkdir = os.mkdir
+
+    def make(path, *mode, **place):
+        mkdir(path, *mode, **place)
+        if os.path.basename(path) == name:
+            monkeypatch.undo()
+            swap(path)
+
+    monkeypatch.setattr(os, "mkdir", make)
+
+
+@pytest.mark.parametrize("made", ["data.rwlock", "new"])
+@pytest.mark.parametrize("kind", ["file", "directory", "link to a file", "link to a directory"])
+def test_what_takes_the_place_of_a_new_directory_of_a_group_is_not_changed(tmp_path, monkeypatch, kind, made):
+    """Whoever may write the parent can put there what is not meant for the group: by a link, or by moving it."""
+    precious = tmp_path / "precious"
+    precious.write_text("secret") if "file" in kind else precious.mkdir()
+    precious.chmod(0o700 if "directory" in kind else 0o600)
+
+    def swap(path):
+        os.rmdir(path)
+        os.symlink(precious, path) if "link" in kind else os.rename(precious, path)
+
+    swapped_after_the_making(monkeypatch, made, swap)
+    before = precious.stat()
+    with suppress(OSError):  # a directory in the place of a parent is as good as another
+        LockDirectory(str(tmp_path / "new" / "data.rwlock"), "group").open()
+    (found,) = (path for path in (precious, tmp_path / "new", tmp_path / "new" / "data.rwlock") if same(path, before))
+    assert (found.stat().st_mode, found.stat().st_gid) == (before.st_mode, before.st_gid)
+
+
+def same(path, before):
+    return path.exists() and not path.is_symlink() and path.stat().st_ino == before.st_ino
+
+
+def test_a_directory_whose_making_was_disturbed_is_made_again(tmp_path, monkeypatch):
+    swapped_after_the_making(monkeypatch, "data.rwlock", os.rmdir)
+    opened(tmp_path / "data.rwlock", "group")
+    assert stat.S_IMODE((tmp_path / "data.rwlock").stat().st_mode) == 0o2770
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_directories_made_above_a_lock_of_a_group_are_the_groups(tmp_path, umask):
+    """Or the first one would shut the others out from the next lock there."""
+    before = os.umask(umask)
+    try:
+        opened(tmp_path / "a" / "b" / "data.rwlock", "group")
+        directory.make_directories(str(tmp_path / "c" / "d"), "group")
+    finally:
+        os.umask(before)
+    for made in ("a", "a/b", "c", "c/d"):
+        found = (tmp_path / made).stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o2770, tmp_path.stat().st_gid)
+
+
 class TestSeveralUsers:
     pytestmark = needs_root
+
+    def test_a_new_directory_above_a_groups_lock_is_waited_for_until_it_is_the_groups(self, monkeypatch):
+        monkeypatch.setattr(directory, "_HALF_MADE_S", 30.0)
+        with directory_of(ALICE, gid=TEAM, mode=0o2770) as place:
+            (place / "new").mkdir()
+            os.chown(place / "new", ALICE, TEAM)
+            (place / "new").chmod(0o3700)  # as Alice has just made it
+            finish = threading.Timer(0.3, os.chmod, (place / "new", 0o2770))
+            finish.start()
+            as_user(BOB, lambda: opened(place / "new" / "data.rwlock", "group") and None, groups=[BOB, TEAM])
+            finish.join()
+
+    def test_a_directory_that_is_not_the_groups_is_no_reason_to_wait(self, monkeypatch):
+        monkeypatch.setattr(directory, "_HALF_MADE_S", 1e6)
+        with directory_of(ALICE, gid=TEAM, mode=0o2770) as place:
+            (place / "new").mkdir(mode=0o700)
+            with pytest.raises(PermissionError):
+                as_user(BOB, lambda: opened(place / "new" / "data.rwlock", "group") and None, groups=[BOB, TEAM])
+
+    def test_the_owner_of_the_data_can_move_the_lock_of_root_away(self):
+        """Root took the lock once, in a container perhaps: the remedy that the error names works."""
+        with directory_of(ALICE, mode=0o755) as place:
+            path = place / "data.rwlock"
+            assert participant(opened(path)).advance()
+            assert "move it away (mv)" in as_user(ALICE, lambda: refusal(path))
+            assert "move it away (mv)" in as_user(ALICE, lambda: looked_at(place / "data"))
+            as_user(ALICE, lambda: os.rename(path, place / "data.rwlock.old"))
+            as_user(ALICE, lambda: opened(path) and None)
 
     def test_a_directory_of_another_user_is_refused_and_nothing_is_left_in_it(self):
         """Issue: another user's lock directory: one line that names the path and the remedy."""

@@ -128,13 +128,25 @@ def test_the_lock_below_a_lock_dir_is_the_same_on_every_host_and_in_every_versio
     )
 
 
+@pytest.mark.parametrize("lock_dir", ["locks", "./locks", "../locks", "~/locks", "~", b"locks", Path("locks"), "."])
+def test_a_relative_lock_dir_is_refused(monkeypatch, lock_dir):
+    """In each current directory it would be another one, and one path would have many locks."""
+    for ask in (lock_path_of, lambda path, where: stated(path, lock_dir=where)):
+        with pytest.raises(ValueError, match="lock_dir must be an absolute path"):
+            ask("/data/genome.fa", lock_dir)
+    monkeypatch.setenv("NFSRWLOCK_DIR", os.fsdecode(lock_dir))
+    with pytest.raises(ValueError, match="NFSRWLOCK_DIR must be an absolute path"):
+        lock_path_of("/data/genome.fa")
+    assert lock_path_of("/data/genome.fa", "") == "/data/genome.fa.rwlock", "the environment does not matter then"
+
+
 def test_equal_spellings_give_one_lock_below_a_lock_dir_too(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(".")
     monkeypatch.chdir(tmp_path)
     found = {
         lock_path_of(path, where)
         for path in ("data", "./data", tmp_path / "link" / "data")
-        for where in ("locks", "link/locks")
+        for where in (tmp_path / "locks", f"{tmp_path}/link/./locks/")
     }
     assert len(found) == 1
 

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Unpack
@@ -33,7 +34,7 @@ class SharedDirectory:
         self.path: Final = Path(os.path.abspath(path))
         self._options: Final = options
         self._uses = threading.local()
-        SoftReadWriteLock(self.path, is_singleton=False, **options)  # so that wrong settings are told at once
+        self._lock: Final = SoftReadWriteLock(self.path, is_singleton=False, **options)
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
@@ -76,7 +77,7 @@ class SharedDirectory:
 
     @contextmanager
     def _held(self, mode: Mode, timeout: float | None, blocking: bool | None) -> Iterator[SoftReadWriteLock]:
-        lock = SoftReadWriteLock(self.path, is_singleton=False, **self._options)
+        lock = copy(self._lock)
         acquire = lock.acquire_read if mode == "read" else lock.acquire_write
         user = object()
         hold: OwnHold | None = None

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ContextDecorator
+from copy import copy
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
@@ -29,7 +30,7 @@ from nfsrwlock_core import (
     WaitInfo,
 )
 
-from .options import LeaseOptions, LockOptions, refuse_unknown
+from .options import LeaseOptions, refuse_unknown
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -109,24 +110,21 @@ class FileLock(ContextDecorator):
         **options: Unpack[LeaseOptions],
     ) -> None:
         refuse_unknown(dict(options), "FileLock()")
-        self._lock_file: Final = os.fsdecode(lock_file)
-        self._timeout = timeout
-        self._mode: Final = mode
-        self._is_thread_local: Final = thread_local
-        self._blocking = blocking
-        self._options: Final = LockOptions(timeout=timeout, poll_interval=poll_interval, **options)
-        self._set_up()
+        lock = SoftReadWriteLock(
+            lock_file, timeout, is_singleton=False, blocking=blocking, poll_interval=poll_interval, **options
+        )
+        self._set_up(lock, mode, thread_local)
 
-    def _set_up(self) -> None:
+    def _set_up(self, lock: SoftReadWriteLock, mode: int, thread_local: bool) -> None:
+        # The path is resolved once: wherever the program goes, each thread's context is on the same lock.
+        self._timeout, self._blocking = lock.timeout, lock.blocking
+        self._mode = mode
+        self._is_thread_local = thread_local
         self._mutex = threading.RLock()
         self._contexts = threading.local()
         #: Those that hold the lock. Others go with their threads.
         self._holding: set[_Context] = set()
-        self._shared = self._new_context()  # also so that wrong settings are told at once
-
-    def _new_context(self) -> _Context:
-        lock = SoftReadWriteLock(self._lock_file, is_singleton=False, blocking=self._blocking, **self._options)
-        return _Context(lock)
+        self._shared = _Context(lock)
 
     @property
     def _context(self) -> _Context:
@@ -134,20 +132,19 @@ class FileLock(ContextDecorator):
             return self._shared
         context: _Context | None = getattr(self._contexts, "context", None)
         if context is None:
-            context = self._contexts.context = self._new_context()
+            context = self._contexts.context = _Context(copy(self._shared.lock))
         return context
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = {**self._options, "timeout": self._timeout}
-        return _restored, (self._lock_file, self._mode, self._is_thread_local, self._blocking, options)
+        return _restored, (self._shared.lock, self._mode, self._is_thread_local, self._timeout, self._blocking)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} on {self._lock_file!r}, {self._context.lock.status.value}>"
+        return f"<{type(self).__name__} on {self.lock_file!r}, {self._context.lock.status.value}>"
 
     @property
     def lock_file(self) -> str:
         """The path as it was given."""
-        return self._lock_file
+        return self._shared.lock.lock_file
 
     @property
     def timeout(self) -> float:
@@ -237,7 +234,7 @@ class FileLock(ContextDecorator):
             without_end = not 0 <= limit < math.inf
             if without_end and any(lock.lock_path == context.lock.lock_path for lock in _locks_of_this_thread()):
                 raise DeadlockError(
-                    f"this very thread holds the lock on {self._lock_file!r} by another FileLock object, and waiting "
+                    f"this very thread holds the lock on {self.lock_file!r} by another FileLock object, and waiting "
                     "for itself would never end; use one object, which is re-entrant"
                 )
 
@@ -246,7 +243,7 @@ class FileLock(ContextDecorator):
         # One thread at a time waits on disk; another one that comes meanwhile shares what it gets.
         patience = min(limit, threading.TIMEOUT_MAX) if limit >= 0 else -1
         if not self._mutex.acquire(timeout=patience if blocking else 0):
-            raise Timeout(self._lock_file, "another thread of this process is waiting for it already")
+            raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
         try:
             left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
             return self._taken(context, left, blocking, ask)
@@ -274,7 +271,7 @@ class FileLock(ContextDecorator):
             _mine.locks = [*_locks_of_this_thread(), context.lock]
             context.thread, context.counter = threading.get_ident(), 1
         except _Cancelled:
-            raise Timeout(self._lock_file, "cancel_check asked to stop waiting") from None
+            raise Timeout(self.lock_file, "cancel_check asked to stop waiting") from None
         except BaseException:  # also a signal's, right after the grant: nobody would ever release it
             self._holding.discard(context)
             context.counter = 0
@@ -346,5 +343,8 @@ class FileLock(ContextDecorator):
             context.lock.release(force=True)
 
 
-def _restored(lock_file: str, mode: int, thread_local: bool, blocking: bool, options: Any) -> FileLock:
-    return FileLock(lock_file, mode=mode, thread_local=thread_local, blocking=blocking, **options)
+def _restored(lock: SoftReadWriteLock, mode: int, thread_local: bool, timeout: float, blocking: bool) -> FileLock:
+    restored = FileLock.__new__(FileLock)
+    restored._set_up(lock, mode, thread_local)
+    restored._timeout, restored._blocking = timeout, blocking
+    return restored

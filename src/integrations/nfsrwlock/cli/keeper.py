@@ -25,7 +25,7 @@ from typing import Any, Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
 from nfsrwlock.cli.outcome import CliError, Exit, in_options
-from nfsrwlock.cli.preparing import check_directories, find_program, lock_home
+from nfsrwlock.cli.preparing import check_directories, find_program
 from nfsrwlock.processes import (
     KEEPER_NAME,
     Process,
@@ -299,18 +299,17 @@ def outlast_the_server(request: Request) -> None:
     does not wait. For one lease: after that, peers may remove it.
     """
     paths = [os.path.abspath(path) for path in (*request.read, *request.write)]
-    home = lock_home(request.settings["lock_dir"])
-    lock_dir = "" if home is None else os.path.abspath(home)
+    lock_dir = request.settings["lock_dir"]
     os.chdir("/")
     limit = now() + float(request.settings["stale_threshold"])
     while now() < limit and any(_is_announced(path, lock_dir) for path in paths):
         time.sleep(request.tick)
 
 
-def _is_announced(path: str, lock_dir: str) -> bool:
+def _is_announced(path: str, lock_dir: str | None) -> bool:
     try:
         state = inspect(path, lock_dir=lock_dir)
-    except LockPathError:
+    except (LockPathError, ValueError):
         return False
     except (LockError, OSError):
         return True

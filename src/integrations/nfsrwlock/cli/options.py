@@ -10,7 +10,6 @@ import click
 
 from nfsrwlock.cli.keeper import OnExpiry, Request
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.cli.preparing import LOCK_DIRECTORY_VARIABLE
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -113,7 +112,7 @@ _OPTIONS = [
         type=PATH,
         metavar="DIR",
         help="Keep locks below DIR (the same for all hosts), for data in read-only directories; "
-        f"default: ${LOCK_DIRECTORY_VARIABLE}, else beside the data.",
+        "default: $NFSRWLOCK_DIR, else beside the data.",
     ),
     click.option("--parents", is_flag=True, help="Make missing directories above PATH (or DIR)."),
     click.option(

@@ -60,6 +60,7 @@ _OPTIONS: Final = {
     "poll_interval": "--poll",
     "share=": "--share ",
     "lock_dir=": "--lock-dir",
+    "lock_dir must": "--lock-dir must",
 }
 
 

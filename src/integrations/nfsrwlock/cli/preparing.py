@@ -12,13 +12,7 @@ from collections.abc import Iterable
 
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.text import printable
-
-LOCK_DIRECTORY_VARIABLE = "NFSRWLOCK_DIR"
-
-
-def lock_home(lock_dir: str | None) -> str | None:
-    """Return where locks are kept, if not beside the data: as asked for, or as the environment says."""
-    return (os.environ.get(LOCK_DIRECTORY_VARIABLE) if lock_dir is None else lock_dir) or None
+from nfsrwlock_core.paths import lock_home
 
 
 def check_directories(paths: Iterable[str], lock_dir: str | None) -> None:
@@ -27,6 +21,7 @@ def check_directories(paths: Iterable[str], lock_dir: str | None) -> None:
 
     :param lock_dir: where locks are kept, if not beside the data
     :raises CliError: with the remedy
+    :raises ValueError: if ``lock_dir`` is no absolute path
     """
     home = lock_home(lock_dir)
     for path in paths:

@@ -143,18 +143,15 @@ class Lock:
         """
         Return the lock on one key of a store at this lock's path: what zarr 2 asks of a ``synchronizer``.
 
-        These locks live in the directory ``<path>.keys``, which is made if it is missing. This lock and they know
-        nothing of each other. They are always synchronous, for zarr 2 is, also where Dask unpickles one of its arrays
-        on the event loop.
+        These locks live in the directory ``<path>.keys``, which the first of them that is taken makes. This lock and
+        they know nothing of each other. They are always synchronous, for zarr 2 is, also where Dask unpickles one of
+        its arrays on the event loop.
 
         :raises TypeError: if ``key`` is no string
-        :raises OSError: if the directory cannot be made
         """
         if not isinstance(key, str):
             raise TypeError(f"a store's key must be a string, not {type(key).__name__}")
-        directory = f"{self.path}.keys"
-        os.makedirs(directory, exist_ok=True)
-        path = os.path.join(directory, encoded(key))
+        path = os.path.join(f"{self.path}.keys", encoded(key))
         return restored(path, self._settings.at(path), _KeyLock)
 
     # -- distributed.Lock's methods -----------------------------------------------------------------------------------

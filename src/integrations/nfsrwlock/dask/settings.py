@@ -14,6 +14,7 @@ import dask.config
 from dask.utils import parse_timedelta
 
 from nfsrwlock_core import LockSet
+from nfsrwlock_core.paths import lock_home
 
 Mode = Literal["read", "write"]
 OnContention = Literal["block", "reschedule", "secede"]
@@ -121,15 +122,13 @@ def settings_of(
     directory = lock_dir
     if directory is None and (of_configuration := configured("lock-dir", None)) is not None:
         directory = directory_of("lock-dir", of_configuration)
-    if directory is None:
-        # What this process's environment says now holds wherever the lock is unpickled.
-        directory = os.environ.get("NFSRWLOCK_DIR") or None
+    home = lock_home(directory)  # what this process's environment says now holds wherever the lock is unpickled
     arguments: dict[str, Any] = {
         "heartbeat_interval": seconds("heartbeat_interval", configured("heartbeat-interval", heartbeat_interval)),
         "stale_threshold": None if stale is None else seconds("stale_threshold", stale),
         "poll_interval": seconds("poll_interval", configured("poll-interval", poll_interval)),
         "share": configured("share", share),
-        "lock_dir": None if directory is None else os.path.abspath(os.fsdecode(directory)),
+        "lock_dir": None if home is None else os.path.abspath(home),
     }
     settings = Settings(
         path=path,

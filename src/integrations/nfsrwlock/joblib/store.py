@@ -31,6 +31,7 @@ from joblib.memory import register_store_backend as _register
 from nfsrwlock.freshness import stat_afresh
 from nfsrwlock.options import LockOptions, lock_option_names
 from nfsrwlock_core import SoftReadWriteLock, Timeout, WaitInfo
+from nfsrwlock_core.directory import make_directories
 
 from . import mapping
 from .holding import Held, enter, held, holds, restore
@@ -83,20 +84,21 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         # Others are passed on: joblib lets a backend take what it knows.
         linger = checked_linger(options.pop("linger", LINGER_S))
         own = {name: options.pop(name) for name in list(options) if name in lock_option_names()}
-        super().configure(location, verbose=verbose, backend_options=options)
+        # Resolved once: wherever the program goes, its results stay where their locks are.
+        super().configure(os.path.realpath(location), verbose=verbose, backend_options=options)
         self.granularity = granularity
         self._linger = linger
         self._options = LockOptions(**own)  # type: ignore[typeddict-item]  # looked at above
-        self._root = os.path.realpath(self.location) + _LOCKS
+        self._root = self.location + _LOCKS
         of_all = SoftReadWriteLock(self._root, is_singleton=False, **self._options)  # wrong settings are told at once
-        self._agree_on_granularity(of_all.lock_path.removesuffix(".rwlock") + ".granularity")
+        self._agree_on_granularity(of_all.lock_path.removesuffix(".rwlock") + ".granularity", of_all.share)
 
-    def _agree_on_granularity(self, marker: str) -> None:
+    def _agree_on_granularity(self, marker: str, share: Literal["user", "group"]) -> None:
         # Who locks items and who locks functions would not see each other. A symbolic link is made whole or not at all,
         # by one of those who come at the same time.
         with suppress(OSError):  # who may not write there cannot lock either
             try:
-                os.makedirs(os.path.dirname(marker), exist_ok=True)
+                make_directories(os.path.dirname(marker), share)
                 os.symlink(self.granularity, marker)
             except FileExistsError:
                 pass

@@ -142,7 +142,7 @@ class Workspace:
                     "working directory and not gone back",
                 )
             if is_flagged(output.file, "touch") and not os.path.lexists(output.private):
-                with open(output.private, "w", encoding="ascii"):
+                with open(output.private, "x", encoding="ascii"):  # follows no link that came meanwhile
                     pass
             if not os.path.lexists(output.private):
                 raise LockingError(
@@ -286,7 +286,7 @@ def _touch(path: str, *, is_directory: bool) -> None:
     # As Snakemake does after a job: what was unpacked from an archive may look older than the input.
     if is_directory and not os.path.islink(path):
         path = os.path.join(path, _TIMESTAMP)
-        with open(path, "a", encoding="ascii"):
+        with suppress(FileExistsError), open(path, "x", encoding="ascii"):  # follows no link
             pass
     os.utime(path, follow_symlinks=False)
 

@@ -141,8 +141,8 @@ def _one_of(*allowed: str) -> Callable[[str, Any], str]:
 
 
 def _directory(where: str, value: Any) -> str:
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        raise WorkflowError(f"{where} must be the path of a directory, not {value!r}")
+    if not isinstance(value, str | os.PathLike) or not os.path.isabs(value):  # elsewhere it would be another one
+        raise WorkflowError(f"{where} must be the absolute path of a directory, not {value!r}")
     return os.fsdecode(value)
 
 

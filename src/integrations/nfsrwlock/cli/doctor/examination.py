@@ -19,10 +19,10 @@ from nfsrwlock.cli.doctor.judge import judge
 from nfsrwlock.cli.doctor.mounts import Mount, mount_of
 from nfsrwlock.cli.doctor.place import maker_of, remove_scratch, scratch_path, scratches_of_others, sign
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.cli.preparing import lock_home
 from nfsrwlock.text import PROGRAM, printable, say
-from nfsrwlock_core import LockError, SoftReadWriteLock
+from nfsrwlock_core import LockError
 from nfsrwlock_core.identity import is_dead, is_same_kernel
+from nfsrwlock_core.paths import lock_home, lock_path_of
 
 #: How long the second process of this host may take to start.
 _START_SECONDS = 60.0
@@ -115,9 +115,7 @@ class Examination:
         report = self.report
         report.home = home = home_of(report.path, self._wishes.lock_dir)
         if not os.path.isdir(report.path):
-            report.lock_path = SoftReadWriteLock(
-                report.path, lock_dir=self._wishes.lock_dir, is_singleton=False
-            ).lock_path
+            report.lock_path = lock_path_of(report.path, self._wishes.lock_dir)
         mount = mount_of(home)
         report.scope = meanings.scope_of(mount)
         if mount is not None:

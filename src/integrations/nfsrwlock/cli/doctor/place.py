@@ -155,7 +155,7 @@ class Directory:
 
     def read(self, name: str) -> bytes:
         """Open a file, read it, close it."""
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
         try:
             content = b""
             while piece := os.read(fd, 1 << 20):
@@ -166,7 +166,7 @@ class Directory:
 
     def write(self, name: str, content: bytes) -> None:
         """Open a file (made if it is missing), put ``content`` at its beginning, close it."""
-        fd = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
+        fd = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fd)
         try:
             while content:
                 content = content[os.write(fd, content) :]

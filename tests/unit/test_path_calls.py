@@ -1,0 +1,200 @@
+"""
+Each call of ours that changes something by a path, or follows one, with what stops an attacker.
+
+The attacker is another user who may write the directory that the path lies in, as every member of the group may with
+``share="group"``: what lies there may become a symbolic link, or something else, between any two calls of ours.
+SECURITY.md says whom a lock trusts; here is how the code keeps that. A call that is not in the table fails the test.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import nfsrwlock_core
+
+SOURCE = Path(nfsrwlock_core.__file__).parent.parent
+
+#: What changes something by a path, or follows one.
+OS = """chdir chmod chown fwalk lchmod lchown link listdir makedirs mkdir mkfifo mknod open remove removedirs
+    removexattr rename renames replace rmdir scandir setxattr symlink truncate unlink utime walk"""
+SHUTIL = "chown copy copy2 copyfile copymode copystat copytree make_archive move rmtree unpack_archive"
+PATH = """chmod glob hardlink_to iterdir lchmod mkdir open read_bytes read_text rename rglob rmdir symlink_to touch
+    unlink walk write_bytes write_text"""
+#: Objects that have methods of these names and are no paths: each is a ``Files``, or the doctor's ``Directory``.
+NO_PATHS = "files self.files self._files self place self._place swap first nonempty other flags"
+
+#: What can be swapped, and what stops it.
+INSIDE = "nothing: relative to a descriptor of the lock directory, which was opened with O_NOFOLLOW and checked"
+LAST = "the last component, for a link; O_NOFOLLOW refuses it, and its owner and mode are checked by the descriptor"
+NAME = "the last component; the call acts on the name itself and follows no link"
+MADE = "the directory made, right after; nothing is done to it but by a descriptor, after a check of its mode"
+TOKEN = "the directory; our announcement is not in another one, for its random name is known to nobody beforehand"
+LOOKS = "what it leads to; it is only looked at, for people, and nothing is decided or changed by it"
+OPENS = "what it leads to; it is opened for reading only, and nothing is changed by it"
+RMTREE = (
+    "the directory, for a link; rmtree refuses it, and goes by descriptors inside. Another directory: see SECURITY.md"
+)
+WALK = "directories on the way, for links; they are not followed"
+DATA = "the data itself: whoever may write its directory is trusted with it, see SECURITY.md"
+NEW = "the file, for a link; O_EXCL and O_NOFOLLOW follow none"
+SYSTEM = "nothing: below /proc"
+
+TABLE = {
+    "nfsrwlock_core/connection.py": {
+        "open(_MOUNTSTATS, errors='surrogateescape')": SYSTEM,
+        "open(_MOUNTINFO, errors='surrogateescape')": SYSTEM,
+    },
+    "nfsrwlock_core/directory.py": {
+        "os.mkdir(path, mode)": MADE,
+        "_open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,
+        "_open(self.path, _OPEN_FLAGS)": LAST,
+        "os.listdir(self.path)": TOKEN,
+        "os.rmdir(directory)": NAME,
+        "os.open(name, flags, dir_fd=dir_fd)": LAST,
+        "os.mkdir(name, _GROUP_MODE if self.share == 'group' else _USER_MODE, dir_fd=here)": INSIDE,
+        "os.rmdir(name, dir_fd=here)": INSIDE,
+        "_open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, here)": INSIDE,
+        "_open(announcement, _OPEN_FLAGS, here)": INSIDE,
+        "os.listdir(fd)": INSIDE,
+        "os.rename(last, new.rpartition('/')[2], src_dir_fd=parent, dst_dir_fd=parent)": INSIDE,
+        "os.unlink(last, dir_fd=parent)": INSIDE,
+        "os.chmod('.', _GROUP_MODE, dir_fd=parent)": INSIDE,
+        "os.mkdir(probe, _USER_MODE, dir_fd=self._fd)": INSIDE,
+        "os.rmdir(probe, dir_fd=self._fd)": INSIDE,
+        "os.symlink(record or _NO_RECORD, name, dir_fd=dir_fd)": INSIDE,
+        "os.symlink(_NO_RECORD, name, dir_fd=dir_fd)": INSIDE,
+        "os.open(name, flags, 384, dir_fd=dir_fd)": INSIDE,
+    },
+    "nfsrwlock_core/state.py": {
+        "os.open(f'{lock_path}/{announcement.name}', os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,  # noqa: E501
+        "os.listdir(lock_path)": LOOKS,
+        "os.listdir(directory)": LOOKS,
+    },
+    "nfsrwlock_core/witness.py": {
+        "os.open(f'{self.lock_path}/{self.name}', os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": TOKEN,
+    },
+    "integrations/nfsrwlock/cli/app.py": {
+        "open(descriptor, 'w' if descriptor else 'r', closefd=False)": "nothing: a descriptor",
+    },
+    "integrations/nfsrwlock/cli/doctor/examination.py": {"os.mkdir(scratch, 448)": NAME},
+    "integrations/nfsrwlock/cli/doctor/meeting.py": {"os.mkdir(f'{scratch}/meet', 448)": NAME},
+    "integrations/nfsrwlock/cli/doctor/mounts.py": {
+        "os.open(directory, _OPEN_FLAGS)": LOOKS,
+        "(_PROC / 'fdinfo' / str(fd)).read_text()": SYSTEM,
+        "(_PROC / 'mountinfo').read_text(errors='surrogateescape')": SYSTEM,
+        "(_PROC / 'mountstats').read_text(errors='surrogateescape')": SYSTEM,
+    },
+    "integrations/nfsrwlock/cli/doctor/place.py": {
+        "os.mkdir(os.path.join(scratch, name), 448)": NAME,
+        "os.open(path, _OPEN_FLAGS)": LAST,
+        "os.mkdir(name, 448, dir_fd=self._fd)": INSIDE,
+        "os.rmdir(name, dir_fd=self._fd)": INSIDE,
+        "os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)": INSIDE,
+        "os.unlink(name, dir_fd=self._fd)": INSIDE,
+        "os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)": INSIDE,
+        "os.open(name, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 384, dir_fd=self._fd)": INSIDE,
+        "shutil.rmtree(path)": RMTREE,
+        "os.listdir(os.path.join(self.path, below) if below else self.path)": LOOKS,
+        "os.listdir(home)": LOOKS,
+        "os.listdir(scratch)": LOOKS,
+    },
+    "integrations/nfsrwlock/cli/run.py": {"open(script, 'rb')": OPENS},
+    "integrations/nfsrwlock/directories.py": {"os.makedirs(self.path, exist_ok=True)": DATA},
+    "integrations/nfsrwlock/fetching.py": {
+        "os.rename(mine, target)": NAME,
+        "os.rename(target, aside)": NAME,
+        "os.listdir(target.parent)": DATA,
+        "shutil.rmtree": RMTREE,
+        "os.unlink": NAME,
+    },
+    "integrations/nfsrwlock/freshness.py": {
+        "os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)": OPENS,
+        "_open(parent, os.O_DIRECTORY)": OPENS,
+        "_open(path)": OPENS,
+    },
+    "integrations/nfsrwlock/joblib/store.py": {
+        "shutil.rmtree(directory, ignore_errors=True)": RMTREE,
+        "os.walk(os.path.join(self.location, func_id) if func_id else self.location)": WALK,
+        "os.walk(top, topdown=False)": WALK,
+        "os.replace(src, dst)": NAME,
+        "os.unlink(os.path.join(directory, _OUTPUT))": NAME,
+        "os.symlink(self.granularity, marker)": NAME,
+        "os.rmdir(directory)": NAME,
+        "os.unlink(src)": NAME,
+        "os.unlink(name)": NAME,
+        "os.unlink(os.path.join(directory, name))": NAME,
+    },
+    "integrations/nfsrwlock/snakemake/publish.py": {
+        "os.makedirs(place, exist_ok=True)": DATA,
+        "os.mkdir(directory)": NAME,
+        "os.listdir(place)": DATA,
+        "os.listdir(directory)": DATA,
+        "os.replace(output.private, output.final)": NAME,
+        "os.rename(source, target)": NAME,
+        "os.rename(path, final)": NAME,
+        "os.rename(path, kept)": NAME,
+        "os.rmdir(os.path.dirname(directory))": NAME,
+        "os.utime(path, follow_symlinks=False)": NAME,
+        "shutil.rmtree(directory, ignore_errors=True)": RMTREE,
+        "open(output.private, 'x', encoding='ascii')": NEW,
+        "open(path, 'x', encoding='ascii')": NEW,
+    },
+}
+
+
+def test_each_call_that_goes_by_a_path_is_in_the_table() -> None:
+    found = {(module, call) for module, call in calls()}
+    listed = {(module, call) for module, rows in TABLE.items() for call in rows}
+    assert sorted(found - listed) == [], "say what an attacker can swap, and what stops it"
+    assert sorted(listed - found) == [], "these calls are gone"
+
+
+def test_the_table_would_miss_no_way_of_writing_a_call() -> None:
+    text = "os.chmod(p, 1); shutil.move(p, q); open(p, 'w'); Path(p).write_text(''); p.touch(); remove = os.unlink"
+    assert list(calls_in(text)) == [
+        "os.chmod(p, 1)",
+        "shutil.move(p, q)",
+        "open(p, 'w')",
+        "Path(p).write_text('')",
+        "p.touch()",
+        "os.unlink",
+    ]
+    assert list(calls_in("files.mkdir('x'); open('/proc/self/stat'); os.listdir('/dev/fd')")) == []
+
+
+def calls() -> Iterator[tuple[str, str]]:
+    for file in sorted(SOURCE.rglob("*.py")):
+        for call in calls_in(file.read_text()):
+            yield file.relative_to(SOURCE).as_posix(), call
+
+
+def calls_in(text: str) -> Iterator[str]:
+    """Each call of a function that goes by a path; and each such function that is not called but handed on."""
+    called = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call):
+            called.add(node.func)
+            if is_by_path(node.func) and not (node.args and is_of_the_system(node.args[0])):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Attribute) and node not in called:  # a call comes before what it calls
+            text = ast.unparse(node)
+            if text.startswith(("os.", "shutil.")) and is_by_path(node):
+                yield text
+
+
+def is_by_path(function: ast.expr) -> bool:
+    if isinstance(function, ast.Name):
+        return function.id in ("open", "_open")
+    if not isinstance(function, ast.Attribute):
+        return False
+    owner = ast.unparse(function.value)
+    names = {"os": OS, "shutil": SHUTIL}.get(owner, "" if owner in NO_PATHS.split() else PATH)
+    return function.attr in names.split()
+
+
+def is_of_the_system(path: ast.expr) -> bool:
+    """Whether only root can change what it leads to."""
+    text = ast.unparse(path).removeprefix("f").strip("'\"")
+    return text in ("os.devnull", "/", "/proc") or text.startswith(("/proc/", "/dev/"))
