@@ -22,6 +22,8 @@ TOKEN_HEX_DIGITS: Final = 32
 NAME_MAX_BYTES: Final = 255
 #: The longest lease that a name may state, about 115 days. It bounds what a damaged name can make its peers wait for.
 LEASE_MAX_MS: Final = 10**10 - 1
+#: The shortest lease that a lock can have: no file system answers so surely that a shorter one could be kept.
+LEASE_MIN_S: Final = 0.1
 #: What peers grant to an announcement that states no lease they can read.
 DEFAULT_LEASE_MS: Final = 90_000
 _HOST_MAX_CHARS: Final = 64

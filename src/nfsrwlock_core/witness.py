@@ -5,7 +5,9 @@ A child that computes while its parent holds the lock has no hold of its own. It
 announcement is still there, whether its process lives, and how old its latest heartbeat is. The age is read on one
 clock, the file server's: the time stamp that the heartbeat left on the announcement, against that of a directory that
 is made for the purpose. So the clocks of the hosts do not matter, nor how late a client's cache lets a heartbeat be
-seen: a time stamp that is seen late is an old one, whenever that is.
+seen: a time stamp that is seen late is an old one, whenever that is. What counts as a heartbeat is its number alone,
+for an eviction leaves a time stamp, too. A hold that has shown a heartbeat and shows none has been evicted, or is being
+released. (Who has never seen one, and was made by no witness that has, cannot tell that from a hold too young for one.)
 
 A witness decides nothing in the protocol. It sends no heartbeat, and it cannot keep a hold that nobody keeps. On a file
 system that takes its time stamps from its clients (GlusterFS can) the clocks of the holder's host and of this one must
@@ -24,7 +26,7 @@ from .directory import LockDirectory
 from .errors import LeaseExpiredError, LockLostError
 from .hold import now
 from .identity import is_dead
-from .names import Announcement, gone_name, parse_listing
+from .names import Announcement, gone_name, parse_beats, parse_listing
 from .protocol import MARGIN, fresh_token
 
 #: A heartbeat that was first seen after a pause longer than this part of the lease may be as old as the pause.
@@ -42,18 +44,20 @@ class HoldWitness:
     :param lock_file: the path as its holder named it
     :param lock_path: the directory where the lock lives
     :param name: the holder's entry there, the ``name`` of its :class:`PeerInfo`
+    :param beat: the number of a heartbeat that the holder is known to have sent, ``None`` if none is
     """
 
-    def __init__(self, lock_file: str, lock_path: str, name: str) -> None:
+    def __init__(self, lock_file: str, lock_path: str, name: str, beat: int | None = None) -> None:
         self.lock_file: Final = lock_file
         self.lock_path: Final = lock_path
         self.name: Final = name
+        self._beat = beat
         #: The time stamp of the latest heartbeat seen, and by when on our clock it had been sent for sure.
         self._seen: tuple[int, float] | None = None
         self._looked: float | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.lock_file, self.lock_path, self.name)
+        return type(self), (self.lock_file, self.lock_path, self.name, self._beat)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.name!r} on {self.lock_file!r}>"
@@ -92,14 +96,16 @@ class HoldWitness:
 
     def _refuse_if_ended(self, peer: Announcement | None) -> None:
         if peer is None:
-            raise LockLostError(
-                self.lock_file,
-                "its holder has released it or was evicted; what was done under it must not be published",
-            )
+            raise self._lost()
         if peer.who is not None and is_dead(peer.who):
             raise LockLostError(
                 self.lock_file, f"process {peer.who.pid} on {peer.who.host}, which held it, has died; publish nothing"
             )
+
+    def _lost(self) -> LockLostError:
+        return LockLostError(
+            self.lock_file, "its holder has released it or was evicted; what was done under it must not be published"
+        )
 
     def _refuse_if_gone(self, files: LockDirectory) -> None:
         # The listing may have been an old one. After a change of our own it is not (PROTOCOL.md, section 6 b).
@@ -115,11 +121,16 @@ class HoldWitness:
         # Opening the directory makes an NFS client ask for its attributes (nfs(5), close-to-open), but for `nocto`.
         fd = os.open(f"{self.lock_path}/{self.name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            stamp = os.fstat(fd).st_mtime_ns
+            stamp = os.fstat(fd).st_mtime_ns  # first: it must not be of a later change than what the listing shows
+            beat = parse_beats(os.listdir(fd))
         finally:
             os.close(fd)
-        if self._seen is None or self._seen[0] != stamp:
+        # With the time stamp of the heartbeat that we know of, it is an old listing.
+        if beat is None is not self._beat and (self._seen is None or stamp != self._seen[0]):
+            raise self._lost()
+        if self._seen is None or (beat is not None and (self._beat is None or beat > self._beat)):
             self._seen = stamp, self._sent_by(files, stamp, moment)
+            self._beat = beat if self._beat is None else max(beat or 0, self._beat)
         self._looked = moment
 
     def _sent_by(self, files: LockDirectory, stamp: int, moment: float) -> float:

@@ -193,7 +193,7 @@ class User:
             if (0 <= timeout <= waited) or self.run.closing:
                 self._give_up(participant)
                 return None
-            pause = min(max(waited / 40, POLL_S / 16), 4 * POLL_S, ttl / 6) * self.rng.uniform(0.75, 1.25)
+            pause = participant.pause(waited, POLL_S, self.rng.random())
             self.process.sleep(pause if timeout < 0 else min(pause, timeout - waited))
 
     def _give_up(self, participant: protocol.Participant) -> None:
