@@ -26,8 +26,9 @@ from .witness import Counts, Hold, Violation, Witness
 #: Seconds. Leases are a tenth of the default; all else follows from them.
 TTL = 9.0
 POLL_S = 0.25
-#: The longest pause between two looks of a waiter: see ``Attempt.pause``.
-POLL_MAX_S = 4 * POLL_S * 1.25
+#: What the settings of those who share a lock are drawn from: all have the same, or each its own.
+LEASES = ((TTL,), (TTL, TTL / 2, TTL * 1.5), (TTL / 6, TTL, TTL * 4))
+POLLS = ((POLL_S,), (POLL_S, POLL_S / 8, POLL_S * 8))
 #: Clocks run at most this much too fast or too slow.
 DRIFT = 0.05
 #: The mixed runs stop after about so many file-system calls.
@@ -60,6 +61,8 @@ class Run:
         #: For how long after a new connection others may stand still.
         self.standstill = 0.0
         self.has_process_table = True
+        self.leases = self.rng.choice(LEASES)
+        self.polls = self.rng.choice(POLLS)
         #: The hosts agree on the time of day, so that writers come in their order.
         self.fair = True
         self.weather = Weather()
@@ -136,7 +139,7 @@ class User:
     """
     What the engine does around a participant: it waits, it beats, it releases.
 
-    A copy in small of ``acquire.Attempt`` and ``keeper``, which know threads and real time.
+    A copy in small of ``acquire.acquiring`` and ``keeper``, which know threads and real time.
     """
 
     def __init__(self, run: Run, process: Process, who: Identity) -> None:
@@ -149,8 +152,9 @@ class User:
         self.files = MountedFiles(process)
         self.watch = watch.Watch()
         self.standstill = run.standstill
+        self.poll = run.rng.choice(run.polls)
 
-    def participant(self, mode: Mode, ttl: float = TTL, known: watch.Watch | None = None) -> protocol.Participant:
+    def participant(self, mode: Mode, ttl: float, known: watch.Watch | None = None) -> protocol.Participant:
         wall_s = 1000 + self.run.agenda.now + self.process.host.skew_s
         world = protocol.World(
             clock=self.clock,
@@ -171,10 +175,10 @@ class User:
         )
 
     def acquire(
-        self, mode: Mode, timeout: float = -1.0, *, ttl: float = TTL, known: watch.Watch | None = None
+        self, mode: Mode, timeout: float = -1.0, *, ttl: float | None = None, known: watch.Watch | None = None
     ) -> Hold | None:
         """Acquire the lock; ``None`` if the time was up."""
-        participant = self.participant(mode, ttl, known)
+        participant = self.participant(mode, ttl or self.rng.choice(self.run.leases), known)
         began = self.clock()
         while True:
             try:
@@ -193,7 +197,7 @@ class User:
             if (0 <= timeout <= waited) or self.run.closing:
                 self._give_up(participant)
                 return None
-            pause = participant.pause(waited, POLL_S, self.rng.random())
+            pause = participant.pause(waited, self.poll, self.rng.random())
             self.process.sleep(pause if timeout < 0 else min(pause, timeout - waited))
 
     def _give_up(self, participant: protocol.Participant) -> None:
@@ -287,7 +291,6 @@ def mixed(run: Run) -> None:
     hosts = [run.add_host() for _ in range(rng.randint(2, 5))]
     writing = rng.choice((0.2, 0.5, 0.8))
     short = rng.choice((0.0, 0.3, 0.8))
-    leases = rng.choice(((TTL,), (TTL,), (TTL, TTL / 2, TTL * 1.5)))
     longest_hold = rng.choice((0.1, 1.0, TTL, 3 * TTL))
 
     def story(user: User) -> None:
@@ -296,7 +299,7 @@ def mixed(run: Run) -> None:
             user.process.sleep(rng.random() * rng.choice((0.05, 1.0, TTL / 2)))
             mode = Mode.WRITE if rng.random() < writing else Mode.READ
             timeout = rng.random() * TTL if rng.random() < short else -1.0
-            hold = user.acquire(mode, timeout, ttl=rng.choice(leases), known=user.watch if own else None)
+            hold = user.acquire(mode, timeout, known=user.watch if own else None)
             if hold is None:
                 continue
             if mode is Mode.READ and rng.random() < 0.5:
@@ -451,7 +454,7 @@ def outages(run: Run) -> None:
     rng = run.rng
     run.witness.calm = True
     grace = rng.choice((0.0, 0.0, TTL / 2, 2 * TTL))
-    retry = min(grace, TTL)
+    retry = min(grace, *run.leases)  # a lease that is shorter than a client's pause between two tries may be lost
     run.standstill = (grace + retry) * (1 + DRIFT) + 1.0 if grace else 0.0
     run.set_weather(
         Weather(
@@ -496,12 +499,13 @@ def outages(run: Run) -> None:
 def dead_holder(run: Run) -> None:
     """Somebody dies with the lock; somebody waits. It must not take longer than the lease and a little."""
     rng = run.rng
-    stale_s = rng.choice((0.0, 1.0))
-    run.set_weather(Weather(stale_s=stale_s, delay_s=rng.choice((0.002, 0.05)), lost_reply=rng.choice((0.0, 0.02))))
+    ttl = rng.choice((TTL, TTL / 2, TTL * 2, TTL / 6))
+    stale_s, delay_s = rng.choice((0.0, ttl / 9)), rng.choice((0.002, ttl / 180))
+    run.set_weather(Weather(stale_s=stale_s, delay_s=delay_s, lost_reply=rng.choice((0.0, 0.02))))
     run.has_process_table = False
-    ttl = rng.choice((TTL, TTL / 2, 2 * TTL))
     mode = rng.choice((Mode.READ, Mode.WRITE))
-    victims = [_victim(run, ttl, mode) for _ in range(rng.randint(1, 3) if mode is Mode.READ else 1)]
+    lives = rng.choice((1.5 * ttl, 1.5 * ttl, 100.0))  # who has waited for long looks rarely
+    victims = [_victim(run, ttl, mode, lives) for _ in range(rng.randint(1, 3) if mode is Mode.READ else 1)]
     granted: list[float] = []
 
     def wait(user: User) -> None:
@@ -513,8 +517,8 @@ def dead_holder(run: Run) -> None:
     arrives = rng.uniform(0, 2 * ttl)
     run.add_process(run.add_host(), wait, arrives)
     died = max(victims)
-    # The readers that died are all watched at once. A look follows the other within a sixth of the lease.
-    limit = max(died, arrives) + ttl / (1 - DRIFT) + ttl / 6 * 1.25 / (1 - DRIFT) + 2 * stale_s + 1.5
+    # The readers that died are all watched at once. A look follows the other within a third of the lease.
+    limit = max(died, arrives) + (ttl + ttl / 3) / (1 - DRIFT) + 2 * stale_s + 1.5
     run.agenda.run(limit)
     if not granted:
         raise Violation(
@@ -530,7 +534,8 @@ def chain(run: Run) -> None:
     run.set_weather(Weather(stale_s=stale_s, delay_s=0.01))
     run.has_process_table = False
     mode = rng.choice((Mode.READ, Mode.WRITE))
-    died = _victim(run, TTL, mode)
+    ttl = rng.choice((TTL, TTL, TTL / 3, TTL * 2))
+    died = _victim(run, ttl, mode, 1.5 * ttl)
     watched = 0.0
     hosts = [run.add_host() for _ in range(3)]
     granted: list[float] = []
@@ -546,14 +551,14 @@ def chain(run: Run) -> None:
 
     run.agenda.run(died + stale_s)
     while not granted:
-        seconds = rng.uniform(0.7, TTL / 2)
-        if watched > TTL * (1 + DRIFT) + 1.0:
-            raise Violation(f"callers have watched a dead holder with a lease of {TTL} s for {watched:.1f} s in all")
+        seconds = rng.uniform(0.7, ttl / 2)
+        if watched > ttl * (1 + DRIFT) + 1.0:
+            raise Violation(f"callers have watched a dead holder with a lease of {ttl} s for {watched:.1f} s in all")
         for number in range(rng.choice((1, 1, 2))):  # two of them at once are worth no more than one
             run.add_process(rng.choice(hosts), call(seconds * (1 - 0.3 * number)))
         run.agenda.run(run.agenda.now + seconds / (1 - DRIFT) + 0.3 + rng.random() * 2)
         # The first look comes a tenth of a second and a poll after the start.
-        watched += max(seconds - 0.1 - POLL_S / 4 - 0.2, 0.0)
+        watched += max(seconds - 0.1 - max(run.polls) / 4 - 0.2, 0.0)
     run.clear_up(1.0)
 
 
@@ -561,10 +566,10 @@ def _in_conflict_with(mode: Mode, rng: random.Random) -> Mode:
     return Mode.WRITE if mode is Mode.READ else rng.choice((Mode.READ, Mode.WRITE))
 
 
-def _victim(run: Run, ttl: float, mode: Mode) -> float:
-    """Add a process that gets the lock and dies with it; returns when."""
+def _victim(run: Run, ttl: float, mode: Mode, lives: float) -> float:
+    """Add a process that gets the lock and dies with it, after ``lives`` seconds at the most; returns when."""
     rng = run.rng
-    dies = rng.uniform(0.5, 1.5 * ttl)
+    dies = rng.uniform(0.5, lives)
 
     def story(user: User) -> None:
         hold = user.acquire(mode, ttl=ttl)
@@ -607,7 +612,7 @@ def turn(run: Run) -> None:
     for number in range(writers):
         run.add_process(hosts[number], write, arrives)
     # To notice that the one before has gone, let out the readers that came meanwhile, notice that, and write.
-    one_turn = 1.5 * longest + 2 * (POLL_MAX_S + stale_s) + 20 * delay_s
+    one_turn = 1.5 * longest + 2 * (4 * 1.25 * max(run.polls) + stale_s) + 20 * delay_s
     limit = arrives + writers * one_turn / (1 - DRIFT)
     run.agenda.run(limit)
     if len(granted) < writers:
