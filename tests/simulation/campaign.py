@@ -466,7 +466,10 @@ def lapses(run: Run) -> None:
             user.process.sleep(rng.random())
 
     hosts = [run.add_host() for _ in range(rng.randint(2, 4))]
+    apart = rng.random() < 0.5  # as far as clocks may be: the holder's too slow, the others' too fast
     for host in hosts:
+        if apart:
+            host.rate = 1 - DRIFT if host is hosts[0] else 1 + DRIFT
         run.add_process(host, story)
 
     def fall_ill(host: Host) -> None:

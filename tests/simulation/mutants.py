@@ -20,13 +20,13 @@ from nfsrwlock_core.names import (
     Announcement,
     Mode,
     beat_name,
-    beats_in,
     generation_name,
     gone_name,
     note_name,
     parse_beats,
 )
 from nfsrwlock_core.protocol import Beat, Participant, Phase
+from nfsrwlock_core.witness import HoldWitness
 
 Changes = Callable[[ExitStack], None]
 
@@ -210,19 +210,6 @@ def wait_without_beating(stack: ExitStack) -> None:
     _replace(stack, Participant, _drain=drain_in_silence)
 
 
-@_mutant("a reader that meets a writer withdraws")
-def reader_stays_announced(stack: ExitStack) -> None:
-    decide = Participant._announce_and_decide
-
-    def decide_and_stay(self: Participant, **options: Any) -> bool:
-        if self.mode is Mode.WRITE:
-            return decide(self, **options)
-        with mock.patch.object(self, "_withdraw"):
-            return decide(self, **options)
-
-    _replace(stack, Participant, _announce_and_decide=decide_and_stay)
-
-
 @_mutant("an own announcement that no error says is gone is removed: ENOENT may come from the client's cache")
 def removed_says_enoent(stack: ExitStack) -> None:
     _replace(stack, removal, is_unlisted=lambda files, name: True)
@@ -292,48 +279,6 @@ def generation_of_any_listing(stack: ExitStack) -> None:
         return self.generation
 
     _replace(stack, Participant, read_generation=read_generation)
-
-
-@_mutant("a number is granted only if it is the highest of a listing made after it")
-def made_number_is_fine(stack: ExitStack) -> None:
-    number_the_grant = Participant._number_the_grant
-
-    def number_by_what_was_made(self: Participant, listing: Any) -> bool:
-        list_, make = self._list, self._try_mkdir
-        latest = [0]
-
-        def make_and_note(name: str) -> bool:
-            latest[0] = int(name.partition(".")[2])
-            return make(name)
-
-        def list_up_to_ours() -> Any:
-            listing = list_()
-            return replace(listing, generations=(*(n for n in listing.generations if n < latest[0]), latest[0]))
-
-        with (
-            mock.patch.object(self, "_try_mkdir", make_and_note),
-            mock.patch.object(self, "_list", list_up_to_ours),
-        ):
-            return number_the_grant(self, listing)
-
-    _replace(stack, Participant, _number_the_grant=number_by_what_was_made)
-
-
-@_mutant("a number is granted only if the own announcement is still listed after it was made")
-def number_without_an_announcement(stack: ExitStack) -> None:
-    number_the_grant = Participant._number_the_grant
-
-    def number_as_if_announced(self: Participant, listing: Any) -> bool:
-        list_ = self._list
-
-        def list_us() -> Any:
-            listing = list_()
-            return replace(listing, announcements={**listing.announcements, self.name: _own(self)})
-
-        with mock.patch.object(self, "_list", list_us):
-            return number_the_grant(self, listing)
-
-    _replace(stack, Participant, _number_the_grant=number_as_if_announced)
 
 
 @_mutant("a generation is read only after a change of one's own that succeeded")
@@ -445,21 +390,6 @@ def smaller_margin(stack: ExitStack) -> None:
     _replace(stack, protocol, MARGIN=0.06)
 
 
-@_mutant("a grant needs a lease that stands when the heartbeat for it has come back")
-def grant_after_a_slow_beat(stack: ExitStack) -> None:
-    def grant(self: Participant) -> bool:
-        if self.lease.has_run_out(self._world.clock()):
-            outcome = self.beat()
-            if outcome is Beat.LOST:
-                self._write_off()
-            if outcome is not Beat.DONE:
-                return self._not_yet()
-        self.phase, self.blockers = Phase.GRANTED, ()
-        return True
-
-    _replace(stack, Participant, _grant=grant)
-
-
 @_mutant("that a heartbeat is not listed proves no eviction: the server does, by removing what is empty")
 def lost_by_a_listing(stack: ExitStack) -> None:
     _replace(stack, Participant, _finish_eviction=lambda self: Beat.LOST)
@@ -522,17 +452,6 @@ def evict_by_rename(stack: ExitStack) -> None:
     _replace(stack, protocol, evict=evict)
 
 
-@_mutant("an eviction removes no later heartbeat than the one that was observed")
-def ghosts_of_any_number(stack: ExitStack) -> None:
-    def remove_ghosts(files: Any, name: str, beat: int) -> bool:
-        for number in beats_in(files.listdir(name)):
-            files.unlink(f"{name}/{beat_name(number)}")
-        files.rmdir(name)
-        return True
-
-    _replace(stack, removal, _remove_ghosts=remove_ghosts)
-
-
 @_mutant("what is moved away beside a removed heartbeat has no newer one in it")
 def leftovers_hide_a_beat(stack: ExitStack) -> None:
     evict = protocol.evict
@@ -548,11 +467,6 @@ def leftovers_hide_a_beat(stack: ExitStack) -> None:
             return [entry.replace("beat", ".nfs") for entry in self._files.listdir(name)]
 
     _replace(stack, protocol, evict=lambda files, peer, beat: evict(Disguised(files), peer, beat))
-
-
-@_mutant("early heartbeats that calls given up long ago made once more keep nobody announced")
-def ghosts_stay(stack: ExitStack) -> None:
-    _replace(stack, removal, _remove_ghosts=lambda files, name, beat: False)
 
 
 @_mutant("who has seen a heartbeat finishes what another evictor began, at once")
@@ -688,6 +602,19 @@ def new_connection_without_standstill(stack: ExitStack) -> None:
         watch.Watch,
         connected=lambda self, connection, *, now, standstill: connected(self, connection, now=now, standstill=0.0),
     )
+
+
+@_mutant("a witness takes another number for a heartbeat, not another time stamp")
+def witness_by_time_stamp(stack: ExitStack) -> None:
+    def look(self: HoldWitness, files: Any) -> None:
+        moment = self._world.clock()
+        stamp, entries = self._glance(self.name)
+        if self._seen is None or self._seen[0] != stamp:
+            self._seen = stamp, self._sent_by(files, stamp, moment)
+            self._beat = parse_beats(entries) or self._beat
+        self._looked = moment
+
+    _replace(stack, HoldWitness, _look=look)
 
 
 @_mutant("notes written side by side count as their maximum, never as their sum")
