@@ -28,8 +28,8 @@ from .witness import Counts, Hold, Violation, Witness
 TTL = 9.0
 POLL_S = 0.25
 #: What the settings of those who share a lock are drawn from: all have the same, or each its own.
-LEASES = ((TTL,), (TTL, TTL / 2, TTL * 1.5), (TTL / 6, TTL, TTL * 4))
-POLLS = ((POLL_S,), (POLL_S, POLL_S / 8, POLL_S * 8))
+LEASES = ((TTL,), (TTL,), (TTL, TTL / 2, TTL * 1.5), (TTL / 6, TTL, TTL * 4))
+POLLS = ((POLL_S,), (POLL_S,), (POLL_S, POLL_S / 2, POLL_S * 8))
 #: Clocks run at most this much too fast or too slow.
 DRIFT = 0.05
 #: The mixed runs stop after about so many file-system calls.

@@ -562,17 +562,6 @@ def pause_by_own_lease(stack: ExitStack) -> None:
     _replace(stack, Participant, pause=pause)
 
 
-@_mutant("a waiter makes its listing fresh by the shortest lease of those in its way, not by its own only")
-def afresh_by_own_lease(stack: ExitStack) -> None:
-    look = Participant._look_again
-
-    def look_by_own_lease(self: Participant) -> Any:
-        with mock.patch.object(self, "_shortest_lease", return_value=self._ttl):
-            return look(self)
-
-    _replace(stack, Participant, _look_again=look_by_own_lease)
-
-
 @_mutant("looks at a heartbeat are close enough to count")
 def look_too_rarely(stack: ExitStack) -> None:
     _replace(stack, protocol, _LOOK_EVERY=0.4)

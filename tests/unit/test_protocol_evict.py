@@ -168,6 +168,18 @@ def test_the_shortest_lease_of_those_in_the_way_sets_the_pause(stage):
     assert waiter.pause(3600.0, 5.0, 0.5) == 3.0 / 12
 
 
+def test_a_listing_is_made_afresh_by_the_shortest_lease_of_those_in_the_way(stage):
+    """Section 3: or a peer that stands still in a grace period could be silent for its lease before we are stopped."""
+    stage.peer(Mode.WRITE, lease=6.0)
+    waiter = stage.reader(ttl=900.0)
+    assert not waiter.advance()
+    assert not stage.poll(waiter, 1.0 - 0.1, every=0.1)
+    waiter.files.ops()
+    for _ in range(4):
+        assert not stage.poll(waiter, 1.0, every=0.1)
+        assert "mkdir" in waiter.files.ops()
+
+
 def test_waiters_ask_rarely_when_nothing_needs_them_to_ask_often(stage):
     """Section 3: a fortieth of the time waited, from a sixteenth of the poll interval up to four times that."""
     stage.peer(Mode.WRITE)
