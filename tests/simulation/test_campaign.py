@@ -15,7 +15,7 @@ from .witness import Violation
 #: Numbers of the runs, in parts that workers share. `long.py` plays as many more as there is time for.
 PARTS = [range(first, first + 100) for first in range(0, 2000, 100)]
 #: Up to this number a mutant must have been found; each was found by half of it when this was written.
-SEEDS = 700
+SEEDS = 1800
 #: So many lines of a failing run's history are printed.
 TOLD = 100
 #: What these runs do not find within :data:`SEEDS`, and `test_exhaustive.py` does.
