@@ -49,7 +49,8 @@ TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock demo example-joblib example-dask test test-newest test-oldest \
-    test-snakemake test-snakemake-versions test-dask-zarr2 test-slurm test-nfs test-nfs-long simulate exhaustive campaign storm-joblib \
+    test-snakemake test-snakemake-versions test-dask-zarr2 test-slurm test-nfs test-nfs-long simulate exhaustive mutants \
+    campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
 
 help: ## this list
@@ -118,6 +119,9 @@ simulate: .venv/.dev ## random runs on the simulated NFS for DURATION seconds, f
 
 exhaustive: .venv/.dev ## every interleaving within larger bounds than in make test (about three minutes)
 	$(BIN)/python tests/simulation/thorough.py
+
+mutants: .venv/.dev ## ways to break the protocol, and who finds each of them, after how many runs (some minutes)
+	$(BIN)/python tests/simulation/table.py
 
 campaign: .venv/.dev ## random faults on the NFS cluster for DURATION seconds, by SEED; what was held is judged (root)
 	$(BIN)/python tests/nfs/lab install

@@ -38,12 +38,6 @@ GRACE_S: Final = 2.0
 #: How often a withdrawal is tried while the server refuses it, and the pause in between, seconds.
 _GIVE_UP_TRIES: Final = 10
 _GIVE_UP_PAUSE_S: Final = 0.2
-#: Polls begin at this part of the poll interval, for locks that are held for milliseconds.
-_POLL_FIRST: Final = 1 / 16
-#: Long waits are polled less often: a waiter pauses for this part of the time it has waited …
-_POLL_OF_WAITED: Final = 1 / 40
-#: … up to this multiple of its poll interval.
-_POLL_MOST: Final = 4
 #: What may pass: the server restarts, its handle is stale, the directory was replaced. Everything else is told at once.
 _PASSING: Final = frozenset(
     number
@@ -260,11 +254,7 @@ class Attempt:
 
     def pause(self, waited: float) -> float:
         """Return how long to pause before the next step, in seconds."""
-        poll = self.settings.poll_interval
-        wanted = min(max(waited * _POLL_OF_WAITED, poll * _POLL_FIRST), poll * _POLL_MOST)
-        # Looks further apart than a third of a lease would not count as watching, and a waiting writer must beat.
-        wanted = min(wanted, self.settings.stale_threshold / 6)
-        return wanted * random.uniform(0.75, 1.25)
+        return self._participant.pause(waited, self.settings.poll_interval, random.random())
 
 
 def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:

@@ -243,7 +243,8 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         held = self._held_here()
         if held is None:
             raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by this instance")
-        return HoldWitness(self.lock_file, self.lock_path, held.hold.participant.name)
+        participant = held.hold.participant
+        return HoldWitness(self.lock_file, self.lock_path, participant.name, participant.beats)
 
     def _held_here(self) -> _Held | None:
         return self._held if self._pid == os.getpid() else None

@@ -15,16 +15,19 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 TOKEN_HEX_DIGITS: Final = 32
 #: NAME_MAX of every file system this is for; longer strings cannot be entries and are not looked at.
 NAME_MAX_BYTES: Final = 255
 #: The longest lease that a name may state, about 115 days. It bounds what a damaged name can make its peers wait for.
 LEASE_MAX_MS: Final = 10**10 - 1
+#: The shortest lease that a lock can have: no file system answers so surely that a shorter one could be kept.
+LEASE_MIN_S: Final = 0.1
 #: What peers grant to an announcement that states no lease they can read.
 DEFAULT_LEASE_MS: Final = 90_000
 _HOST_MAX_CHARS: Final = 64
+_LARGEST_PRIME_OF_64_BITS: Final = 2**64 - 59
 
 
 class Mode(StrEnum):
@@ -53,39 +56,55 @@ class Identity:
     host: str
 
 
-@dataclass(frozen=True, slots=True)
-class Announcement:
+class Announcement(NamedTuple):
     """
     One participant, as its entry's name states it.
 
-    What a listing of a thousand readers need not know of each of them is read from the name when it is asked for.
+    There may be 100,000 of them in a listing, so what is not needed of each is read from the name when it is asked for.
+
+    :param understood: whether this version can read the name
     """
 
     name: str
-    mode: Mode
-    token: str
-    ticket: int = 0
     understood: bool = True
-    #: What follows the token in a name that is understood, field by field.
-    _more: tuple[str, ...] = ()
+
+    @property
+    def mode(self) -> Mode:
+        """How the lock was asked for."""
+        return Mode.WRITE if self.name.startswith("write.") else Mode.READ
+
+    @property
+    def _stated(self) -> list[str]:
+        # From the token on.
+        return self.name.split(".", 9)[2:] if self.mode is Mode.WRITE else self.name.split(".", 8)[1:]
+
+    @property
+    def token(self) -> str:
+        """What names this attempt and no other."""
+        return self._stated[0] if self.understood else _stand_in_token(self.name)
+
+    @property
+    def ticket(self) -> int:
+        """When a writer's first attempt began; 0 for readers, and if that cannot be read."""
+        return int(self.name.split(".", 2)[1], 16) if self.understood and self.mode is Mode.WRITE else 0
 
     @property
     def lease_ms(self) -> int:
         """For how long peers wait in silence before they evict it."""
-        return int(self._more[0]) if self._more else DEFAULT_LEASE_MS
+        return int(self._stated[1]) if self.understood else DEFAULT_LEASE_MS
 
     @property
     def who(self) -> Identity | None:
         """The process behind it, ``None`` if that cannot be read."""
-        if not self._more:
+        if not self.understood:
             return None
-        _, pid, start, kernel, uid, _, host = self._more
+        pid, start, kernel, uid, _, host = self._stated[2:]
         return Identity(pid=int(pid), start=int(start), kernel=kernel, uid=int(uid), host=_decode_host(host))
 
     @property
     def since_ms(self) -> int:
         """When the attempt began by its own clock, for people; 0 if that cannot be read."""
-        return int(self._more[5]) if self._more else 0
+        return int(self._stated[6]) if self.understood else 0
 
     @property
     def is_writer(self) -> bool:
@@ -158,12 +177,15 @@ _DEC = r"(?:0|[1-9][0-9]{0,18})"
 _COUNT = r"(?:0|[1-9][0-9]{0,15})"
 #: The highest number that a generation or a beat can have.
 COUNT_MAX: Final = 10**16 - 1
+# Token, lease, process, its start, kernel, user, time of the announcement, host.
 _FIELDS = (
-    rf"(?P<token>[0-9a-f]{{{TOKEN_HEX_DIGITS}}})\.(?P<lease>[1-9][0-9]{{0,9}})\.(?P<pid>{_DEC})\.(?P<start>{_DEC})"
-    rf"\.(?P<kernel>[0-9a-f]{{1,16}})\.(?P<uid>{_DEC})\.(?P<since>{_DEC})\.(?P<host>(?:[A-Za-z0-9._-]|%[0-9A-F]{{2}})*)"
+    rf"[0-9a-f]{{{TOKEN_HEX_DIGITS}}}\.[1-9][0-9]{{0,9}}\.{_DEC}\.{_DEC}"
+    rf"\.[0-9a-f]{{1,16}}\.{_DEC}\.{_DEC}\.(?:[A-Za-z0-9._-]++|%[0-9A-F]{{2}})*+"
 )
-_READ: Final = re.compile(rf"read\.{_FIELDS}", re.ASCII)
-_WRITE: Final = re.compile(rf"write\.(?P<ticket>[0-9a-f]{{16}})\.{_FIELDS}", re.ASCII)
+_UNDERSTOOD: Final = {
+    "r": re.compile(rf"read\.{_FIELDS}", re.ASCII).fullmatch,
+    "w": re.compile(rf"write\.[0-9a-f]{{16}}\.{_FIELDS}", re.ASCII).fullmatch,
+}
 _GENERATION: Final = re.compile(rf"gen\.(?P<number>{_COUNT})", re.ASCII)
 _NOTE: Final = re.compile(
     rf"seen\.(?P<token>[0-9a-f]{{{TOKEN_HEX_DIGITS}}}|[0-9a-f]{{16}}x)\.(?P<beat>new|{_DEC})\.(?P<ms>{_DEC})", re.ASCII
@@ -176,13 +198,7 @@ def parse_announcement(name: str) -> Announcement | None:
     """Read an announcement's name; ``None`` for a name of another shape. Never raises."""
     if len(name) > NAME_MAX_BYTES or not name.startswith(("read.", "write.")):
         return None
-    is_write = name.startswith("write.")
-    mode = Mode.WRITE if is_write else Mode.READ
-    match = (_WRITE if is_write else _READ).fullmatch(name)
-    if match is None:
-        return Announcement(name, mode, _stand_in_token(name), understood=False)
-    ticket, (token, *more) = int(match["ticket"], 16) if is_write else 0, match.groups()[is_write:]
-    return Announcement(name, mode, token, ticket, True, tuple(more))
+    return Announcement(name, _UNDERSTOOD[name[0]](name) is not None)
 
 
 def parse_listing(names: list[str]) -> Listing:
@@ -218,11 +234,8 @@ def parse_beats(names: list[str]) -> int | None:
 
 def _stand_in_token(name: str) -> str:
     # A note must be able to name what is not understood, so that callers with short time-outs can age it out, too.
-    # 16 digits and an "x": it can be no announcement's own token.
-    value = 0xCBF29CE484222325
-    for byte in name.encode("utf-8", "surrogateescape"):
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF  # FNV-1a, stable on every host
-    return f"{value:016x}x"
+    # 16 digits and an "x": it can be no announcement's own token. The same on every host, and cheap.
+    return f"{int.from_bytes(name.encode('utf-8', 'surrogateescape')) % _LARGEST_PRIME_OF_64_BITS:016x}x"
 
 
 @lru_cache(maxsize=1)

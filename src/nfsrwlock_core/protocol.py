@@ -31,6 +31,7 @@ from .directory import Files
 from .errors import LockPathError
 from .names import (
     COUNT_MAX,
+    LEASE_MIN_S,
     Announcement,
     Identity,
     Listing,
@@ -52,12 +53,24 @@ from .watch import Watch
 MARGIN: Final = 0.1
 #: Looks at a peer's heartbeat are this part of its lease apart; more than 1/3 would not count as watching.
 _LOOK_EVERY: Final = 1 / 6
+#: A waiter pauses at most for this part of the shortest lease of all whom it waits for, and of its own: a look that was
+#: not yet due before a pause comes less than 1/3 after the one before it, whatever :data:`_SPREAD` and calls add.
+_PAUSE_MOST: Final = 1 / 12
+#: Polls begin at this part of the poll interval, for locks that are held for milliseconds.
+_POLL_FIRST: Final = 1 / 16
+#: Long waits are polled less often: a waiter pauses for this part of the time it has waited …
+_POLL_OF_WAITED: Final = 1 / 40
+#: … up to this multiple of its poll interval.
+_POLL_MOST: Final = 4
+#: Pauses differ by up to this part of them, lest many waiters ask at one moment.
+_SPREAD: Final = 1 / 4
 #: A waiting writer stays announced this part of its lease at first, and at the most, before it makes room again.
 _STAY_FIRST: Final = 1 / 360
 _STAY_MOST: Final = 1 / 12
-#: A waiter makes its listing fresh after this part of its lease at first, and at the most, by a change of its own. That
-#: also stops it on NFSv4 in a grace period, before it has taken who stands still there for silent: with a heartbeat in
-#: every third of a lease, and looks that far apart at the most, 1/6 is soon enough, and 1/3 is not.
+#: A waiter makes its listing fresh after this part of its lease at first, and at the most of the shortest lease of all
+#: whom it waits for, by a change of its own. That also stops it on NFSv4 in a grace period, before it has taken who
+#: stands still there for silent: with a heartbeat in every third of a lease, and looks that far apart at the most, 1/6
+#: is soon enough, and 1/3 is not.
 _AFRESH_FIRST: Final = 1 / 90
 _AFRESH_MOST: Final = 1 / 6
 #: A peer that goes within this part of its lease (at most :data:`_PATIENCE_MAX_S`) costs no look at all.
@@ -197,8 +210,8 @@ class Participant:
         # Until when a writer stays announced behind one that was first, and for how long it does at a time.
         self._stays_until = 0.0
         self._stay = 0.0
-        # When a listing that a waiter repeats is to be made afresh, and how long after that again.
-        self._afresh_at = 0.0
+        # When the listing that a waiter repeats was made afresh, and how long after that it is to be made so again.
+        self._fresh = 0.0
         self._afresh_in = 0.0
         self._listing: Listing | None = None
         self._first_listing: Listing | None = None
@@ -266,6 +279,19 @@ class Participant:
             return False
         return self._announce_and_decide()
 
+    def pause(self, waited: float, poll_interval: float, chance: float) -> float:
+        """
+        Return how long to pause before the next :meth:`advance`, in seconds.
+
+        Looks further apart than a third of a peer's lease would not count as watching, and a waiting writer must beat.
+
+        :param waited: how long it has taken so far, seconds
+        :param poll_interval: what the waiter's settings say, seconds
+        :param chance: a random number from 0 to 1
+        """
+        wanted = min(max(waited * _POLL_OF_WAITED, poll_interval * _POLL_FIRST), poll_interval * _POLL_MOST)
+        return min(wanted, self._shortest_lease() * _PAUSE_MOST) * (1 - _SPREAD + 2 * _SPREAD * chance)
+
     def _announce_and_decide(self, *, may_give_way: bool = True) -> bool:
         self._announce()
         listing = self._list()
@@ -305,8 +331,7 @@ class Participant:
         # *succeeded* makes the client drop its cached listing, so such an announcement must not decide anything.
         self._litter.append(name)
         self._own_names.add(name)
-        self._afresh_in = self._ttl * _AFRESH_FIRST
-        self._afresh_at = sent + self._afresh_in
+        self._fresh, self._afresh_in = sent, self._ttl * _AFRESH_FIRST
         self.files.mkdir(name)
         self.name, self._beat, self._unheard, self.lease = name, None, None, Lease(self._ttl, sent)
         self._litter.remove(name)
@@ -325,10 +350,9 @@ class Participant:
         # tick of our latest listing is not seen before the next one, which may never come. So a waiter makes one now
         # and then.
         now = self._world.clock()
-        if now < self._afresh_at:
+        if now < self._fresh + min(self._afresh_in, self._shortest_lease() * _AFRESH_MOST):
             return self._list()
-        self._afresh_in = min(2 * self._afresh_in, self._ttl * _AFRESH_MOST)
-        self._afresh_at = now + self._afresh_in
+        self._fresh, self._afresh_in = now, 2 * self._afresh_in
         with self._change(if_possible=True):
             return self._list()
 
@@ -496,8 +520,12 @@ class Participant:
         return now - last >= lease * _LOOK_EVERY or self.watch.watched(peer.name) + now - last >= lease
 
     def _lease_of(self, peer: Announcement) -> float:
-        # What states no lease that we can read gets the longer of the default and our own.
-        return peer.lease_ms / 1000 if peer.understood else max(peer.lease_ms / 1000, self._ttl)
+        # What states no lease that we can read gets the longer of the default and our own; what states one so short
+        # that no lock has it, the shortest: nobody could look often enough for less.
+        return max(peer.lease_ms / 1000, LEASE_MIN_S if peer.understood else self._ttl)
+
+    def _shortest_lease(self) -> float:
+        return min((self._ttl, *(self._lease_of(peer) for peer in self.blockers)))
 
     def _look_and_judge(self, peer: Announcement, *, proven_dead: bool) -> None:
         # A look that fails is no look: the rule about gaps in watching takes care of it.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
 from .connection import standstill
 from .directory import Share
-from .names import LEASE_MAX_MS
+from .names import LEASE_MAX_MS, LEASE_MIN_S
 from .paths import lock_path_of
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ _NUMBERS: Final = (Real, Decimal)
 _BEATS_PER_LEASE: Final = 3
 #: A time-out as long as this (150 years where the system allows it) is none: longer ones overflow the system's clocks.
 _FOREVER_S: Final = threading.TIMEOUT_MAX / 2
-#: No file system answers so surely that a shorter lease could be kept.
-_LEASE_MIN_S: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +157,8 @@ def checked(
         raise ValueError(f"stale_threshold must exceed heartbeat_interval ({interval:g} s), got {stale:g}")
     if poll >= stale:
         raise ValueError(f"poll_interval must be below stale_threshold ({stale:g} s), got {poll:g}")
-    if not _LEASE_MIN_S <= stale <= LEASE_MAX_MS / 1000:
-        raise ValueError(
-            f"stale_threshold must be between {_LEASE_MIN_S} s and {LEASE_MAX_MS // 1000} s, got {stale:g}"
-        )
+    if not LEASE_MIN_S <= stale <= LEASE_MAX_MS / 1000:
+        raise ValueError(f"stale_threshold must be between {LEASE_MIN_S} s and {LEASE_MAX_MS // 1000} s, got {stale:g}")
     if on_compromise is not None and not callable(on_compromise):
         raise TypeError(f"on_compromise must be callable, not {type(on_compromise).__name__}")
     for name, value, allowed in (("heartbeat", heartbeat, get_args(Heartbeat)), ("share", share, get_args(Share))):

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from .directory import MOVE_AWAY, LockDirectory
 from .errors import LockBusyError, LockPathError, path_error
 from .identity import is_dead, is_same_kernel
-from .names import Announcement, Listing, Mode, beat_name, gone_name, parse_beats, parse_listing
+from .names import Announcement, Listing, beat_name, gone_name, parse_beats, parse_listing
 from .paths import lock_path_of
 from .removal import evict
 from .watch import Watch
@@ -329,7 +329,7 @@ def break_lock(
 
 
 def _remove_by_hand(files: LockDirectory, peer: PeerInfo) -> bool:
-    announcement = Announcement(name=peer.name, mode=Mode.WRITE, token=peer.token)
+    announcement = Announcement(peer.name, peer.understood)
     for _ in range(_TRIES):  # a live holder beats on, so the observed beat may be gone; the operator insists
         try:
             beat = parse_beats(files.listdir(peer.name))
@@ -342,8 +342,8 @@ def _remove_by_hand(files: LockDirectory, peer: PeerInfo) -> bool:
         if evict(files, announcement, beat):
             if peer.alive is not False:
                 with contextlib.suppress(OSError):  # a word for the holder, should it live and release before it beats
-                    files.mkdir(gone_name(announcement.token.rstrip("x")))
+                    files.mkdir(gone_name(peer.token.rstrip("x")))
             return True
     # Entries that are no heartbeats: an operator may move them out of the way; nothing is deleted.
-    files.rename(peer.name, gone_name(announcement.token.rstrip("x")))
+    files.rename(peer.name, gone_name(peer.token.rstrip("x")))
     return True

@@ -5,7 +5,9 @@ A child that computes while its parent holds the lock has no hold of its own. It
 announcement is still there, whether its process lives, and how old its latest heartbeat is. The age is read on one
 clock, the file server's: the time stamp that the heartbeat left on the announcement, against that of a directory that
 is made for the purpose. So the clocks of the hosts do not matter, nor how late a client's cache lets a heartbeat be
-seen: a time stamp that is seen late is an old one, whenever that is.
+seen: a time stamp that is seen late is an old one, whenever that is. What counts as a heartbeat is its number alone,
+for an eviction leaves a time stamp, too. A hold that has shown a heartbeat and shows none has been evicted, or is being
+released. (Who has never seen one, and was made by no witness that has, cannot tell that from a hold too young for one.)
 
 A witness decides nothing in the protocol. It sends no heartbeat, and it cannot keep a hold that nobody keeps. On a file
 system that takes its time stamps from its clients (GlusterFS can) the clocks of the holder's host and of this one must
@@ -20,12 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from .directory import LockDirectory
+from .acquire import WORLD
+from .directory import Files, LockDirectory
 from .errors import LeaseExpiredError, LockLostError
-from .hold import now
-from .identity import is_dead
-from .names import Announcement, gone_name, parse_listing
-from .protocol import MARGIN, fresh_token
+from .names import Announcement, gone_name, parse_beats, parse_listing
+from .protocol import MARGIN, World
 
 #: A heartbeat that was first seen after a pause longer than this part of the lease may be as old as the pause.
 _GAP: Final = 1 / 3
@@ -42,18 +43,21 @@ class HoldWitness:
     :param lock_file: the path as its holder named it
     :param lock_path: the directory where the lock lives
     :param name: the holder's entry there, the ``name`` of its :class:`PeerInfo`
+    :param beat: the number of a heartbeat that the holder is known to have sent, ``None`` if none is
     """
 
-    def __init__(self, lock_file: str, lock_path: str, name: str) -> None:
+    def __init__(self, lock_file: str, lock_path: str, name: str, beat: int | None = None) -> None:
         self.lock_file: Final = lock_file
         self.lock_path: Final = lock_path
         self.name: Final = name
+        self._beat = beat
+        self._world: World = WORLD
         #: The time stamp of the latest heartbeat seen, and by when on our clock it had been sent for sure.
         self._seen: tuple[int, float] | None = None
         self._looked: float | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.lock_file, self.lock_path, self.name)
+        return type(self), (self.lock_file, self.lock_path, self.name, self._beat)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.name!r} on {self.lock_file!r}>"
@@ -68,7 +72,7 @@ class HoldWitness:
         :raises LockLostError: if the hold has ended, or its process has died
         :raises LeaseExpiredError: if no heartbeat was sent in time, or it cannot be seen whether one was
         """
-        files = LockDirectory(self.lock_path)
+        files = self._files()
         try:
             peer = self._announcement(files)
         except OSError as error:
@@ -84,7 +88,7 @@ class HoldWitness:
             return
         self._judge("its holder has sent no heartbeat in time")
 
-    def _announcement(self, files: LockDirectory) -> Announcement | None:
+    def _announcement(self, files: Files) -> Announcement | None:
         try:
             return parse_listing(files.listdir()).announcements.get(self.name)
         except FileNotFoundError:
@@ -92,44 +96,46 @@ class HoldWitness:
 
     def _refuse_if_ended(self, peer: Announcement | None) -> None:
         if peer is None:
-            raise LockLostError(
-                self.lock_file,
-                "its holder has released it or was evicted; what was done under it must not be published",
-            )
-        if peer.who is not None and is_dead(peer.who):
+            raise self._lost()
+        if peer.who is not None and self._world.is_dead(peer.who):
             raise LockLostError(
                 self.lock_file, f"process {peer.who.pid} on {peer.who.host}, which held it, has died; publish nothing"
             )
 
-    def _refuse_if_gone(self, files: LockDirectory) -> None:
+    def _lost(self) -> LockLostError:
+        return LockLostError(
+            self.lock_file, "its holder has released it or was evicted; what was done under it must not be published"
+        )
+
+    def _refuse_if_gone(self, files: Files) -> None:
         # The listing may have been an old one. After a change of our own it is not (PROTOCOL.md, section 6 b).
         try:
-            with _probe(files):
+            with self._probe(files):
                 peer = self._announcement(files)
         except OSError:
             return
         self._refuse_if_ended(peer)
 
-    def _look(self, files: LockDirectory) -> None:
-        moment = now()
-        # Opening the directory makes an NFS client ask for its attributes (nfs(5), close-to-open), but for `nocto`.
-        fd = os.open(f"{self.lock_path}/{self.name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            stamp = os.fstat(fd).st_mtime_ns
-        finally:
-            os.close(fd)
-        if self._seen is None or self._seen[0] != stamp:
+    def _look(self, files: Files) -> None:
+        moment = self._world.clock()
+        stamp, entries = self._glance(self.name)
+        beat = parse_beats(entries)
+        # With the time stamp of the heartbeat that we know of, it is an old listing.
+        if beat is None is not self._beat and (self._seen is None or stamp != self._seen[0]):
+            raise self._lost()
+        if self._seen is None or (beat is not None and (self._beat is None or beat > self._beat)):
             self._seen = stamp, self._sent_by(files, stamp, moment)
+            self._beat = beat if self._beat is None else max(beat or 0, self._beat)
         self._looked = moment
 
-    def _sent_by(self, files: LockDirectory, stamp: int, moment: float) -> float:
+    def _sent_by(self, files: Files, stamp: int, moment: float) -> float:
         # By when, on our clock, the heartbeat that left the stamp had been sent for sure.
         latest = None
         if self._looked is not None and moment - self._looked < self._lease * _GAP:
             latest = self._looked  # we looked then, and it was not there
         try:
-            with _probe(files) as probe:
-                age = (os.lstat(probe).st_mtime_ns - stamp) / 1e9
+            with self._probe(files) as probe:
+                age = (self._glance(probe)[0] - stamp) / 1e9
         except OSError as error:
             if latest is None or error.errno not in _FULL:
                 raise
@@ -138,7 +144,7 @@ class HoldWitness:
         return sent if latest is None else min(sent, latest)
 
     def _judge(self, reason: str) -> None:
-        if self._seen is None or now() > self._seen[1] + self._lease * (1 - MARGIN):
+        if self._seen is None or self._world.clock() > self._seen[1] + self._lease * (1 - MARGIN):
             raise LeaseExpiredError(
                 self.lock_file,
                 f"{reason}; with a lease of {self._lease:g} s others may hold the lock now. Publish nothing",
@@ -149,14 +155,26 @@ class HoldWitness:
         known = parse_listing([self.name]).announcements.get(self.name)
         return 0.0 if known is None else known.lease_ms / 1000
 
+    @contextmanager
+    def _probe(self, files: Files) -> Iterator[str]:
+        # Gives the name of a directory that was made just now.
+        name = gone_name(self._world.token())
+        files.mkdir(name)
+        try:
+            yield name
+        finally:
+            with suppress(OSError):
+                files.rmdir(name)
 
-@contextmanager
-def _probe(files: LockDirectory) -> Iterator[str]:
-    # Gives the path of a directory that was made just now.
-    name = gone_name(fresh_token())
-    files.mkdir(name)
-    try:
-        yield f"{files.path}/{name}"
-    finally:
-        with suppress(OSError):
-            files.rmdir(name)
+    def _files(self) -> Files:
+        return LockDirectory(self.lock_path)
+
+    def _glance(self, name: str) -> tuple[int, list[str]]:
+        # The time stamp of one of the lock's directories, and what is in it. The stamp comes first: it must not be of a
+        # later change than what the listing shows. Opening the directory makes an NFS client ask for its attributes
+        # (nfs(5), close-to-open), but for `nocto`.
+        fd = os.open(f"{self.lock_path}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return os.fstat(fd).st_mtime_ns, os.listdir(fd)
+        finally:
+            os.close(fd)

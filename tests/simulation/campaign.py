@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nfsrwlock_core import protocol, watch
-from nfsrwlock_core.errors import LockPathError
+from nfsrwlock_core.errors import LeaseExpiredError, LockLostError, LockPathError
 from nfsrwlock_core.names import Identity, Mode
+from nfsrwlock_core.witness import HoldWitness
 
 from .nfs import Client, Host, Log, MountedFiles, Network, Process, Server, Weather
 from .scheduler import Agenda, Stopped, Task
@@ -26,8 +27,9 @@ from .witness import Counts, Hold, Violation, Witness
 #: Seconds. Leases are a tenth of the default; all else follows from them.
 TTL = 9.0
 POLL_S = 0.25
-#: The longest pause between two looks of a waiter: see ``Attempt.pause``.
-POLL_MAX_S = 4 * POLL_S * 1.25
+#: What the settings of those who share a lock are drawn from: all have the same, or each its own.
+LEASES = ((TTL,), (TTL,), (TTL, TTL / 2, TTL * 1.5), (TTL / 6, TTL, TTL * 4))
+POLLS = ((POLL_S,), (POLL_S,), (POLL_S, POLL_S / 2, POLL_S * 8))
 #: Clocks run at most this much too fast or too slow.
 DRIFT = 0.05
 #: The mixed runs stop after about so many file-system calls.
@@ -60,6 +62,8 @@ class Run:
         #: For how long after a new connection others may stand still.
         self.standstill = 0.0
         self.has_process_table = True
+        self.leases = self.rng.choice(LEASES)
+        self.polls = self.rng.choice(POLLS)
         #: The hosts agree on the time of day, so that writers come in their order.
         self.fair = True
         self.weather = Weather()
@@ -71,20 +75,22 @@ class Run:
         self.weather = replace(weather, **(self.options.weather or {}))
         self.log.say("WEATHER", str(self.weather))
 
-    def add_host(self, *, perfect: bool = False) -> Host:
+    def add_host(self, *, perfect: bool = False, clone_of: Host | None = None) -> Host:
         name = f"host{len(self.hosts)}"
         rng = self.rng
         client = Client(name, self.server, self.network, Weather() if perfect else self.weather, rng)
         rate = 1.0 if perfect else rng.choice((1 - DRIFT, 1 + DRIFT, rng.uniform(1 - DRIFT, 1 + DRIFT)))
         skew_s = 0.0 if self.fair else rng.choice((0.0, rng.uniform(-600, 600)))
         host = Host(name, self.agenda, client, offset=rng.uniform(0, 1e6), rate=rate, skew_s=skew_s)
+        if clone_of is not None:  # restored from one snapshot: what differs is what the hypervisor gives each of them
+            host.boot = clone_of.boot
         self.hosts.append(host)
         return host
 
     def add_process(self, host: Host, story: Callable[[User], None], after: float = 0.0) -> User:
         self._pids += 1
         process = Process(host, f"{host.name}/{self._pids}", self.rng, self.log)
-        who = Identity(self._pids, self._pids, host.kernel, 1000, host.name)
+        who = Identity(self._pids, self._pids, host.kernel, 1000, "node")
         user = User(self, process, who)
         self.processes.append(process)
         process.start(lambda: story(user), after)
@@ -97,12 +103,13 @@ class Run:
         return process.die()
 
     def is_dead(self, host: Host, who: Identity) -> bool:
-        if not self.has_process_table or who.kernel != host.kernel or who.host != host.name:
+        if not self.has_process_table or who.kernel != host.kernel:
             return False
-        return not any(p.alive and p.name == f"{host.name}/{who.pid}" for p in self.processes)
+        return not any(p.alive and p.host is host and p.name.endswith(f"/{who.pid}") for p in self.processes)
 
     def clear_up(self, quiet_after: float) -> None:
         """End everybody, let what is on its way arrive, and let one last writer come and go: nothing must be left."""
+        self.witness.half_way = lambda by: None
         for process in self.processes:
             self.agenda.at(self.agenda.now, lambda process=process: self.die(process))
         self.agenda.run(self.agenda.now + quiet_after)
@@ -136,7 +143,7 @@ class User:
     """
     What the engine does around a participant: it waits, it beats, it releases.
 
-    A copy in small of ``acquire.Attempt`` and ``keeper``, which know threads and real time.
+    A copy in small of ``acquire.acquiring`` and ``keeper``, which know threads and real time.
     """
 
     def __init__(self, run: Run, process: Process, who: Identity) -> None:
@@ -149,17 +156,19 @@ class User:
         self.files = MountedFiles(process)
         self.watch = watch.Watch()
         self.standstill = run.standstill
+        self.poll = run.rng.choice(run.polls)
 
-    def participant(self, mode: Mode, ttl: float = TTL, known: watch.Watch | None = None) -> protocol.Participant:
-        wall_s = 1000 + self.run.agenda.now + self.process.host.skew_s
-        world = protocol.World(
+        self.world = protocol.World(
             clock=self.clock,
             is_dead=lambda who: self.run.is_dead(self.process.host, who),
             token=lambda: f"{self.rng.getrandbits(128):032x}",
         )
+
+    def participant(self, mode: Mode, ttl: float, known: watch.Watch | None = None) -> protocol.Participant:
+        wall_s = 1000 + self.run.agenda.now + self.process.host.skew_s
         return protocol.Participant(
             self.files,
-            world,
+            self.world,
             self.who,
             mode,
             ttl=ttl,
@@ -171,10 +180,10 @@ class User:
         )
 
     def acquire(
-        self, mode: Mode, timeout: float = -1.0, *, ttl: float = TTL, known: watch.Watch | None = None
+        self, mode: Mode, timeout: float = -1.0, *, ttl: float | None = None, known: watch.Watch | None = None
     ) -> Hold | None:
         """Acquire the lock; ``None`` if the time was up."""
-        participant = self.participant(mode, ttl, known)
+        participant = self.participant(mode, ttl or self.rng.choice(self.run.leases), known)
         began = self.clock()
         while True:
             try:
@@ -193,7 +202,7 @@ class User:
             if (0 <= timeout <= waited) or self.run.closing:
                 self._give_up(participant)
                 return None
-            pause = min(max(waited / 40, POLL_S / 16), 4 * POLL_S, ttl / 6) * self.rng.uniform(0.75, 1.25)
+            pause = participant.pause(waited, self.poll, self.rng.random())
             self.process.sleep(pause if timeout < 0 else min(pause, timeout - waited))
 
     def _give_up(self, participant: protocol.Participant) -> None:
@@ -228,6 +237,21 @@ class User:
                 continue
             self.process.sleep(min(due, end) - now + 1e-6)
 
+    def check_from_elsewhere(self, hold: Hold) -> None:
+        """Do what a child of the holder does: look at its hold now and then, until it knows that it has ended."""
+        seen = SimulatedHoldWitness(self, hold)
+        while not hold.ended and not self.run.closing:
+            self.process.sleep(self.rng.random() * hold.participant.interval)
+            try:
+                seen.check()
+            except LeaseExpiredError:
+                pass
+            except LockLostError:
+                return
+            else:
+                if seen.has_seen_a_beat:
+                    self.witness.checked(hold, self.process.name)
+
     def _commit(self, hold: Hold) -> None:
         paused = self.process.paused_until
         if paused > self.run.agenda.now:
@@ -260,6 +284,27 @@ class User:
                 return
 
 
+class SimulatedHoldWitness(HoldWitness):
+    """The shipped witness, on the simulated NFS."""
+
+    def __init__(self, user: User, hold: Hold) -> None:
+        super().__init__("data", "the simulated lock directory", hold.participant.name, hold.participant.beats)
+        self._user = user
+        self._world = user.world
+
+    @property
+    def has_seen_a_beat(self) -> bool:
+        """Whether it can tell half an eviction from a hold too young for a heartbeat."""
+        return self._beat is not None
+
+    def _files(self) -> MountedFiles:
+        return self._user.files
+
+    def _glance(self, name: str) -> tuple[int, list[str]]:
+        stamp, entries = self._user.process.call("glance", name)
+        return int(stamp * 1e9), entries
+
+
 # -- the kinds of runs ----------------------------------------------------------------------------------------------
 
 
@@ -285,9 +330,10 @@ def mixed(run: Run) -> None:
     run.has_process_table = rng.random() < 0.5
     length = rng.uniform(4, 12) * TTL
     hosts = [run.add_host() for _ in range(rng.randint(2, 5))]
+    if rng.random() < 0.2:
+        hosts[1:] = [run.add_host(clone_of=hosts[0]) for _ in hosts[1:]]
     writing = rng.choice((0.2, 0.5, 0.8))
     short = rng.choice((0.0, 0.3, 0.8))
-    leases = rng.choice(((TTL,), (TTL,), (TTL, TTL / 2, TTL * 1.5)))
     longest_hold = rng.choice((0.1, 1.0, TTL, 3 * TTL))
 
     def story(user: User) -> None:
@@ -296,7 +342,7 @@ def mixed(run: Run) -> None:
             user.process.sleep(rng.random() * rng.choice((0.05, 1.0, TTL / 2)))
             mode = Mode.WRITE if rng.random() < writing else Mode.READ
             timeout = rng.random() * TTL if rng.random() < short else -1.0
-            hold = user.acquire(mode, timeout, ttl=rng.choice(leases), known=user.watch if own else None)
+            hold = user.acquire(mode, timeout, known=user.watch if own else None)
             if hold is None:
                 continue
             if mode is Mode.READ and rng.random() < 0.5:
@@ -357,7 +403,7 @@ def _nemesis(run: Run, hosts: list[Host], story: Callable[[User], None], length:
             return
         host = rng.choice(hosts)
         run.log.say(host.name, "REBOOTS")
-        host.kernel = f"{rng.getrandbits(40):x}"
+        host.boot = f"{rng.getrandbits(40):x}"
         for process in list(run.processes):
             if process.host is host and process.alive:
                 agenda.at(agenda.now, lambda process=process: run.die(process))
@@ -382,7 +428,11 @@ def _nemesis(run: Run, hosts: list[Host], story: Callable[[User], None], length:
 
 
 def lapses(run: Run) -> None:
-    """Long holds on hosts whose calls fail for a while, watched closely from others: whose lease ends first?"""
+    """
+    Long holds on hosts whose calls fail for a while, watched closely from others: whose lease ends first?
+
+    In some runs children of the holders look at the holds, too, and evictors die half way.
+    """
     rng = run.rng
     run.fair = False
     stale_s = rng.choice((0.0, 1.0, math.inf))
@@ -390,7 +440,16 @@ def lapses(run: Run) -> None:
     run.set_weather(well)
     run.has_process_table = False
     short = rng.choice((0.0, 0.5, 1.0))
+    children = rng.choice((0, 0, 2))
     length = 8 * TTL
+
+    def die_half_way(process: Process) -> None:
+        if rng.random() < 0.7 and not run.closing:
+            run.add_process(process.host, story, after=rng.random() * TTL)
+            run.agenda.at(run.agenda.now, lambda: run.die(process))
+
+    if children:
+        run.witness.half_way = die_half_way
 
     def story(user: User) -> None:
         own = rng.random() < 0.5
@@ -400,12 +459,17 @@ def lapses(run: Run) -> None:
             timeout = rng.uniform(0.2, TTL) if rng.random() < short else -1.0
             hold = user.acquire(mode, timeout, known=user.watch if own else None)
             if hold is not None:
+                for _ in range(children):
+                    run.add_process(rng.choice(hosts), lambda user, hold=hold: user.check_from_elsewhere(hold))
                 user.keep(hold, rng.uniform(0.2, 5) * TTL, commits=20)
                 user.release(hold)
             user.process.sleep(rng.random())
 
     hosts = [run.add_host() for _ in range(rng.randint(2, 4))]
+    apart = rng.random() < 0.5  # as far as clocks may be: the holder's too slow, the others' too fast
     for host in hosts:
+        if apart:
+            host.rate = 1 - DRIFT if host is hosts[0] else 1 + DRIFT
         run.add_process(host, story)
 
     def fall_ill(host: Host) -> None:
@@ -451,7 +515,7 @@ def outages(run: Run) -> None:
     rng = run.rng
     run.witness.calm = True
     grace = rng.choice((0.0, 0.0, TTL / 2, 2 * TTL))
-    retry = min(grace, TTL)
+    retry = min(grace, *run.leases)  # a lease that is shorter than a client's pause between two tries may be lost
     run.standstill = (grace + retry) * (1 + DRIFT) + 1.0 if grace else 0.0
     run.set_weather(
         Weather(
@@ -496,12 +560,14 @@ def outages(run: Run) -> None:
 def dead_holder(run: Run) -> None:
     """Somebody dies with the lock; somebody waits. It must not take longer than the lease and a little."""
     rng = run.rng
-    stale_s = rng.choice((0.0, 1.0))
-    run.set_weather(Weather(stale_s=stale_s, delay_s=rng.choice((0.002, 0.05)), lost_reply=rng.choice((0.0, 0.02))))
-    run.has_process_table = False
-    ttl = rng.choice((TTL, TTL / 2, 2 * TTL))
+    ttl = rng.choice((TTL, TTL / 2, TTL * 2, TTL / 6))
+    stale_s, delay_s = rng.choice((0.0, ttl / 9)), rng.choice((0.002, ttl / 180))
+    run.set_weather(
+        Weather(stale_s=stale_s, delay_s=delay_s, lost_reply=rng.choice((0.0, 0.02)), lags=rng.random() < 0.3)
+    )
     mode = rng.choice((Mode.READ, Mode.WRITE))
-    victims = [_victim(run, ttl, mode) for _ in range(rng.randint(1, 3) if mode is Mode.READ else 1)]
+    lives = rng.choice((1.5 * ttl, 1.5 * ttl, 100.0))  # who has waited for long looks rarely
+    victims = [_victim(run, ttl, mode, lives) for _ in range(rng.randint(1, 3) if mode is Mode.READ else 1)]
     granted: list[float] = []
 
     def wait(user: User) -> None:
@@ -511,10 +577,14 @@ def dead_holder(run: Run) -> None:
         user.release(hold)
 
     arrives = rng.uniform(0, 2 * ttl)
-    run.add_process(run.add_host(), wait, arrives)
+    is_proven = len(victims) == 1 and rng.random() < 0.3  # by the process table of the victim's host
+    run.add_process(run.hosts[0] if is_proven else run.add_host(), wait, arrives)
     died = max(victims)
-    # The readers that died are all watched at once. A look follows the other within a sixth of the lease.
-    limit = max(died, arrives) + ttl / (1 - DRIFT) + ttl / 6 * 1.25 / (1 - DRIFT) + 2 * stale_s + 1.5
+    # The readers that died are all watched at once. A look follows the other within a third of the lease.
+    silence = 4 * 1.25 * max(run.polls) if is_proven else ttl + ttl / 3
+    if run.weather.lags:
+        silence += ttl * 2 / 3  # the latest heartbeat is found by name after half a lease, and watched from then on
+    limit = max(died, arrives) + silence / (1 - DRIFT) + 2 * stale_s + 1.5
     run.agenda.run(limit)
     if not granted:
         raise Violation(
@@ -530,7 +600,8 @@ def chain(run: Run) -> None:
     run.set_weather(Weather(stale_s=stale_s, delay_s=0.01))
     run.has_process_table = False
     mode = rng.choice((Mode.READ, Mode.WRITE))
-    died = _victim(run, TTL, mode)
+    ttl = rng.choice((TTL, TTL, TTL / 3, TTL * 2))
+    died = _victim(run, ttl, mode, 1.5 * ttl)
     watched = 0.0
     hosts = [run.add_host() for _ in range(3)]
     granted: list[float] = []
@@ -546,14 +617,14 @@ def chain(run: Run) -> None:
 
     run.agenda.run(died + stale_s)
     while not granted:
-        seconds = rng.uniform(0.7, TTL / 2)
-        if watched > TTL * (1 + DRIFT) + 1.0:
-            raise Violation(f"callers have watched a dead holder with a lease of {TTL} s for {watched:.1f} s in all")
+        seconds = rng.uniform(0.7, ttl / 2)
+        if watched > ttl * (1 + DRIFT) + 1.0:
+            raise Violation(f"callers have watched a dead holder with a lease of {ttl} s for {watched:.1f} s in all")
         for number in range(rng.choice((1, 1, 2))):  # two of them at once are worth no more than one
             run.add_process(rng.choice(hosts), call(seconds * (1 - 0.3 * number)))
         run.agenda.run(run.agenda.now + seconds / (1 - DRIFT) + 0.3 + rng.random() * 2)
         # The first look comes a tenth of a second and a poll after the start.
-        watched += max(seconds - 0.1 - POLL_S / 4 - 0.2, 0.0)
+        watched += max(seconds - 0.1 - max(run.polls) / 4 - 0.2, 0.0)
     run.clear_up(1.0)
 
 
@@ -561,10 +632,10 @@ def _in_conflict_with(mode: Mode, rng: random.Random) -> Mode:
     return Mode.WRITE if mode is Mode.READ else rng.choice((Mode.READ, Mode.WRITE))
 
 
-def _victim(run: Run, ttl: float, mode: Mode) -> float:
-    """Add a process that gets the lock and dies with it; returns when."""
+def _victim(run: Run, ttl: float, mode: Mode, lives: float) -> float:
+    """Add a process that gets the lock and dies with it, after ``lives`` seconds at the most; returns when."""
     rng = run.rng
-    dies = rng.uniform(0.5, 1.5 * ttl)
+    dies = rng.uniform(0.5, lives)
 
     def story(user: User) -> None:
         hold = user.acquire(mode, ttl=ttl)
@@ -607,7 +678,7 @@ def turn(run: Run) -> None:
     for number in range(writers):
         run.add_process(hosts[number], write, arrives)
     # To notice that the one before has gone, let out the readers that came meanwhile, notice that, and write.
-    one_turn = 1.5 * longest + 2 * (POLL_MAX_S + stale_s) + 20 * delay_s
+    one_turn = 1.5 * longest + 2 * (4 * 1.25 * max(run.polls) + stale_s) + 20 * delay_s
     limit = arrives + writers * one_turn / (1 - DRIFT)
     run.agenda.run(limit)
     if len(granted) < writers:

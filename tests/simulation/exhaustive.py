@@ -39,10 +39,11 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import _GeneratorContextManager, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
 from itertools import chain, combinations
+from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from nfsrwlock_core import protocol
@@ -925,6 +926,8 @@ def _frozen(value: Any) -> Any:
         return type(value), value.errno
     if isinstance(value, Listing):
         return tuple(_frozen(getattr(value, name)) for name in ("announcements", "generations", "notes", "gone"))
+    if isinstance(value, TracebackType | _GeneratorContextManager):
+        return type(value)  # its generator is among the frames while it runs
     assert isinstance(value, _HASHABLE) or is_dataclass(value) or callable(value), value
     return value
 

@@ -15,9 +15,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
-from nfsrwlock_core import protocol, watch
-from nfsrwlock_core.names import Announcement, Mode, beat_name, generation_name, gone_name, note_name, parse_beats
+from nfsrwlock_core import protocol, removal, watch
+from nfsrwlock_core.names import (
+    Announcement,
+    Mode,
+    beat_name,
+    generation_name,
+    gone_name,
+    note_name,
+    parse_beats,
+)
 from nfsrwlock_core.protocol import Beat, Participant, Phase
+from nfsrwlock_core.witness import HoldWitness
 
 Changes = Callable[[ExitStack], None]
 
@@ -179,6 +188,33 @@ def forget_litter(stack: ExitStack) -> None:
     _replace(stack, Participant, _remove_litter=forget, _withdraw=forget_at_once)
 
 
+@_mutant("an announcement's lease counts from before the call was sent")
+def announcement_counts_from_after_the_call(stack: ExitStack) -> None:
+    announce = Participant._announce
+
+    def announce_then_look_at_clock(self: Participant) -> None:
+        announce(self)
+        self.lease = replace(self.lease, renewed=self._world.clock())
+
+    _replace(stack, Participant, _announce=announce_then_look_at_clock)
+
+
+@_mutant("a waiting writer beats")
+def wait_without_beating(stack: ExitStack) -> None:
+    drain = Participant._drain
+
+    def drain_in_silence(self: Participant) -> bool:
+        with mock.patch.object(self, "beat", return_value=Beat.UNKNOWN):
+            return drain(self)
+
+    _replace(stack, Participant, _drain=drain_in_silence)
+
+
+@_mutant("an own announcement that no error says is gone is removed: ENOENT may come from the client's cache")
+def removed_says_enoent(stack: ExitStack) -> None:
+    _replace(stack, removal, is_unlisted=lambda files, name: True)
+
+
 # -- number the grant -------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +279,12 @@ def generation_of_any_listing(stack: ExitStack) -> None:
         return self.generation
 
     _replace(stack, Participant, read_generation=read_generation)
+
+
+@_mutant("a generation is read only after a change of one's own that succeeded")
+def generation_without_its_probe(stack: ExitStack) -> None:
+    change = Participant._change
+    _replace(stack, Participant, _change=lambda self, *, if_possible=False: change(self, if_possible=True))
 
 
 # -- leases -----------------------------------------------------------------------------------------------------------
@@ -343,6 +385,37 @@ def beat_by_touching(stack: ExitStack) -> None:
     _replace(stack, Participant, _send_beat=send)
 
 
+@_mutant("a tenth of the lease, since clocks run up to 5 % too fast or too slow; less does not do")
+def smaller_margin(stack: ExitStack) -> None:
+    _replace(stack, protocol, MARGIN=0.06)
+
+
+@_mutant("that a heartbeat is not listed proves no eviction: the server does, by removing what is empty")
+def lost_by_a_listing(stack: ExitStack) -> None:
+    _replace(stack, Participant, _finish_eviction=lambda self: Beat.LOST)
+
+
+@_mutant("that the announcement is not found proves no eviction: a fresh listing does")
+def lost_by_enoent(stack: ExitStack) -> None:
+    _replace(stack, Participant, _read_back_announcement=lambda self: Beat.LOST)
+
+
+@_mutant("after its lease, a release proves that the hold stood only if it finds what it left")
+def release_says_it_stood(stack: ExitStack) -> None:
+    release = Participant.release
+
+    def release_well(self: Participant) -> bool:
+        release(self)
+        return True
+
+    _replace(stack, Participant, release=release_well)
+
+
+@_mutant("only a later heartbeat than the one known proves that a hold stood")
+def ghost_proves_the_hold(stack: ExitStack) -> None:
+    _replace(stack, removal, _beat_to_remove=_any_beat)
+
+
 # -- evict ------------------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +450,51 @@ def evict_by_rename(stack: ExitStack) -> None:
         return True
 
     _replace(stack, protocol, evict=evict)
+
+
+@_mutant("what is moved away beside a removed heartbeat has no newer one in it")
+def leftovers_hide_a_beat(stack: ExitStack) -> None:
+    evict = protocol.evict
+
+    class Disguised:
+        def __init__(self, files: Any) -> None:
+            self._files = files
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._files, name)
+
+        def listdir(self, name: str) -> list[str]:
+            return [entry.replace("beat", ".nfs") for entry in self._files.listdir(name)]
+
+    _replace(stack, protocol, evict=lambda files, peer, beat: evict(Disguised(files), peer, beat))
+
+
+@_mutant("who has seen a heartbeat finishes what another evictor began, at once")
+def half_an_eviction_is_a_change(stack: ExitStack) -> None:
+    judge = Participant._look_and_judge
+
+    def judge_as_if_never_seen(self: Participant, peer: Announcement, *, proven_dead: bool) -> None:
+        known, beat = iter([None]), self.watch.beat
+        with mock.patch.object(self.watch, "beat", lambda name: next(known, beat(name))):
+            judge(self, peer, proven_dead=proven_dead)
+
+    _replace(stack, Participant, _look_and_judge=judge_as_if_never_seen)
+
+
+@_mutant("who is proven dead need not be watched for a lease")
+def wait_for_the_proven_dead(stack: ExitStack) -> None:
+    judge = Participant._look_and_judge
+    _replace(
+        stack, Participant, _look_and_judge=lambda self, peer, *, proven_dead: judge(self, peer, proven_dead=False)
+    )
+
+
+@_mutant("an overdue heartbeat is asked for by name: the listing may show the one before for ever")
+def never_ask_for_the_next_beat(stack: ExitStack) -> None:
+    look = Participant._look_at_beat
+    _replace(
+        stack, Participant, _look_at_beat=lambda self, peer, known, *, overdue: look(self, peer, known, overdue=False)
+    )
 
 
 # -- watch ------------------------------------------------------------------------------------------------------------
@@ -416,6 +534,76 @@ def count_on_after_a_beat(stack: ExitStack) -> None:
         look(self, name, beat, lease=lease, now=now, credit=credit)
 
     _replace(stack, watch.Watch, look=look_at_presence)
+
+
+@_mutant("a gap in watching is measured by the lease of the peer, not by the observer's own")
+def gap_by_own_lease(stack: ExitStack) -> None:
+    judge = Participant._look_and_judge
+
+    def judge_with_own_gaps(self: Participant, peer: Announcement, *, proven_dead: bool) -> None:
+        look = self.watch.look
+
+        def look_by_own_lease(name: str, beat: int | None, **options: Any) -> None:
+            look(name, beat, **{**options, "lease": self._ttl})
+
+        with mock.patch.object(self.watch, "look", look_by_own_lease):
+            judge(self, peer, proven_dead=proven_dead)
+
+    _replace(stack, Participant, _look_and_judge=judge_with_own_gaps)
+
+
+@_mutant("a waiter pauses by the shortest lease of those in its way, not by its own only")
+def pause_by_own_lease(stack: ExitStack) -> None:
+    def pause(self: Participant, waited: float, poll_interval: float, chance: float) -> float:
+        self.blockers = ()
+        return _pause(self, waited, poll_interval, chance)
+
+    _pause = Participant.pause
+    _replace(stack, Participant, pause=pause)
+
+
+@_mutant("looks at a heartbeat are close enough to count")
+def look_too_rarely(stack: ExitStack) -> None:
+    _replace(stack, protocol, _LOOK_EVERY=0.4)
+
+
+@_mutant("a listing that shows an earlier heartbeat than one before it is an old one")
+def beats_go_back(stack: ExitStack) -> None:
+    look = watch.Watch.look
+
+    def look_at_any(
+        self: watch.Watch, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0
+    ) -> None:
+        record = self._records.get(name)
+        if record is not None and beat is not None and record.beat is not None and beat < record.beat:
+            record.since = None
+            record.beat = beat
+        look(self, name, beat, lease=lease, now=now, credit=credit)
+
+    _replace(stack, watch.Watch, look=look_at_any)
+
+
+@_mutant("after a new connection it takes others until the end of a grace period to beat")
+def new_connection_without_standstill(stack: ExitStack) -> None:
+    connected = watch.Watch.connected
+    _replace(
+        stack,
+        watch.Watch,
+        connected=lambda self, connection, *, now, standstill: connected(self, connection, now=now, standstill=0.0),
+    )
+
+
+@_mutant("a witness takes another number for a heartbeat, not another time stamp")
+def witness_by_time_stamp(stack: ExitStack) -> None:
+    def look(self: HoldWitness, files: Any) -> None:
+        moment = self._world.clock()
+        stamp, entries = self._glance(self.name)
+        if self._seen is None or self._seen[0] != stamp:
+            self._seen = stamp, self._sent_by(files, stamp, moment)
+            self._beat = parse_beats(entries) or self._beat
+        self._looked = moment
+
+    _replace(stack, HoldWitness, _look=look)
 
 
 @_mutant("notes written side by side count as their maximum, never as their sum")
@@ -469,6 +657,11 @@ def _keep_all_notes(stack: ExitStack) -> None:
                     self.files.mkdir(note_name(peer.token, self.watch.beat(peer.name), milliseconds))
 
     _replace(stack, Participant, _leave_notes=leave_notes)
+
+
+def _any_beat(entries: list[str], known: int | None) -> int | None:
+    found = parse_beats(entries)
+    return found if found is None or known is None else max(found, known + 1)
 
 
 def _own(participant: Participant) -> Announcement:

@@ -37,6 +37,8 @@ from typing import Any
 
 from .scheduler import Agenda, Stopped, Task
 
+#: The calls that change nothing.
+LOOKS = ("listdir", "glance")
 #: A call that changes something, and what a retransmission of it meets if the first one was carried out.
 _ERROR_OF_RETRANSMISSION = {
     "mkdir": errno.EEXIST,
@@ -72,6 +74,8 @@ class Weather:
     #: A call, or a reply, that takes up to ``slow_s``.
     slow: float = 0.0
     slow_s: float = 10.0
+    #: A listing of an announcement never shows the latest change in it, as if it had crossed it.
+    lags: bool = False
     #: Listings are answered while the server is down, from what the client has cached.
     cached_looks: bool = False
 
@@ -80,6 +84,7 @@ class Weather:
 class Directory:
     """A directory's entries, and all that ever changed in it."""
 
+    made: float = 0.0
     entries: dict[str, Directory | None] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)
     changes: list[tuple[str, bool]] = field(default_factory=list)
@@ -126,7 +131,7 @@ class Server:
     def mkdir(self, name: str, by: Any) -> None:
         if name in self.root.entries:
             raise _error(errno.EEXIST, name)
-        self.root.put(name, Directory(), self.agenda.now)
+        self.root.put(name, Directory(self.agenda.now), self.agenda.now)
         self.on_change("mkdir", name, by)
 
     def rmdir(self, name: str, by: Any) -> None:
@@ -258,8 +263,8 @@ class Client:
     def do(self, call: Call) -> Any:
         """Carry a call out, at the server or from a cache; runs at one moment."""
         kind, names, server = call.kind, call.names, self.server
-        if kind == "listdir":
-            return self._list(names[0], call.floor)
+        if kind in LOOKS:
+            return (self._list if kind == "listdir" else self._glance)(names[0], call.floor)
         if kind == "unlink" and names[0] in self._open:
             leave = f".nfs{len(self._open):08x}"
             directory = self._open.pop(names[0])
@@ -298,17 +303,21 @@ class Client:
         return 0 if directory is None else self._floor.get(directory, 0)
 
     def _list(self, name: str, first: int) -> list[str]:
-        name, inside, entry = name.partition("/")
-        if inside:  # whether a heartbeat is there: the client's cache of names may be as old as that of listings
-            raise _error(errno.ENOTDIR if entry in self._list(name, first) else errno.ENOENT, f"{name}/{entry}")
         weather, rng = self.weather, self.rng
         root = self.server.root
+        name, inside, entry = name.partition("/")
+        if inside:  # whether a heartbeat is there: the client's cache of names may be as old as that of listings
+            directory = root.entries.get(name) if weather.lags else None
+            there = self._list(name, first) if directory is None else directory.entries
+            raise _error(errno.ENOTDIR if entry in there else errno.ENOENT, f"{name}/{entry}")
         directory = root.entries.get(name) if name else root
         if directory is None and weather.stale_s and rng.random() < 0.3:
             directory = self.server.ghosts.get(name)  # the cache still has it
         if directory is None:
             raise _error(errno.ENOENT, name)
         last = len(directory.changes)
+        if name and weather.lags:
+            return directory.view(max(first, last - 2), max(first, last - 2), rng)  # a rename is two changes
         first = max(first, bisect_left(directory.times, self.server.agenda.now - weather.stale_s))
         kind = rng.random()
         if first >= last or kind < weather.fresh:
@@ -319,6 +328,20 @@ class Client:
             first = rng.randint(first, last)
             last = rng.randint(first, last)
         return directory.view(first, last, rng)
+
+    def _glance(self, name: str, first: int) -> tuple[float, list[str]]:
+        """A directory's time stamp, and what was in it then or later."""
+        root = self.server.root
+        directory = root.entries.get(name) or self.server.ghosts.get(name)
+        if directory is None or (name not in root.entries and not self.weather.stale_s):
+            raise _error(errno.ENOENT, name)
+        count = len(directory.changes)
+        first = max(first, bisect_left(directory.times, self.server.agenda.now - self.weather.stale_s))
+        if self.rng.random() < self.weather.fresh:
+            first = count
+        stamped = self.rng.randint(first, count)
+        shown = self.rng.randint(stamped, count)
+        return ([directory.made, *directory.times][stamped], directory.view(shown, shown, self.rng))
 
     def _directory_of(self, name: str) -> Directory:
         directory = self.server.root.entries[name.partition("/")[0]]
@@ -357,12 +380,19 @@ class Host:
         self, name: str, agenda: Agenda, client: Client, *, offset: float = 0.0, rate: float = 1.0, skew_s: float = 0.0
     ) -> None:
         self.name = name
+        self.address = name
         self.agenda = agenda
         self.client = client
-        self.kernel = f"{abs(hash_of(name)):x}"
+        #: The id of its boot; clones of one snapshot share it, and the host name.
+        self.boot = f"{abs(hash_of(name)):x}"
         self._base = (agenda.now, offset)
         self.rate = rate
         self.skew_s = skew_s
+
+    @property
+    def kernel(self) -> str:
+        """What "the same kernel" rests on: the boot id, and what else tells clones apart (here, an address)."""
+        return f"{hash_of(self.boot + self.address):x}"
 
     def clock(self) -> float:
         """The host's monotonic clock, which runs through suspend."""
@@ -423,7 +453,7 @@ class Process:
         client, agenda, rng = self.host.client, self.agenda, self.rng
         weather = client.weather
         call = Call(kind, names, self)
-        if kind == "listdir":
+        if kind in LOOKS:
             call.floor = client.floor_of(names[0])
         fate = self._fate(kind, names)
         if fate == "negative":
@@ -454,11 +484,11 @@ class Process:
             return "negative" if kind != "mkdir" and names[0] else "well"
         draw -= weather.negative
         if draw < weather.lost_reply:
-            return "well" if kind == "listdir" else "lost"
+            return "well" if kind in LOOKS else "lost"
         draw -= weather.lost_reply
         if draw < weather.error:
             return self.rng.choice(("not done", "not done", "done", "done, ESTALE"))
-        return "well" if kind == "listdir" else "late"
+        return "well" if kind in LOOKS else "late"
 
     def _delay(self) -> float:
         weather = self.host.client.weather
@@ -466,7 +496,7 @@ class Process:
         return self.rng.random() * (weather.slow_s if long else weather.delay_s)
 
     def _needs_no_server(self, kind: str) -> bool:
-        return kind == "listdir" and self.host.client.weather.cached_looks
+        return kind in LOOKS and self.host.client.weather.cached_looks
 
     def _reached(self, delay: float, *, from_cache: bool = False) -> float:
         moment = self.agenda.now + delay
@@ -544,6 +574,8 @@ class Process:
             outcome = f"-> {errno.errorcode[result.errno or 0]}"
         elif isinstance(result, list):
             outcome = f"-> {sorted(result)}"
+        elif result is not None:
+            outcome = f"-> {result}"
         else:
             outcome = ""
         self.log.say(self.name, f"{call.kind} {' '.join(call.names) or '.'} {outcome}{f' ({how})' if how else ''}")

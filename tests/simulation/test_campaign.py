@@ -9,17 +9,25 @@ import sys
 import pytest
 
 from . import campaign, long
-from .mutants import MUTANTS
+from .mutants import MUTANTS, Mutant
 from .witness import Violation
 
 #: Numbers of the runs, in parts that workers share. `long.py` plays as many more as there is time for.
 PARTS = [range(first, first + 100) for first in range(0, 2000, 100)]
 #: Up to this number a mutant must have been found; each was found by half of it when this was written.
-SEEDS = 700
+SEEDS = 1800
 #: So many lines of a failing run's history are printed.
 TOLD = 100
 #: What these runs do not find within :data:`SEEDS`, and `test_exhaustive.py` does.
-ELSEWHERE = frozenset({"forget_litter", "generation_of_any_listing", "own_eexist_is_success"})
+ELSEWHERE = frozenset(
+    {
+        "announcement_counts_from_after_the_call",
+        "forget_litter",
+        "generation_of_any_listing",
+        "generation_without_its_probe",
+        "own_eexist_is_success",
+    }
+)
 
 
 @pytest.mark.timeout(400)
@@ -60,13 +68,18 @@ def test_a_failing_run_tells_its_history_and_plays_again_by_its_number() -> None
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", sorted(MUTANTS.keys() - ELSEWHERE))
 def test_a_broken_protocol_is_found(name: str) -> None:
-    with MUTANTS[name].applied():
+    assert found_by_run(MUTANTS[name]) is not None, f"{SEEDS} runs did not find: {MUTANTS[name].rule}"
+
+
+def found_by_run(mutant: Mutant) -> int | None:
+    """The number of the first run that finds a mutant, if any does."""
+    with mutant.applied():
         for seed in range(SEEDS):
             try:
                 campaign.run(seed)
-            except Violation:  # anything else is a mutant that no longer fits the code, and a failure here
-                return
-    pytest.fail(f"{SEEDS} runs did not find: {MUTANTS[name].rule}")
+            except Violation:  # anything else is a mutant that no longer fits the code
+                return seed
+    return None
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
@@ -78,4 +91,4 @@ def test_a_long_campaign_ends_when_its_time_is_over(jobs: str) -> None:
 
 
 def test_there_are_enough_ways_to_break_it() -> None:
-    assert len(MUTANTS.keys() - ELSEWHERE) >= 12
+    assert len(MUTANTS) >= 45

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nfsrwlock_core.names import Mode
+
+from . import schedules
 from .exhaustive import Bounds, Search
 from .mutants import MUTANTS
 from .test_campaign import ELSEWHERE
@@ -26,10 +29,22 @@ SEARCHES = [
     pytest.param(
         Bounds(modes="WR", generation=True, expiries=(1, 0), beats=0, crashes=0), 9_000, id="writer, reader of numbers"
     ),
+    pytest.param(
+        Bounds(modes="WR", generation=True, faults=1, expiries=0, beats=0, crashes=0),
+        4_000,
+        id="writer, reader of numbers, a fault",
+    ),
     pytest.param(Bounds(modes="WRR", beats=0, expiries=(1, 0, 0)), 130_000, id="writer, two readers"),
     pytest.param(Bounds(modes="WWR", beats=0, expiries=(1, 0, 0), crashes=0), 160_000, id="two writers, reader"),
 ]
 
+#: The same for schedules of whole steps, with the shipped watch and notes.
+SCHEDULES = [
+    pytest.param(schedules.Bounds(ticks=4, calls=2, beats=1, shared_watch=(False,)), 1_000, id="writer, callers"),
+    pytest.param(
+        schedules.Bounds(holder=Mode.READ, ticks=4, calls=2, beats=1, shared_watch=(True,)), 500, id="reader, callers"
+    ),
+]
 
 BROKEN = {
     "forget_lower_writers": Bounds(modes="WW", expiries=0, beats=0, crashes=0),
@@ -41,7 +56,12 @@ BROKEN = {
     "own_eexist_is_success": Bounds(modes="WR", faults=1, expiries=0, beats=0, crashes=0),
     "forget_litter": Bounds(modes="WR", faults=1, announcements=(1, 2), expiries=0, beats=0, crashes=0),
     "generation_of_any_listing": Bounds(modes="WR", generation=True, expiries=0, beats=0, crashes=0),
+    "generation_without_its_probe": Bounds(modes="WR", generation=True, faults=1, expiries=0, beats=0, crashes=0),
+    "announcement_counts_from_after_the_call": Bounds(modes="WR"),
 }
+#: Found by schedules of whole steps.
+UNTIMELY_BOUNDS = schedules.Bounds(ticks=4, calls=2, beats=1, shared_watch=(False,))
+UNTIMELY = ("note_counts_at_any_time", "count_on_after_a_beat", "no_margin")
 
 
 @pytest.mark.timeout(400)
@@ -57,6 +77,20 @@ def test_no_interleaving_breaks_a_promise(bounds: Bounds, states: int) -> None:
 def test_the_search_finds_a_broken_protocol(name: str) -> None:
     with MUTANTS[name].applied(), pytest.raises(Violation):
         Search(BROKEN[name]).run()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("bounds", "states"), SCHEDULES)
+def test_no_schedule_calls_a_holder_silent_too_early(bounds: schedules.Bounds, states: int) -> None:
+    found, evicted = schedules.search(bounds)
+    assert found > states
+    assert evicted
+
+
+@pytest.mark.parametrize("name", UNTIMELY)
+def test_the_schedules_find_a_broken_watch(name: str) -> None:
+    with MUTANTS[name].applied(), pytest.raises(Violation, match="while its own lease stood"):
+        schedules.search(UNTIMELY_BOUNDS)
 
 
 def test_it_finds_whatever_the_random_runs_do_not() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from simulation import schedules
 from simulation.exhaustive import Bounds, Search
 from simulation.witness import Violation
 
@@ -19,9 +20,20 @@ SEARCHES = {
     "writer and reader, three heartbeats": Bounds(modes="WR", beats=3),
     "writer and reader, a failing call and a death": Bounds(modes="WR", faults=1),
     "writer and reader that asks for its generation": Bounds(modes="WR", generation=True, beats=0, crashes=0),
+    "writer and reader that asks for its generation, a failing call": Bounds(
+        modes="WR", generation=True, faults=1, expiries=(1, 0), beats=0, crashes=0
+    ),
     "two writers, both announce themselves twice": Bounds(modes="WW", announcements=2, beats=0),
     "writer and two readers, two leases run out, a death": Bounds(modes="WRR", beats=0, expiries=(1, 1, 0)),
     "two writers and a reader, a lease runs out, a death": Bounds(modes="WWR", beats=0, expiries=(1, 0, 0)),
+}
+
+
+SCHEDULES = {
+    "writer, two hosts whose callers leave notes": schedules.Bounds(
+        ticks=4, calls=2, beats=1, shared_watch=(False, False)
+    ),
+    "writer, a host whose callers leave notes, two heartbeats": schedules.Bounds(calls=2, shared_watch=(False,)),
 }
 
 
@@ -38,6 +50,20 @@ def main() -> int:
             seconds = time.monotonic() - began
             size = f"{explored.states} states, {explored.transitions} transitions"
             print(f"{name}: {size}, no promise broken ({seconds:.0f} s)", flush=True)
+    for name, within in SCHEDULES.items():
+        began = time.monotonic()
+        try:
+            states, evicted = schedules.search(within)
+        except Violation as violation:
+            broken += 1
+            print(f"{name}: {violation}", flush=True)
+        else:
+            seconds = time.monotonic() - began
+            print(
+                f"{name}: schedules to {states} states, {evicted} of them after an eviction, "
+                f"no promise broken ({seconds:.0f} s)",
+                flush=True,
+            )
     return 1 if broken else 0
 
 

@@ -7,6 +7,7 @@ whether its lease has run out on its own clock.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,7 @@ class Counts:
     given_up: int = 0
     crashes: int = 0
     refused: int = 0
+    checked: int = 0
 
     def add(self, other: Counts) -> None:
         for name, value in vars(other).items():
@@ -95,6 +97,8 @@ class Witness:
         self.announced: dict[str, Announced] = {}
         #: When announcements of processes that have died were last seen on the server.
         self.removed_at: dict[str, float] = {}
+        #: Told of everybody who has removed another's heartbeat, and not yet the rest.
+        self.half_way: Callable[[Process], None] = lambda by: None
         server.on_change = self.changed
 
     # -- what happens at the server -----------------------------------------------------------------------------------
@@ -115,6 +119,8 @@ class Witness:
         if announced.ending or announced.evicted_at is not None:
             return
         announced.evicted_at = self.agenda.now
+        if kind == "unlink":
+            self.half_way(by)
         self.counts.evictions += 1
         self.log.say("WITNESS", f"{announced.process.name} is evicted by {by.name}")
         if announced.process.alive:
@@ -177,6 +183,12 @@ class Witness:
         if number < self.highest_granted:
             raise Violation(f"{hold} read generation {number} although {self.highest_granted} had been granted")
         self.highest_read = max(self.highest_read, number)
+
+    def checked(self, hold: Hold, by: str) -> None:
+        """A process that works under a hold has looked at it from elsewhere, and was told that it stands."""
+        self.counts.checked += 1
+        if not hold.ended and self.announced[hold.participant.name].evicted_at is not None:
+            raise Violation(f"{by} was told that {hold} stands, but it had been evicted")
 
     def ended(self, hold: Hold) -> None:
         hold.ended = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import random
 
 import pytest
@@ -136,6 +137,56 @@ def test_who_never_saw_the_beat_waits_for_a_lease(stage):
     reader = stage.reader()
     assert not stage.poll(reader, TTL - 1)
     assert stage.poll(reader, 5)
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("poll_interval", [0.05, 0.25, 5.0])
+@pytest.mark.parametrize("lease", [0.001, 0.1, 1.5, 2.25, 9.0, 45.0, 90.0, 900.0])
+@pytest.mark.parametrize("chances", [(0.5,), (0.0,), (1.0,), (0.0, 1.0)])
+def test_who_has_waited_long_evicts_the_dead_whatever_their_lease_and_its_own_settings(
+    stage, mode, poll_interval, lease, chances
+):
+    """Section 3: looks further apart than a third of the *peer's* lease do not count, so pauses must obey it."""
+    stage.peer(Mode.WRITE, beat=3, lease=lease)
+    waiter = stage.participant(mode, ticket=2)
+    waited, chance = 3600.0, itertools.cycle(chances)
+    died = stage.clock()
+    while not waiter.advance():
+        stage.clock.sleep(waiter.pause(waited, poll_interval, next(chance)))
+        assert stage.clock() - died < max(lease, 0.1) * 1.5 + 0.1
+    assert stage.clock() - died >= lease
+
+
+def test_the_shortest_lease_of_those_in_the_way_sets_the_pause(stage):
+    """Section 3: however many others there are; and who is not waited for does not count."""
+    for lease in (90.0, 3.0, 900.0):
+        stage.peer(Mode.READ, lease=lease)
+    waiter = stage.writer(ticket=2)
+    assert not waiter.advance()
+    stage.peer(Mode.READ, lease=0.5)
+    assert not waiter.advance()
+    assert waiter.pause(3600.0, 5.0, 0.5) == 3.0 / 12
+
+
+def test_a_listing_is_made_afresh_by_the_shortest_lease_of_those_in_the_way(stage):
+    """Section 3: or a peer that stands still in a grace period could be silent for its lease before we are stopped."""
+    stage.peer(Mode.WRITE, lease=6.0)
+    waiter = stage.reader(ttl=900.0)
+    assert not waiter.advance()
+    assert not stage.poll(waiter, 1.0 - 0.1, every=0.1)
+    waiter.files.ops()
+    for _ in range(4):
+        assert not stage.poll(waiter, 1.0, every=0.1)
+        assert "mkdir" in waiter.files.ops()
+
+
+def test_waiters_ask_rarely_when_nothing_needs_them_to_ask_often(stage):
+    """Section 3: a fortieth of the time waited, from a sixteenth of the poll interval up to four times that."""
+    stage.peer(Mode.WRITE)
+    waiter = stage.writer(ticket=2)
+    assert not waiter.advance()
+    assert [waiter.pause(waited, 0.25, 0.5) for waited in (0.0, 10.0, 20.0, 3600.0)] == [0.25 / 16, 0.25, 0.5, 1.0]
+    assert [waiter.pause(20.0, 0.25, chance) for chance in (0.0, 1.0)] == [0.375, 0.625]
 
 
 def test_the_evictor_of_the_first_half_is_not_paid_for_with_the_successor(stage):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from actors import Raised, Stage, announcements, wait_until
+from actors import Raised, Stage, announcements, beat_of, wait_until
 from nfsrwlock import HoldWitness, LeaseExpiredError, LockLostError, LockNotHeldError, SoftReadWriteLock, break_lock
 
 LEASE_S = 6.0
@@ -69,8 +69,7 @@ def test_it_passes_while_heartbeats_come_also_after_long_pauses(stage: Stage, tm
     waited = wait_until(lambda: len(os.listdir(next((tmp_path / "data.rwlock").glob("write.*")))) > 0)
     for _ in range(3):
         seen.check()
-        seen._looked = -1e9  # as if the last look had been very long ago
-        seen._seen = (0, -1e9)
+        seen._looked, seen._seen = -1e9, None  # as if the last look had been very long ago
     assert waited < LEASE_S
     assert [name for name in os.listdir(tmp_path / "data.rwlock") if name.startswith("gone.")] == []
 
@@ -112,11 +111,68 @@ def test_a_heartbeat_that_a_cache_showed_late_counts_from_when_it_was_sent(stage
     holder.kill()
     seen = witness(tmp_path / "data")
     began, shown = time.time(), time.monotonic()
-    for age in (LEASE_S * 0.5, LEASE_S * 0.45):
+    for beat, age in ((0, LEASE_S * 0.5), (1, LEASE_S * 0.45)):
+        show_beat(announcement, beat)
         os.utime(announcement, (began, began - age))
         seen.check()
         time.sleep(0.1)
     assert passes_last(seen.check) - shown < LEASE_S * 0.6
+
+
+def test_only_another_number_is_a_heartbeat_not_another_time_stamp(stage: Stage, tmp_path: Path) -> None:
+    holder = stage.actor(HOLD, host="elsewhere")
+    (name,) = announcements(tmp_path / "data")
+    announcement = tmp_path / "data.rwlock" / name
+    holder.kill()
+    seen = witness(tmp_path / "data")
+    show_beat(announcement, 4)
+    seen.check()
+    latest = seen._seen
+    for beat in (4, 4, 3, 4):
+        show_beat(announcement, beat)
+        os.utime(announcement)
+        seen.check()
+        assert seen._seen == latest
+    show_beat(announcement, 5)
+    seen.check()
+    assert seen._seen != latest
+
+
+@pytest.mark.parametrize("knows", ["from a look", "from who has looked", "from the holder"])
+def test_half_an_eviction_is_no_heartbeat(stage: Stage, tmp_path: Path, knows: str) -> None:
+    holder = stage.actor(HOLD, host="elsewhere")
+    wait_until(lambda: beat_of(tmp_path / "data") is not None)
+    seen = witness(tmp_path / "data")
+    seen.check()
+    if knows == "from the holder":
+        wait_until(lambda: holder.do("lock.witness()._beat") is not None)
+        seen = HoldWitness(*holder.do("lock.witness().__reduce__()[1]"))
+    elif knows == "from who has looked":
+        seen = pickle.loads(pickle.dumps(seen))
+    holder.stop()
+    (tmp_path / "data.rwlock" / announcements(tmp_path / "data")[0] / f"beat.{beat_of(tmp_path / 'data')}").unlink()
+    with pytest.raises(LockLostError, match="released it or was evicted") as lost:
+        seen.check()
+    assert not isinstance(lost.value, LeaseExpiredError)
+
+
+def test_an_old_listing_from_before_the_first_heartbeat_is_no_eviction(stage: Stage, tmp_path: Path) -> None:
+    stage.actor(HOLD, host="elsewhere").kill()
+    (name,) = announcements(tmp_path / "data")
+    announcement = tmp_path / "data.rwlock" / name
+    seen = witness(tmp_path / "data")
+    show_beat(announcement, 0)
+    seen.check()
+    stamp = announcement.stat().st_mtime_ns
+    (announcement / "beat.0").unlink()
+    os.utime(announcement, ns=(stamp, stamp))
+    seen.check()
+
+
+def show_beat(announcement: Path, beat: int) -> None:
+    for entry in announcement.iterdir():
+        entry.unlink()
+    (announcement / f"beat.{beat}").symlink_to("{}")
 
 
 def test_it_fails_when_the_holder_was_evicted(stage: Stage, tmp_path: Path) -> None:
