@@ -292,6 +292,7 @@ def _overdue(hold: Hold) -> float:
 
 
 def _order(hold: Hold) -> dict[str, Any]:
+    """Return what a helper must know to beat for ``hold``; it may have begun to as soon as this was sent."""
     participant = hold.participant
     files = participant.files
     assert isinstance(files, LockDirectory)
@@ -303,6 +304,7 @@ def _order(hold: Hold) -> dict[str, Any]:
         "beat": participant.beats,
         "ttl": participant.lease.ttl,
         "renewed": participant.lease.renewed,
+        "unheard": participant.hand_over(),
         "interval": participant.interval,
         "device": hold.device,
         "record": base64.b64encode(participant.record).decode(),

@@ -293,9 +293,9 @@ def beat_counts_from_after_the_call(stack: ExitStack) -> None:
 def unheard_beat_counts_from_now(stack: ExitStack) -> None:
     read_back = Participant._read_back_beat
 
-    def read_back_as_of_now(self: Participant, target: int, sent: float) -> Beat | None:
+    def read_back_as_of_now(self: Participant, sent: float) -> Beat | None:
         self._unheard = None
-        return read_back(self, target, self._world.clock())
+        return read_back(self, self._world.clock())
 
     _replace(stack, Participant, _read_back_beat=read_back_as_of_now)
 
