@@ -356,7 +356,7 @@ def test_a_participant_that_another_process_announced_beats_on_from_where_it_sto
 @pytest.mark.parametrize("heard", [0, 1, 3])
 @pytest.mark.parametrize("unheard", [1, 2])
 def test_a_successor_counts_its_predecessors_unheard_heartbeat_from_when_the_old_lease_began(stage, heard, unheard):
-    """Section 3: the predecessor ended after its beat had arrived and before it said so. Peers have watched it since."""
+    """Section 3: the one before ended after its beat had arrived and before it said so; peers have watched it since."""
     holder = stage.holding_writer()
     first = stage.twin(holder, MemoryFiles(stage.server))
     for _ in range(heard):
