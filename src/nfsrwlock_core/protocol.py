@@ -247,9 +247,8 @@ class Participant:
 
     def take_over(self, beat: int | None, renewed: float) -> None:
         """Take in what another process, which beats for this one, says of the latest heartbeat that arrived."""
-        self._beat = beat
+        self._beat = max((number for number in (beat, self._beat) if number is not None), default=None)
         self.lease = replace(self.lease, renewed=max(renewed, self.lease.renewed))
-        self._unheard = self.lease.renewed  # it may have sent the next one, but not before this one
 
     @property
     def beats(self) -> int | None:
@@ -595,7 +594,7 @@ class Participant:
                 self._send_beat(target)
             except OSError as error:
                 self.beat_error = error
-                failure = self._read_back_beat(sent)
+                failure = self._read_back_beat(target, sent)
                 if failure is not None:
                     return failure
                 if self.lease.renewed >= sent:
@@ -611,20 +610,18 @@ class Participant:
     def _next_beat(self, sent: float) -> int:
         if self._beat is not None:
             return self._beat + 1
-        # A first beat that was not heard of may have been evicted since, so its name must not come back; and others may
-        # have followed it. The time since the announcement, in milliseconds, is above them all.
+        # A first beat that was not heard of may have been evicted since, so its name must not come back; others may have
+        # followed it, or may still arrive. The time since the announcement, in milliseconds, is above them all.
         return 0 if self._unheard is None else math.ceil((sent - self.lease.renewed) * 1000)
 
     def _send_beat(self, target: int) -> None:
         new = f"{self.name}/{beat_name(target)}"
-        if self._beat is not None:
+        if self._beat is None:
+            self.files.create(new, self.record)
+        else:
             self.files.rename(f"{self.name}/{beat_name(self._beat)}", new)
-            return
-        if target and parse_beats(self.files.listdir(self.name)) is not None:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.name)
-        self.files.create(new, self.record)
 
-    def _read_back_beat(self, sent: float) -> Beat | None:
+    def _read_back_beat(self, target: int, sent: float) -> Beat | None:
         # The error of a call says nothing sure about what the server did. The names do, for only we make them.
         # Returns None if a later beat than the one we knew of turned up. Peers may have watched it ever since the first
         # of our tries, or since another process, which has ended, could send it.
@@ -636,7 +633,7 @@ class Participant:
                 return self._read_back_announcement()
             self.beat_error = error
             return Beat.UNKNOWN
-        if found is not None and (self._beat is None or found > self._beat):
+        if found is not None and found >= target:
             self._beat, self.lease = found, replace(self.lease, renewed=max(sent, self.lease.renewed))
             return None
         if found is None and self._beat is not None:

@@ -63,7 +63,7 @@ def test_a_broken_protocol_is_found(name: str) -> None:
     with MUTANTS[name].applied():
         for seed in range(SEEDS):
             try:
-                campaign.run(seed)
+                campaign.run(seed, kind=MUTANTS[name].kind)
             except Violation:  # anything else is a mutant that no longer fits the code, and a failure here
                 return
     pytest.fail(f"{SEEDS} runs did not find: {MUTANTS[name].rule}")
