@@ -610,7 +610,7 @@ class Participant:
     def _next_beat(self, sent: float) -> int:
         if self._beat is not None:
             return self._beat + 1
-        # A first beat that was not heard of may have been evicted since, so its name must not come back; others may have
+        # A first beat that was not heard of may have been evicted since: its name must not come back. Others may have
         # followed it, or may still arrive. The time since the announcement, in milliseconds, is above them all.
         return 0 if self._unheard is None else math.ceil((sent - self.lease.renewed) * 1000)
 
