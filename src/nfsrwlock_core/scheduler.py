@@ -100,8 +100,9 @@ class Scheduler:
                 return
             kept.hold = None
             if len(self._agenda) > 2 * len(self._kept) + 100:  # quick holds must not pile up until they would be due
-                self._agenda = [entry for entry in self._agenda if entry[2].hold is not None]
-                heapq.heapify(self._agenda)
+                agenda = [entry for entry in self._agenda if entry[2].hold is not None]
+                heapq.heapify(agenda)
+                self._agenda = agenda  # in order already: a signal's exception may come at any moment
 
     def end(self, last_words: Callable[[list[Hold]], None]) -> bool:
         """
