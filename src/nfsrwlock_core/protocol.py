@@ -691,7 +691,8 @@ class Participant:
         if not self.name:
             self.phase = Phase.ENDED
             return False
-        found = remove_announcement(self.files, self.name, self._beat, unheard=self._unheard is not None)
+        unheard = not trusted and self._unheard is not None  # within the lease nobody can have removed one
+        found = remove_announcement(self.files, self.name, self._beat, unheard=unheard)
         if not found and trusted:
             trusted = not self._was_broken()
         self.phase = Phase.ENDED
