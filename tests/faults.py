@@ -390,6 +390,7 @@ class Stage:
             name=holder.name,
             beat=holder.beats,
             lease=holder.lease,
+            unheard=holder.hand_over(),
             interval=INTERVAL,
             record=b"{}",
         )

@@ -169,6 +169,7 @@ class Beater:
             name=order["name"],
             beat=order["beat"],
             lease=Lease(order["ttl"], order["renewed"]),
+            unheard=order["unheard"],
             interval=order["interval"],
             record=base64.b64decode(order["record"]),
         )

@@ -117,9 +117,11 @@ class Helper:
         self._ask(hold, "tell", _ANSWER_S)
 
     def _oversee(self, hold: Hold) -> None:
-        # Half of what is left of the lease is for the next helper. If nothing is left, this program did not run either.
-        left = hold.participant.lease.expires - now()
-        self._ask(hold, "tell", min(max(left / 2, _ANSWER_S), _PATIENCE_S), or_replace=True)
+        if hold.due <= now():  # there may have been word of it while it was in line
+            # Half of what is left of the lease is for the next helper. If nothing is left, this program did not run.
+            left = hold.participant.lease.expires - now()
+            hold.due = now() + hold.participant.interval / 2
+            self._ask(hold, "tell", min(max(left / 2, _ANSWER_S), _PATIENCE_S), or_replace=True)
 
     def _ask(self, hold: Hold, verb: str, seconds: float, *, or_replace: bool = False) -> None:
         answered: queue.SimpleQueue[None] = queue.SimpleQueue()  # an Event is not atomic to a signal's exception
@@ -292,6 +294,7 @@ def _overdue(hold: Hold) -> float:
 
 
 def _order(hold: Hold) -> dict[str, Any]:
+    """Return what a helper must know to beat for ``hold``; it may have begun to as soon as this was sent."""
     participant = hold.participant
     files = participant.files
     assert isinstance(files, LockDirectory)
@@ -303,6 +306,7 @@ def _order(hold: Hold) -> dict[str, Any]:
         "beat": participant.beats,
         "ttl": participant.lease.ttl,
         "renewed": participant.lease.renewed,
+        "unheard": participant.hand_over(),
         "interval": participant.interval,
         "device": hold.device,
         "record": base64.b64encode(participant.record).decode(),

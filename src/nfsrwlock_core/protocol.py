@@ -204,7 +204,8 @@ class Participant:
         self.name: str = ""
         self.lease: Lease = Lease(ttl, 0.0)
         self._beat: int | None = None
-        # A beat that was sent and not heard of: when it was sent first. If it turns up, it counts from that moment.
+        # Beats later than the one we know of may be there: none was sent before this moment, so that is when one that
+        # turns up counts from. None: there can be none.
         self._unheard: float | None = None
         self._ahead: frozenset[str] | None = None  # S of the protocol
         # Until when a writer stays announced behind one that was first, and for how long it does at a time.
@@ -233,18 +234,33 @@ class Participant:
         name: str,
         beat: int | None,
         lease: Lease,
+        unheard: float | None,
         interval: float,
         record: bytes,
     ) -> Participant:
-        """Return the participant that another process announced under ``name``, to beat and to release for it."""
+        """
+        Return the participant that another process announced under ``name``, to beat and to release for it.
+
+        :param unheard: what :meth:`hand_over` returned there
+        """
         mode = Mode(name.partition(".")[0])
         self = cls(files, world, who, mode, ttl=lease.ttl, interval=interval, ticket=0, since_ms=0, record=record)
         self.name, self._beat, self.lease, self.phase = name, beat, lease, Phase.GRANTED
+        self._unheard = unheard
         return self
+
+    def hand_over(self) -> float | None:
+        """
+        Let another process beat from now on; it may end at any moment without a word of its latest heartbeats.
+
+        :returns: since when heartbeats that nobody has heard of may have been sent before it, ``None`` if none was
+        """
+        unheard, self._unheard = self._unheard, self.lease.renewed
+        return unheard
 
     def take_over(self, beat: int | None, renewed: float) -> None:
         """Take in what another process, which beats for this one, says of the latest heartbeat that arrived."""
-        self._beat = beat
+        self._beat = max((number for number in (beat, self._beat) if number is not None), default=None)
         self.lease = replace(self.lease, renewed=max(renewed, self.lease.renewed))
 
     @property
@@ -601,7 +617,7 @@ class Participant:
             return Beat.LOST
         for _ in range(3):
             sent = self._world.clock()
-            target = 0 if self._beat is None else self._beat + 1
+            target = self._next_beat(sent)
             try:
                 self._send_beat(target)
             except OSError as error:
@@ -610,22 +626,33 @@ class Participant:
                 if failure is not None:
                     return failure
                 if self.lease.renewed >= sent:
+                    self._unheard = None
                     return Beat.DONE  # this very call arrived, only its reply was lost
-                continue  # an earlier try had arrived, long ago perhaps; that proves too little, so beat now
+                # An earlier try had arrived, long ago perhaps. That proves too little, so beat now; and whoever sent it
+                # may have sent the next one, too.
+                continue
             self._beat, self._unheard, self.lease = target, None, replace(self.lease, renewed=sent)
             return Beat.DONE
         return Beat.UNKNOWN
 
+    def _next_beat(self, sent: float) -> int:
+        if self._beat is not None:
+            return self._beat + 1
+        # A first beat that was not heard of may have been evicted since: its name must not come back. Others may have
+        # followed it, or may still arrive. The time since the announcement, in milliseconds, is above them all.
+        return 0 if self._unheard is None else math.ceil((sent - self.lease.renewed) * 1000)
+
     def _send_beat(self, target: int) -> None:
         new = f"{self.name}/{beat_name(target)}"
-        if target == 0:
+        if self._beat is None:
             self.files.create(new, self.record)
         else:
-            self.files.rename(f"{self.name}/{beat_name(target - 1)}", new)
+            self.files.rename(f"{self.name}/{beat_name(self._beat)}", new)
 
     def _read_back_beat(self, target: int, sent: float) -> Beat | None:
         # The error of a call says nothing sure about what the server did. The names do, for only we make them.
-        # Returns None if a later beat than the one we knew of turned up.
+        # Returns None if a later beat than the one we knew of turned up. Peers may have watched it ever since the first
+        # of our tries, or since another process, which has ended, could send it.
         sent = self._unheard = sent if self._unheard is None else self._unheard
         try:
             found = parse_beats(self.files.listdir(self.name))
@@ -635,10 +662,7 @@ class Participant:
             self.beat_error = error
             return Beat.UNKNOWN
         if found is not None and found >= target:
-            if found == target:
-                # Peers may have watched it ever since the first of our tries.
-                self.lease = replace(self.lease, renewed=max(sent, self.lease.renewed))
-            self._beat, self._unheard = found, None
+            self._beat, self.lease = found, replace(self.lease, renewed=max(sent, self.lease.renewed))
             return None
         if found is None and self._beat is not None:
             return self._finish_eviction()
@@ -695,7 +719,8 @@ class Participant:
         if not self.name:
             self.phase = Phase.ENDED
             return False
-        found = remove_announcement(self.files, self.name, self._beat)
+        unheard = not trusted and self._unheard is not None  # within the lease nobody can have removed one
+        found = remove_announcement(self.files, self.name, self._beat, unheard=unheard)
         if not found and trusted:
             trusted = not self._was_broken()
         self.phase = Phase.ENDED

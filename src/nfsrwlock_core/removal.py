@@ -67,15 +67,16 @@ def _remove_ghosts(files: Files, name: str, beat: int) -> bool:
     return True
 
 
-def remove_announcement(files: Files, name: str, beat: int | None) -> bool:
+def remove_announcement(files: Files, name: str, beat: int | None, *, unheard: bool = False) -> bool:
     """
     Remove an announcement of our own, with whatever beat it has.
 
     :param beat: the latest beat we know of
+    :param unheard: later ones may have been sent
     :returns: whether the first removal found what we left: proof that nobody had evicted us
     :raises OSError: what a system call said; call again
     """
-    found = False
+    found, untouched = False, beat is None and not unheard
     if beat is not None:
         try:
             files.unlink(f"{name}/{beat_name(beat)}")
@@ -96,13 +97,13 @@ def remove_announcement(files: Files, name: str, beat: int | None) -> bool:
                 later = _beat_to_remove(files.listdir(name), beat)
                 if later is None:
                     files.rename(name, gone_name(token_in(name)))  # remains of open files: out of the way
-                    return found or beat is None
+                    return found or untouched
                 files.unlink(f"{name}/{beat_name(later)}")
                 # Only we make beats. A later one ends our own, unbroken chain; an earlier one is a call of ours that
                 # timed out and was carried out after all, which proves nothing.
                 found |= beat is None or later > beat
         else:
-            return found or beat is None
+            return found or untouched
     raise OSError(errno.EBUSY, "the announcement cannot be removed", name)
 
 

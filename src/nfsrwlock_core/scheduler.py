@@ -1,17 +1,22 @@
 """
 When heartbeats are sent, and when owners are told that their lease has run out.
 
-One thread per process does no file-system call itself. It hands the beats that are due to worker threads, one file
-system at a time each, so that a server that hangs delays only the beats of locks that lie on it. It ends soon after the
-last release.
+One thread per process does no file-system call itself. It puts the beats that are due in line for worker threads, a few
+for each file system, so that a server that hangs delays only the beats of locks that lie on it, and takes no more
+threads the more locks there are. Each worker takes the hold whose lease ends first, anew after each beat. The thread
+ends soon after the last release.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -21,9 +26,25 @@ from .protocol import Beat
 
 #: The thread wakes at least this often, seconds, for its waits do not run through suspend and leases do.
 _WAKE_S: Final = 5.0
-
+#: Heartbeats under way at a time for a file system; as many threads hang if it does.
+_AT_ONCE: Final = 4
+#: The line of holds that another process beats for.
+_OVERSEEN: Final = None
 
 _Oversee = Callable[[Hold], None]
+
+
+@dataclass(eq=False, slots=True)
+class _Kept:
+    """A hold on the agenda, ``None`` when it was dropped."""
+
+    hold: Hold | None
+    line: int | None
+    act: Callable[[Hold], Beat | None]
+    #: Its one valid entry on the agenda.
+    at: float = 0.0
+    #: In line, or being beaten for.
+    is_in_line: bool = False
 
 
 class Scheduler:
@@ -37,8 +58,13 @@ class Scheduler:
         # Both are atomic to signals' handlers, which a Condition is not: an exception in it would leave it locked.
         self._lock = threading.RLock()
         self._alarm: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._holds: dict[int, tuple[Hold, _Oversee | None]] = {}
-        self._busy: set[int] = set()
+        self._kept: dict[int, _Kept] = {}
+        # Heaps, by time and by the end of the lease; the number keeps what is equal in order.
+        self._agenda: list[tuple[float, int, _Kept]] = []
+        self._lines: dict[int | None, list[tuple[float, int, _Kept]]] = {}
+        self._numbers = itertools.count()
+        #: How many workers each line has; none hangs where there is no entry.
+        self._working: dict[int | None, int] = {}
         self._thread: threading.Thread | None = None
         self._last_words: Callable[[list[Hold]], None] | None = None
         self._wakes_at = 0.0
@@ -48,7 +74,7 @@ class Scheduler:
         """
         Begin to beat for ``hold``, or, if something else beats for it, only to watch its lease.
 
-        :param oversee: called instead of a heartbeat when the hold's ``due`` has come, then after every half interval
+        :param oversee: called instead of a heartbeat when the hold's ``due`` has come; sets the next, as a beat does
         :raises RuntimeError: if no thread can be started; then nothing is kept
         """
         with self._lock:
@@ -56,9 +82,10 @@ class Scheduler:
                 thread = threading.Thread(target=self._run, name="nfsrwlock-heartbeat", daemon=True)
                 thread.start()
                 self._thread = thread
-            self._holds[id(hold)] = (hold, oversee)
-            if self._wakes_at > self._next_time(hold, oversee):
-                self._alarm.put(None)
+            self.forget(hold)
+            kept = _Kept(hold, hold.device, self._beat) if oversee is None else _Kept(hold, _OVERSEEN, oversee)
+            self._kept[id(hold)] = kept
+            self._plan(kept, hold)
 
     def drop(self, hold: Hold) -> None:
         """Stop beating for ``hold``; waits for a beat under way."""
@@ -69,7 +96,13 @@ class Scheduler:
     def forget(self, hold: Hold) -> None:
         """Stop beating for ``hold``, without waiting: a beat that is under way may still be sent."""
         with self._lock:
-            self._holds.pop(id(hold), None)
+            if (kept := self._kept.pop(id(hold), None)) is None:
+                return
+            kept.hold = None
+            if len(self._agenda) > 2 * len(self._kept) + 100:  # quick holds must not pile up until they would be due
+                agenda = [entry for entry in self._agenda if entry[2].hold is not None]
+                heapq.heapify(agenda)
+                self._agenda = agenda  # in order already: a signal's exception may come at any moment
 
     def end(self, last_words: Callable[[list[Hold]], None]) -> bool:
         """
@@ -80,16 +113,20 @@ class Scheduler:
         :returns: whether there is anything held
         """
         with self._lock:
-            if not self._holds:
+            if not self._kept:
                 return False
             self._last_words = last_words
             self._alarm.put(None)
             return True
 
-    def _next_time(self, hold: Hold, oversee: _Oversee | None) -> float:
-        expiry = hold.next_expiry
-        due = float("inf") if oversee is None and hold.device in self._busy else hold.due
-        return due if expiry is None else min(due, expiry)
+    def _plan(self, kept: _Kept, hold: Hold) -> None:
+        # A lease has run out only after its end, and what is planned must lie ahead.
+        expiry = math.inf if hold.next_expiry is None else math.nextafter(hold.next_expiry, math.inf)
+        kept.at = expiry if kept.is_in_line else min(expiry, hold.due)
+        if kept.at < math.inf:
+            heapq.heappush(self._agenda, (kept.at, next(self._numbers), kept))
+            if self._wakes_at > kept.at:
+                self._alarm.put(None)
 
     def _run(self) -> None:
         idle_since = now()
@@ -98,14 +135,13 @@ class Scheduler:
                 if self._last_words is not None:
                     break
                 moment = now()
-                if self._holds:
+                if self._kept:
                     idle_since = moment
                 elif moment >= idle_since + workers.LINGER_S:
                     self._thread = None
                     return
-                calls = self._beats_due(moment) + self._expiries_to_tell(moment)
-                times = [self._next_time(hold, oversee) for hold, oversee in self._holds.values()]
-                wake = min(times, default=idle_since + workers.LINGER_S)
+                calls = self._take_due(moment)
+                wake = self._agenda[0][0] if self._kept and self._agenda else idle_since + workers.LINGER_S
                 self._wakes_at = 0.0 if calls else min(wake, moment + _WAKE_S)
             for call in calls:  # without the lock: where no thread is to be had, this one does the work
                 workers.submit(call)
@@ -113,41 +149,64 @@ class Scheduler:
                 with suppress(queue.Empty):
                     self._alarm.get(timeout=max(self._wakes_at - now(), 0.001))
                 self._wakes_at = 0.0
-        self._last_words(sorted((hold for hold, _ in self._holds.values()), key=lambda hold: hold.device in self._busy))
+        holds = [kept.hold for kept in self._kept.values() if kept.hold is not None]
+        self._last_words(sorted(holds, key=lambda hold: hold.device in self._working))
 
-    def _beats_due(self, moment: float) -> list[Callable[[], None]]:
-        due: dict[int, list[Hold]] = {}
+    def _take_due(self, moment: float) -> list[Callable[[], None]]:
         calls: list[Callable[[], None]] = []
-        for hold, oversee in self._holds.values():
-            if hold.due > moment:
+        while self._agenda and self._agenda[0][0] <= moment:
+            at, _, kept = heapq.heappop(self._agenda)
+            hold = kept.hold
+            if hold is None or at != kept.at:
+                continue  # dropped, or planned anew
+            if (hold.next_expiry or moment) < moment:
+                hold.telling = True
+                # In a worker: the owner's callback may take its time, and must not depend on the file server.
+                calls.append(partial(self._tell, kept, hold))
+            if hold.due <= moment and not kept.is_in_line:
+                kept.is_in_line = True
+                line = self._lines.setdefault(kept.line, [])
+                heapq.heappush(line, (hold.participant.lease.expires, next(self._numbers), kept))
+                if self._working.get(kept.line, 0) < _AT_ONCE:
+                    self._working[kept.line] = self._working.get(kept.line, 0) + 1
+                    calls.append(partial(self._serve, kept.line))
+            self._plan(kept, hold)
+        return calls
+
+    def _tell(self, kept: _Kept, hold: Hold) -> None:
+        hold.tell_owner()
+        with self._lock:
+            if kept.hold is not None:  # a heartbeat may have come first, and the lease may run out again
+                self._plan(kept, hold)
+
+    def _serve(self, line: int | None) -> None:
+        while (kept := self._next_in(line)) is not None:
+            if (hold := kept.hold) is None:
                 continue
-            if oversee is not None:
-                hold.due = moment + hold.participant.interval / 2
-                calls.append(partial(oversee, hold))
-            elif hold.device not in self._busy:
-                due.setdefault(hold.device, []).append(hold)
-        self._busy.update(due)
-        return calls + [partial(self._beat_all, device, holds) for device, holds in due.items()]
-
-    def _beat_all(self, device: int, holds: list[Hold]) -> None:
-        try:
-            for hold in holds:
-                outcome = hold.beat()
-                if self._on_beat is not None:
-                    self._on_beat(hold, outcome)
-                if outcome is Beat.LOST:
-                    with self._lock:
-                        self._holds.pop(id(hold), None)
-        except Exception:  # whatever it is, the other locks must go on beating
-            logger.exception("heartbeats failed")
-        finally:
+            outcome = None
+            try:
+                outcome = kept.act(hold)
+            except Exception:  # whatever it is, the other locks must go on beating
+                logger.exception("a heartbeat failed")
+                hold.due = now() + hold.participant.interval / 10
             with self._lock:
-                self._busy.discard(device)
-                self._alarm.put(None)
+                kept.is_in_line = False
+                if outcome is Beat.LOST:
+                    self.forget(hold)
+                elif kept.hold is not None:
+                    self._plan(kept, hold)
 
-    def _expiries_to_tell(self, moment: float) -> list[Callable[[], None]]:
-        expired = [hold for hold, _ in self._holds.values() if (hold.next_expiry or moment) < moment]
-        for hold in expired:
-            hold.telling = True
-        # In a worker: the owner's callback may take its time, and telling must not depend on the file server.
-        return [hold.tell_owner for hold in expired]
+    def _next_in(self, line: int | None) -> _Kept | None:
+        with self._lock:
+            if self._lines[line]:
+                return heapq.heappop(self._lines[line])[2]
+            self._working[line] -= 1
+            if not self._working[line]:
+                del self._working[line], self._lines[line]
+            return None
+
+    def _beat(self, hold: Hold) -> Beat:
+        outcome = hold.beat()
+        if self._on_beat is not None:
+            self._on_beat(hold, outcome)
+        return outcome

@@ -22,6 +22,7 @@ from nfsrwlock_core.witness import HoldWitness
 
 from .nfs import Client, Host, Log, MountedFiles, Network, Process, Server, Weather
 from .scheduler import Agenda, Stopped, Task
+from .succession import in_line, succession
 from .witness import Counts, Hold, Violation, Witness
 
 #: Seconds. Leases are a tenth of the default; all else follows from them.
@@ -697,14 +698,18 @@ KINDS: dict[str, Callable[[Run], None]] = {
     "dead_holder": dead_holder,
     "chain": chain,
     "turn": turn,
+    "succession": succession,
+    "in_line": in_line,
 }
 #: How often each kind is drawn.
 SHARES = ("mixed",) * 5 + ("lapses",) * 3 + ("outages",) + ("dead_holder", "chain", "turn")
+#: The numbers that are of other kinds, modulo 40.
+_OTHERS = {13: "succession", 26: "succession", 39: "in_line"}
 
 
 def kind_of(seed: int) -> str:
     """Which kind of run the number stands for."""
-    return SHARES[seed % len(SHARES)]
+    return _OTHERS.get(seed % 40) or SHARES[seed % len(SHARES)]
 
 
 def run(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
-from nfsrwlock_core import protocol, removal, watch
+from nfsrwlock_core import protocol, removal, scheduler, watch
 from nfsrwlock_core.names import (
     Announcement,
     Mode,
@@ -37,6 +37,8 @@ class Mutant:
 
     name: str
     rule: str
+    #: The kind of random runs that are to find it, any if ``None``.
+    kind: str | None
     _change: Changes
 
     @contextmanager
@@ -50,10 +52,10 @@ class Mutant:
 MUTANTS: dict[str, Mutant] = {}
 
 
-def _mutant(rule: str) -> Callable[[Changes], Changes]:
+def _mutant(rule: str, *, kind: str | None = None) -> Callable[[Changes], Changes]:
     def register(change: Changes) -> Changes:
         name = change.__name__
-        MUTANTS[name] = Mutant(name, rule, change)
+        MUTANTS[name] = Mutant(name, rule, kind, change)
         return change
 
     return register
@@ -414,6 +416,62 @@ def release_says_it_stood(stack: ExitStack) -> None:
 @_mutant("only a later heartbeat than the one known proves that a hold stood")
 def ghost_proves_the_hold(stack: ExitStack) -> None:
     _replace(stack, removal, _beat_to_remove=_any_beat)
+
+
+# -- several senders, and many holds ----------------------------------------------------------------------------------
+
+
+@_mutant("a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession")
+def resume_without_the_unheard_beat(stack: ExitStack) -> None:
+    resume = Participant.resume.__func__  # type: ignore[attr-defined]
+
+    def resume_as_if_alone(cls: type, *arguments: Any, **options: Any) -> Participant:
+        participant: Participant = resume(cls, *arguments, **{**options, "unheard": None})
+        return participant
+
+    _replace(stack, Participant, resume=classmethod(resume_as_if_alone))
+
+
+@_mutant(
+    "whoever beats again itself knows that a helper may have left a heartbeat that nobody heard of", kind="succession"
+)
+def take_over_without_the_unheard_beat(stack: ExitStack) -> None:
+    take_over = Participant.take_over
+
+    def take_over_as_if_that_was_all(self: Participant, beat: int | None, renewed: float) -> None:
+        take_over(self, beat, renewed)
+        self._unheard = None
+
+    _replace(stack, Participant, take_over=take_over_as_if_that_was_all)
+
+
+@_mutant("who hands over knows from then on that a heartbeat may be there that nobody heard of", kind="succession")
+def hand_over_and_forget(stack: ExitStack) -> None:
+    _replace(stack, Participant, hand_over=lambda self: self._unheard)
+
+
+@_mutant("the name of a first heartbeat that nobody heard of is not used again", kind="succession")
+def first_beat_again(stack: ExitStack) -> None:
+    def next_beat(self: Participant, sent: float) -> int:
+        return 0 if self._beat is None else self._beat + 1
+
+    _replace(stack, Participant, _next_beat=next_beat)
+
+
+@_mutant("of the holds that are due the one whose lease ends first is beaten for first", kind="in_line")
+def beat_in_the_order_of_taking(stack: ExitStack) -> None:
+    def next_in(self: scheduler.Scheduler, line: int | None) -> Any:
+        # As if the number alone were the key.
+        self._lines[line] = sorted((0.0, number, kept) for _, number, kept in self._lines[line])
+        return original(self, line)
+
+    original = scheduler.Scheduler._next_in
+    _replace(stack, scheduler.Scheduler, _next_in=next_in)
+
+
+@_mutant("on a slow file system several heartbeats are under way at a time", kind="in_line")
+def beat_one_at_a_time(stack: ExitStack) -> None:
+    _replace(stack, scheduler, _AT_ONCE=1)
 
 
 # -- evict ------------------------------------------------------------------------------------------------------------

@@ -147,6 +147,7 @@ class Server:
         if entry in directory.entries:
             raise _error(errno.EEXIST, name)
         directory.put(entry, None, self.agenda.now)
+        self.on_change("create", name, by)
 
     def rename(self, old: str, new: str, by: Any) -> None:
         parent, _, entry = old.partition("/")

@@ -76,7 +76,7 @@ def found_by_run(mutant: Mutant) -> int | None:
     with mutant.applied():
         for seed in range(SEEDS):
             try:
-                campaign.run(seed)
+                campaign.run(seed, kind=mutant.kind)
             except Violation:  # anything else is a mutant that no longer fits the code
                 return seed
     return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nfsrwlock_core import protocol
-from nfsrwlock_core.names import Mode
+from nfsrwlock_core.names import Mode, beats_in, parse_beats
 
 from .nfs import Log, Process, Server
 
@@ -115,7 +115,11 @@ class Witness:
             self.removed_at[top] = self.agenda.now
         if announced.process is by:
             announced.ending = announced.ending or kind == "unlink"
+            if kind == "create":  # it had not heard of the heartbeat that was removed, and this one stops its evictor
+                announced.evicted_at = None
             return
+        if kind == "unlink" and self._has_later_beat(top, inside):
+            return  # that was not the holder's latest, and the evictor looks again
         if announced.ending or announced.evicted_at is not None:
             return
         announced.evicted_at = self.agenda.now
@@ -129,6 +133,11 @@ class Witness:
             for hold in self.holds:
                 if hold.participant.name == top and hold.stands:
                     raise Violation(f"{hold} was evicted by {by.name} while its own lease still stood")
+
+    def _has_later_beat(self, top: str, beat: str) -> bool:
+        directory = self.server.root.entries.get(top)
+        latest = None if directory is None else parse_beats(list(directory.entries))
+        return latest is not None and latest > max(beats_in([beat]), default=-1)
 
     def left(self) -> list[str]:
         """What is on disk, but for the numbers of grants."""

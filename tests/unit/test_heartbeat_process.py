@@ -284,6 +284,30 @@ def test_a_helper_that_is_stopped_does_not_hang_a_release(stage: Stage, path: Pa
     wait_until(lambda: has_ended(helper))
 
 
+def test_a_successor_does_not_take_an_unheard_heartbeat_for_its_own(stage: Stage, path: Path) -> None:
+    # The helper is stopped right after its beat has arrived, before it could say so. Peers have watched it since then.
+    actor = stage.actor(f"lock = {lock(interval_s=1.0)}; lock.acquire_write()", host="there")
+    actor.do("import nfsrwlock_core.hold; participant = lock._held.hold.participant")
+    helper = helper_of(actor)
+    while True:
+        wait_until(lambda: beat_of(path) is not None and actor.do("participant.beats") == beat_of(path))
+        stop(helper)
+        (announcement,) = announcements(path)
+        known, sent = actor.do("participant.beats"), time.clock_gettime(time.CLOCK_BOOTTIME)
+        directory = path.with_name("data.rwlock") / announcement
+        try:
+            (directory / f"beat.{known}").rename(directory / f"beat.{known + 1}")
+            break
+        except FileNotFoundError:  # it had just beaten when it was stopped
+            os.kill(helper, signal.SIGCONT)
+    heard, renewed = actor.do(f"while participant.beats == {known}: time.sleep(0.001)\n") or actor.do(
+        "[participant.beats, participant.lease.renewed]"
+    )
+    assert heard > known + 1 or renewed < sent
+    assert helper_of(actor) != helper
+    actor.do("lock.check(); lock.release()")
+
+
 def stop(helper: int) -> None:
     os.kill(helper, signal.SIGSTOP)
     wait_until(lambda: process_state(helper) == "T")

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from faults import INTERVAL, TTL, After, Before, Fails, Late, LostReply, Shows, Stage
+from faults import INTERVAL, TTL, After, Before, Fails, Late, LostReply, MemoryFiles, Shows, Stage
 from nfsrwlock_core.hold import now
-from nfsrwlock_core.names import Mode, note_name, parse_announcement, parse_listing
+from nfsrwlock_core.names import Mode, note_name, parse_announcement, parse_beats, parse_listing
 from nfsrwlock_core.protocol import Beat, Lease, Participant, Phase
+from nfsrwlock_core.removal import evict
 
 
 @pytest.fixture
@@ -241,25 +242,23 @@ def test_a_heartbeat_whose_reply_was_lost_is_read_back(stage, beats, number):
     assert stage.server.inside(holder.name) == {f"beat.{beats + 1}"}
 
 
-@pytest.mark.parametrize("op", ["create", "rename"])
-def test_an_unheard_heartbeat_that_turns_up_counts_from_its_own_sending(stage, op):
+def test_an_unheard_heartbeat_that_turns_up_counts_from_its_own_sending(stage):
     """
     Section 3: a beat counts from the moment before *its* call was sent.
 
     It reached the server late; peers may have watched it since the first of our tries, not since the one that found it.
     """
     holder = stage.holding_writer()
-    if op == "rename":
-        holder.beat()
+    holder.beat()
     stage.clock.sleep(INTERVAL)
     sent = stage.clock()
-    late = Late(op)
+    late = Late("rename")
     holder.files.inject(late)
     assert holder.beat() is Beat.UNKNOWN
     late.arrive()
     stage.clock.sleep(INTERVAL)
     # The next try meets the earlier one, and its own beat then fails.
-    holder.files.inject(Fails("rename", errno.EIO, on=f"/beat.{0 if op == 'create' else 1}"))
+    holder.files.inject(Fails("rename", errno.EIO, on="/beat.1"))
     assert holder.beat() is Beat.UNKNOWN
     assert holder.lease.renewed == sent
     assert holder.beat() is Beat.DONE
@@ -287,15 +286,63 @@ def test_an_unheard_heartbeat_counts_from_the_first_of_several_tries(stage):
 def test_finding_an_unheard_heartbeat_is_followed_by_one_that_proves_the_present(stage):
     """Section 3: an old beat says little about now; the same call sends a new one."""
     holder = stage.holding_writer()
+    holder.beat()
     stage.clock.sleep(INTERVAL)
-    late = Late("create")
+    late = Late("rename")
     holder.files.inject(late)
     holder.beat()
     late.arrive()
     stage.clock.sleep(INTERVAL)
     assert holder.beat() is Beat.DONE
     assert holder.lease.renewed == stage.clock()
-    assert stage.server.inside(holder.name) == {"beat.1"}
+    assert stage.server.inside(holder.name) == {"beat.2"}
+
+
+@pytest.mark.parametrize("arrives", [0, 1, 2])
+def test_a_first_heartbeat_that_was_not_heard_of_is_followed_by_one_above_it_whenever_it_arrives(stage, arrives):
+    """Section 3: one that came late and higher would hide those that follow, and an evictor would find it unchanged."""
+    holder = stage.holding_writer()
+    late = Late("create")
+    holder.files.inject(late)
+    for step in range(3):
+        stage.clock.sleep(INTERVAL)
+        if step == arrives:
+            late.arrive()
+        before = parse_beats(list(stage.server.inside(holder.name)))
+        outcome = holder.beat()
+        assert outcome is (Beat.UNKNOWN if step == 0 else Beat.DONE)
+        if outcome is Beat.DONE:
+            latest = parse_beats(list(stage.server.inside(holder.name)))
+            assert latest == holder.beats
+            assert before is None or latest > before
+            assert holder.lease.renewed == stage.clock()
+    assert holder.release()
+    assert stage.server.announced == set()
+
+
+def test_a_first_heartbeat_that_may_not_be_the_latest_is_not_adopted(stage):
+    """Section 3: what is found below the one that was sent proves nothing, and the next one goes above it, too."""
+    holder = stage.holding_writer()
+    stage.twin(holder, MemoryFiles(stage.server)).beat()
+    renewed = holder.lease.renewed
+    stage.clock.sleep(INTERVAL)
+    late = Late("create")
+    successor = stage.twin(holder, MemoryFiles(stage.server, late))
+    assert successor.beat() is Beat.UNKNOWN
+    assert (successor.beats, successor.lease.renewed) == (None, renewed)
+    stage.clock.sleep(INTERVAL)
+    assert successor.beat() is Beat.DONE
+    late.arrive()
+    assert parse_beats(list(stage.server.inside(holder.name))) == successor.beats
+
+
+def test_an_older_report_does_not_bring_back_an_older_heartbeat(stage):
+    """Section 3: the last word of one helper may be read after the first of the next."""
+    holder = stage.holding_writer()
+    holder.take_over(7, stage.clock())
+    holder.take_over(3, stage.clock())
+    holder.take_over(None, stage.clock())
+    assert holder.beats == 7
 
 
 def test_an_unheard_heartbeat_never_shortens_a_lease(stage):
@@ -347,6 +394,134 @@ def test_a_participant_that_another_process_announced_beats_on_from_where_it_sto
     assert holder.lease.renewed == stage.clock(), "old news shortens nothing"
     assert twin.mode is Mode.WRITE
     assert holder.release()
+
+
+# -- somebody else has beaten before ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heard", [1, 3])
+@pytest.mark.parametrize("unheard", [1, 2])
+def test_a_successor_counts_its_predecessors_unheard_heartbeat_from_when_the_old_lease_began(stage, heard, unheard):
+    """Section 3: the one before ended after its beat had arrived and before it said so; peers have watched it since."""
+    holder = stage.holding_writer()
+    first = stage.twin(holder, MemoryFiles(stage.server))
+    for _ in range(heard):
+        first.beat()
+        holder.take_over(first.beats, first.lease.renewed)
+    renewed = holder.lease.renewed
+    for _ in range(unheard):
+        stage.clock.sleep(INTERVAL / 3)
+        assert first.beat() is Beat.DONE
+    stage.clock.sleep(INTERVAL / 2)
+    second = stage.twin(
+        holder, MemoryFiles(stage.server, Fails("rename", errno.EIO, on=f"/beat.{heard + unheard - 1}"))
+    )
+    assert second.beat() is Beat.UNKNOWN
+    assert second.beats == heard + unheard - 1
+    assert second.lease.renewed == renewed
+    assert second.beat() is Beat.DONE, "a real one follows"
+    assert second.lease.renewed == stage.clock()
+    assert stage.server.inside(holder.name) == {f"beat.{heard + unheard}"}
+
+
+@pytest.mark.parametrize("heard", [1, 3])
+@pytest.mark.parametrize("unheard", [1, 2])
+def test_a_holder_that_beats_itself_again_counts_an_unheard_heartbeat_as_a_successor_does(stage, heard, unheard):
+    """Section 3: as when no further process can be started, and a thread takes over."""
+    holder = stage.holding_writer()
+    other = stage.twin(holder, MemoryFiles(stage.server))
+    for _ in range(heard):
+        other.beat()
+        holder.take_over(other.beats, other.lease.renewed)
+    renewed = holder.lease.renewed
+    stage.clock.sleep(INTERVAL)
+    for _ in range(unheard):
+        other.beat()
+    stage.clock.sleep(INTERVAL / 2)
+    holder.files.inject(Fails("rename", errno.EIO, on=f"/beat.{heard + unheard - 1}"))
+    assert holder.beat() is Beat.UNKNOWN
+    assert holder.lease.renewed == renewed
+    assert holder.beat() is Beat.DONE
+    assert holder.lease.renewed == stage.clock()
+
+
+def test_a_call_of_a_predecessor_that_is_still_on_its_way_is_not_taken_for_an_own_one(stage):
+    """Section 3: it had sent two that nobody heard of, and the second arrives when its successor has met the first."""
+    holder = stage.holding_writer()
+    holder.beat()
+    first = stage.twin(holder, MemoryFiles(stage.server))
+    assert first.beat() is Beat.DONE
+    renewed = holder.lease.renewed
+    stage.clock.sleep(INTERVAL)
+    late = Late("rename")
+    first.files.inject(late)
+    assert first.beat() is Beat.UNKNOWN
+    stage.clock.sleep(INTERVAL / 2)
+    fails = Fails("rename", errno.EIO, on="/beat.2")
+    second = stage.twin(holder, MemoryFiles(stage.server, Before("rename", late.arrive, on="/beat.1"), fails))
+    assert second.beat() is Beat.UNKNOWN
+    assert (second.beats, second.lease.renewed) == (2, renewed)
+
+
+def test_a_first_successor_of_somebody_who_has_heard_all_his_heartbeats_believes_a_lost_reply(stage):
+    """Section 3: nobody can have sent that beat before."""
+    holder = stage.holding_writer()
+    holder.beat()
+    stage.clock.sleep(INTERVAL)
+    twin = stage.twin(holder, MemoryFiles(stage.server, LostReply("rename")))
+    assert twin.beat() is Beat.DONE
+    assert twin.beats == 1
+    assert twin.lease.renewed == stage.clock()
+
+
+@pytest.mark.parametrize("beats", [1, 2])
+def test_a_successor_that_knows_of_no_heartbeat_beats_above_those_that_are_there(stage, beats):
+    """Section 3: a lower one would renew its lease, and no peer would see it."""
+    holder = stage.holding_writer()
+    first = stage.twin(holder, MemoryFiles(stage.server))
+    for _ in range(beats):
+        stage.clock.sleep(INTERVAL / 3)
+        first.beat()
+    stage.clock.sleep(INTERVAL / 2)
+    for sender in (stage.twin(holder, MemoryFiles(stage.server)), holder):
+        assert sender.beat() is Beat.DONE
+        assert sender.beats == parse_beats(list(stage.server.inside(holder.name)))
+        assert sender.lease.renewed == stage.clock()
+        stage.clock.sleep(1)
+
+
+@pytest.mark.parametrize("by", ["itself", "a successor"])
+def test_the_name_of_a_first_heartbeat_that_was_evicted_unheard_is_not_used_again(stage, by):
+    """Sections 3 and 4: another evictor may still be about to remove that name."""
+    holder = stage.holding_writer()
+    peer = parse_announcement(holder.name)
+    if by == "itself":
+        late = Late("create")
+        holder.files.inject(late)
+        assert holder.beat() is Beat.UNKNOWN
+        late.arrive()
+    else:
+        stage.twin(holder, MemoryFiles(stage.server)).beat()
+        holder = stage.twin(holder, MemoryFiles(stage.server))
+    stage.clock.sleep(2 * TTL)
+    one, other = MemoryFiles(stage.server), MemoryFiles(stage.server)
+    one.inject(Before("rmdir", lambda: outcomes.append(holder.beat())))
+    outcomes = []
+    assert not evict(one, peer, 0), "it has beaten before it was gone"
+    assert outcomes == [Beat.DONE]
+    assert not evict(other, peer, 0), "this was decided before, and comes late"
+    assert not holder.lease.has_run_out(stage.clock())
+    assert holder.name in stage.server.announced
+    assert holder.beat() is Beat.DONE
+
+
+def test_a_late_release_does_not_take_an_unheard_heartbeat_that_was_evicted_for_none(stage):
+    """Section 5: to find no beat proves the hold only if none was sent."""
+    holder = stage.holding_writer()
+    assert stage.twin(holder, MemoryFiles(stage.server)).beat() is Beat.DONE
+    stage.clock.sleep(2 * TTL)
+    stage.server.unlink(f"{holder.name}/beat.0")  # an evictor's first half
+    assert not holder.release()
 
 
 # -- the observer watches ----------------------------------------------------------------------------------------------
