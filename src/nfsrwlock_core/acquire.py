@@ -22,7 +22,7 @@ from . import workers
 from .connection import mountpoint, standstill
 from .directory import LockDirectory
 from .errors import DeadlockError, LockError, path_error
-from .hold import Hold, logger, now
+from .hold import Hold, logger, now, wall_clock
 from .identity import current_identity, is_dead
 from .names import Mode
 from .protocol import Participant, Phase, World, fresh_token
@@ -175,15 +175,19 @@ class Attempt:
 
     def _step(self) -> Hold | None:
         participant = self._participant
+        wall_clock.look()
         try:
             self._files.open()
             evictions = -1
             while evictions < participant.evictions:  # who was in the way is gone: no reason to wait
                 evictions = participant.evictions
                 if participant.advance():
-                    return Hold(
+                    hold = Hold(
                         participant, self.settings.lock_file, self._files.device or 0, self.settings.on_compromise
                     )
+                    if hold.remaining < 0:  # there was a pause, of which only the wall clock knows
+                        hold.beat()
+                    return hold
         except LockError:
             raise
         except OSError as error:

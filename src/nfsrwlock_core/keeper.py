@@ -15,6 +15,7 @@ import queue
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from . import workers
@@ -111,6 +112,8 @@ def release(hold: Hold) -> bool:
         return True
     try:
         drop(hold)
+        if hold.remaining < 0:  # perhaps by the wall clock, of which the participant knows nothing
+            participant.lease = replace(participant.lease, renewed=now() - participant.lease.ttl)
         stood = participant.release()
     except OSError as error:
         logger.warning("releasing the lock on %r is tried again: %s", hold.lock_file, error)
