@@ -19,7 +19,7 @@ from actors import announcements, wait_until
 from nfsrwlock import HoldStatus, LeaseExpiredError, LockLostError, SoftReadWriteLock
 from nfsrwlock_core.hold import WallClock
 
-LEASE_S = 90.0
+LEASE_S = 900.0
 
 Set = Callable[[float], None]
 
