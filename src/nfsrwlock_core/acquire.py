@@ -19,10 +19,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import workers
-from .connection import standstill
+from .connection import mountpoint, standstill
 from .directory import LockDirectory
 from .errors import DeadlockError, LockError, path_error
-from .hold import Hold, logger, now
+from .hold import Hold, logger, now, wall_clock
 from .identity import current_identity, is_dead
 from .names import Mode
 from .protocol import Participant, Phase, World, fresh_token
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: How long after its deadline a call that the file server does not answer is given up, seconds.
 GRACE_S: Final = 2.0
+#: How many calls that were given up may hang on one file system before later attempts on it wait until one ends.
+_HANGING_MOST: Final = 4
 #: How often a withdrawal is tried while the server refuses it, and the pause in between, seconds.
 _GIVE_UP_TRIES: Final = 10
 _GIVE_UP_PAUSE_S: Final = 0.2
@@ -74,7 +76,12 @@ class Pause:
 
 
 class Unanswered(Exception):
-    """The file server did not answer a step in time; the step may still be under way."""
+    """The file server did not answer a step in time, which may still be under way, or the text says why else."""
+
+
+#: Attempts that nobody waits for any more, and of which a call is still under way.
+_unanswered: Final[set[Attempt]] = set()
+os.register_at_fork(after_in_child=_unanswered.clear)  # threads do not survive a fork
 
 
 Steps = Generator[Io | Pause, Any, Hold]
@@ -124,10 +131,24 @@ class Attempt:
             standstill=standstill(),
         )
         self._pid: Final = who.pid
+        #: Nobody wants the lock any more.
+        self._is_over = False
         self._is_abandoned = False
         self._look_at_ancestors_at = 0.0
-        # A step that hangs in a thread and the one that gives it up must not overlap.
-        self._mutex = threading.Lock()
+        # A step that hangs in a thread and its withdrawal must not overlap. Re-entrant, for a signal's exception may
+        # come right after it was taken.
+        self._mutex = threading.RLock()
+
+    def is_held_up(self) -> bool:
+        """Whether so many earlier calls to this file system hang that this attempt must not add one to them."""
+        if not _unanswered or self._participant.phase is not Phase.OUTSIDE:
+            return False
+        place = mountpoint(self.settings.lock_path)
+        hanging = sum(mountpoint(other.settings.lock_path) == place for other in tuple(_unanswered))
+        if hanging < _HANGING_MOST:
+            return False
+        self.trouble = OSError(f"nothing: {hanging} earlier calls to it still hang")
+        return True
 
     def step(self) -> Hold | None:
         """
@@ -137,30 +158,39 @@ class Attempt:
         :raises LockError: if the lock cannot live here
         :raises OSError: for trouble that will not pass by itself
         """
-        participant = self._participant
         if self._is_foreign():
             raise RuntimeError(f"acquiring {self.settings.lock_file!r} was under way in the parent of this fork()")
-        with self._mutex:
-            if participant.phase is Phase.ENDED:
-                return None  # given up while this step was on its way to its thread
-            try:
-                self._files.open()
-                evictions = -1
-                while evictions < participant.evictions:  # who was in the way is gone: no reason to wait
-                    evictions = participant.evictions
-                    if participant.advance():
-                        return Hold(
-                            participant, self.settings.lock_file, self._files.device or 0, self.settings.on_compromise
-                        )
-            except LockError:
-                raise
-            except OSError as error:
-                self._judge(error)
-            else:
-                self.trouble = None
-            finally:
-                self._files.close()
-            return None
+        try:
+            with self._mutex:
+                return None if self._is_over else self._step()
+        finally:
+            if self._is_over:  # given up meanwhile, and left to whoever is here
+                self.give_up()
+
+    def _step(self) -> Hold | None:
+        participant = self._participant
+        wall_clock.look()
+        try:
+            self._files.open()
+            evictions = -1
+            while evictions < participant.evictions:  # who was in the way is gone: no reason to wait
+                evictions = participant.evictions
+                if participant.advance():
+                    hold = Hold(
+                        participant, self.settings.lock_file, self._files.device or 0, self.settings.on_compromise
+                    )
+                    if hold.remaining < 0:  # there was a pause, of which only the wall clock knows
+                        hold.beat()
+                    return hold
+        except LockError:
+            raise
+        except OSError as error:
+            self._judge(error)
+        else:
+            self.trouble = None
+        finally:
+            self._files.close()
+        return None
 
     def _judge(self, error: OSError) -> None:
         permanent = path_error(error, self.settings.lock_path)
@@ -173,21 +203,35 @@ class Attempt:
         self.trouble = error
 
     def give_up(self) -> None:
-        """Withdraw from the disk, whatever the last step left there; tries again while the server refuses."""
+        """
+        Withdraw from the disk, whatever the last step left there; tries again while the server refuses.
+
+        Where the last step still hangs, its own thread does that when it ends.
+        """
         if self._is_foreign():
             return
-        with self._mutex:
-            for _ in range(_GIVE_UP_TRIES):
-                try:
-                    self._participant.give_up()
-                except FileNotFoundError:
-                    return  # the lock directory itself is gone, and with it all that we made
-                except OSError as error:
-                    if error.errno not in _PASSING:
-                        return  # nothing can be made or removed there
-                    time.sleep(_GIVE_UP_PAUSE_S)
-                else:
-                    return
+        self._is_over = True
+        _unanswered.add(self)
+        if not self._mutex.acquire(timeout=GRACE_S):
+            return
+        try:
+            self._withdraw()
+        finally:
+            self._mutex.release()
+            _unanswered.discard(self)  # last: see abandon()
+
+    def _withdraw(self) -> None:
+        for _ in range(_GIVE_UP_TRIES if self._participant.phase is not Phase.ENDED else 0):
+            try:
+                self._participant.give_up()
+            except FileNotFoundError:
+                return  # the lock directory itself is gone, and with it all that we made
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    return  # nothing can be made or removed there
+                time.sleep(_GIVE_UP_PAUSE_S)
+            else:
+                return
 
     def _is_foreign(self) -> bool:
         # What a forked child unwinds is its parent's, and on disk it must stay.
@@ -199,9 +243,13 @@ class Attempt:
             self.give_up()
 
     def abandon(self) -> None:
-        """Give up in the background, after the step that hangs has ended."""
-        self._is_abandoned = True
-        workers.submit(self.give_up)
+        """Give up in the background: what hangs does it when it ends, and if nothing hangs, another thread."""
+        self._is_over = self._is_abandoned = True
+        _unanswered.add(self)
+        if self._mutex.acquire(blocking=False):
+            _unanswered.discard(self)
+            self._mutex.release()
+            workers.enqueue(self.give_up)
 
     def timed_out(self, waited: float) -> Timeout:
         """Return the error that says who was in the way."""
@@ -275,7 +323,7 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
     limit = None if deadline is None else deadline + GRACE_S
     try:
         while True:
-            hold: Hold | None = yield Io(attempt.step, limit)
+            hold: Hold | None = None if attempt.is_held_up() else (yield Io(attempt.step, limit))
             if hold is not None:
                 return hold
             moment = time.monotonic()
@@ -287,15 +335,13 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
                 attempt.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
             pause = attempt.pause(waited)
             yield Pause(pause if deadline is None else min(pause, max(deadline - moment, 0.0)))
-    except Unanswered:
+    except Unanswered as error:
         attempt.abandon()
         seconds = time.monotonic() - started
         from .compat import Timeout  # noqa: PLC0415
 
-        raise Timeout(
-            attempt.settings.lock_file,
-            f"the file server has not answered for {seconds:.0f} s; what the call still makes will be withdrawn",
-        ) from None
+        reason = f"the file server has not answered for {seconds:.0f} s; what the call still makes will be withdrawn"
+        raise Timeout(attempt.settings.lock_file, str(error) or reason) from None
     except GeneratorExit:
         attempt.abandon()
         raise  # the runner was interrupted: no wish of ours would be granted any more
@@ -334,4 +380,4 @@ def _grant_wish(wish: Io | Pause) -> Any:
     except TimeoutError as error:
         if isinstance(error, LockError) or error.errno is not None:
             raise  # the call's own
-        raise Unanswered from None
+        raise Unanswered(str(error)) from None

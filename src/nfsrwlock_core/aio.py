@@ -11,19 +11,20 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import AsyncContextDecorator
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, finalize, ref
 
 from . import keeper, workers
 from .acquire import GRACE_S, Attempt, Io, Pause, Steps, Unanswered, acquiring
 from .directory import Share
 from .errors import LockError, LockLostError, LockNotHeldError
-from .hold import Hold, HoldStatus
+from .hold import Hold, HoldStatus, logger
 from .lock import OnWait
 from .names import Mode
 from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
@@ -35,12 +36,29 @@ if TYPE_CHECKING:
 _R = TypeVar("_R")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class _TaskHold:
     hold: Hold
     mode: Mode
+    task: ref[asyncio.Task[Any]]
     #: Levels by the lock object through which they were taken.
     levels: dict[int, int] = field(default_factory=dict)
+    #: Ends the hold when nobody can do that any more. Alive as long as nobody has.
+    forgotten: finalize[..., _TaskHold] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.forgotten = finalize(self, _end_forgotten, self.hold)
+        self.forgotten.atexit = False  # the keeper releases what is held then
+
+
+def _end_forgotten(hold: Hold) -> None:
+    if hold.pid == os.getpid():
+        logger.warning(
+            "the lock on %r is given back: the task that took it has ended without releasing it, and no block or "
+            "variable refers to the hold",
+            hold.lock_file,
+        )
+        keeper.release_soon(hold)
 
 
 class _Table:
@@ -48,9 +66,39 @@ class _Table:
 
     def __init__(self) -> None:
         self.pid: Final = os.getpid()
-        self.holds: dict[asyncio.Task[Any], _TaskHold] = {}
+        #: A task that is destroyed, for its loop was closed, is as good as done.
+        self.holds: Final = WeakKeyDictionary[asyncio.Task[Any], _TaskHold]()
+        #: What tasks that are done have left to those who have what their acquire returned, such as a block's end.
+        self.left: Final = WeakSet[_TaskHold]()
         self.watch: Final = Watch()
         self.device: int | None = None
+
+    def enter(self, task: asyncio.Task[Any], held: _TaskHold) -> None:
+        """Note that ``task`` holds."""
+        self.holds[task] = held
+        task.add_done_callback(self._leave)
+
+    def _leave(self, task: asyncio.Task[Any]) -> None:
+        if (held := self.holds.pop(task, None)) is not None:
+            self.left.add(held)
+
+    def remove(self, held: _TaskHold) -> bool:
+        """Note that ``held`` is being ended; return whether nobody else does that."""
+        if held.forgotten.detach() is None:
+            return False
+        self.left.discard(held)
+        if (task := held.task()) is not None:
+            self.holds.pop(task, None)
+            task.remove_done_callback(self._leave)
+        return True
+
+    def taken_through(self, lock: AsyncSoftReadWriteLock, *, by_tasks: bool) -> list[_TaskHold]:
+        """Return what tasks that are done hold through ``lock``, and, ``by_tasks``, what the others do."""
+        for task in [task for key in self.holds.keyrefs() if (task := key()) is not None and task.done()]:
+            self._leave(task)  # which the loop has not come to yet
+        held_by = [self.holds.get(task) for key in self.holds.keyrefs() if (task := key()) is not None]
+        found = [*self.left, *(held for held in held_by if held is not None and by_tasks)]
+        return [held for held in found if id(lock) in held.levels]
 
 
 _tables: WeakValueDictionary[str, _Table] = WeakValueDictionary()
@@ -60,17 +108,17 @@ class AsyncAcquireReturnProxy:
     """
     What an acquire returns: leaving an ``async with`` block on it releases one level of the lock.
 
-    :meth:`check` and :meth:`end` speak of the hold that was acquired, whatever task, thread or loop they are called in.
+    The end of the block, :meth:`check` and :meth:`end` are about the hold that was acquired, whatever task, thread or
+    loop they are called in. So a block may be left in another task, as those of fixtures and generators are.
     """
 
-    def __init__(self, lock: AsyncSoftReadWriteLock, task: asyncio.Task[Any], held: _TaskHold) -> None:
+    def __init__(self, lock: AsyncSoftReadWriteLock, held: _TaskHold) -> None:
         self.lock: Final = lock
-        self._task: Final = task
         self._held: Final = held
 
     def check(self) -> None:
         """Make sure that the hold still stands, in any thread; see :meth:`AsyncSoftReadWriteLock.check`."""
-        if self.lock._pid != os.getpid() or self.lock._table.holds.get(self._task) is not self._held:
+        if self.lock._pid != os.getpid() or not self._held.forgotten.alive:
             raise LockNotHeldError(f"the lock on {self.lock.lock_file!r} is not held any more")
         if (error := self._held.hold.error()) is not None:
             raise error
@@ -81,7 +129,7 @@ class AsyncAcquireReturnProxy:
 
         :raises LockLostError: if somebody has evicted this holder
         """
-        if self.lock._pid == os.getpid() and (error := await self.lock._end(self._task, self._held)) is not None:
+        if self.lock._pid == os.getpid() and (error := await self.lock._end(self._held)) is not None:
             raise error
 
     async def __aenter__(self) -> AsyncSoftReadWriteLock:
@@ -90,7 +138,29 @@ class AsyncAcquireReturnProxy:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.lock._leave_block(exc_value)
+        # A block in which the lock was released and taken again ends what its task has then.
+        held = self._held if self._held.forgotten.alive else self.lock._mine() or self._held
+        error = await self.lock._give_back(held, force=False)
+        if error is not None and exc_value is None:
+            raise error
+
+
+class _Block(AsyncContextDecorator):
+    # No generator: a loop that shuts down closes all generators at one time, also those that others wait for.
+    def __init__(self, acquire: Callable[[], Coroutine[Any, Any, AsyncAcquireReturnProxy]]) -> None:
+        self._acquire = acquire
+        self._taken: list[AsyncAcquireReturnProxy] = []
+
+    def _recreate_cm(self) -> _Block:
+        return _Block(self._acquire)
+
+    async def __aenter__(self) -> None:
+        self._taken.append(await self._acquire())
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._taken.pop().__aexit__(exc_type, exc_value, traceback)
 
 
 class AsyncSoftReadWriteLock(HasSettings):
@@ -98,9 +168,11 @@ class AsyncSoftReadWriteLock(HasSettings):
     :class:`SoftReadWriteLock` for asyncio: the same settings, the same files, the same promises.
 
     A hold belongs to the task that took it. Tasks share a read lock; a task that asks for the write lock waits until
-    the others have released. Locks on one path share their tasks' holds unless ``is_singleton`` is false. Every task
-    that holds or waits costs an entry in the lock directory, which all listings then show: for thousands of tasks that
-    only read, take the lock once around them.
+    the others have released. When the task is done, only the end of a block that it entered, or what its acquire
+    returned, can end the hold; once nothing refers to those any more, the hold ends, with a warning in the log. Locks
+    on one path share their tasks' holds unless ``is_singleton`` is false. Every task that holds or waits costs an entry
+    in the lock directory, which all listings then show: for thousands of tasks that only read, take the lock once
+    around them.
 
     The constructor resolves the path, which takes file-system calls: make the lock before the loop runs if that
     matters.
@@ -195,15 +267,22 @@ class AsyncSoftReadWriteLock(HasSettings):
         """
         The fencing number of the calling task's hold, ``None`` when it holds nothing; see the class for threads.
 
-        :raises LockError: of a shared hold whose number was not read yet: that takes file-system calls, so ``await``
-            :meth:`read_generation`
+        The first time, that of a shared hold takes file-system calls, for which the loop waits:
+        :meth:`read_generation` does not hold it up.
+
+        :raises LockError: if the file server does not answer within two seconds
+        :raises OSError: if the lock directory cannot be read
         """
         held = self._mine()
         if held is None:
             return None
-        if held.hold.participant.generation is None:
-            raise LockError("the generation of a shared hold must be read from disk: await read_generation()")
-        return held.hold.participant.generation
+        participant = held.hold.participant
+        if participant.generation is None:
+            try:
+                return workers.call(participant.read_generation, GRACE_S)
+            except TimeoutError as error:
+                raise LockError("the file server does not answer: await read_generation()") from error
+        return participant.generation
 
     async def read_generation(self) -> int | None:
         """
@@ -255,21 +334,17 @@ class AsyncSoftReadWriteLock(HasSettings):
         """Take the lock exclusively for the calling task; see :meth:`SoftReadWriteLock.acquire_write`."""
         return await self._acquire(Mode.WRITE, timeout, blocking, on_wait)
 
-    @asynccontextmanager
-    async def read_lock(
+    def read_lock(
         self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
-    ) -> AsyncIterator[None]:
+    ) -> _Block:
         """Hold the lock shared for an ``async with`` block; see :meth:`SoftReadWriteLock.read_lock`."""
-        async with await self.acquire_read(timeout, blocking=blocking, on_wait=on_wait):
-            yield
+        return _Block(partial(self.acquire_read, timeout, blocking=blocking, on_wait=on_wait))
 
-    @asynccontextmanager
-    async def write_lock(
+    def write_lock(
         self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
-    ) -> AsyncIterator[None]:
+    ) -> _Block:
         """Hold the lock exclusively for an ``async with`` block; see :meth:`SoftReadWriteLock.write_lock`."""
-        async with await self.acquire_write(timeout, blocking=blocking, on_wait=on_wait):
-            yield
+        return _Block(partial(self.acquire_write, timeout, blocking=blocking, on_wait=on_wait))
 
     async def _acquire(
         self, mode: Mode, timeout: float | None, blocking: bool | None, on_wait: OnWait | None
@@ -282,7 +357,7 @@ class AsyncSoftReadWriteLock(HasSettings):
             raise RuntimeError("an asynchronous lock must be acquired in a task")
         if (held := self._table.holds.get(task)) is not None:
             self._enter_again(held, mode)
-            return AsyncAcquireReturnProxy(self, task, held)
+            return AsyncAcquireReturnProxy(self, held)
         attempt: Attempt = await self._settled(
             Attempt,
             self._settings,
@@ -298,7 +373,8 @@ class AsyncSoftReadWriteLock(HasSettings):
             self._refuse_if_unusable()
             raise
         # No await may come between the grant and this entry, or a cancellation would lose the hold.
-        held = self._table.holds[task] = _TaskHold(hold, mode, {id(self): 1})
+        held = _TaskHold(hold, mode, ref(task), {id(self): 1})
+        self._table.enter(task, held)
         self._table.device = hold.device
         self._latest_compromise = None
         hold.owner = self
@@ -306,9 +382,9 @@ class AsyncSoftReadWriteLock(HasSettings):
             await self._settled(keeper.keep, hold, self._settings.heartbeat)
             self._refuse_if_unusable()
         except BaseException:
-            await self._release(force=True)
+            await self._end(held)
             raise
-        return AsyncAcquireReturnProxy(self, task, held)
+        return AsyncAcquireReturnProxy(self, held)
 
     def _enter_again(self, held: _TaskHold, mode: Mode) -> None:
         if held.mode is not mode:
@@ -333,40 +409,44 @@ class AsyncSoftReadWriteLock(HasSettings):
         """
         Give back one level of the calling task; its last one ends its hold. In a forked child this does nothing.
 
-        :param force: give back all levels that the task took through this object
+        :param force: give back all levels that the task took through this object, and what tasks that are done have
+            left
         :raises RuntimeError: if the task holds no level through this object, and ``force`` is false
         """
-        await self._release(force=force)
+        if self._pid != os.getpid():
+            return
+        task = asyncio.current_task()
+        mine = None if task is None else self._table.holds.get(task)
+        if mine is not None and (id(self) in mine.levels or not force):
+            await self._give_back(mine, force=force)
+        elif not force:
+            raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: this task does not hold it")
+        for held in self._table.taken_through(self, by_tasks=False) if force else ():
+            await self._give_back(held, force=True)
 
-    async def _leave_block(self, exception: BaseException | None) -> None:
-        error = await self._release(force=False)
-        if error is not None and exception is None:
-            raise error
-
-    async def _release(self, *, force: bool) -> LockLostError | None:
+    async def _give_back(self, held: _TaskHold, *, force: bool) -> LockLostError | None:
         if self._pid != os.getpid():
             return None
-        task = asyncio.current_task()
-        held = None if task is None else self._table.holds.get(task)
-        if task is None or held is None or id(self) not in held.levels:
-            if force:
-                return None
+        if id(self) not in held.levels:
             raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: this task does not hold it")
         left = 0 if force else held.levels[id(self)] - 1
         if left:
             held.levels[id(self)] = left
         else:
             del held.levels[id(self)]
-        if held.levels:
-            return held.hold.error()
-        return await self._end(task, held)
+        return held.hold.error() if held.levels else await self._end(held)
 
-    async def _end(self, task: asyncio.Task[Any], held: _TaskHold) -> LockLostError | None:
-        if self._table.holds.pop(task, None) is not held:
+    async def _end(self, held: _TaskHold) -> LockLostError | None:
+        if not self._table.remove(held):
             return None  # close() and a release at the same time
+        held.levels.clear()
         self._latest_compromise = held.hold.compromise
-        if await self._settled(keeper.release, held.hold):
-            return None
+        try:
+            if await self._settled(keeper.release, held.hold):
+                return None
+        finally:
+            if not held.hold.ended:  # the executor that was given makes no calls any more
+                keeper.release_soon(held.hold)
         self._latest_compromise = held.hold.compromise or self._latest_compromise
         return held.hold.lost_error()
 
@@ -375,10 +455,8 @@ class AsyncSoftReadWriteLock(HasSettings):
         if self._pid != os.getpid():
             return
         self._closed = True
-        for task, held in list(self._table.holds.items()):
-            held.levels.pop(id(self), None)
-            if not held.levels:
-                await self._end(task, held)
+        for held in self._table.taken_through(self, by_tasks=True):
+            await self._give_back(held, force=True)
 
     # -- how the story is run on the loop -----------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import functools
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Final
 
 #: How NFSv4 servers are set up unless somebody has changed it: Linux (nfsd(7), nfsv4gracetime) and Ganesha, seconds.
@@ -73,19 +74,36 @@ def connection(device: int) -> str | None:
     return found
 
 
+def mountpoint(path: str) -> str:
+    """Return where the file system is mounted that ``path``, absolute, lies on, without a call to its server."""
+    found = "/"
+    for fields, _ in _mounts():
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4]).rstrip("/")
+        if len(point) >= len(found) and path.startswith(f"{point}/"):
+            found = point
+    return found
+
+
 @functools.lru_cache(maxsize=64)
 def _nfs3_mountpoint(device: int) -> str | None:
     # As it is written there, with its escapes: mountstats has the same ones. A device's number is not used again for
     # another file system while something on it is open, and a wrong one only makes a waiter wait longer or as before.
     number = f"{os.major(device)}:{os.minor(device)}"
+    for fields, after in _mounts():
+        if fields[2] == number and after.startswith("nfs "):
+            return fields[4]
+    return None
+
+
+def _mounts() -> Iterator[tuple[list[str], str]]:
+    # The fields of each line before the hyphen, and what stands after it: proc_pid_mountinfo(5).
     try:
         with open(_MOUNTINFO, errors="surrogateescape") as file:
             lines = file.read().splitlines()
     except OSError:
-        return None
+        return
     for line in lines:
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
-        if len(fields) > 4 and fields[2] == number and after.startswith("nfs "):
-            return fields[4]
-    return None
+        if len(fields) > 4:
+            yield fields, after

@@ -3,6 +3,10 @@ A granted lock as its process knows it: whether it still stands, and who must be
 
 The state is derived from the lease and the clock whenever it is asked for, so no thread has to run for an expiry to
 be noticed: a process that wakes after a pause sees at once that its lease has run out.
+
+A virtual machine that was paused may not see that on the clock of its leases, but on its wall clock once that was set
+right. So what the wall clock gains on the other counts as time that has passed. It only ever makes a holder distrust
+itself earlier: no clock decides anything about others.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal
@@ -18,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from . import workers
 from .errors import LeaseExpiredError, LockLostError
 from .names import token_in
-from .protocol import Beat, Participant
+from .protocol import MARGIN, Beat, Participant
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise
@@ -30,9 +35,40 @@ logger: Final = logging.getLogger("nfsrwlock")
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
+#: By how much the wall clock must have been set for it to be noted, seconds.
+_STEP_S: Final = 0.01
+
+
 def now() -> float:
     """Return seconds on the clock that leases are counted on."""
     return time.clock_gettime(_CLOCK)
+
+
+class WallClock:
+    """By how much the wall clock has run ahead of the clock of the leases."""
+
+    def __init__(self) -> None:
+        #: Since when, on the clock of the leases, the one has been ahead of the other by how much, seconds.
+        self._leads: deque[tuple[float, float]] = deque(maxlen=64)
+
+    def look(self) -> float:
+        """Compare the clocks; return the moment on that of the leases. To be called before anything renews a lease."""
+        moment = now()
+        lead = time.time() - moment
+        # Small changes are how a clock is kept right; to note each of them would push out what counts.
+        if not self._leads or abs(lead - self._leads[-1][1]) > _STEP_S:
+            self._leads.append((moment, lead))
+        return moment
+
+    def gained(self, since: float) -> float:
+        """Return by how much the wall clock has run ahead since the last look before ``since``, seconds."""
+        self.look()
+        leads = list(self._leads)
+        before = [lead for moment, lead in leads if moment <= since]
+        return max(leads[-1][1] - (before or [leads[0][1]])[-1], 0.0)
+
+
+wall_clock: Final = WallClock()
 
 
 class HoldStatus(StrEnum):
@@ -91,11 +127,21 @@ class Hold:
     @property
     def status(self) -> HoldStatus:
         """Whether the hold stands now."""
-        if self.catch_up is not None and not self._lost and self.participant.lease.has_run_out(now()):
+        if self.catch_up is not None and not self._lost and self._left < 0:
             self.catch_up()  # beats may have arrived while this process could not look
         if self._lost:
             return HoldStatus.LOST
-        return HoldStatus.SUSPECT if self.participant.lease.has_run_out(now()) else HoldStatus.HELD
+        return HoldStatus.SUSPECT if self._left < 0 else HoldStatus.HELD
+
+    @property
+    def _left(self) -> float:
+        # Of the lease, in seconds; negative once it has run out.
+        lease = self.participant.lease
+        gained, moment = wall_clock.gained(lease.renewed), now()
+        left = lease.expires - moment - gained
+        if gained > lease.ttl * MARGIN:
+            left = min(left, -gained)  # there was a pause: whoever watched us counts it in full
+        return min(left, moment - lease.renewed) if moment < lease.renewed else left
 
     @property
     def is_known_lost(self) -> bool:
@@ -105,7 +151,7 @@ class Hold:
     @property
     def remaining(self) -> float:
         """Seconds until the lease runs out, unless it is renewed; negative after that, 0 once the hold is lost."""
-        return 0.0 if self.status is HoldStatus.LOST else self.participant.lease.expires - now()
+        return 0.0 if self.status is HoldStatus.LOST else self._left
 
     @property
     def compromise(self) -> LeaseCompromise | None:
@@ -127,7 +173,8 @@ class Hold:
             cause = f" ({self.participant.beat_error})" if self.participant.beat_error else ""
             return LeaseExpiredError(
                 self.lock_file,
-                f"no heartbeat has succeeded for {now() - lease.renewed:.1f} s{cause}; with a lease of {lease.ttl:g} s "
+                f"no heartbeat has succeeded for {lease.ttl * (1 - MARGIN) - self._left:.1f} s{cause}; with a lease of "
+                f"{lease.ttl:g} s "
                 "others may hold the lock now. Stop using what it protects",
             )
         return None
@@ -145,6 +192,7 @@ class Hold:
         with self.mutex:
             if self.ended or self._lost:
                 return Beat.LOST
+            wall_clock.look()
             outcome = self.participant.beat()
             moment = now()
             if outcome is Beat.LOST:
@@ -164,7 +212,7 @@ class Hold:
             # In a thread of its own: the owner's callback may release the hold, and whoever calls here may be what a
             # release waits for.
             workers.submit(self.tell_owner)
-        elif outcome is Beat.DONE and self._told == "suspect" and not self.participant.lease.has_run_out(now()):
+        elif outcome is Beat.DONE and self._told == "suspect" and self._left >= 0:
             self._told = None
             logger.warning(
                 "the lock on %r is safe again: a heartbeat has shown that the hold never ended", self.lock_file
@@ -181,6 +229,7 @@ class Hold:
                 return
             self._told = "lost" if status is HoldStatus.LOST else "suspect"
         logger.warning("%s", self._error_of(status))  # of then: a heartbeat may have restored it meanwhile
+        self.due = min(self.due, now())  # where the clocks say that there was a pause, one can be sent at once
         if self._on_compromise is None:
             return
         self.callback_thread = threading.get_ident()
@@ -194,7 +243,7 @@ class Hold:
     @property
     def next_expiry(self) -> float | None:
         """When the owner must be told of an expiry, ``None`` if it has been told already."""
-        return None if self._told is not None or self._lost or self.telling else self.participant.lease.expires
+        return None if self._told is not None or self._lost or self.telling else now() + self._left
 
     def _describe(self, reason: Literal["evicted", "refresh-failed"]) -> LeaseCompromise:
         from filelock import LeaseCompromise  # noqa: PLC0415 - the beating helper process does without filelock

@@ -4,6 +4,10 @@ Who this process is, and whether a peer on this very kernel is still alive.
 A verdict "dead" is proof, not suspicion: it is given only for processes of the same boot and pid namespace, by the
 kernel's own word (``/proc``), and never for a process that is merely stopped or stuck. Everywhere else the answer is
 "not known", and only the lease can end such a hold.
+
+Machines that were restored from one snapshot have the boot id in common, and often the host name. What tells them apart
+is a random number that the first process on each of them draws, and their network cards. Nothing does if a process had
+drawn the number before the snapshot and the cards' addresses are copies, too: ``NFSRWLOCK_PROVEN_DEAD=0`` is for these.
 """
 
 from __future__ import annotations
@@ -12,12 +16,22 @@ import contextlib
 import hashlib
 import os
 import socket
+import time
 from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 from .names import Identity
 
 _UNKNOWN_KERNEL: Final = "0"
+_VARIABLE: Final = "NFSRWLOCK_PROVEN_DEAD"
+#: Where the random number is kept until the next boot: containers and users on one kernel mostly have it in common.
+_SHARED_MEMORY: Final = "/dev/shm"
+_NUMBER: Final = "nfsrwlock-boot"
+_NUMBER_BYTES: Final = 16
+_CARDS: Final = Path("/sys/class/net")
+#: How long what identifies the machine is taken to be the same, seconds: this very process may be cloned, too.
+_SAME_FOR_S: Final = 10
 #: Process ids are C ints; Linux has at most 2**22 of them.
 _PIDS: Final = 2**31
 
@@ -27,12 +41,15 @@ def current_identity() -> Identity:
     Return the identity of the calling process.
 
     The host name can be set by ``NFSRWLOCK_HOST``, for machines on which several nodes report one name.
+
+    :raises ValueError: if ``NFSRWLOCK_PROVEN_DEAD`` is neither ``0`` nor ``1``
     """
-    return _identity_of(os.getpid())
+    return _identity_of(os.getpid(), int(time.monotonic() / _SAME_FOR_S))
 
 
 @lru_cache(maxsize=1)
-def _identity_of(pid: int) -> Identity:
+def _identity_of(pid: int, period: int) -> Identity:
+    del period  # with another one, all is looked at anew
     return Identity(
         pid=pid,
         start=_stat_of(pid)[1],
@@ -97,10 +114,14 @@ def _stat_of(pid: int) -> tuple[str, int, int]:
     return fields[0], int(fields[19]), int(fields[17])
 
 
-@lru_cache(maxsize=1)
 def _kernel() -> str:
     # Two processes with one fingerprint see each other's numbers and start times as they are: same boot, same pid
-    # namespace, same time namespace (which shifts start times), and a /proc that shows that pid namespace.
+    # namespace, same time namespace (which shifts start times), and a /proc that shows that pid namespace. Not the
+    # machine id: it is copied with a disk, and images of containers on one kernel have different ones.
+    if (switch := os.environ.get(_VARIABLE) or "1") not in ("0", "1"):
+        raise ValueError(f"{_VARIABLE} must be 0 or 1, got {switch!r}")
+    if switch == "0":
+        return _UNKNOWN_KERNEL
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             parts = [file.read().strip(), os.readlink("/proc/self/ns/pid")]
@@ -108,9 +129,50 @@ def _kernel() -> str:
             parts.append(os.readlink("/proc/self/ns/time"))
         if not _proc_shows_our_namespace():
             return _UNKNOWN_KERNEL
+        parts += [_random_number(), *_card_addresses()]
     except OSError:
         return _UNKNOWN_KERNEL
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+
+
+def _random_number() -> str:
+    # Whoever comes first writes it, and everybody may read it. Another user could make up a number, or remove his own:
+    # the worst that comes of it is that nobody is proven dead, or that clones are told apart by the rest only.
+    directory = os.open(_SHARED_MEMORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _ in range(2):
+            with contextlib.suppress(FileNotFoundError):
+                file = os.open(_NUMBER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+                try:
+                    number = os.read(file, _NUMBER_BYTES)
+                finally:
+                    os.close(file)
+                if len(number) == _NUMBER_BYTES:
+                    return number.hex()
+                raise OSError(f"{_SHARED_MEMORY}/{_NUMBER} is damaged")
+            _draw_number(directory)
+        raise FileNotFoundError(_NUMBER)
+    finally:
+        os.close(directory)
+
+
+def _draw_number(directory: int) -> None:
+    draft = f"{_NUMBER}.{os.urandom(8).hex()}"
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444, dir_fd=directory)
+    try:
+        os.fchmod(file, 0o444)  # whatever the umask is
+        os.write(file, os.urandom(_NUMBER_BYTES))
+        with contextlib.suppress(FileExistsError):  # nobody ever sees half a number, and the first one stands
+            os.link(draft, _NUMBER, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        os.close(file)
+        os.unlink(draft, dir_fd=directory)
+
+
+def _card_addresses() -> list[str]:
+    # Of real cards and those of virtual machines, which stay; not of bridges and containers, which come and go.
+    cards = sorted(card for card in _CARDS.iterdir() if (card / "device").exists()) if _CARDS.is_dir() else []
+    return [(card / "address").read_text(encoding="ascii").strip() for card in cards]
 
 
 def _proc_shows_our_namespace() -> bool:
@@ -125,8 +187,7 @@ def _proc_shows_our_namespace() -> bool:
 
 
 def _forget() -> None:
-    _kernel.cache_clear()  # a child may be in another namespace than its parent (unshare, then fork)
-    _identity_of.cache_clear()
+    _identity_of.cache_clear()  # a child may be in another namespace than its parent (unshare, then fork)
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -15,9 +15,11 @@ import queue
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from . import workers
+from .errors import LockError
 from .hold import Hold, logger, now
 from .protocol import Participant
 from .scheduler import Scheduler
@@ -37,6 +39,8 @@ class _Keepers:
         self.lock = threading.RLock()
         self.helper: Helper | None = None
         self.has_finalizer = False
+        #: Taken while the interpreter exits, when no thread that beats can be started any more.
+        self.without_beat: dict[int, Hold] = {}
 
     def get_helper(self) -> Helper:
         """Return this process's end of its heartbeat process; few programs need it, so it is imported late."""
@@ -55,13 +59,22 @@ def keep(hold: Hold, form: str) -> None:
     """
     Begin to beat for ``hold``, by ``form`` (``"thread"`` or ``"process"``).
 
-    :raises RuntimeError: if no thread can be started; then nobody beats for it
+    While the interpreter exits, Python 3.12 starts no thread: then the hold lasts for its first lease.
+
+    :raises LockError: if no thread can be started otherwise; then nobody beats for it
     """
     _release_at_worker_exit()
-    if form == "process":
-        _keepers.get_helper().keep(hold)
-    else:
-        _keepers.scheduler.keep(hold)
+    try:
+        if form == "process":
+            _keepers.get_helper().keep(hold)
+        else:
+            _keepers.scheduler.keep(hold)
+    except RuntimeError as error:
+        if not workers.is_exiting(error):
+            raise LockError(f"the lock on {hold.lock_file!r} cannot be held: {workers.NO_THREAD}") from error
+        hold.catch_up = None
+        _keepers.without_beat[id(hold)] = hold
+        logger.info("the lock on %r is held without heartbeats, for the interpreter exits", hold.lock_file)
 
 
 def _release_at_worker_exit() -> None:
@@ -79,6 +92,8 @@ def drop(hold: Hold) -> None:
     """Stop beating for ``hold``. It may be released afterwards."""
     if hold.catch_up is not None:
         _keepers.get_helper().drop(hold)
+    elif _keepers.without_beat.pop(id(hold), None) is not None:
+        hold.ended = True
     else:
         _keepers.scheduler.drop(hold)
 
@@ -97,6 +112,8 @@ def release(hold: Hold) -> bool:
         return True
     try:
         drop(hold)
+        if hold.remaining < 0:  # perhaps by the wall clock, of which the participant knows nothing
+            participant.lease = replace(participant.lease, renewed=now() - participant.lease.ttl)
         stood = participant.release()
     except OSError as error:
         logger.warning("releasing the lock on %r is tried again: %s", hold.lock_file, error)
@@ -136,6 +153,7 @@ def _release_all() -> None:
     if _keepers.scheduler.end(last_words):
         with contextlib.suppress(queue.Empty):
             done.get(timeout=_EXIT_WAIT_S)  # a file server that hangs must not hang the exit
+    _release_several(list(_keepers.without_beat.values()))
 
 
 def _release_several(holds: list[Hold]) -> None:

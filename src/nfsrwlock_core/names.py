@@ -44,7 +44,7 @@ class Identity:
 
     :param pid: process id, in the process's own pid namespace
     :param start: start time of the process in clock ticks since boot; with ``pid`` it names one process for ever
-    :param kernel: fingerprint (hex) of the boot and the pid namespace; ``"0"`` where the system does not tell
+    :param kernel: fingerprint (hex) of machine, boot and pid namespace; ``"0"`` where the system does not tell
     :param uid: numeric user id, for people
     :param host: host name, for people and as a second condition beside ``kernel``
     """

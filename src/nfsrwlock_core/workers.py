@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final, ParamSpec, TypeVar, cast
@@ -17,20 +18,37 @@ from typing import Final, ParamSpec, TypeVar, cast
 #: How long an idle thread of this package stays, seconds. Test suites of others look for threads that outlive a lock.
 LINGER_S: Final = 2.0
 
+#: What to do about a system that gives no more threads.
+NO_THREAD: Final = "no thread can be started: end some, or raise the limit (ulimit -u, or the container's)"
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
+def is_exiting(error: RuntimeError) -> bool:
+    """Whether a thread could not be started because the interpreter exits (Python 3.12), not for want of threads."""
+    return "shutdown" in str(error)
+
+
 class Workers:
-    """A pool without a limit: as many threads as there are calls at one time."""
+    """A pool without a limit of its own: as many threads as there are calls at one time, if the system gives them."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # re-entrant: a signal's handler may release a lock
         #: Where each idle thread waits for its next task, the latest last.
         self._idle: list[queue.SimpleQueue[Callable[[], None]]] = []
+        #: What may hang and found no thread: for the next one that is done with its task.
+        self._backlog: deque[Callable[[], None]] = deque()
 
     def submit(self, func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
-        """Run ``func`` in a thread of the pool and return its future."""
+        """Run ``func`` in a thread of the pool, or here and now if there can be none, and return its future."""
+        return self._submit(False, func, *args, **kwargs)
+
+    def enqueue(self, func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
+        """Run ``func`` in a thread of the pool, as soon as there is one, and return its future."""
+        return self._submit(True, func, *args, **kwargs)
+
+    def _submit(self, may_wait: bool, func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
         future: Future[_R] = Future()
 
         def task() -> None:
@@ -43,7 +61,7 @@ class Workers:
             else:
                 future.set_result(result)
 
-        self._start(task)
+        self._start(task, may_wait=may_wait)
         return future
 
     def call(self, func: Callable[[], _R], seconds: float) -> _R:
@@ -52,26 +70,29 @@ class Workers:
 
         Unlike a future's, this waiting may be ended by a signal's exception at any moment without harm.
 
-        :raises TimeoutError: if it has not ended after ``seconds``; it goes on
+        :raises TimeoutError: if it has not ended after ``seconds``; it goes on. Its text says why it has not begun
         """
         results: queue.SimpleQueue[tuple[_R | None, BaseException | None]] = queue.SimpleQueue()
 
+        begun: list[bool] = []
+
         def task() -> None:
+            begun.append(True)
             try:
                 results.put((func(), None))
             except BaseException as error:  # handed to whoever asked
                 results.put((None, error))
 
-        self._start(task)
+        self._start(task, may_wait=True)
         try:
             result, error = results.get(timeout=seconds)
         except queue.Empty:
-            raise TimeoutError from None
+            raise TimeoutError("" if begun else NO_THREAD) from None
         if error is not None:
             raise error
         return cast("_R", result)
 
-    def _start(self, task: Callable[[], None]) -> None:
+    def _start(self, task: Callable[[], None], *, may_wait: bool) -> None:
         with self._lock:
             if self._idle:
                 # The latest, so that those that a burst of calls has left behind get nothing more to do, and end.
@@ -79,8 +100,11 @@ class Workers:
                 return
         try:
             threading.Thread(target=self._work, args=(task,), name="nfsrwlock-io", daemon=True).start()
-        except RuntimeError:  # the interpreter ends, or the user may have no more threads: better late than never
-            task()
+        except RuntimeError as error:
+            if may_wait and not is_exiting(error):
+                self._backlog.append(task)
+            else:
+                task()  # better late than never
 
     def _work(self, task: Callable[[], None]) -> None:
         mine: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -88,6 +112,9 @@ class Workers:
             task()
             del task  # with all that it refers to
             with self._lock:
+                if self._backlog:
+                    task = self._backlog.popleft()
+                    continue
                 self._idle.append(mine)
             try:
                 task = mine.get(timeout=LINGER_S)
@@ -107,15 +134,20 @@ _workers = Workers()
 
 
 def submit(func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
-    """Run ``func`` in a thread of this process's pool and return its future."""
+    """Run ``func`` in a thread of this process's pool, or here and now if there can be none; return its future."""
     return _workers.submit(func, *args, **kwargs)
+
+
+def enqueue(func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
+    """Run ``func`` in a thread of this process's pool, as soon as there is one, and return its future."""
+    return _workers.enqueue(func, *args, **kwargs)
 
 
 def call(func: Callable[[], _R], seconds: float) -> _R:
     """
     Run ``func`` in a thread of this process's pool and wait for its result.
 
-    :raises TimeoutError: if it has not ended after ``seconds``; it goes on
+    :raises TimeoutError: if it has not ended after ``seconds``; it goes on. Its text says why it has not begun
     """
     return _workers.call(func, seconds)
 

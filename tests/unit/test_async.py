@@ -12,8 +12,9 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from nfsrwlock import (
     AsyncSoftReadWriteLock,
     HoldStatus,
     LeaseExpiredError,
+    LockError,
     LockLostError,
     LockNotHeldError,
     SoftReadWriteLock,
@@ -32,6 +34,7 @@ from nfsrwlock import (
     WaitInfo,
     break_lock,
 )
+from nfsrwlock_core import aio
 
 
 def story(func: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -623,3 +626,215 @@ def test_what_an_acquire_returns_ends_the_hold_in_any_loop(path: Path) -> None:
     assert break_lock(path, force=True)
     with pytest.raises(LockLostError):
         asyncio.run(hold.end())
+
+
+# -- a hold whose task is done -----------------------------------------------------------------------------------------
+
+
+async def three(lock: AsyncSoftReadWriteLock) -> AsyncGenerator[int, None]:
+    async with lock.write_lock():
+        for number in range(3):
+            yield number
+
+
+async def in_a_generator_that_is_left(lock: AsyncSoftReadWriteLock) -> None:
+    async for _ in three(lock):
+        break
+    await until(lambda: gc.collect() >= 0 and not announcements(Path(lock.lock_file)))
+
+
+async def in_a_generator_that_ends_with_the_loop(lock: AsyncSoftReadWriteLock) -> object:
+    generator = three(lock)
+    await anext(generator)
+    return generator
+
+
+async def in_a_fixture(lock: AsyncSoftReadWriteLock) -> None:
+    generator = three(lock)
+    await asyncio.create_task(start(generator.__anext__))
+    gc.collect()
+    assert len(announcements(Path(lock.lock_file))) == 1
+    await asyncio.create_task(start(generator.aclose))
+
+
+async def in_handlers(lock: AsyncSoftReadWriteLock) -> None:
+    stack = AsyncExitStack()
+    await asyncio.create_task(start(lambda: stack.enter_async_context(lock.read_lock())))
+    gc.collect()
+    assert len(announcements(Path(lock.lock_file))) == 1
+    await asyncio.create_task(start(stack.aclose))
+
+
+async def by_hand(lock: AsyncSoftReadWriteLock) -> None:
+    hold = await asyncio.create_task(start(lock.acquire_write))
+    gc.collect()
+    hold.check()
+    with pytest.raises(LockNotHeldError):
+        await lock.release()
+    await quick(Path(lock.lock_file)).release(force=True)  # through which it was not taken
+    hold.check()
+    await lock.release(force=True)
+    with pytest.raises(LockNotHeldError):
+        hold.check()
+
+
+async def by_closing(lock: AsyncSoftReadWriteLock) -> None:
+    hold = await asyncio.create_task(start(lock.acquire_write))
+    hold.check()
+    await lock.close()
+
+
+async def start(call: Callable[[], Awaitable[Any]]) -> Any:
+    return await call()
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        in_a_generator_that_is_left,
+        in_a_generator_that_ends_with_the_loop,
+        in_a_fixture,
+        in_handlers,
+        by_hand,
+        by_closing,
+    ],
+)
+def test_a_hold_may_be_ended_in_another_task_than_it_was_taken_in(
+    path: Path, caplog: pytest.LogCaptureFixture, scene: Callable[[AsyncSoftReadWriteLock], Coroutine[Any, Any, object]]
+) -> None:
+    kept = asyncio.run(scene(quick(path)))
+    assert announcements(path) == []
+    # But for what other tests have left behind.
+    assert [text for text in caplog.messages if "is given back" not in text or str(path) in text] == []
+    del kept
+
+
+def test_a_hold_that_its_task_has_left_behind_ends_with_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lock = quick(path)
+
+    async def take() -> None:
+        await lock.acquire_write()
+        await lock.acquire_write()
+
+    async def main() -> None:
+        done = asyncio.create_task(take())
+        await done
+        await until(lambda: not announcements(path))
+        assert done.done()  # that it is still referred to makes no difference
+
+    asyncio.run(main())
+    assert "without releasing it" in next(text for text in caplog.messages if str(path) in text)
+    asyncio.run(take())  # also when the loop ends with it
+    wait_until(lambda: not announcements(path))
+    assert len([text for text in caplog.messages if str(path) in text]) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_hold_whose_task_is_destroyed_ends(path: Path) -> None:
+    lock, loop = quick(path), asyncio.new_event_loop()
+
+    async def hold() -> None:
+        async with lock.write_lock():
+            await asyncio.get_running_loop().create_future()
+
+    task = loop.create_task(hold())
+    loop.run_until_complete(until(lambda: announcements(path)))
+    task._log_destroy_pending = False
+    loop.close()
+    del task, loop
+    wait_until(lambda: gc.collect() >= 0 and not announcements(path))
+
+
+@story
+async def test_a_forced_release_leaves_what_other_tasks_hold(path: Path) -> None:
+    lock, go_on = quick(path), asyncio.Event()
+
+    async def hold() -> None:
+        async with lock.read_lock():
+            await go_on.wait()
+            lock.check()
+
+    task = asyncio.create_task(hold())
+    await until(lambda: announcements(path))
+    async with lock.read_lock():
+        await lock.acquire_read()
+        await lock.release(force=True)
+        assert len(announcements(path)) == 1
+        with pytest.raises(LockNotHeldError):
+            lock.check()
+        go_on.set()
+        await task
+        await lock.acquire_read()
+    assert announcements(path) == []
+
+
+@story
+async def test_a_release_hands_over_although_the_executor_makes_no_calls_any_more(path: Path) -> None:
+    executor = ThreadPoolExecutor(1)
+    lock = quick(path, executor=executor)
+    await lock.acquire_write()
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        await lock.release()
+    async with quick(path).write_lock(30):
+        assert lock.status is HoldStatus.HELD
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@story
+async def test_a_release_that_is_cancelled_hands_over(path: Path, times: int) -> None:
+    executor = ThreadPoolExecutor(1)
+    busy = threading.Event()
+    lock = quick(path, executor=executor)
+
+    async def hold() -> None:
+        async with lock.write_lock():
+            executor.submit(busy.wait)
+
+    async def wait() -> None:
+        async with quick(path).write_lock(60):
+            pass
+
+    holder = asyncio.create_task(hold())
+    await until(lambda: announcements(path) and executor._work_queue.qsize())
+    waiter = asyncio.create_task(wait())
+    for _ in range(times):
+        holder.cancel()
+        await asyncio.sleep(0)
+    busy.set()
+    with pytest.raises(asyncio.CancelledError):
+        await holder
+    await waiter
+    executor.shutdown()
+
+
+@story
+async def test_the_generation_of_a_shared_hold_waits_for_no_server_that_hangs(
+    path: Path, server: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aio, "GRACE_S", 0.1)
+    lock = quick(path)
+    async with lock.write_lock():
+        pass
+    async with lock.read_lock():
+        server(outages.HANGS)
+        with pytest.raises(LockError, match="read_generation"):
+            _ = lock.generation
+        server(outages.ANSWERS)
+        assert await lock.read_generation() == lock.generation == 1
+
+
+@story
+async def test_tasks_that_are_cancelled_leave_few_calls_on_a_server_that_hangs(
+    path: Path, server: Callable[[str], None], tmp_path: Path
+) -> None:
+    lock = quick(path)
+    server(outages.HANGS)
+    for _ in range(20):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await lock.acquire_write()
+    assert outages.hanging_calls(tmp_path) <= 4
+    server(outages.ANSWERS)
+    async with lock.write_lock(60):
+        await until(lambda: len(announcements(path)) == 1)

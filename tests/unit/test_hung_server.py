@@ -15,7 +15,8 @@ import pytest
 
 import outages
 from actors import Raised, Stage, announcements, beat_of, children_of, has_ended, wait_until
-from nfsrwlock import LockSet, SoftReadWriteLock, Timeout
+from nfsrwlock import LockError, LockSet, SoftReadWriteLock, Timeout, WaitInfo
+from nfsrwlock_core import acquire as acquire_module
 from outages import ANSWERS, HANGS, HANGS_AFTERWARDS, SHADOW
 
 FORMS = ["thread", "process"]
@@ -87,6 +88,79 @@ def test_a_caller_that_may_not_wait_comes_back_soon(path: Path, server: Callable
     with pytest.raises(Timeout):
         SoftReadWriteLock(path).acquire_read(blocking=False)
     assert time.monotonic() - started < 2 + 3
+
+
+def io_threads() -> int:
+    return sum(thread.name == "nfsrwlock-io" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("names", [["data"] * 30, [f"data{n}" for n in range(30)]], ids=["one lock", "many locks"])
+def test_attempts_that_time_out_one_after_the_other_leave_few_calls_behind(
+    tmp_path: Path, server: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    monkeypatch.setattr(acquire_module, "GRACE_S", 0.05)
+    wait_until(lambda: not io_threads())
+    server(HANGS)
+    for name in names:
+        with pytest.raises(Timeout) as caught:
+            SoftReadWriteLock(tmp_path / name).acquire_read(0.05)
+    assert "4 earlier calls to it still hang" in str(caught.value)
+    assert outages.hanging_calls(tmp_path) == 4
+    # The call that hangs withdraws what it makes, in its own thread.
+    wait_until(lambda: io_threads() == 4)
+    server(ANSWERS)
+    wait_until(lambda: not any(announcements(tmp_path / name) for name in names) and not io_threads())
+    for name in names:
+        SoftReadWriteLock(tmp_path / name).acquire_read(10)
+
+
+def test_an_attempt_behind_calls_that_hang_goes_on_when_one_of_them_ends(
+    path: Path, server: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acquire_module, "GRACE_S", 0.05)
+    lock = SoftReadWriteLock(path)
+    server(HANGS)
+    for _ in range(4):
+        with pytest.raises(Timeout):
+            lock.acquire_write(0.05)
+    waits: list[str | None] = []
+
+    def on_wait(info: WaitInfo) -> None:
+        waits.append(info.trouble)
+        server(ANSWERS)
+
+    with lock.write_lock(60, on_wait=on_wait):
+        assert waits[0] == "nothing: 4 earlier calls to it still hang"
+    assert announcements(path) == []
+
+
+def test_where_there_are_no_more_threads_a_timeout_does_not_become_a_hang(
+    path: Path, server: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lock = SoftReadWriteLock(path)
+    wait_until(lambda: not any(thread.name.startswith("nfsrwlock") for thread in threading.enumerate()))
+    with monkeypatch.context() as limit:
+        limit.setattr(threading.Thread, "start", refuse)
+        server(HANGS)
+        with pytest.raises(Timeout, match="no thread can be started"):
+            lock.acquire_write(0.1)
+        server(ANSWERS)
+    with pytest.raises(LockError, match="no thread can be started"):
+        refuse_then_acquire(lock, refuse, monkeypatch)
+    assert announcements(path) == []
+    with lock.write_lock(10):
+        lock.check()
+
+
+def refuse_then_acquire(
+    lock: SoftReadWriteLock, refuse: Callable[[threading.Thread], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as limit:
+        limit.setattr(threading.Thread, "start", refuse)
+        lock.acquire_write()  # in this thread, but for the heartbeat
 
 
 def test_other_threads_of_the_lock_can_ask_how_it_stands(path: Path, server: Callable[[str], None]) -> None:

@@ -114,6 +114,102 @@ def test_a_process_of_another_kernel_is_never_called_dead(kernel):
     assert not is_dead(stranger)
 
 
+#: Prints its kernel as a machine sees it that has memory, or network cards, of its own, and all else in common with us.
+ON_A_CLONE = """
+import subprocess, sys
+from pathlib import Path
+here, seen = map(Path, sys.argv[1:3])
+subprocess.run(["mount", "--bind", here, seen], check=True)
+code = "from nfsrwlock_core.identity import current_identity as c; print(c().kernel)"
+processes = [subprocess.Popen([sys.executable, "-c", code], stdout=-1, text=True) for _ in range(int(sys.argv[3]))]
+print(*{process.communicate()[0].strip() for process in processes})
+"""
+
+
+def kernel_on_a_clone(here: Path, seen: str, processes: int = 1) -> str:
+    command = ["unshare", "--mount", sys.executable, "-c", ON_A_CLONE, str(here), seen, str(processes)]
+    inside = subprocess.run(command, capture_output=True, text=True)
+    if inside.returncode != 0:
+        pytest.skip(f"cannot mount in a namespace here: {inside.stderr.strip()[-100:]}")
+    return inside.stdout.strip()
+
+
+def card(directory: Path, name: str, address: str, *, real: bool = True) -> None:
+    (directory / name).mkdir()
+    (directory / name / "address").write_text(f"{address}\n")
+    if real:
+        (directory / name / "device").mkdir()
+
+
+@linux
+@pytest.mark.root
+def test_machines_from_one_snapshot_are_told_apart_by_the_number_that_each_draws(tmp_path):
+    """Section 3: they have the boot id and the host name in common, and a living holder's number means nothing here."""
+    kernel = kernel_on_a_clone(tmp_path, "/dev/shm", processes=8)
+    assert len(kernel.split()) == 1, "processes on one machine are of one kernel, however many draw at a time"
+    assert [file.name for file in tmp_path.iterdir()] == ["nfsrwlock-boot"]
+    assert not is_dead(replace(current_identity(), kernel=kernel, pid=2**22 - 1, start=1))
+    assert kernel_on_a_clone(tmp_path, "/dev/shm") == kernel
+    assert is_dead(replace(current_identity(), pid=2**22 - 1, start=1))
+
+
+@linux
+@pytest.mark.root
+def test_machines_are_told_apart_by_their_network_cards(tmp_path):
+    """Section 3: also if the number was drawn before the snapshot."""
+    card(tmp_path, "eth0", "02:00:00:00:00:01")
+    kernel = kernel_on_a_clone(tmp_path, "/sys/class/net")
+    assert not is_dead(replace(current_identity(), kernel=kernel, pid=2**22 - 1, start=1))
+    card(tmp_path, "veth7", "02:00:00:00:00:07", real=False)  # of a container that has just been started
+    assert kernel_on_a_clone(tmp_path, "/sys/class/net") == kernel
+    (tmp_path / "eth0" / "address").write_text("02:00:00:00:00:02\n")
+    assert kernel_on_a_clone(tmp_path, "/sys/class/net") != kernel
+
+
+@linux
+@pytest.mark.root
+@pytest.mark.parametrize("there", ["a link", "damaged", "a pipe"])
+def test_a_number_that_cannot_be_trusted_proves_nothing(tmp_path, there):
+    """Section 3: anybody may write where it is kept."""
+    number = tmp_path / "nfsrwlock-boot"
+    if there == "a link":
+        (tmp_path / "elsewhere").write_bytes(b"x" * 16)
+        number.symlink_to("elsewhere")
+    elif there == "damaged":
+        number.write_bytes(b"x")
+    else:
+        os.mkfifo(number)
+    assert kernel_on_a_clone(tmp_path, "/dev/shm") == "0"
+
+
+@linux
+def test_a_process_that_is_cloned_itself_learns_of_it(monkeypatch, tmp_path):
+    """Section 3: what it knew of its machine from before the snapshot is looked at anew."""
+    before = current_identity()
+    monkeypatch.setattr(identity, "_CARDS", tmp_path)
+    card(tmp_path, "eth0", "02:00:00:00:00:01")
+    later = time.monotonic() + 20
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert before.kernel == "0" or not is_same_kernel(before)
+
+
+@linux
+@pytest.mark.parametrize(("value", "answer"), [("", "True"), ("1", "True"), ("0", "False"), ("no", "must be 0 or 1")])
+def test_proof_of_death_can_be_switched_off(value, answer):
+    """For machines that nothing tells apart."""
+    code = (
+        "from dataclasses import replace; from nfsrwlock_core.identity import current_identity as c, is_dead;"
+        "print(is_dead(replace(c(), pid=2**22 - 1, start=1)))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NFSRWLOCK_PROVEN_DEAD": value},
+        capture_output=True,
+        text=True,
+    )
+    assert answer in process.stdout + process.stderr
+
+
 def test_a_process_on_a_host_of_another_name_is_never_called_dead():
     """Section 3: two machines may have been copied from one image, with the same boot id for a moment."""
     assert not is_dead(replace(current_identity(), host="elsewhere", pid=2**22 - 1, start=1))

@@ -161,8 +161,9 @@ def test_a_lock_for_tasks_is_void_in_the_child_and_a_new_one_works(path: Path) -
     lock = AsyncSoftReadWriteLock(path)
 
     with asyncio.Runner() as runner:
-        runner.run(lock.acquire_read())  # the fork comes while no loop is running, as it should
+        hold = runner.run(lock.acquire_read())  # the fork comes while no loop is running, as it should
         assert in_forked_child(in_child) == "free/held"
+        hold.check()
         assert len(announcements(path)) == 1
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from actors import wait_until
 from nfsrwlock_core.workers import Workers
 
@@ -31,6 +33,33 @@ def test_calls_at_one_time_have_a_thread_each_and_later_ones_use_them_again() ->
     threads = burst(pool, 20)
     assert len(set(threads)) == 20
     wait_until(lambda: pool.submit(threading.current_thread).result(60) in threads)
+
+
+def test_a_call_that_finds_no_thread_waits_for_one_within_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, go_on = Workers(), threading.Event()
+    busy = pool.submit(go_on.wait, 60)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    late: list[int] = []
+    with pytest.raises(TimeoutError, match="no thread can be started"):
+        pool.call(lambda: late.append(1), 0.05)
+    queued = pool.enqueue(late.append, 2)
+    assert pool.submit(threading.current_thread).result(0) is threading.current_thread()
+    go_on.set()
+    queued.result(60)
+    assert busy.result(60)
+    assert late == [1, 2]
+
+
+def test_at_the_interpreters_exit_a_call_is_made_in_the_callers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert Workers().call(threading.current_thread, 1) is threading.current_thread()
 
 
 def test_the_threads_of_a_burst_end_although_calls_go_on() -> None:
