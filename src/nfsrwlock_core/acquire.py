@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from . import workers
 from .connection import mountpoint, standstill
 from .directory import LockDirectory
-from .errors import DeadlockError, LockError, path_error
+from .errors import LockError, path_error
 from .hold import Hold, logger, now, wall_clock
 from .identity import current_identity, is_dead
 from .names import Mode
 from .protocol import Participant, Phase, World, fresh_token
 from .settings import Settings
-from .state import PeerInfo, WaitInfo, own_record, peer_info, watched_peers
+from .state import PeerInfo, WaitInfo, own_record, watched_peers
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -134,7 +134,6 @@ class Attempt:
         #: Nobody wants the lock any more.
         self._is_over = False
         self._is_abandoned = False
-        self._look_at_ancestors_at = 0.0
         # A step that hangs in a thread and its withdrawal must not overlap. Re-entrant, for a signal's exception may
         # come right after it was taken.
         self._mutex = threading.RLock()
@@ -279,27 +278,6 @@ class Attempt:
         trouble = None if self.trouble is None else str(self.trouble)
         return WaitInfo(lock_file=self.settings.lock_file, mode=mode, waited=waited, blockers=blockers, trouble=trouble)
 
-    def refuse_to_wait_for_an_ancestor(self, waited: float) -> None:
-        """
-        Raise :class:`DeadlockError` if the wait, which has lasted for ``waited`` seconds, is for an ancestor's hold.
-
-        Looks at once, and more and more rarely after that: a keeper may learn a moment late for whom it keeps a hold.
-        """
-        if waited < self._look_at_ancestors_at:
-            return
-        self._look_at_ancestors_at = max(2 * waited, 0.25)
-        from . import ancestors  # noqa: PLC0415 - only for those who wait
-
-        for peer in self._participant.others if self._participant.blockers else ():
-            if ancestors.is_ancestors(peer):
-                how = "exclusively" if peer.is_writer else "shared"
-                between = "" if peer.is_writer or self.mode is Mode.WRITE else ", and a writer waits in between"
-                raise DeadlockError(
-                    f"the lock on {self.settings.lock_file!r} is held {how} by an ancestor of this process{between}: "
-                    f"{peer_info(peer, silent_for=0.0).describe()}. To wait for it would never end. Work under the "
-                    "ancestor's hold, or let it go before"
-                )
-
     def pause(self, waited: float) -> float:
         """Return how long to pause before the next step, in seconds."""
         return self._participant.pause(waited, self.settings.poll_interval, random.random())
@@ -313,7 +291,6 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
     :param blocking: whether to wait at all
     :returns: a granted hold, which nobody beats for yet
     :raises Timeout: if the time is up, or at once if ``blocking`` is false
-    :raises DeadlockError: if an ancestor of this process holds it, so that the wait would never end
     :raises LockError: if the lock cannot live at its path
     """
     started = time.monotonic()
@@ -330,7 +307,6 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
             waited = moment - started
             if (deadline is not None and moment >= deadline) or (attempt.cancelled is not None and attempt.cancelled()):
                 raise (yield Io(partial(attempt.timed_out, waited), None))
-            attempt.refuse_to_wait_for_an_ancestor(waited)
             if attempt.on_wait is not None:
                 attempt.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
             pause = attempt.pause(waited)

@@ -22,7 +22,6 @@ from typing import Final
 #: The names in the process table of those who hold locks for a command or a shell. They are never stopped or killed
 #: with the tree they are found in: in ``nfsrwlock run … nfsrwlock run …`` the inner keeper must go on beating while
 #: the outer one's command stands still, and must see the inner command's end to release its lock.
-#: The engine knows a keeper by that name, too (:mod:`nfsrwlock_core.ancestors`).
 KEEPER_NAME: Final = "nfsrwlock-keep"
 GUARD_NAME: Final = "nfsrwlock-guard"
 _LINUX: Final = sys.platform.startswith("linux")

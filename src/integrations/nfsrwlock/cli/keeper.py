@@ -38,17 +38,7 @@ from nfsrwlock.processes import (
     send_to_group,
 )
 from nfsrwlock.text import PROGRAM, flush
-from nfsrwlock_core import (
-    DeadlockError,
-    HoldStatus,
-    LockError,
-    LockLostError,
-    LockPathError,
-    LockSet,
-    Timeout,
-    WaitInfo,
-    inspect,
-)
+from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, Timeout, WaitInfo, inspect
 
 _TICK_LIMITS_SECONDS: Final = (0.02, 0.2)
 _CANCEL_GRACE_SECONDS: Final = 1.0
@@ -435,7 +425,7 @@ def _be_the_guard(request: Request, subject: Process, group: int | None) -> None
 def _failure(error: Exception, request: Request) -> Failed:
     if isinstance(error, CliError):
         return Failed(str(error), error.code)
-    if isinstance(error, (Timeout, DeadlockError)):
+    if isinstance(error, Timeout):
         return Failed(str(error), request.conflict_code)
     if isinstance(error, (LockPathError, ValueError, TypeError)):
         return Failed(in_options(str(error)), Exit.BAD_INPUT)
