@@ -105,7 +105,7 @@ class Reader:
             return borrowed
         return self._lock if self._hold is None else self._hold.lock
 
-    def enter(self, on_wait: Callable[[WaitInfo], None]) -> SoftReadWriteLock:
+    def enter(self, on_wait: Callable[[WaitInfo], None] = lambda _: None) -> SoftReadWriteLock:
         """
         Read from now on; what is raised is what :meth:`SoftReadWriteLock.acquire_read` raises.
 
