@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from actors import Raised, Stage, wait_until
+from actors import PATIENCE_S, Raised, Stage, wait_until
 from nfsrwlock import DeadlockError, LockPathError, break_lock
 from nfsrwlock.joblib import Memory, register_store_backend
 
@@ -493,3 +493,29 @@ def test_wrong_input_is_told(tmp_path: Path) -> None:
     (tmp_path / "cache.locks").write_text("not a directory")
     with pytest.raises(LockPathError, match="Not a directory; correct the path"):
         cached(2)
+
+
+@pytest.mark.parametrize("backend", ["threading", "loky"])
+def test_children_of_a_computation_that_call_its_function_do_not_wait_for_its_one_lock(
+    tmp_path: Path, backend: str
+) -> None:
+    (tmp_path / "parents.py").write_text(
+        "from joblib import Parallel, delayed\nfrom nfsrwlock.joblib import Memory\n"
+        "def f(n, store, backend):\n"
+        "    if n == 0: return 1\n"
+        "    g = Memory(store, verbose=0, granularity='function').cache(f)\n"
+        "    return sum(Parallel(n_jobs=2, backend=backend)(delayed(g)(n - 1, store, backend) for _ in range(2)))\n"
+    )
+    code = (
+        "import sys, parents; from nfsrwlock.joblib import Memory; store, backend = sys.argv[1:]\n"
+        "Memory(store, verbose=0, granularity='function').cache(parents.f)(1, store, backend)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "store"), backend],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+    )
+    assert done.returncode == 1
+    assert "use granularity='item'" in done.stderr.splitlines()[-1]

@@ -7,8 +7,9 @@ thread nothing of it suspends but the computation, which :meth:`ThreadCall.run` 
 
 from __future__ import annotations
 
+import os
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -18,6 +19,7 @@ from nfsrwlock_core import AsyncSoftReadWriteLock, DeadlockError, SoftReadWriteL
 from . import mapping
 from .holding import CanCheck, Held, Mode, enter, held, holds, mark, restore
 from .lingering import Reader, make_way
+from .parents import Standing, end, parent_processes, stand, standing_around
 from .store import CallId, LockingStoreBackend, Signature
 
 _R = TypeVar("_R")
@@ -103,6 +105,20 @@ class Call:
             raise _Appeared
         if mapping.is_mapped_here(self._lock_file):
             raise _MappedHere
+        self._refuse_parents(info)
+
+    def _refuse_parents(self, info: WaitInfo) -> None:
+        # A function computes under one lock, so children that it waits for can neither load nor compute its items.
+        if self._store.granularity == "item":
+            return
+        pids = parent_processes()
+        above = [peer.pid for peer in info.blockers if peer.mode == "write" and peer.alive and peer.pid in pids]
+        if above or any(standing_around(self._lock_file)):
+            raise DeadlockError(
+                f"{self.call_id[0]!r} is called by a child of its own computation in process "
+                f"{above[0] if above else os.getpid()}, which holds the function's one lock and would wait for itself "
+                "for ever; use granularity='item'"
+            )
 
     async def give(self) -> None:
         """Give the lock back, if it is held."""
@@ -136,6 +152,8 @@ class ThreadCall(Call):
 
     _reader: Reader | None = None
     _lock: SoftReadWriteLock | None = None
+    #: The hold on a function's one lock, for threads that its computation starts.
+    _standing: Sequence[Standing] = ()
 
     def run(self, steps: Coroutine[Callable[[], Any], Any, _R]) -> _R:
         """Run the steps, which suspend for nothing but the computation, and return their result."""
@@ -168,12 +186,15 @@ class ThreadCall(Call):
 
     async def _acquire_read(self) -> CanCheck:
         self._reader = self._store.reader(self.call_id)
-        return self._reader.enter()
+        return self._reader.enter(self._refuse_parents)
 
     async def _acquire_write(self, on_wait: OnWait) -> CanCheck:
         self._lock = lock = self._store.lock_for(self.call_id)
         make_way(lock.lock_path)
         lock.acquire_write(on_wait=on_wait)
+        if self._store.granularity == "function":
+            self._standing = [Standing(self._lock_file, "write", lock.check)]
+            stand(self._standing)
         return lock
 
     def _keep(self, maps: list[Any]) -> bool:
@@ -188,6 +209,8 @@ class ThreadCall(Call):
 
     def _give_now(self) -> None:
         restore(self._before)
+        if self._standing:
+            end(list(self._standing))
         if self._reader is not None:
             self._reader.leave()
         if self._lock is not None:
@@ -222,11 +245,15 @@ class TaskCall(Call):
 
     async def _acquire_read(self) -> CanCheck:
         try:
-            await self._lock.acquire_read(on_wait=self._loan.instead_of_waiting)
+            await self._lock.acquire_read(on_wait=self._look_while_reading)
         except mapping.Borrowed:
             assert self._loan.lock is not None
             return self._loan.lock
         return self._lock
+
+    def _look_while_reading(self, info: WaitInfo) -> None:
+        self._loan.instead_of_waiting(info)
+        self._refuse_parents(info)
 
     async def _acquire_write(self, on_wait: OnWait) -> CanCheck:
         make_way(self._lock.lock_path)

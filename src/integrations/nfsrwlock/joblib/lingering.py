@@ -15,9 +15,10 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
-from nfsrwlock_core import SoftReadWriteLock
+from nfsrwlock_core import SoftReadWriteLock, WaitInfo
 
 from . import mapping
 
@@ -104,17 +105,23 @@ class Reader:
             return borrowed
         return self._lock if self._hold is None else self._hold.lock
 
-    def enter(self) -> SoftReadWriteLock:
+    def enter(self, on_wait: Callable[[WaitInfo], None] = lambda _: None) -> SoftReadWriteLock:
         """
         Read from now on; what is raised is what :meth:`SoftReadWriteLock.acquire_read` raises.
 
+        :param on_wait: called before each pause while waiting
         :returns: the lock by which it is held
         """
         if self._linger > 0 and (joined := self._join()) is not None:
             return joined
         self._hold = hold = _Hold(self._lock, self)
+
+        def look(info: WaitInfo) -> None:
+            self._loan.instead_of_waiting(info)
+            on_wait(info)
+
         try:
-            self._lock.acquire_read(on_wait=self._loan.instead_of_waiting)
+            self._lock.acquire_read(on_wait=look)
         except mapping.Borrowed:
             self._hold = None
             return self.lock
