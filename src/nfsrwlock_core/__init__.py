@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         LockNotHeldError,
         LockPathError,
     )
+    from .held import hold_for
     from .hold import HoldStatus
     from .lock import AcquireReturnProxy, SoftReadWriteLock
     from .lockset import LockSet
@@ -52,6 +53,7 @@ _HOMES: Final = {
     "Timeout": "compat",
     "WaitInfo": "state",
     "break_lock": "state",
+    "hold_for": "held",
     "inspect": "state",
 }
 
@@ -77,6 +79,7 @@ __all__ = [
     "Timeout",
     "WaitInfo",
     "break_lock",
+    "hold_for",
     "inspect",
 ]
 

@@ -22,6 +22,7 @@ from . import workers
 from .connection import mountpoint, standstill
 from .directory import LockDirectory
 from .errors import LockError, path_error
+from .held import SelfWait
 from .hold import Hold, logger, now, wall_clock
 from .identity import current_identity, is_dead
 from .names import Mode
@@ -131,6 +132,7 @@ class Attempt:
             standstill=standstill(),
         )
         self._pid: Final = who.pid
+        self._self_wait: Final = SelfWait(settings.lock_file, mode)
         #: Nobody wants the lock any more.
         self._is_over = False
         self._is_abandoned = False
@@ -276,7 +278,22 @@ class Attempt:
         blockers = self._peers()
         mode: Literal["read", "write"] = self.mode.value
         trouble = None if self.trouble is None else str(self.trouble)
-        return WaitInfo(lock_file=self.settings.lock_file, mode=mode, waited=waited, blockers=blockers, trouble=trouble)
+        return WaitInfo(
+            lock_file=self.settings.lock_file,
+            mode=mode,
+            waited=waited,
+            blockers=blockers,
+            trouble=trouble,
+            warning=self._self_wait.warning,
+        )
+
+    def refuse_self_wait(self) -> None:
+        """
+        Look whether it waits for a hold that cannot end before this process does; asks nothing of the lock's files.
+
+        :raises DeadlockError: if it does
+        """
+        self._self_wait.look(self._participant)
 
     def pause(self, waited: float) -> float:
         """Return how long to pause before the next step, in seconds."""
@@ -291,6 +308,7 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
     :param blocking: whether to wait at all
     :returns: a granted hold, which nobody beats for yet
     :raises Timeout: if the time is up, or at once if ``blocking`` is false
+    :raises DeadlockError: if the lock is held until an ancestor of this process ends
     :raises LockError: if the lock cannot live at its path
     """
     started = time.monotonic()
@@ -307,6 +325,7 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
             waited = moment - started
             if (deadline is not None and moment >= deadline) or (attempt.cancelled is not None and attempt.cancelled()):
                 raise (yield Io(partial(attempt.timed_out, waited), None))
+            yield Io(attempt.refuse_self_wait, None)  # reads /proc
             if attempt.on_wait is not None:
                 attempt.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
             pause = attempt.pause(waited)

@@ -102,11 +102,33 @@ def _stat_of_or_gone(pid: int) -> tuple[str, int, int]:
         return "unknown", 0, 0
 
 
-def _stat_of(pid: int) -> tuple[str, int, int]:
+def start_of(pid: int) -> int:
+    """
+    Return when process ``pid`` was started, in the kernel's ticks since boot.
+
+    :raises OSError: if there is no such process, or no ``/proc`` that shows it
+    """
+    return _stat_of(pid)[1]
+
+
+def parent_of(pid: int) -> int:
+    """
+    Return the id of the parent of process ``pid``, 0 if it is outside of this namespace.
+
+    :raises OSError: if there is no such process, or no ``/proc`` that shows it
+    """
+    return int(_fields_of(pid)[1])
+
+
+def _fields_of(pid: int) -> list[str]:
     # proc(5): the command may hold spaces and parentheses, so the fields are counted from the last ")".
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def _stat_of(pid: int) -> tuple[str, int, int]:
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = _fields_of(pid)
     except FileNotFoundError:
         if pid == os.getpid():
             return "R", 0, 1  # no /proc (macOS, BSD): the kernel is unknown, too, so nobody will compare

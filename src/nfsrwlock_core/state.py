@@ -123,6 +123,7 @@ class WaitInfo:
     :param waited: seconds so far
     :param blockers: who holds the lock, then who waits for it ahead; ``silent_for`` is since this process first saw it
     :param trouble: what the file system answers instead, if it does not let the lock be looked at
+    :param warning: why the waiting may never end, if an ancestor of this process holds the lock
     """
 
     lock_file: str
@@ -130,6 +131,7 @@ class WaitInfo:
     waited: float
     blockers: tuple[PeerInfo, ...]
     trouble: str | None = None
+    warning: str | None = None
 
 
 def inspect(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Timeout,
         WaitInfo,
         break_lock,
+        hold_for,
         inspect,
     )
 
@@ -73,6 +74,7 @@ __all__ = [
     "__version__",
     "break_lock",
     "fetch",
+    "hold_for",
     "inspect",
     "shared_directory",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+from dataclasses import replace
 
 from nfsrwlock.cli.keeper import Guarded, Hold, Keeper, OnExpiry, Request, Signalled, now
 from nfsrwlock.cli.leash import Leash
@@ -34,7 +35,7 @@ def hold(request: Request, pid: int) -> int:
     """
     process = _find(pid, request.on_expiry)
     with Signals(FORWARDED) as signals:
-        keeper = Keeper(request)
+        keeper = Keeper(replace(request, subject=pid))
         last = wait_until_held(keeper, signals)
         flush()
         if os.fork() == 0:

@@ -38,7 +38,18 @@ from nfsrwlock.processes import (
     send_to_group,
 )
 from nfsrwlock.text import PROGRAM, flush
-from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, Timeout, WaitInfo, inspect
+from nfsrwlock_core import (
+    DeadlockError,
+    HoldStatus,
+    LockError,
+    LockLostError,
+    LockPathError,
+    LockSet,
+    Timeout,
+    WaitInfo,
+    hold_for,
+    inspect,
+)
 
 _TICK_LIMITS_SECONDS: Final = (0.02, 0.2)
 _CANCEL_GRACE_SECONDS: Final = 1.0
@@ -71,6 +82,7 @@ class Request:
     :param command: the name of a program that must be found before the locks are asked for; "" for none
     :param conflict_code: the exit code when the locks could not be had in time
     :param verbose: whether to report the grant
+    :param subject: the process that the locks are held for, with all that it starts; 0: the guard
     """
 
     read: tuple[str, ...]
@@ -82,6 +94,7 @@ class Request:
     command: str = ""
     conflict_code: int = Exit.TIMED_OUT
     verbose: bool = False
+    subject: int = 0
 
     @property
     def tick(self) -> float:
@@ -256,6 +269,7 @@ def _leave_the_caller(channel: Channel) -> None:
 
 def _keep(request: Request, channel: Channel) -> None:
     signals = _Signals(channel)
+    hold_for(request.subject or os.getppid())
     try:
         if not request.parents:
             check_directories((*request.write, *request.read), request.settings["lock_dir"])
@@ -425,7 +439,7 @@ def _be_the_guard(request: Request, subject: Process, group: int | None) -> None
 def _failure(error: Exception, request: Request) -> Failed:
     if isinstance(error, CliError):
         return Failed(str(error), error.code)
-    if isinstance(error, Timeout):
+    if isinstance(error, Timeout | DeadlockError):
         return Failed(str(error), request.conflict_code)
     if isinstance(error, (LockPathError, ValueError, TypeError)):
         return Failed(in_options(str(error)), Exit.BAD_INPUT)

@@ -7,7 +7,8 @@ code meaning
 0    done; for ``run``: the command's own success
 1    something failed that is neither of the below (input/output error, an answer of "no")
 2    bad input, or an operation refused; the message names the path and the remedy
-75   the locks could not be had within ``--timeout`` (``EX_TEMPFAIL``: try again later)
+75   the locks could not be had within ``--timeout`` (``EX_TEMPFAIL``: try again later), or not at all, because they are
+     held for a process that this one was started by
 76   the hold was lost, so the command was killed, or what it did was not guarded to its end
 126  the command cannot be executed
 127  the command does not exist

@@ -36,7 +36,7 @@ def describe(info: WaitInfo) -> str:
         text += f": the file system answers {info.trouble}"
     elif info.waited > ODD_SECONDS:
         text += ": nobody is known to be in the way, so the file system may be in trouble"
-    return text
+    return text if info.warning is None else f"{text}. {info.warning}"
 
 
 class Progress:
