@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Final
 
 from .lock import Lock, restored
@@ -17,7 +16,7 @@ class RWLock:
     Parameters and errors are those of :class:`Lock`.
     """
 
-    def __init__(self, name: str | os.PathLike[str] | None = None, **settings: Any) -> None:
+    def __init__(self, name: Any = None, **settings: Any) -> None:
         if "mode" in settings:
             raise TypeError("an RWLock has both modes: take its read or its write")
         name = fresh_name() if name is None else name
@@ -27,7 +26,7 @@ class RWLock:
         self.write: Final = Lock(name, mode="write", **settings)
 
     @property
-    def name(self) -> str:
+    def name(self) -> Any:
         """As it was given."""
         return self.write.name
 
@@ -52,7 +51,7 @@ class RWLock:
         return _restored, (self.name, self.read._settings, self.write._settings)
 
 
-def _restored(name: str, read: Settings, write: Settings) -> RWLock:
+def _restored(name: Any, read: Settings, write: Settings) -> RWLock:
     pair = RWLock.__new__(RWLock)
     pair.__dict__.update(read=restored(name, read), write=restored(name, write))
     return pair
