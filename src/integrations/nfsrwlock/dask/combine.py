@@ -13,9 +13,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, runtime_checkable
+from collections.abc import Generator
+from typing import Any, Final, Protocol, runtime_checkable
 
 from dask.base import tokenize
 from dask.utils import SerializableLock
@@ -25,11 +24,10 @@ from filelock import BaseFileLock
 from nfsrwlock import FileLock
 from nfsrwlock_core import LockNotHeldError, Timeout
 
-from .awaiting import Steps, run_or_await
-from .context import Caller, is_on_dask_loop, run_in_thread, task_caller, thread_caller
-from .lock import Lock, Time
+from .awaiting import LockMethods, run_in_thread
+from .context import Caller, thread_caller
+from .lock import Lock
 from .rwlock import RWLock
-from .settings import limit
 
 
 @runtime_checkable
@@ -51,9 +49,9 @@ class Member(Protocol):
 _FILE_LOCKS: Final = (BaseFileLock, FileLock)
 
 
-class CombinedLock:
+class CombinedLock(LockMethods):
     """
-    What :func:`combine` returns: a lock that is held while all its members are.
+    What :func:`combine` returns: a lock that is held while all its members are. It takes all of them, or none.
 
     :param locks: the members, in the order in which they are taken
     """
@@ -82,29 +80,6 @@ class CombinedLock:
     def _key(self) -> tuple[Any, ...]:
         return tuple(lock if isinstance(lock, Lock) else _name_of(lock) for lock in self.locks)
 
-    def acquire(self, blocking: bool = True, timeout: Time | None = None) -> Any:
-        """
-        Take all locks, or none. On Dask's event loop, await the result.
-
-        Parameters, result and errors are those of :meth:`Lock.acquire`; the time-out is for all of them together.
-
-        :raises TypeError: in a coroutine, if a member is a thread's lock
-        """
-        if not blocking and timeout is not None:
-            raise ValueError("can't specify a timeout for a non-blocking call")
-        seconds = None if timeout is None else limit("timeout", timeout)
-        return self._run(lambda caller: self._acquire(caller, blocking, seconds), "acquire", is_try=not blocking)
-
-    def release(self) -> Any:
-        """
-        Give all locks back. On Dask's event loop, await the result.
-
-        :returns: ``True``; ``False`` if a member says so
-        :raises RuntimeError: if one is not held; the others are given back
-        :raises LockLostError: if a hold was lost before
-        """
-        return self._run(self._release, "release")
-
     def locked(self) -> bool:
         """Whether any of the members is locked. Takes file-system calls."""
         return self._taken > 0 or any(map(_is_locked, self.locks))
@@ -114,37 +89,6 @@ class CombinedLock:
         for lock in self.locks:
             if isinstance(lock, Lock):
                 lock.check()
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        async def ready() -> Self:
-            return self
-
-        return ready().__await__()
-
-    def __enter__(self) -> Self:
-        if is_on_dask_loop():
-            raise RuntimeError(f"'with' on {self!r} would block Dask's event loop; in a coroutine use 'async with'")
-        run_in_thread(self._acquire(thread_caller(), True, None))
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        run_in_thread(self._release(thread_caller(), is_unwinding=exc_value is not None))
-
-    async def __aenter__(self) -> Self:
-        await self._acquire(task_caller(), True, None)
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._release(task_caller(), is_unwinding=exc_value is not None)
-
-    # -- how: one story, of which nothing suspends for a caller in a thread -------------------------------------------
-
-    def _run(self, steps: Callable[[Caller], Steps], name: str, *, is_try: bool = False) -> Any:
-        return run_or_await(steps, f"{name}() of {self!r}", is_async=is_on_dask_loop(), is_try=is_try)
 
     async def _acquire(self, caller: Caller, blocking: bool, seconds: float | None) -> bool:
         if caller.is_coroutine:
@@ -249,13 +193,11 @@ def _name_of(lock: Any) -> tuple[str, str]:
 
 
 async def _take(lock: Any, caller: Caller, blocking: bool, deadline: float | None) -> bool:
-    # By position, for their names differ (multiprocessing says `block`).
-    arguments: tuple[Any, ...] = () if blocking else (False,)
-    if blocking and deadline is not None:
-        arguments = True, max(deadline - time.monotonic(), 0.0)
+    seconds = None if deadline is None else max(deadline - time.monotonic(), 0.0)
     if isinstance(lock, Lock):
-        seconds = lock._settings.timeout if not arguments else 0.0 if not blocking else arguments[1]
-        return await lock._acquire(caller, seconds, may_fail=bool(arguments))
+        return await lock._acquire(caller, blocking, seconds)
+    # By position, for their names differ (multiprocessing says `block`).
+    arguments: tuple[Any, ...] = (False,) if not blocking else () if seconds is None else (True, seconds)
     if isinstance(lock, _FILE_LOCKS):  # their time-out comes first, and its end is an exception
         try:
             lock.acquire(*arguments[1:] if blocking else (0,))
@@ -271,7 +213,7 @@ async def _release_all(locks: Any, caller: Caller) -> tuple[list[Any], Exception
     first: Exception | None = None
     for lock in reversed(locks):
         try:
-            result = lock._release(caller, is_unwinding=False) if isinstance(lock, Lock) else lock.release()
+            result = lock._release(caller) if isinstance(lock, Lock) else lock.release()
             results.append(await result if inspect.isawaitable(result) else result)
         except Exception as error:
             first = first or error

@@ -18,7 +18,7 @@ from distributed.worker_state_machine import SecedeEvent
 
 from nfsrwlock_core import Timeout, WaitInfo
 
-from .activity import Wait, activity
+from .activity import Use, activity
 from .context import Caller, current_worker
 from .holding import Hold, Taker
 from .settings import Settings
@@ -33,12 +33,12 @@ async def take(taker: Taker, settings: Settings, caller: Caller, seconds: float)
     :raises distributed.Reschedule: if the task is to start over, or was cancelled
     """
     with (
-        activity.waiting(settings.mode, settings.path, settings.lock_dir) as wait,
+        activity.waiting(settings.mode, settings.path, settings.lock_dir) as use,
         context_meter.meter("nfsrwlock-wait"),
     ):
-        pauses = Pauses(caller, wait)
+        pauses = Pauses(caller, use)
         hold = await _take_as_asked(taker, settings, caller, seconds, pauses)
-        wait.is_granted = True
+        hold.use = use
     try:
         pauses.refuse_if_cancelled()
     except Reschedule:
@@ -82,17 +82,17 @@ class Pauses:
     more.
     """
 
-    def __init__(self, caller: Caller, wait: Wait) -> None:
+    def __init__(self, caller: Caller, use: Use) -> None:
         self._worker = current_worker()
         self._key = caller.key
-        self._wait = wait
+        self._use = use
         self._has_waited = False
         self._counts_as_running = caller.is_coroutine
 
     def __call__(self, info: WaitInfo) -> None:
         """Report a long wait, look whether the task is cancelled, and let others run."""
         self._has_waited = True
-        self._wait(info)
+        self._use(info)
         self.refuse_if_cancelled()
         if self._counts_as_running and self._worker is not None and self._key is not None:
             # Dask runs no more coroutines and threads at a time than a worker has threads, so a coroutine that waits

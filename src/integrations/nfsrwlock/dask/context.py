@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from distributed import Client, Nanny, Scheduler, Worker, get_worker
 from distributed.utils import thread_state  # type: ignore[attr-defined]
-
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +70,6 @@ def caller_here() -> Caller:
         return task_caller()
     except RuntimeError:
         return thread_caller()
-
-
-def run_in_thread(steps: Coroutine[Any, Any, _R]) -> _R:
-    """Run the steps for a caller in a thread, for whom they await nothing that suspends, and return their result."""
-    try:
-        steps.send(None)
-    except StopIteration as end:
-        result: _R = end.value
-        return result
-    finally:
-        steps.close()
-    raise AssertionError("the steps wait for an event loop")
 
 
 def current_worker() -> Worker | None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from nfsrwlock_core import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock, LockLostError, LockSet, WaitInfo
 
-from .activity import activity
+from .activity import Use, activity
 from .context import Caller, Owner, current_worker, is_on_worker
 from .settings import Settings
 
@@ -32,18 +32,16 @@ class Hold:
     A hold. ``levels`` counts how often its owner has taken it; it ends with the last one.
 
     :param held: a set that was taken in a thread, or what a coroutine was granted
-    :param on_end: called when it is over
     """
 
-    def __init__(
-        self, settings: Settings, owner: Owner, held: LockSet | AsyncAcquireReturnProxy, on_end: Callable[[], None]
-    ) -> None:
+    def __init__(self, settings: Settings, owner: Owner, held: LockSet | AsyncAcquireReturnProxy) -> None:
         self.settings: Final = settings
         self.owner: Final = owner
         self.levels: int = 1
         self.pid: Final = os.getpid()
+        #: What the process's activity knows of it.
+        self.use: Use
         self._held: Final = held
-        self._on_end: Final = on_end
 
     def check(self) -> None:
         """Raise what is wrong with the hold, if anything is; costs no file-system call."""
@@ -59,7 +57,7 @@ class Hold:
         if not _give_back_level(self):
             self.check()
             return
-        settings, is_lost = self.settings, False
+        is_lost = False
         try:
             if isinstance(self._held, AsyncAcquireReturnProxy):
                 await (self._held.end() if is_coroutine else _on_own_loop(self._held))
@@ -67,12 +65,11 @@ class Hold:
                 await asyncio.to_thread(self._held.__exit__, None, None, None)
             else:
                 self._held.__exit__(None, None, None)
-            self._on_end()
         except LockLostError:
             is_lost = True
             raise
         finally:
-            activity.leave(settings.mode, settings.path, settings.lock_dir, lost=is_lost)
+            activity.leave(self.use, is_lost=is_lost)
 
 
 async def _on_own_loop(proxy: AsyncAcquireReturnProxy) -> None:
@@ -82,12 +79,12 @@ async def _on_own_loop(proxy: AsyncAcquireReturnProxy) -> None:
 
 
 class Taker:
-    """Makes the holds of one view. Unused lock sets are kept, for making one resolves paths on disk."""
+    """Makes the holds of one view."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings: Final = settings
-        self._idle: list[tuple[str, LockSet]] = []
-        self._lock = threading.Lock()
+        # By form of heartbeat. Each hold has a set of its own, made from one of these, which have resolved the path.
+        self._sets: dict[str, LockSet] = {}
 
     async def take(self, caller: Caller, seconds: float, on_wait: OnWait) -> Hold:
         """
@@ -108,28 +105,19 @@ class Taker:
             )
             acquire = lock.acquire_write if settings.mode == "write" else lock.acquire_read
             proxy = await acquire(seconds, blocking=seconds != 0, on_wait=on_wait)
-            return Hold(settings, caller.owner, proxy, lambda: None)
-        held = self._idle_set(heartbeat) or LockSet(
-            heartbeat=heartbeat, **{settings.mode: settings.path, **settings.core_arguments()}
-        )
+            return Hold(settings, caller.owner, proxy)
+        if heartbeat not in self._sets:
+            self._sets[heartbeat] = LockSet(
+                heartbeat=heartbeat, **{settings.mode: settings.path, **settings.core_arguments()}
+            )
+        held = LockSet.joined([self._sets[heartbeat]])
         held.acquire(seconds, blocking=seconds != 0, on_wait=on_wait)
-        return Hold(settings, caller.owner, held, lambda: self._put_back(heartbeat, held))
+        return Hold(settings, caller.owner, held)
 
     def _heartbeat(self) -> Any:
         if self._settings.heartbeat == "auto":
             return "process" if is_on_worker() else "thread"
         return self._settings.heartbeat
-
-    def _idle_set(self, heartbeat: str) -> LockSet | None:
-        with self._lock:
-            for index, (form, _) in enumerate(self._idle):
-                if form == heartbeat:
-                    return self._idle.pop(index)[1]
-        return None
-
-    def _put_back(self, heartbeat: str, free: LockSet) -> None:
-        with self._lock:
-            self._idle.append((heartbeat, free))
 
 
 def collect_after(caller: Caller, hold: Hold) -> None:

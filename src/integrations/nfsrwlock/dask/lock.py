@@ -13,27 +13,24 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
-from types import TracebackType
-from typing import Any, Final, Self
+from dataclasses import astuple
+from typing import Any, Final, Unpack
 
 from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
 from . import contention, holding
-from .awaiting import Steps, run_or_await
-from .context import Caller, Owner, caller_here, is_on_dask_loop, run_in_thread, task_caller, thread_caller
+from .awaiting import LockMethods, run_in_thread
+from .context import Caller, Owner, caller_here, is_on_dask_loop
 from .holding import Hold, Taker
 from .names import encoded, fresh_name, path_of
-from .settings import Heartbeat, Mode, OnContention, Settings, limit, settings_of
+from .settings import Mode, Options, Settings, settings_of
 
 logger: Final = logging.getLogger("nfsrwlock.dask")
 
-Time = float | str | timedelta
 
-
-class Lock:
+class Lock(LockMethods):
     """
     A lock in the place of ``distributed.Lock``: the same methods, but it lives beside the file that it protects.
 
@@ -66,34 +63,10 @@ class Lock:
     """
 
     def __init__(
-        self,
-        name: Any = None,
-        scheduler_rpc: Any = None,
-        loop: Any = None,
-        *,
-        mode: Mode = "write",
-        timeout: Time | None = None,
-        on_contention: OnContention | None = None,
-        heartbeat: Heartbeat | None = None,
-        heartbeat_interval: Time | None = None,
-        stale_threshold: Time | None = None,
-        poll_interval: Time | None = None,
-        share: str | None = None,
-        lock_dir: str | os.PathLike[str] | None = None,
+        self, name: Any = None, scheduler_rpc: Any = None, loop: Any = None, **options: Unpack[Options]
     ) -> None:
         name = fresh_name() if name is None else name
-        settings = settings_of(
-            path_of(name),
-            mode=mode,
-            timeout=timeout,
-            on_contention=on_contention,
-            heartbeat=heartbeat,
-            heartbeat_interval=heartbeat_interval,
-            stale_threshold=stale_threshold,
-            poll_interval=poll_interval,
-            share=share,
-            lock_dir=lock_dir,
-        )
+        settings = settings_of(path_of(name), options)
         self._set_up(os.fsdecode(name) if isinstance(name, os.PathLike) else name, settings, loop)
 
     def _set_up(self, name: Any, settings: Settings, loop: Any = None) -> None:
@@ -134,10 +107,13 @@ class Lock:
         return hash(self._settings)
 
     def __dask_tokenize__(self) -> object:
-        return "nfsrwlock.dask.Lock", tuple(self._settings.token().items())
+        return "nfsrwlock.dask.Lock", astuple(self._settings)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return restored, (self.name, self._settings, type(self))
+    def __getstate__(self) -> tuple[Any, Settings]:
+        return self.name, self._settings
+
+    def __setstate__(self, state: tuple[Any, Settings]) -> None:
+        self._set_up(*state)
 
     #: With ``__getitem__`` alone Python would take a lock for an endless sequence.
     __iter__ = None
@@ -158,52 +134,11 @@ class Lock:
         directory = f"{self.path}.keys"
         os.makedirs(directory, exist_ok=True)
         path = os.path.join(directory, encoded(key))
-        return restored(path, self._settings.at(path), _KeyLock)
+        lock = _KeyLock.__new__(_KeyLock)
+        lock._set_up(path, self._settings.at(path))
+        return lock
 
     # -- distributed.Lock's methods -----------------------------------------------------------------------------------
-
-    def acquire(self, blocking: bool = True, timeout: Time | None = None) -> Any:
-        """
-        Take the lock. On Dask's event loop, await the result.
-
-        :param blocking: ``False``: do not wait
-        :param timeout: how long to wait: seconds, ``"200ms"`` or a timedelta; ``None``: as the lock says
-        :returns: ``True``; ``False`` if it could not be had and ``blocking=False`` or ``timeout=`` allowed for that
-        :raises ValueError: if a time-out is given for a call that is not to wait
-        :raises Timeout: if the lock's own time-out is over
-        :raises distributed.Reschedule: in a task, with ``on_contention="reschedule"``
-        :raises LockPathError: if the lock cannot live at its path
-        :raises DeadlockError: if the caller holds the path shared and asks for it exclusively without a limit
-        """
-        may_fail = not blocking or timeout is not None
-        if not blocking:
-            if timeout is not None:
-                raise ValueError("can't specify a timeout for a non-blocking call")
-            seconds = 0.0
-        else:
-            seconds = self._settings.timeout if timeout is None else limit("timeout", timeout)
-
-        async def acquire(caller: Caller) -> bool:
-            if not await self._acquire(caller, seconds, may_fail=may_fail):
-                return False
-            holding.collect_after(caller, self._holds[-1])
-            return True
-
-        return self._run(acquire, "acquire", not blocking)
-
-    def release(self) -> Any:
-        """
-        Give the lock back: the caller's own hold if it has one, else the oldest. On Dask's loop, await the result.
-
-        :returns: ``True``; ``False`` if the hold was lost and another exception is on its way already
-        :raises RuntimeError: if the lock is not held through this object
-        :raises LockLostError: if the hold was lost before, so that what was done under it may overlap with others
-        """
-        if self._is_async():
-            self._refuse_if_free(self._own_holds())
-        # The hold is let go when this is awaited: else one whose release nobody awaits could not be released any more.
-        is_unwinding = sys.exc_info()[0] is not None
-        return self._run(lambda caller: self._release(caller, is_unwinding=is_unwinding), "release")
 
     def locked(self) -> Any:
         """
@@ -231,12 +166,6 @@ class Lock:
         """
         return self._run(self._close, "close")
 
-    def __await__(self) -> Generator[Any, None, Self]:
-        async def ready() -> Self:
-            return self
-
-        return ready().__await__()
-
     def check(self) -> None:
         """
         Make sure that the caller still holds the lock. Costs no file-system call; call it right before publishing.
@@ -252,31 +181,6 @@ class Lock:
         for hold in mine:
             hold.check()
 
-    # -- with ---------------------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> Self:
-        if self._is_async():
-            raise RuntimeError(
-                f"'with' on the lock {self.name!r} would block Dask's event loop; in a coroutine use 'async with', and "
-                "in a function of client.run, which Dask calls on its loop, make it a coroutine"
-            )
-        run_in_thread(self._acquire(thread_caller(), self._settings.timeout, may_fail=False))
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        run_in_thread(self._release(thread_caller(), is_unwinding=exc_value is not None))
-
-    async def __aenter__(self) -> Self:
-        await self._acquire(task_caller(), self._settings.timeout, may_fail=False)
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._release(task_caller(), is_unwinding=exc_value is not None)
-
     def __del__(self) -> None:
         # Nobody can release it any more, as after an exception in a task: the heartbeat would keep it for ever.
         if sys.is_finalizing() or "_holds" not in self.__dict__:
@@ -290,19 +194,19 @@ class Lock:
     def _is_async(self) -> bool:
         return is_on_dask_loop(self._loop)
 
-    def _run(self, steps: Callable[[Caller], Steps], name: str, is_try: bool = False) -> Any:
-        return run_or_await(steps, f"{name}() of {self!r}", is_async=self._is_async(), is_try=is_try)
-
-    async def _acquire(self, caller: Caller, seconds: float, *, may_fail: bool) -> bool:
-        hold = self._joined(caller.owner, seconds)
+    async def _acquire(self, caller: Caller, blocking: bool, seconds: float | None) -> bool:
+        may_fail = not blocking or seconds is not None
+        wanted = (self._settings.timeout if seconds is None else seconds) if blocking else 0.0
+        hold = self._joined(caller.owner, wanted)
         if hold is None:
             try:
-                hold = await contention.take(self._taker, self._settings, caller, seconds)
+                hold = await contention.take(self._taker, self._settings, caller, wanted)
             except Timeout:
                 if may_fail:
                     return False
                 raise
             holding.enter(hold)
+            holding.collect_after(caller, hold)
         with self._mutex:
             self._holds.append(hold)
         return True
@@ -318,16 +222,17 @@ class Lock:
             )
         return None
 
-    async def _release(self, caller: Caller, *, is_unwinding: bool) -> bool:
+    async def _release(self, caller: Caller, *, is_unwinding: bool = False) -> bool:
         with self._mutex:
             holds = self._own_holds()
-            self._refuse_if_free(holds)
+            if not holds:
+                raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
             hold = next((hold for hold in reversed(holds) if hold.owner == caller.owner), holds[0])
             self._holds.remove(hold)
         try:
             await hold.leave(is_coroutine=caller.is_coroutine)
         except LockLostError:
-            if not is_unwinding:  # the exception that is on its way says why the work is void
+            if not is_unwinding:
                 raise
             return False
         return True
@@ -336,7 +241,7 @@ class Lock:
         first: LockLostError | None = None
         while self._own_holds():
             try:
-                await self._release(caller, is_unwinding=False)
+                await self._release(caller)
             except LockLostError as error:
                 first = first or error
         if first is not None:
@@ -344,10 +249,6 @@ class Lock:
 
     def _own_holds(self) -> list[Hold]:
         return [hold for hold in self._holds if hold.pid == os.getpid()]  # after a fork they are the parent's
-
-    def _refuse_if_free(self, holds: list[Hold]) -> None:
-        if not holds:
-            raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
 
     def _is_locked(self) -> bool:
         return any(peer.mode != "read" or self.mode == "write" for peer in self._holders())
@@ -368,10 +269,3 @@ async def _unblocking(caller: Caller, call: Callable[[], Any]) -> Any:
 def _abandon(hold: Hold) -> None:
     with suppress(LockLostError):
         run_in_thread(hold.leave(is_coroutine=False))
-
-
-def restored(name: Any, settings: Settings, kind: type[Lock] = Lock) -> Lock:
-    """Return a lock with these settings, not held."""
-    lock = kind.__new__(kind)
-    lock._set_up(name, settings)
-    return lock

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 from distributed import Client, Nanny, NannyPlugin, Scheduler, SchedulerPlugin, Worker, WorkerPlugin
@@ -22,7 +22,7 @@ from distributed.scheduler import WorkerState
 
 from nfsrwlock_core import LockError, break_lock, inspect
 
-from .activity import Event, Use, activity, read_journal, remove_journal
+from .activity import Event, JournalEntry, Use, activity, read_journal, remove_journal
 from .context import current_worker
 from .settings import configured, positive
 
@@ -38,8 +38,8 @@ TOPIC: Final = "nfsrwlock"
 _HANDLER: Final = "nfsrwlock_evict_dead"
 #: Strings, for the table of workers on the dashboard shows no others.
 _METRICS: Final[dict[str, Callable[[Worker], str]]] = {
-    "nfsrwlock held": lambda _: activity.shown("held"),
-    "nfsrwlock awaited": lambda _: activity.shown("awaited"),
+    "nfsrwlock held": lambda _: _shown(activity.uses(held=True)),
+    "nfsrwlock awaited": lambda _: _shown(activity.uses(held=False)),
 }
 _LOOK_S: Final = 0.05
 #: How much longer than its looks an answer may take.
@@ -65,16 +65,12 @@ def install(client: Client) -> Any:
         raise TypeError(f"install needs a distributed.Client, not {type(client).__name__}")
     patience = positive("eviction-timeout", configured("eviction-timeout", None))
     plugins = (SchedulerEviction(patience), NannyEviction(), WorkerLocks())
-    if client.asynchronous:
-        return _install_async(client, plugins)
-    for plugin in plugins:
-        client.register_plugin(plugin)
-    return None
 
+    async def register() -> None:
+        for plugin in plugins:
+            await client.register_plugin(plugin)
 
-async def _install_async(client: Client, plugins: Iterable[Any]) -> None:
-    for plugin in plugins:
-        await client.register_plugin(plugin)
+    return client.sync(register)  # type: ignore[no-untyped-call]
 
 
 class WorkerLocks(WorkerPlugin):
@@ -233,24 +229,28 @@ def evict_dead(journal: str, patience: float) -> list[Event]:
     deadline = time.monotonic() + patience
     while (left := read_journal(journal)) is not None:
         if not left.is_alive:
-            evicted = [use for use in left.uses if _evict(use, left.pid) and use.state == "held"]
+            evicted = [entry for entry in left.entries if _evict(entry, left.pid) and entry.is_held]
             remove_journal(journal)
-            return [{"path": use.path, "mode": use.mode} for use in evicted]
+            return [{"mode": entry.mode, "path": entry.path} for entry in evicted]
         if time.monotonic() >= deadline:
             break
         time.sleep(_LOOK_S)
     return []
 
 
-def _evict(use: Use, pid: int) -> bool:
+def _evict(entry: JournalEntry, pid: int) -> bool:
     # Returns whether the process has no claim on the lock any more.
     try:
-        state = inspect(use.path, lock_dir=use.lock_dir)
+        state = inspect(entry.path, lock_dir=entry.lock_dir)
         ours = [peer for peer in (*state.holders, *state.waiters) if peer.pid == pid and peer.same_kernel]
         for peer in ours:
             if peer.alive is False:
-                break_lock(use.path, token=peer.token, lock_dir=use.lock_dir)
+                break_lock(entry.path, token=peer.token, lock_dir=entry.lock_dir)
     except (LockError, OSError) as error:
-        logger.info("the lock on %r cannot be looked at: %s", use.path, error)
+        logger.info("the lock on %r cannot be looked at: %s", entry.path, error)
         return False
     return not any(peer.alive for peer in ours)
+
+
+def _shown(uses: list[Use]) -> str:
+    return ", ".join(sorted({f"{use.mode} {use.path}" for use in uses}))

@@ -25,8 +25,9 @@ class _Collector(PrometheusCollector):
     def collect(self) -> Iterator[Metric]:
         for state in ("held", "awaited"):
             gauge = GaugeMetricFamily(self._name(state), f"Locks {state}.", labels=["mode"])
+            modes = [use.mode for use in activity.uses(held=state == "held")]
             for mode in ("read", "write"):
-                gauge.add_metric([mode], activity.count(state, mode))
+                gauge.add_metric([mode], modes.count(mode))
             yield gauge
         yield CounterMetricFamily(self._name("wait"), "Time spent waiting.", activity.waited_s(), unit="seconds")
         yield CounterMetricFamily(self._name("lost"), "Holds that were lost.", activity.losses)
