@@ -48,15 +48,9 @@ def is_complete(scheduler_file: Path) -> bool:
         return False
 
 
-def pid_of_known_holder(client: Any, path: str | Path) -> int:
-    """Wait until ``path`` is held and the scheduler knows who may hold it; return the holder's process id."""
-    from nfsrwlock.dask.plugins import TOPIC
-
-    def is_known() -> bool:
-        events = [event for _, event in client.get_events(TOPIC)]
-        return any([str(path), None] in map(list, event.get("locks", ())) for event in events)
-
-    wait_until(lambda: is_held(path) and is_known())
+def pid_of_holder(path: str | Path) -> int:
+    """Wait until ``path`` is held; return the holder's process id."""
+    wait_until(lambda: is_held(path))
     pid = inspect(path).holders[0].pid
     assert pid is not None
     return pid
@@ -126,6 +120,19 @@ def hold_until(lock: Any, go: str, note: str | None = None) -> int:
                 file.write(f"{os.getpid()}\n")
         wait_until(lambda: os.path.exists(go), 60)
     return os.getpid()
+
+
+def hold_after(first: Any, lock: Any, go: str) -> int:
+    """Hold and release ``first``, then do as :func:`hold_until`."""
+    with first:
+        pass
+    return hold_until(lock, go)
+
+
+def take_each(locks: list[Any]) -> None:
+    for lock in locks:
+        with lock:
+            pass
 
 
 def lease_of_lock_made_here(lock: Any) -> tuple[str, float]:

@@ -144,6 +144,20 @@ def test_it_pickles_as_its_name_and_arrives_not_held(make: Make, dumps: Any) -> 
     copied.release()
 
 
+def test_each_object_has_an_id_of_its_own(make: Make) -> None:
+    lock = make()
+    assert len({lock.id, make().id, pickle.loads(pickle.dumps(lock)).id}) == 3
+    assert isinstance(lock.id, str)
+
+
+@pytest.mark.parametrize("kind", [distributed.Lock, nfsrwlock.dask.Lock], ids=["distributed", "nfsrwlock"])
+@pytest.mark.parametrize("name", [1, ("a", 1), ["a", 1], b"123", "123"], ids=repr)
+def test_a_name_may_be_other_than_a_string(client: Any, tmp_path: Path, kind: Any, name: Any) -> None:
+    with dask.config.set({"nfsrwlock.root": str(tmp_path)}), kind(name) as lock:
+        assert lock.name == name
+        assert kind(copy.copy(name)).acquire(timeout=0) is False
+
+
 def test_tasks_exclude_each_other(make: Make, client: Any, tmp_path: Path) -> None:
     futures = [client.submit(work_alone, make(), str(tmp_path / "x"), str(i), pure=False) for i in range(12)]
     assert client.gather(futures) == [False] * 12
@@ -210,6 +224,46 @@ def test_with_in_a_coroutine_raises_where_the_original_runs_the_block_unlocked(c
     assert "use 'async with'" in client.submit(task, lock).result()
     assert "use 'async with'" in client.submit(task, nfsrwlock.dask.combine(lock)).result()
     assert not is_held(tmp_path / "data")
+
+
+def test_with_in_a_plain_function_that_dask_calls_on_its_loop_raises(client: Any, tmp_path: Path) -> None:
+    path = tmp_path / "data"
+
+    def function() -> str:
+        try:
+            with nfsrwlock.dask.Lock(path):
+                return "held"
+        except RuntimeError as error:
+            return str(error)
+
+    with nfsrwlock.dask.Lock(path):  # it would keep the loop from all else
+        said = [
+            *client.run(function).values(),
+            *client.run(function, nanny=True).values(),
+            client.run_on_scheduler(function),
+        ]
+    assert len(said) == 9
+    assert all("would block Dask's event loop" in answer for answer in said)
+
+
+@pytest.mark.parametrize("is_coroutine", [False, True])
+def test_what_a_task_that_raised_has_dropped_is_given_back(client: Any, tmp_path: Path, is_coroutine: bool) -> None:
+    path = tmp_path / "data"
+
+    def task() -> None:
+        lock = nfsrwlock.dask.Lock(path)
+        assert lock.acquire()
+        raise KeyError
+
+    async def coroutine() -> None:
+        lock = nfsrwlock.dask.Lock(path)
+        assert await lock.acquire()
+        raise KeyError
+
+    future = client.submit(coroutine if is_coroutine else task, pure=False)
+    assert isinstance(future.exception(timeout=PATIENCE_S), KeyError)
+    with nfsrwlock.dask.Lock(path, timeout=PATIENCE_S):
+        pass
 
 
 def test_what_is_not_awaited_in_a_coroutine_is_not_taken_for_its_result(client: Any, tmp_path: Path) -> None:
@@ -294,7 +348,19 @@ def test_a_name_that_is_no_path_needs_a_root_and_lives_below_it(tmp_path: Path) 
         assert nfsrwlock.dask.Lock().name != nfsrwlock.dask.Lock().name
 
 
-@pytest.mark.parametrize(("name", "error"), [(b"x", TypeError), (7, TypeError), ("", ValueError), ("/", ValueError)])
+def test_names_that_differ_name_different_locks(tmp_path: Path) -> None:
+    names = ["1", 1, 1.0, True, None, b"1", ("1",), (1,), ((1,),), "1.0", "True", "int.1", "('1',)", b"int.1"]
+    with dask.config.set({"nfsrwlock.root": str(tmp_path)}):
+        paths = {nfsrwlock.dask.Lock(name).path for name in names}
+        assert len(paths) == len(names)
+        assert nfsrwlock.dask.Lock(["a", [1]]).path == nfsrwlock.dask.Lock(("a", (1,))).path
+    assert nfsrwlock.dask.Lock(b"%s/a" % bytes(tmp_path)).path == str(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [(object(), TypeError), ({1}, TypeError), ((1, Path("x")), TypeError), ("", ValueError), ("/", ValueError)],
+)
 def test_what_is_no_name_is_refused(name: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         nfsrwlock.dask.Lock(name)

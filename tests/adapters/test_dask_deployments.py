@@ -26,10 +26,11 @@ from adapters.dask_tasks import (
     is_complete,
     is_held,
     lease_of_lock_made_here,
-    pid_of_known_holder,
+    pid_of_holder,
     wait_until,
     work_alone,
 )
+from nfsrwlock import LockLostError, break_lock
 from nfsrwlock.dask import Lock, RWLock, install
 from nfsrwlock.dask.plugins import TOPIC
 
@@ -123,7 +124,7 @@ def test_the_nanny_of_a_worker_that_was_started_by_hand_evicts_it_when_it_is_dea
 
 def stop_holder(client: Any, path: Path) -> int:
     """Stop the process that holds ``path``, so that it does nothing of itself any more; return its id."""
-    pid = pid_of_known_holder(client, path)
+    pid = pid_of_holder(path)
     os.kill(pid, signal.SIGSTOP)
     return pid
 
@@ -198,6 +199,39 @@ def test_the_dashboard_s_page_of_workers_shows_who_holds_what_and_who_waits(host
     wait_until(is_shown)
     go.touch()
     hosts.gather([holder, waiter])
+
+
+def test_prometheus_sees_what_a_worker_holds_awaits_and_loses(hosts: Any, tmp_path: Path) -> None:
+    path, go = tmp_path / "x", tmp_path / "go"
+    rw = RWLock(path)
+
+    def page(name: str) -> dict[str, float]:
+        # The metrics of a worker as Prometheus gets them: over HTTP.
+        (worker,) = (w for w in hosts.scheduler_info()["workers"].values() if w["name"] == name)
+        url = f"http://127.0.0.1:{worker['services']['dashboard']}/metrics"
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
+            lines = response.read().decode().splitlines()
+        values = (line.rpartition(" ") for line in lines if line.startswith("dask_worker_nfsrwlock_"))
+        return {metric.removeprefix("dask_worker_nfsrwlock_"): float(value) for metric, _, value in values}
+
+    waited, lost = page("environment")["wait_seconds_total"], page("file")["lost_total"]
+    holder = hosts.submit(hold_until, rw.read, str(go), workers="file", pure=False)
+    wait_until(lambda: is_held(path))
+    waiter = hosts.submit(work_alone, rw.write, str(path), "w", workers="environment", pure=False)
+    wait_until(lambda: page("environment")['awaited{mode="write"}'] == 1)
+    assert page("file")['held{mode="read"}'] == 1
+    wait_until(lambda: page("environment")["wait_seconds_total"] > waited)  # it waits yet
+    go.touch()
+    hosts.gather([holder, waiter])
+    assert page("file")["lost_total"] == lost
+    holder = hosts.submit(hold_until, rw.write, str(tmp_path / "then"), workers="file", pure=False)
+    wait_until(lambda: is_held(path))
+    assert break_lock(path, force=True)
+    (tmp_path / "then").touch()
+    assert isinstance(holder.exception(timeout=PATIENCE_S), LockLostError)
+    now = page("file")
+    assert (now['held{mode="read"}'], now['held{mode="write"}'], now["lost_total"]) == (0, 0, lost + 1)
+    assert page("environment")['awaited{mode="write"}'] == 0
 
 
 # dask-jobqueue leaves the pipes of its plain processes open.

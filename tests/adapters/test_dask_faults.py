@@ -19,20 +19,22 @@ from distributed import Client, LocalCluster
 from adapters.dask_tasks import (
     PATIENCE_S,
     cancel,
+    hold_after,
     hold_first_time,
     hold_gil_then_check,
     hold_until,
     is_complete,
     is_held,
-    pid_of_known_holder,
+    pid_of_holder,
     run_program,
+    take_each,
     wait_until,
     work_alone,
 )
 from nfsrwlock import inspect
 from nfsrwlock.dask import Lock, RWLock, install
-from nfsrwlock.dask.ledger import USED_MAX
-from nfsrwlock.dask.plugins import TOPIC, WorkerLocks, _Known, evict_dead
+from nfsrwlock.dask.activity import Activity, read_journal
+from nfsrwlock.dask.plugins import TOPIC, NannyEviction, WorkerLocks, evict_dead
 
 #: So long that no test here waits for one: what ends a hold earlier is not the lease.
 LONG: dict[str, Any] = {"heartbeat_interval": "30s", "stale_threshold": "90s", "heartbeat": "thread"}
@@ -65,15 +67,13 @@ def client(pair: Any) -> Any:
     return pair
 
 
-def pid_of_holder(path: Path) -> int:
-    wait_until(lambda: is_held(path))
-    pid = inspect(path).holders[0].pid
-    assert pid is not None
-    return pid
-
-
 def worker_of(client: Any, pid: int) -> str:
     return next(address for address, other in client.run(os.getpid).items() if other == pid)
+
+
+def journal_of(client: Any, pid: int) -> str:
+    workers = client.scheduler_info()["workers"]
+    return f"{workers[worker_of(client, pid)]['local_directory']}.nfsrwlock"
 
 
 def events(client: Any, action: str) -> list[dict[str, Any]]:
@@ -95,9 +95,10 @@ def test_after_sigkill_of_a_worker_the_rerun_has_the_lock_at_once(client: Any, t
 def test_the_nanny_evicts_a_dead_worker_for_those_who_cannot_see_that_it_is_dead(client: Any, tmp_path: Path) -> None:
     path = tmp_path / "x"
     task = client.submit(hold_until, Lock(path, **LONG), str(tmp_path / "never"), pure=False, retries=0)
-    pid = pid_of_known_holder(client, path)
+    pid = pid_of_holder(path)
+    journal = journal_of(client, pid)
     os.kill(pid, signal.SIGSTOP)  # its process is alive: nobody may evict it
-    assert evict_dead(pid, [(str(path), None)], 0.3) == []
+    assert evict_dead(journal, 0.3) == []
     cancel(client, task)
     os.kill(pid, signal.SIGKILL)
     # Nobody asks for the lock here, so nobody else evicts.
@@ -105,20 +106,62 @@ def test_the_nanny_evicts_a_dead_worker_for_those_who_cannot_see_that_it_is_dead
     wait_until(lambda: any(event["path"] == str(path) for event in events(client, "evicted")))
 
 
+def test_the_usual_death_of_a_worker_is_an_event_though_its_heartbeat_process_cleans_up(
+    client: Any, tmp_path: Path
+) -> None:
+    path, before = tmp_path / "x", tmp_path / "before"
+    task = client.submit(hold_after, RWLock(before).write, RWLock(path).read, str(tmp_path / "never"), pure=False)
+    pid = pid_of_holder(path)
+    cancel(client, task)
+    journal = journal_of(client, pid)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: any(event["path"] == str(path) for event in events(client, "evicted")))
+    (event,) = [event for event in events(client, "evicted") if event["path"] == str(path)]
+    assert event["mode"] == "read"
+    assert not is_held(path)
+    assert not any(event["path"] == str(before) for event in events(client, "evicted"))
+    wait_until(lambda: not os.path.exists(journal))
+
+
+def test_a_journal_says_what_is_held_and_awaited(tmp_path: Path) -> None:
+    activity, path = Activity(), str(tmp_path / "journal")
+    activity.open_journal(path)
+    with activity.waiting("read", "/released", None) as released:
+        pass
+    activity.leave(released, is_lost=False)
+    with activity.waiting("write", "/held", None) as held:
+        pass
+    with activity.waiting("read", "/awaited", "/locks"):
+        left = read_journal(path)
+        assert left is not None
+        assert (left.pid, left.is_alive) == (os.getpid(), True)
+        assert left.entries == {(True, "write", "/held", None), (False, "read", "/awaited", "/locks")}
+    with pytest.raises(KeyError), activity.waiting("read", "/in vain", None):
+        raise KeyError
+    activity.close_journal(path)
+    assert os.path.exists(path)  # somebody may look after our death
+    for use in activity.uses(held=True):
+        activity.leave(use, is_lost=False)
+    assert activity.uses(held=False) == []
+    assert held not in activity.uses(held=True)
+    assert not os.path.exists(path)
+
+
 def test_a_zombie_counts_as_dead(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from nfsrwlock.dask import Lock\n"
-        "Lock(sys.argv[1], stale_threshold=90).acquire(); print('held', flush=True); time.sleep(60)\n"
+        "import sys, time; from nfsrwlock.dask import Lock; from nfsrwlock.dask.activity import activity\n"
+        "activity.open_journal(sys.argv[1] + '.journal'); lock = Lock(sys.argv[1], stale_threshold=90)\n"
+        "lock.acquire(); print('held', flush=True); time.sleep(60)\n"
     )
-    path = tmp_path / "x"
+    path, journal = tmp_path / "x", f"{tmp_path}/x.journal"
     process = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
-        assert evict_dead(process.pid, [(str(path), None)], 0.2) == []
+        assert evict_dead(journal, 0.2) == []
         os.kill(process.pid, signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, not reaped
-        (evicted,) = evict_dead(process.pid, [(str(path), None)], 5)
+        (evicted,) = evict_dead(journal, 5)
         assert evicted["mode"] == "write"
         assert not is_held(path)
     finally:
@@ -170,7 +213,7 @@ def test_a_restart_frees_the_locks_of_the_processes_that_it_ended_and_of_no_othe
     path, other = tmp_path / "x", tmp_path / "other"
     with new_pair() as client:
         client.submit(hold_until, Lock(path, **LONG), str(tmp_path / "never"), pure=False)
-        pid = pid_of_known_holder(client, path)
+        pid = pid_of_holder(path)
         with Lock(other) as mine:
             # A nanny of distributed's whose worker took long to end does not always come back; that is not waited for.
             client.restart(wait_for_workers=False)
@@ -192,7 +235,11 @@ def test_held_and_awaited_locks_are_metrics_and_waits_are_measured(client: Any, 
         return {worker["metrics"].get(f"nfsrwlock {what}") for worker in workers for what in ("held", "awaited")}
 
     wait_until(lambda: {f"read {path}", f"write {path}"} <= metrics())
-    time.sleep(1.1)
+    # A long wait is an event while it lasts, with whom it is for.
+    wait_until(lambda: any(event["path"] == str(path) for event in events(client, "waiting")))
+    (event,) = [event for event in events(client, "waiting") if event["path"] == str(path)]
+    assert len(event["blockers"]) == 1
+    assert not any(event["path"] == str(path) for event in events(client, "waited"))
     go.touch()
     client.gather([holder, waiter])
     wait_until(lambda: metrics() == {""})
@@ -208,9 +255,9 @@ def _measured(dask_scheduler: Any) -> bool:
 def _tell_of_a_wait() -> str:
     from distributed import get_worker
 
-    from nfsrwlock.dask.ledger import ledger
+    from nfsrwlock.dask.activity import Use, activity
 
-    ledger.tell({"action": "waited", "mode": "read", "path": "/x", "seconds": 1.0})
+    activity.report("waited", Use("read", "/x", None), seconds=1.0)
     return get_worker().address
 
 
@@ -231,6 +278,39 @@ def test_of_several_workers_in_one_process_the_one_whose_task_waited_tells_of_it
         assert [event["worker"] for event in events(client, "waited")] == [address]
 
 
+def test_locks_that_are_just_taken_are_no_events(client: Any, tmp_path: Path) -> None:
+    before = len(client.get_events(TOPIC))
+    client.submit(take_each, [Lock(tmp_path / str(number)) for number in range(20)], pure=False).result()
+    client.run(_tell_the_end)
+    wait_until(lambda: len(client.get_events(TOPIC)) >= before + 2)
+    assert {event["action"] for _, event in client.get_events(TOPIC)[before:]} == {"end"}
+
+
+def _installed(dask_worker: Any) -> list[int]:
+    from nfsrwlock.dask import prometheus
+    from nfsrwlock.dask.activity import activity
+
+    named = [name for name in (*dask_worker.metrics, *dask_worker.handlers) if "nfsrwlock" in name]
+    journal = f"{dask_worker.local_directory}.nfsrwlock"
+    return [len(named), len(activity.listeners), len(prometheus._collectors), os.path.exists(journal)]
+
+
+def _nanny_handlers(dask_worker: Any) -> int:
+    return len([name for name in dask_worker.handlers if "nfsrwlock" in name])
+
+
+def test_installing_twice_uninstalling_and_installing_again_leave_one_or_none(client: Any) -> None:
+    install(client)
+    assert list(client.run(_installed).values()) == [[3, 1, 1, True]] * 2
+    client.unregister_worker_plugin(WorkerLocks.name)
+    client.unregister_worker_plugin(NannyEviction.name, nanny=True)
+    assert list(client.run(_installed).values()) == [[0, 0, 0, False]] * 2
+    assert list(client.run(_nanny_handlers, nanny=True).values()) == [0] * 2
+    install(client)
+    assert list(client.run(_installed).values()) == [[3, 1, 1, True]] * 2
+    assert list(client.run(_nanny_handlers, nanny=True).values()) == [1] * 2
+
+
 def test_the_plugin_s_end_releases_nothing(client: Any, tmp_path: Path) -> None:
     path, go = tmp_path / "x", tmp_path / "go"
     holder = client.submit(hold_until, Lock(path), str(go), pure=False)
@@ -240,14 +320,6 @@ def test_the_plugin_s_end_releases_nothing(client: Any, tmp_path: Path) -> None:
     go.touch()
     holder.result()
     install(client)
-
-
-def test_the_scheduler_remembers_of_each_worker_as_many_locks_as_the_worker_itself() -> None:
-    known = _Known(1, "host", None)
-    for number in (*range(USED_MAX + 5), 7):
-        known.locks.use((str(number), None))
-    paths = [path for path, _ in known.locks]
-    assert (len(paths), paths[0], paths[-1]) == (USED_MAX, "5", "7")
 
 
 @pytest.mark.parametrize("what", [None, "tcp://localhost:1"])

@@ -4,122 +4,106 @@ What a task does while the lock is held by somebody else.
 A worker has few threads. If all of them wait for a lock whose holder needs one of them (it submitted tasks of its own,
 or its own next step is queued behind), nothing moves any more. ``"block"`` takes that risk; ``"reschedule"`` gives the
 thread back and lets the task start over later; ``"secede"`` leaves the pool, which then starts another thread. Neither
-does anything outside of a task that runs in a worker's thread.
+does anything outside of a task that runs in a worker's thread. A coroutine that waits takes no thread in any case.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 from distributed import Reschedule, secede
 from distributed.metrics import context_meter
 from distributed.threadpoolexecutor import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
-from nfsrwlock_core import Timeout
+from nfsrwlock_core import Timeout, WaitInfo
 
-from .grip import OnWait, ThreadGrip
-from .ledger import ledger
-from .place import current_worker, task_key
+from .activity import Use, activity
+from .context import Caller, current_worker
+from .holding import Hold, Taker
 from .settings import Settings
 
-#: Takes the lock within so many seconds (0: at once or not at all, -1: no limit).
-Take = Callable[[float, OnWait], ThreadGrip]
 
-
-def wait_for(take: Take, settings: Settings, timeout: float) -> ThreadGrip:
+async def take(taker: Taker, settings: Settings, caller: Caller, seconds: float) -> Hold:
     """
     Take the lock as the settings say.
 
-    :param timeout: seconds; 0: do not wait; -1: no limit
+    :param seconds: 0: do not wait; -1: no limit
     :raises Timeout: if it could not be had in time
     :raises distributed.Reschedule: if the task is to start over, or was cancelled
     """
-    refuse = Refusal(task_key())
-    with ledger.waiting(settings.mode, settings.path), context_meter.meter("nfsrwlock-wait"):
-        grip = _take_as_asked(take, settings, timeout, refuse)
+    with (
+        activity.waiting(settings.mode, settings.path, settings.lock_dir) as use,
+        context_meter.meter("nfsrwlock-wait"),
+    ):
+        pauses = Pauses(caller, use)
+        hold = await _take_as_asked(taker, settings, caller, seconds, pauses)
+        hold.use = use
     try:
-        refuse.at_grant()
+        pauses.refuse_if_cancelled()
     except Reschedule:
-        grip.end()
+        await hold.leave(is_coroutine=caller.is_coroutine)
         raise
-    return grip
+    return hold
 
 
-def _take_as_asked(take: Take, settings: Settings, timeout: float, refuse: Refusal) -> ThreadGrip:
-    if timeout == 0 or not _is_in_pool() or settings.on_contention == "block":
-        return take(timeout, refuse)
-    if settings.on_contention == "reschedule" and timeout < 0:
-        try:
-            return take(settings.reschedule_after, refuse)
-        except Timeout as busy:
-            raise Reschedule(str(busy)) from None
-    if settings.on_contention == "secede":
-        try:
-            return take(0, refuse)
-        except Timeout:
-            secede()  # type: ignore[no-untyped-call]
-    return take(timeout, refuse)
+async def _take_as_asked(taker: Taker, settings: Settings, caller: Caller, seconds: float, pauses: Pauses) -> Hold:
+    if seconds != 0 and settings.on_contention != "block" and _is_in_pool(caller):
+        if settings.on_contention == "reschedule" and seconds < 0:
+            try:
+                return await taker.take(caller, settings.reschedule_after, pauses)
+            except Timeout as busy:
+                raise Reschedule(str(busy)) from None
+        if settings.on_contention == "secede":
+            try:
+                return await taker.take(caller, 0, pauses)
+            except Timeout:
+                secede()  # type: ignore[no-untyped-call]
+    return await taker.take(caller, seconds, pauses)
 
 
-def _is_in_pool() -> bool:
+def _is_in_pool(caller: Caller) -> bool:
     # A thread that has seceded stays outside: going back would mean to wait for a thread while holding the lock.
     return (
-        current_worker() is not None
-        and task_key() is not None
+        not caller.is_coroutine
+        and caller.key is not None
+        and current_worker() is not None
         and getattr(thread_state, "executor", None) is not None
         and bool(getattr(thread_state, "proceed", False))
     )
 
 
-def pauses_of_coroutine(key: Any, refuse: Refusal) -> OnWait:
+class Pauses:
     """
-    Return what a coroutine calls before each pause: the first time it gives back the place that it takes on its worker.
+    Called before each pause of a caller that waits.
 
-    Dask runs no more coroutines and threads at a time than a worker has threads, so one that waits would keep out the
-    tasks that the holder waits for.
-
-    :param key: of the task; ``None`` if the caller is none
-    :param refuse: called as well
-    """
-    worker = current_worker()
-    is_inside = worker is not None and key is not None
-
-    def pause(_: object) -> None:
-        nonlocal is_inside
-        refuse()
-        if is_inside and worker is not None:
-            is_inside = False
-            now = time.time()
-            seconds = now - (worker.state.tasks[key].start_time or now)
-            worker.handle_stimulus(SecedeEvent(key=key, compute_duration=seconds, stimulus_id=f"secede-{now}"))
-
-    return pause
-
-
-class Refusal:
-    """
-    Raises ``distributed.Reschedule`` once a task that waits is cancelled: to be called in each pause.
-
-    Dask lets tasks that it has cancelled run to their end, coroutines included. One that does not have to wait may go
-    on; one that waited should not get the lock any more.
-
-    :param key: of the task; ``None`` if the caller is none
+    Raises ``distributed.Reschedule`` once its task is cancelled. Dask lets tasks that it has cancelled run to their
+    end, coroutines included. One that does not have to wait may go on; one that waited should not get the lock any
+    more.
     """
 
-    def __init__(self, key: Any) -> None:
+    def __init__(self, caller: Caller, use: Use) -> None:
         self._worker = current_worker()
-        self._key = key
+        self._key = caller.key
+        self._use = use
         self._has_waited = False
+        self._counts_as_running = caller.is_coroutine
 
-    def __call__(self, _: object = None) -> None:
-        """Raise it if the task, which waits, was cancelled."""
+    def __call__(self, info: WaitInfo) -> None:
+        """Report a long wait, look whether the task is cancelled, and let others run."""
         self._has_waited = True
-        self.at_grant()
+        self._use(info)
+        self.refuse_if_cancelled()
+        if self._counts_as_running and self._worker is not None and self._key is not None:
+            # Dask runs no more coroutines and threads at a time than a worker has threads, so a coroutine that waits
+            # would keep out the tasks that the holder waits for.
+            self._counts_as_running = False
+            now = time.time()
+            seconds = now - (self._worker.state.tasks[self._key].start_time or now)
+            event = SecedeEvent(key=self._key, compute_duration=seconds, stimulus_id=f"secede-{now}")
+            self._worker.handle_stimulus(event)
 
-    def at_grant(self) -> None:
+    def refuse_if_cancelled(self) -> None:
         """Raise it if the task has waited and was cancelled since it last looked."""
         if not self._has_waited or self._worker is None or self._key is None:
             return

@@ -8,32 +8,29 @@ two objects with one name exclude each other wherever they are.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Generator
-from datetime import timedelta
-from types import TracebackType
-from typing import Any, Self
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import astuple
+from typing import Any, Final, Unpack
 
-from distributed import Reschedule
-from distributed.metrics import context_meter
+from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
-from nfsrwlock_core import LockNotHeldError, Timeout, inspect
-
-from . import holds
-from .awaiting import Awaitable
-from .contention import Refusal, pauses_of_coroutine, wait_for
-from .grip import CoroutineGrip, Grip, OnWait, Taker, ThreadGrip
-from .ledger import ledger
+from . import contention, holding
+from .awaiting import LockMethods, run_in_thread
+from .context import Caller, Owner, caller_here, is_on_dask_loop
+from .holding import Hold, Taker
 from .names import encoded, fresh_name, path_of
-from .place import Caller, Owner, coroutine_caller, coroutine_key, is_on_dask_loop, task_owner, thread_owner
-from .settings import Heartbeat, Mode, OnContention, Settings, limit, settings_of
+from .settings import Mode, Options, Settings, settings_of
 
-Time = float | str | timedelta
+logger: Final = logging.getLogger("nfsrwlock.dask")
 
 
-class Lock:
+class Lock(LockMethods):
     """
     A lock in the place of ``distributed.Lock``: the same methods, but it lives beside the file that it protects.
 
@@ -41,13 +38,14 @@ class Lock:
     It is bound to no thread and not re-entrant: a second ``acquire`` waits for a ``release``. Reading is different in
     one point: a thread, or an asyncio task, that holds the path through any lock of this module joins its own hold.
 
-    Where it differs from ``distributed.Lock``: no client is needed; ``with`` in a coroutine on Dask's loop raises,
-    where the original would run the block without the lock; an acquire that may wait as long as it takes raises when it
-    cannot succeed, and never returns ``False``; and a hold that was lost makes :meth:`release` and the end of a
-    ``with`` block raise :class:`~nfsrwlock.LockLostError`.
+    Where it differs from ``distributed.Lock``: no client is needed; ``with`` on Dask's loop raises, where the original
+    would run the block without the lock; an acquire that may wait as long as it takes raises when it cannot succeed,
+    and never returns ``False``; and a hold that was lost makes :meth:`release` and the end of a ``with`` block raise
+    :class:`~nfsrwlock.LockLostError`. What an object holds that nobody can reach any more is given back.
 
     :param name: a path (it has a slash in it, or is a path object), or any other name, whose lock then lives below
-        ``nfsrwlock.root`` of Dask's configuration; ``None``: a name that nobody else has
+        ``nfsrwlock.root`` of Dask's configuration: a string, a number, bytes, a tuple or a list of these; ``None``: a
+        name that nobody else has
     :param scheduler_rpc: ignored; there for ``distributed.Lock``'s sake
     :param loop: the Tornado loop that counts as Dask's; ``None``: the current worker's or client's
     :param mode: ``"write"`` for exclusive, ``"read"`` for shared
@@ -65,44 +63,22 @@ class Lock:
     """
 
     def __init__(
-        self,
-        name: str | os.PathLike[str] | None = None,
-        scheduler_rpc: Any = None,
-        loop: Any = None,
-        *,
-        mode: Mode = "write",
-        timeout: Time | None = None,
-        on_contention: OnContention | None = None,
-        heartbeat: Heartbeat | None = None,
-        heartbeat_interval: Time | None = None,
-        stale_threshold: Time | None = None,
-        poll_interval: Time | None = None,
-        share: str | None = None,
-        lock_dir: str | os.PathLike[str] | None = None,
+        self, name: Any = None, scheduler_rpc: Any = None, loop: Any = None, **options: Unpack[Options]
     ) -> None:
         name = fresh_name() if name is None else name
-        settings = settings_of(
-            path_of(name),
-            mode=mode,
-            timeout=timeout,
-            on_contention=on_contention,
-            heartbeat=heartbeat,
-            heartbeat_interval=heartbeat_interval,
-            stale_threshold=stale_threshold,
-            poll_interval=poll_interval,
-            share=share,
-            lock_dir=lock_dir,
-        )
-        self._set_up(os.fsdecode(name), settings, loop)
+        settings = settings_of(path_of(name), options)
+        self._set_up(os.fsdecode(name) if isinstance(name, os.PathLike) else name, settings, loop)
 
-    def _set_up(self, name: str, settings: Settings, loop: Any = None) -> None:
+    def _set_up(self, name: Any, settings: Settings, loop: Any = None) -> None:
         #: As it was given.
         self.name = name
+        #: Of this object; a copy has another one.
+        self.id = uuid.uuid4().hex
         self._settings = settings
         self._loop = loop
         self._taker = Taker(settings)
         self._mutex = threading.Lock()
-        self._grips: list[Grip] = []
+        self._holds: list[Hold] = []
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -131,10 +107,13 @@ class Lock:
         return hash(self._settings)
 
     def __dask_tokenize__(self) -> object:
-        return "nfsrwlock.dask.Lock", tuple(self._settings.token().items())
+        return "nfsrwlock.dask.Lock", astuple(self._settings)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return restored, (self.name, self._settings, type(self))
+    def __getstate__(self) -> tuple[Any, Settings]:
+        return self.name, self._settings
+
+    def __setstate__(self, state: tuple[Any, Settings]) -> None:
+        self._set_up(*state)
 
     #: With ``__getitem__`` alone Python would take a lock for an endless sequence.
     __iter__ = None
@@ -152,49 +131,11 @@ class Lock:
         if not isinstance(key, str):
             raise TypeError(f"a store's key must be a string, not {type(key).__name__}")
         path = os.path.join(f"{self.path}.keys", encoded(key))
-        return restored(path, self._settings.at(path), _KeyLock)
+        lock = _KeyLock.__new__(_KeyLock)
+        lock._set_up(path, self._settings.at(path))
+        return lock
 
     # -- distributed.Lock's methods -----------------------------------------------------------------------------------
-
-    def acquire(self, blocking: bool = True, timeout: Time | None = None) -> Any:
-        """
-        Take the lock. On Dask's event loop, await the result.
-
-        :param blocking: ``False``: do not wait
-        :param timeout: how long to wait: seconds, ``"200ms"`` or a timedelta; ``None``: as the lock says
-        :returns: ``True``; ``False`` if it could not be had and ``blocking=False`` or ``timeout=`` allowed for that
-        :raises ValueError: if a time-out is given for a call that is not to wait
-        :raises Timeout: if the lock's own time-out is over
-        :raises distributed.Reschedule: in a task, with ``on_contention="reschedule"``
-        :raises LockPathError: if the lock cannot live at its path
-        :raises RuntimeError: if this very thread holds the path shared and asks for it exclusively without a limit
-        """
-        may_fail = not blocking or timeout is not None
-        if not blocking:
-            if timeout is not None:
-                raise ValueError("can't specify a timeout for a non-blocking call")
-            seconds = 0.0
-        else:
-            seconds = self._settings.timeout if timeout is None else limit("timeout", timeout)
-        if self._is_async():
-            # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
-            call = self._acquire_async(seconds, may_fail=may_fail, caller=coroutine_caller())
-            return Awaitable(call, f"acquire() of {self!r}", is_try=not blocking)
-        return self._acquire(seconds, may_fail=may_fail)
-
-    def release(self) -> Any:
-        """
-        Give the lock back: the caller's own hold if it has one, else the oldest. On Dask's loop, await the result.
-
-        :returns: ``True``; ``False`` if the hold was lost and another exception is on its way already
-        :raises RuntimeError: if the lock is not held through this object
-        :raises LockLostError: if the hold was lost before, so that what was done under it may overlap with others
-        """
-        if self._is_async():
-            with self._mutex:
-                self._refuse_if_free(self._own_grips())
-            return Awaitable(self._release_later(_owner_here(), _is_unwinding()), f"release() of {self!r}")
-        return self._release(self._let_go(thread_owner()), _is_unwinding())
 
     def locked(self) -> Any:
         """
@@ -202,15 +143,15 @@ class Lock:
 
         A snapshot, for people: by the time it is returned it may be wrong.
         """
-        return self._sync(self._is_locked, "locked()")
+        return self._run(lambda caller: _unblocking(caller, self._is_locked), "locked")
 
     def get_value(self) -> Any:
         """Return how many hold the lock, readers included, wherever they are. On Dask's loop, await the result."""
-        return self._sync(self._count_holders, "get_value()")
+        return self._run(lambda caller: _unblocking(caller, lambda: len(self._holders())), "get_value")
 
     def register(self, **_: object) -> Any:
         """Do nothing: a lock on files need not be registered. On Dask's loop, await the result."""
-        return self._sync(lambda: None, "register()")
+        return self._run(lambda caller: _unblocking(caller, lambda: None), "register")
 
     def close(self) -> Any:
         """
@@ -220,13 +161,7 @@ class Lock:
 
         :raises LockLostError: if a hold was lost before
         """
-        return self._close_async() if self._is_async() else self._close()
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        async def ready() -> Self:
-            return self
-
-        return ready().__await__()
+        return self._run(self._close, "close")
 
     def check(self) -> None:
         """
@@ -236,174 +171,87 @@ class Lock:
         :raises LeaseExpiredError: if the lease has run out, so that somebody may have
         :raises LockNotHeldError: if the lock is not held through this object
         """
-        owner = _owner_here()
-        with self._mutex:
-            grips = self._own_grips()
-        mine = [grip for grip in grips if grip.owner == owner] or grips
+        owner, holds = caller_here().owner, self._own_holds()
+        mine = [hold for hold in holds if hold.owner == owner] or holds
         if not mine:
             raise LockNotHeldError(f"the lock on {self.path!r} is not held through this object")
-        for grip in mine:
-            grip.check()
+        for hold in mine:
+            hold.check()
 
-    # -- with ---------------------------------------------------------------------------------------------------------
+    def __del__(self) -> None:
+        # Nobody can release it any more, as after an exception in a task: the heartbeat would keep it for ever.
+        if sys.is_finalizing() or "_holds" not in self.__dict__:
+            return  # at the interpreter's end all holds are released
+        for hold in self._own_holds():
+            logger.warning("the lock on %r was held by an object that is no more; it is given back", self.path)
+            threading.Thread(target=_abandon, args=(hold,), daemon=True).start()
 
-    def __enter__(self) -> Self:
-        if self._is_async():
-            raise RuntimeError(
-                f"'with' on the lock {self.name!r} would block Dask's event loop; in a coroutine use 'async with'"
-            )
-        self._acquire(self._settings.timeout, may_fail=False)
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._release(self._let_go(thread_owner()), exc_value is not None)
-
-    async def __aenter__(self) -> Self:
-        await self._acquire_async(self._settings.timeout, may_fail=False)
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._release_async(self._let_go(task_owner()), exc_value is not None)
-
-    # -- how ----------------------------------------------------------------------------------------------------------
+    # -- how: one story, of which nothing suspends for a caller in a thread -------------------------------------------
 
     def _is_async(self) -> bool:
         return is_on_dask_loop(self._loop)
 
-    def _sync(self, call: Callable[[], Any], name: str) -> Any:
-        return Awaitable(_in_thread(call), f"{name} of {self!r}") if self._is_async() else call()
-
-    def _acquire(self, timeout: float, *, may_fail: bool) -> bool:
-        owner = thread_owner()
-        if self._join(owner):
-            return True
-        self._refuse_upgrade(owner, timeout)
-
-        def take(seconds: float, on_wait: OnWait) -> ThreadGrip:
-            return self._taker.take(owner, seconds, on_wait)
-
-        try:
-            grip = wait_for(take, self._settings, timeout)
-        except Timeout:
-            if may_fail:
-                return False
-            raise
-        self._hold(grip)
-        return True
-
-    async def _acquire_async(self, seconds: float, *, may_fail: bool, caller: Caller | None = None) -> bool:
-        caller = caller or Caller(task_owner(), coroutine_key())
-        owner = caller.owner
-        if self._join(owner):
-            return True
-        self._refuse_upgrade(owner, seconds)
-        settings, key = self._settings, caller.key
-        refuse = Refusal(key)
-        try:
-            with ledger.waiting(settings.mode, settings.path), context_meter.meter("nfsrwlock-wait"):
-                grip: CoroutineGrip = await self._taker.take_async(owner, seconds, pauses_of_coroutine(key, refuse))
-        except Timeout:
-            if may_fail:
-                return False
-            raise
-        try:
-            refuse.at_grant()
-        except Reschedule:
-            await grip.end_async()
-            raise
-        self._hold(grip)
-        return True
-
-    def _hold(self, grip: Grip) -> None:
-        holds.enter(grip)
+    async def _acquire(self, caller: Caller, blocking: bool, seconds: float | None) -> bool:
+        may_fail = not blocking or seconds is not None
+        wanted = (self._settings.timeout if seconds is None else seconds) if blocking else 0.0
+        hold = self._joined(caller.owner, wanted)
+        if hold is None:
+            try:
+                hold = await contention.take(self._taker, self._settings, caller, wanted)
+            except Timeout:
+                if may_fail:
+                    return False
+                raise
+            holding.enter(hold)
+            holding.collect_after(caller, hold)
         with self._mutex:
-            self._grips.append(grip)
+            self._holds.append(hold)
+        return True
 
-    def _join(self, owner: Owner) -> bool:
+    def _joined(self, owner: Owner, seconds: float) -> Hold | None:
         # Waiting behind a writer who waits for us would never end, and a thread cannot overlap with itself.
-        if self.mode == "write":
-            return False
-        grip = holds.join(self.lock_path, owner)
-        if grip is None:
-            return False
-        with self._mutex:
-            self._grips.append(grip)
-        return True
-
-    def _refuse_upgrade(self, owner: Owner, timeout: float) -> None:
-        if timeout < 0 and holds.is_reader(self.lock_path, owner):
-            raise RuntimeError(
+        if self.mode == "read":
+            return holding.join(self.lock_path, owner)
+        if seconds < 0 and holding.is_reader(self.lock_path, owner):
+            raise DeadlockError(
                 f"cannot take the write lock on {self.path!r}: the caller holds it shared, and would wait for itself; "
                 "release the read lock first"
             )
+        return None
 
-    def _own_grips(self) -> list[Grip]:
-        pid = os.getpid()
-        self._grips = [grip for grip in self._grips if grip.pid == pid]  # after a fork they are the parent's
-        return list(self._grips)
-
-    def _refuse_if_free(self, grips: list[Grip]) -> None:
-        if not grips:
-            raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
-
-    def _let_go(self, owner: Owner) -> Grip:
+    async def _release(self, caller: Caller, *, is_unwinding: bool = False) -> bool:
         with self._mutex:
-            grips = self._own_grips()
-            self._refuse_if_free(grips)
-            grip = next((grip for grip in reversed(grips) if grip.owner == owner), grips[0])
-            self._grips.remove(grip)
-        return grip
-
-    def _release(self, grip: Grip, is_unwinding: bool) -> bool:
-        with holds.leaving(grip, is_unwinding) as verdict:
-            if verdict.is_last:
-                grip.end()
-            else:
-                grip.check()
-        return verdict.stood
-
-    async def _release_later(self, owner: Owner, is_unwinding: bool) -> bool:
-        # The hold is let go when this is awaited: else one whose release nobody awaits could not be released any more.
-        return await self._release_async(self._let_go(owner), is_unwinding)
-
-    async def _release_async(self, grip: Grip, is_unwinding: bool) -> bool:
-        with holds.leaving(grip, is_unwinding) as verdict:
-            if verdict.is_last:
-                await grip.end_async()
-            else:
-                grip.check()
-        return verdict.stood
-
-    def _close(self) -> None:
+            holds = self._own_holds()
+            if not holds:
+                raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
+            hold = next((hold for hold in reversed(holds) if hold.owner == caller.owner), holds[0])
+            self._holds.remove(hold)
         try:
-            while self._is_held():
-                self._release(self._let_go(thread_owner()), False)
-        finally:  # the others, where one was lost
-            if self._is_held():
-                self._close()
+            await hold.leave(is_coroutine=caller.is_coroutine)
+        except LockLostError:
+            if not is_unwinding:
+                raise
+            return False
+        return True
 
-    async def _close_async(self) -> None:
-        try:
-            while self._is_held():
-                await self._release_async(self._let_go(task_owner()), False)
-        finally:
-            if self._is_held():
-                await self._close_async()
+    async def _close(self, caller: Caller) -> None:
+        first: LockLostError | None = None
+        while self._own_holds():
+            try:
+                await self._release(caller)
+            except LockLostError as error:
+                first = first or error
+        if first is not None:
+            raise first
 
-    def _is_held(self) -> bool:
-        with self._mutex:
-            return bool(self._own_grips())
+    def _own_holds(self) -> list[Hold]:
+        return [hold for hold in self._holds if hold.pid == os.getpid()]  # after a fork they are the parent's
 
     def _is_locked(self) -> bool:
-        holders = inspect(self.path, lock_dir=self._settings.lock_dir).holders
-        return any(peer.mode != "read" or self.mode == "write" for peer in holders)
+        return any(peer.mode != "read" or self.mode == "write" for peer in self._holders())
 
-    def _count_holders(self) -> int:
-        return len(inspect(self.path, lock_dir=self._settings.lock_dir).holders)
+    def _holders(self) -> tuple[PeerInfo, ...]:
+        return inspect(self.path, lock_dir=self._settings.lock_dir).holders
 
 
 class _KeyLock(Lock):
@@ -411,23 +259,10 @@ class _KeyLock(Lock):
         return False
 
 
-def _owner_here() -> Owner:
-    try:
-        return task_owner()
-    except (RuntimeError, AssertionError):
-        return thread_owner()
+async def _unblocking(caller: Caller, call: Callable[[], Any]) -> Any:
+    return await asyncio.to_thread(call) if caller.is_coroutine else call()
 
 
-def _is_unwinding() -> bool:
-    return sys.exc_info()[0] is not None
-
-
-async def _in_thread(call: Callable[[], Any]) -> Any:
-    return await asyncio.to_thread(call)
-
-
-def restored(name: str, settings: Settings, kind: type[Lock] = Lock) -> Lock:
-    """Return a lock with these settings, not held."""
-    lock = kind.__new__(kind)
-    lock._set_up(name, settings)
-    return lock
+def _abandon(hold: Hold) -> None:
+    with suppress(LockLostError):
+        run_in_thread(hold.leave(is_coroutine=False))

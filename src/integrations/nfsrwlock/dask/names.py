@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from .settings import configured, directory_of
@@ -24,21 +24,18 @@ def fresh_name() -> str:
     return f"lock-{uuid.uuid4().hex}"
 
 
-def path_of(name: str | os.PathLike[str]) -> str:
+def path_of(name: Any) -> str:
     """
     Return the path that ``name`` stands for.
 
-    :raises TypeError: if it is neither a string nor a path
+    :raises TypeError: if it is neither a path nor a name
     :raises ValueError: if it is empty, or no path while ``nfsrwlock.root`` names no directory
     """
-    if isinstance(name, os.PathLike):
+    if isinstance(name, os.PathLike) or (isinstance(name, str | bytes) and os.sep in os.fsdecode(name)):
         return os.fsdecode(name)
-    if not isinstance(name, str):
-        raise TypeError(f"a lock's name must be a string or a path, not {type(name).__name__}")
-    if not name:
+    if name in ("", b""):
         raise ValueError("a lock's name must not be empty")
-    if os.sep in name:
-        return name
+    file_name = encoded(name) if isinstance(name, str) else _encoded_value(name)
     root = configured("root", None)
     if root is None:
         raise ValueError(
@@ -46,7 +43,26 @@ def path_of(name: str | os.PathLike[str]) -> str:
             "is meant, or let 'nfsrwlock.root' in Dask's configuration (DASK_NFSRWLOCK__ROOT) name a directory that "
             "all workers share"
         )
-    return os.path.join(directory_of("root", root), encoded(name))
+    return os.path.join(directory_of("root", root), file_name)
+
+
+def _encoded_value(name: Any) -> str:
+    # No string has such a file name, for "." is quoted.
+    value = _plain(name)
+    return f"{type(value).__name__}.{encoded(repr(value))}"
+
+
+def _plain(name: Any) -> Any:
+    # Whatever else there is may say something different of itself in each process. A list arrives at distributed's
+    # scheduler as a tuple.
+    if isinstance(name, tuple | list):
+        return tuple(map(_plain, name))
+    if name is None or type(name) in (str, bytes, bool, int, float):
+        return name
+    raise TypeError(
+        "a lock's name must be a string, a path, a number, bytes, or a tuple or list of these, not "
+        f"{type(name).__name__}"
+    )
 
 
 def encoded(name: str) -> str:

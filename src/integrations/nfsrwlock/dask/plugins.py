@@ -11,26 +11,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, Final
 
 from distributed import Client, Nanny, NannyPlugin, Scheduler, SchedulerPlugin, Worker, WorkerPlugin
+from distributed.core import Status
+from distributed.scheduler import WorkerState
 
 from nfsrwlock_core import LockError, break_lock, inspect
 
-from .ledger import Event, Recent, Used, ledger
-from .place import current_worker
+from .activity import Event, JournalEntry, Use, activity, read_journal, remove_journal
+from .context import current_worker
 from .settings import configured, positive
+
+try:
+    from . import prometheus
+except ImportError:  # there is no prometheus_client
+    prometheus = None  # type: ignore[assignment]
 
 logger: Final = logging.getLogger("nfsrwlock.dask")
 
 #: The topic of ``client.get_events``.
 TOPIC: Final = "nfsrwlock"
 _HANDLER: Final = "nfsrwlock_evict_dead"
+#: Strings, for the table of workers on the dashboard shows no others.
+_METRICS: Final[dict[str, Callable[[Worker], str]]] = {
+    "nfsrwlock held": lambda _: _shown(activity.uses(held=True)),
+    "nfsrwlock awaited": lambda _: _shown(activity.uses(held=False)),
+}
 _LOOK_S: Final = 0.05
 #: How much longer than its looks an answer may take.
 _ANSWER_S: Final = 5.0
@@ -43,8 +53,8 @@ def install(client: Client) -> Any:
     Register the plugins with a cluster: with what runs now and with what joins later.
 
     They evict the locks of worker processes that are proven dead, show held and awaited locks as metrics of each
-    worker, measure waits (``nfsrwlock-wait`` among the fine performance metrics), and log events under the topic
-    ``nfsrwlock``. Registering them again changes nothing. Nothing else changes: a lock needs no plugin.
+    worker, also for Prometheus, measure waits (``nfsrwlock-wait`` among the fine performance metrics), and log events
+    under the topic ``nfsrwlock``. Registering them again changes nothing. Nothing else changes: a lock needs no plugin.
 
     :param client: of the cluster
     :returns: ``None``; of an asynchronous client, something to await
@@ -54,22 +64,17 @@ def install(client: Client) -> Any:
     if not isinstance(client, Client):
         raise TypeError(f"install needs a distributed.Client, not {type(client).__name__}")
     patience = positive("eviction-timeout", configured("eviction-timeout", None))
-    # The scheduler first: workers tell it what they use as soon as they have their plugin.
     plugins = (SchedulerEviction(patience), NannyEviction(), WorkerLocks())
-    if client.asynchronous:
-        return _install_async(client, plugins)
-    for plugin in plugins:
-        client.register_plugin(plugin)
-    return None
 
+    async def register() -> None:
+        for plugin in plugins:
+            await client.register_plugin(plugin)
 
-async def _install_async(client: Client, plugins: Iterable[Any]) -> None:
-    for plugin in plugins:
-        await client.register_plugin(plugin)
+    return client.sync(register)  # type: ignore[no-untyped-call]
 
 
 class WorkerLocks(WorkerPlugin):
-    """Tells the scheduler what this worker uses, holds and waits for. Releases nothing, not even when it is removed."""
+    """Shows what this worker holds and waits for. Releases nothing, not even when it is removed."""
 
     name = "nfsrwlock-worker"
     idempotent = True
@@ -77,27 +82,36 @@ class WorkerLocks(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         """Distributed calls this when the plugin comes to the worker."""
         self._worker = worker
-        # Strings, for the table of workers on the dashboard shows no others.
-        worker.metrics["nfsrwlock held"] = _held_metric
-        worker.metrics["nfsrwlock awaited"] = _awaited_metric
+        worker.metrics.update(_METRICS)
         worker.handlers[_HANDLER] = _evict_handler
-        ledger.listeners.append(self._log)
-        if used := ledger.used():
-            self._log({"action": "uses", "pid": os.getpid(), "locks": [list(lock) for lock in used]})
+        activity.open_journal(_journal_of(worker.local_directory))
+        activity.listeners.append(self._log)
+        if prometheus is not None:
+            prometheus.show(worker)
 
     def teardown(self, worker: Worker) -> None:
         """Distributed calls this when the worker ends or the plugin goes; tasks may be running yet, and hold locks."""
-        if self._log in ledger.listeners:
-            ledger.listeners.remove(self._log)
+        for name in _METRICS:
+            worker.metrics.pop(name, None)
+        _remove_handler(worker)
+        activity.close_journal(_journal_of(worker.local_directory))
+        activity.listeners.remove(self._log)
+        if not activity.listeners and prometheus is not None:
+            prometheus.hide()
 
     def _log(self, event: Event) -> None:
-        # Workers of one process have one ledger: all may come to hold what it knows, but one of them waited.
-        if event["action"] != "uses" and current_worker() not in (None, self._worker):
+        # Workers of one process have one record of it, and one of them waited.
+        if current_worker() not in (None, self._worker):
             return
         try:
             self._worker.log_event(TOPIC, event)
         except Exception:  # the loop has ended: nobody listens any more, and the lock is not concerned
             logger.debug("the event %r was not delivered", event, exc_info=True)
+
+
+def _journal_of(local_directory: str) -> str:
+    # Beside that directory: a nanny removes it as soon as its worker has died.
+    return f"{local_directory}.nfsrwlock"
 
 
 class NannyEviction(NannyPlugin):
@@ -111,14 +125,15 @@ class NannyEviction(NannyPlugin):
         """Distributed calls this when the plugin comes to the nanny."""
         nanny.handlers[_HANDLER] = _evict_handler
 
+    def teardown(self, nanny: Nanny) -> None:
+        """Distributed calls this when the nanny ends or the plugin goes."""
+        _remove_handler(nanny)
 
-@dataclass(slots=True)
-class _Known:
-    # The scheduler forgets a worker before it tells the plugins of its end, so this is noted while it lives.
-    pid: int
-    host: str
-    nanny: str | None
-    locks: Recent = field(default_factory=Recent)
+
+def _remove_handler(server: Worker | Nanny) -> None:
+    # One that ends is asked yet, and Dask would log an error.
+    if server.status in (Status.running, Status.paused):
+        server.handlers.pop(_HANDLER, None)
 
 
 class SchedulerEviction(SchedulerPlugin):
@@ -133,119 +148,109 @@ class SchedulerEviction(SchedulerPlugin):
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
-        self._known: dict[str, _Known] = {}
+        # The scheduler forgets a worker before it tells the plugins of its end.
+        self._workers: dict[str, WorkerState] = {}
         self._asking: set[asyncio.Task[None]] = set()
 
     async def start(self, scheduler: Scheduler) -> None:
         """Distributed calls this when the plugin comes to the scheduler."""
-        self._scheduler = scheduler
+        self._workers.update(scheduler.workers)
 
     async def before_close(self) -> None:
         """Distributed calls this when the scheduler is about to end."""
         for task in self._asking:
             task.cancel()
 
-    def log_event(self, topic: str, msg: Any) -> None:
-        """Distributed calls this with every event that anybody logs."""
-        if topic != TOPIC or not isinstance(msg, dict) or msg.get("action") != "uses":
-            return
-        worker = self._scheduler.workers.get(msg.get("worker", ""))
-        if worker is None:
-            return
-        known = self._known.get(worker.address)
-        if known is None or known.pid != msg["pid"]:
-            known = self._known[worker.address] = _Known(msg["pid"], worker.host, worker.nanny)
-        for path, lock_dir in msg["locks"]:
-            known.locks.use((path, lock_dir))
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """Distributed calls this when a worker has joined."""
+        self._workers[worker] = scheduler.workers[worker]
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Distributed calls this when it has removed a worker, for whatever reason."""
-        known = self._known.pop(worker, None)
-        if known is None:
+        removed = self._workers.pop(worker, None)
+        if removed is None:
             return
         # Beside the removal, not in it: the rest of the cluster need not wait until a process is dead.
-        task = asyncio.get_running_loop().create_task(self._ask(scheduler, worker, known))
+        task = asyncio.get_running_loop().create_task(self._ask(scheduler, removed))
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
-    async def _ask(self, scheduler: Scheduler, worker: str, known: _Known) -> None:
-        neighbours = [state.address for state in scheduler.workers.values() if state.host == known.host]
-        addresses = deque(filter(None, (known.nanny, *neighbours)))
-        asked: set[asyncio.Task[list[dict[str, Any]] | None]] = set()
+    async def _ask(self, scheduler: Scheduler, removed: WorkerState) -> None:
+        neighbours = [state.address for state in scheduler.workers.values() if state.host == removed.host]
+        addresses = deque(filter(None, (removed.nanny, *neighbours)))
+        asked: set[asyncio.Task[list[Event] | None]] = set()
         try:
             while addresses or asked:
                 if addresses:
                     # Somebody else, too, if there is no answer soon: the nanny may have died with its worker.
-                    asked.add(asyncio.create_task(self._evicted_by(scheduler, addresses.popleft(), worker, known)))
+                    asked.add(asyncio.create_task(self._evicted_by(scheduler, addresses.popleft(), removed)))
                 done, asked = await asyncio.wait(
                     asked, timeout=_HEAD_START_S if addresses else None, return_when=asyncio.FIRST_COMPLETED
                 )
                 for evicted in (task.result() for task in done):
                     if evicted is not None:
                         addresses.clear()
-                    for entry in evicted or ():
-                        scheduler.log_event(TOPIC, {"action": "evicted", "worker": worker, **entry})
+                    for event in evicted or ():
+                        scheduler.log_event(TOPIC, {"action": "evicted", "worker": removed.address, **event})
         finally:
             for task in asked:
                 task.cancel()
 
-    async def _evicted_by(
-        self, scheduler: Scheduler, address: str, worker: str, known: _Known
-    ) -> list[dict[str, Any]] | None:
+    async def _evicted_by(self, scheduler: Scheduler, address: str, removed: WorkerState) -> list[Event] | None:
         try:
             evicted = await asyncio.wait_for(
                 getattr(scheduler.rpc(address), _HANDLER)(
-                    pid=known.pid, locks=[list(lock) for lock in reversed(known.locks)], patience=self._patience
+                    journal=_journal_of(removed.local_directory), patience=self._patience
                 ),
                 self._patience + _ANSWER_S,
             )
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-            logger.info("%s cannot look for what %s left: %s", address, worker, error)
+            logger.info("%s cannot look for what %s left: %s", address, removed.address, error)
             return None
         # msgpack makes tuples of lists; an address without our plugin answers with an error in a dict.
         return list(evicted) if isinstance(evicted, list | tuple) else None
 
 
-async def _evict_handler(pid: int, locks: list[list[Any]], patience: float) -> list[dict[str, Any]]:
+async def _evict_handler(journal: str, patience: float) -> list[Event]:
     # In a thread: this process's loop must not wait for a file server.
-    return await asyncio.to_thread(evict_dead, pid, [(path, lock_dir) for path, lock_dir in locks], patience)
+    return await asyncio.to_thread(evict_dead, journal, patience)
 
 
-def evict_dead(pid: int, locks: list[Used], patience: float) -> list[dict[str, Any]]:
+def evict_dead(journal: str, patience: float) -> list[Event]:
     """
-    Evict process ``pid`` of this host from ``locks`` as soon as the kernel says that it is dead; never before.
+    Evict the process that wrote ``journal`` as soon as the kernel says that it is dead; never before.
 
-    :param locks: path, and directory of locks or ``None``, of each
+    What that process held may have been released meanwhile by its heartbeat process, or been evicted by who waits for
+    it: that counts as well. Afterwards the journal is removed.
+
     :param patience: seconds after which a process that lives is left alone
-    :returns: what was evicted: path, mode and token of each
+    :returns: the path and mode of each lock that it held when it died
     """
     deadline = time.monotonic() + patience
-    evicted: list[dict[str, Any]] = []
-    while locks:
-        locks = [lock for lock in locks if _is_held_by_living(pid, lock, evicted)]
+    while (left := read_journal(journal)) is not None:
+        if not left.is_alive:
+            evicted = [entry for entry in left.entries if _evict(entry, left.pid) and entry.is_held]
+            remove_journal(journal)
+            return [{"mode": entry.mode, "path": entry.path} for entry in evicted]
         if time.monotonic() >= deadline:
             break
-        time.sleep(_LOOK_S if locks else 0)
-    return evicted
+        time.sleep(_LOOK_S)
+    return []
 
 
-def _is_held_by_living(pid: int, lock: Used, evicted: list[dict[str, Any]]) -> bool:
-    path, lock_dir = lock
+def _evict(entry: JournalEntry, pid: int) -> bool:
+    # Returns whether the process has no claim on the lock any more.
     try:
-        state = inspect(path, lock_dir=lock_dir)
+        state = inspect(entry.path, lock_dir=entry.lock_dir)
         ours = [peer for peer in (*state.holders, *state.waiters) if peer.pid == pid and peer.same_kernel]
-        dead = [peer for peer in ours if peer.alive is False]
-        gone = [peer for peer in dead if break_lock(path, token=peer.token, lock_dir=lock_dir)]
-        evicted.extend({"path": path, "mode": peer.mode, "token": peer.token} for peer in gone)
+        for peer in ours:
+            if peer.alive is False:
+                break_lock(entry.path, token=peer.token, lock_dir=entry.lock_dir)
     except (LockError, OSError) as error:
-        logger.info("the lock on %r cannot be looked at: %s", path, error)
+        logger.info("the lock on %r cannot be looked at: %s", entry.path, error)
         return False
-    return any(peer.alive for peer in ours)
+    return not any(peer.alive for peer in ours)
 
 
-def _held_metric(_: Worker) -> str:
-    return ", ".join(ledger.held())
-
-
-def _awaited_metric(_: Worker) -> str:
-    return ", ".join(ledger.awaited())
+def _shown(uses: list[Use]) -> str:
+    return ", ".join(sorted({f"{use.mode} {use.path}" for use in uses}))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any, Final
+import copy
+from dataclasses import dataclass
+from typing import Any, Unpack
 
-from .lock import Lock, restored
+from .lock import Lock
 from .names import fresh_name
-from .settings import Settings
+from .settings import Mode, Options
 
 
+@dataclass(frozen=True, init=False, repr=False)
 class RWLock:
     """
     A reader/writer lock on one path, as two views: ``read`` and ``write``, each a :class:`Lock`.
@@ -17,17 +19,22 @@ class RWLock:
     Parameters and errors are those of :class:`Lock`.
     """
 
-    def __init__(self, name: str | os.PathLike[str] | None = None, **settings: Any) -> None:
-        if "mode" in settings:
+    #: The view that shares the path with other readers.
+    read: Lock
+    #: The view that has the path alone.
+    write: Lock
+
+    def __init__(self, name: Any = None, **options: Unpack[Options]) -> None:
+        if "mode" in options:
             raise TypeError("an RWLock has both modes: take its read or its write")
         name = fresh_name() if name is None else name
-        #: The view that shares the path with other readers.
-        self.read: Final = Lock(name, mode="read", **settings)
-        #: The view that has the path alone.
-        self.write: Final = Lock(name, mode="write", **settings)
+        modes: tuple[Mode, ...] = ("read", "write")
+        for mode in modes:
+            options["mode"] = mode
+            object.__setattr__(self, mode, Lock(name, **options))
 
     @property
-    def name(self) -> str:
+    def name(self) -> Any:
         """As it was given."""
         return self.write.name
 
@@ -36,23 +43,8 @@ class RWLock:
         """The path that is protected, canonical and absolute."""
         return self.write.path
 
+    def __copy__(self) -> RWLock:
+        return copy.deepcopy(self)  # a copy holds nothing
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
-
-    def __eq__(self, other: object) -> bool:
-        return self.write == other.write if isinstance(other, RWLock) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash((RWLock, self.write))
-
-    def __dask_tokenize__(self) -> object:
-        return "nfsrwlock.dask.RWLock", self.write.__dask_tokenize__()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.name, self.read._settings, self.write._settings)
-
-
-def _restored(name: str, read: Settings, write: Settings) -> RWLock:
-    pair = RWLock.__new__(RWLock)
-    pair.__dict__.update(read=restored(name, read), write=restored(name, write))
-    return pair

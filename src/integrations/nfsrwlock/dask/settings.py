@@ -6,9 +6,9 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, TypedDict, cast, get_args
 
 import dask.config
 from dask.utils import parse_timedelta
@@ -20,6 +20,23 @@ Mode = Literal["read", "write"]
 OnContention = Literal["block", "reschedule", "secede"]
 #: ``auto``: a process on Dask's workers, whose tasks may hold the GIL for longer than a lease; a thread elsewhere.
 Heartbeat = Literal["auto", "thread", "process"]
+
+Time = float | str | timedelta
+
+
+class Options(TypedDict, total=False):
+    """What a :class:`~nfsrwlock.dask.Lock` is made with beside its name."""
+
+    mode: Mode
+    timeout: Time | None
+    on_contention: OnContention | None
+    heartbeat: Heartbeat | None
+    heartbeat_interval: Time | None
+    stale_threshold: Time | None
+    poll_interval: Time | None
+    share: Literal["user", "group"] | None
+    lock_dir: str | os.PathLike[str] | None
+
 
 DEFAULTS: Final[dict[str, Any]] = {
     "root": None,
@@ -76,10 +93,6 @@ class Settings:
         probe = LockSet(write=path, **self.core_arguments())  # checks the values, and knows where the lock lives
         return replace(self, path=probe.paths_write[0], lock_path=probe.locks[0].lock_path)
 
-    def token(self) -> dict[str, Any]:
-        """Return plain values that are equal exactly if the settings are."""
-        return asdict(self)
-
 
 @contextmanager
 def _told_where_from() -> Iterator[None]:
@@ -95,39 +108,33 @@ def _told_where_from() -> Iterator[None]:
 
 
 @_told_where_from()
-def settings_of(
-    path: str,
-    *,
-    mode: Mode,
-    timeout: object,
-    on_contention: str | None,
-    heartbeat: str | None,
-    heartbeat_interval: object,
-    stale_threshold: object,
-    poll_interval: object,
-    share: str | None,
-    lock_dir: str | os.PathLike[str] | None,
-) -> Settings:
+def settings_of(path: str, options: Options) -> Settings:
     """
     Return the settings, or say what is wrong with them. ``None`` stands for what Dask's configuration says.
 
-    :raises TypeError: if one is of the wrong type
+    :raises TypeError: if one is unknown, or of the wrong type
     :raises ValueError: if one is out of range, or two contradict each other
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be 'read' or 'write', got {mode!r}")
-    contention = _one_of("on_contention", configured("on-contention", on_contention), OnContention)
-    beat = _one_of("heartbeat", configured("heartbeat", heartbeat), Heartbeat)
-    stale = configured("stale-threshold", stale_threshold)
-    directory = lock_dir
+    for name in options:
+        if name not in Options.__annotations__:
+            known = ", ".join(sorted(Options.__annotations__))
+            raise TypeError(f"Lock got an unexpected keyword argument {name!r}; lock settings are: {known}")
+    mode = _one_of("mode", options.get("mode", "write"), Mode)
+    contention = _one_of("on_contention", configured("on-contention", options.get("on_contention")), OnContention)
+    beat = _one_of("heartbeat", configured("heartbeat", options.get("heartbeat")), Heartbeat)
+    timeout = options.get("timeout")
+    stale = configured("stale-threshold", options.get("stale_threshold"))
+    directory = options.get("lock_dir")
     if directory is None and (of_configuration := configured("lock-dir", None)) is not None:
         directory = directory_of("lock-dir", of_configuration)
     home = lock_home(directory)  # what this process's environment says now holds wherever the lock is unpickled
     arguments: dict[str, Any] = {
-        "heartbeat_interval": seconds("heartbeat_interval", configured("heartbeat-interval", heartbeat_interval)),
+        "heartbeat_interval": seconds(
+            "heartbeat_interval", configured("heartbeat-interval", options.get("heartbeat_interval"))
+        ),
         "stale_threshold": None if stale is None else seconds("stale_threshold", stale),
-        "poll_interval": seconds("poll_interval", configured("poll-interval", poll_interval)),
-        "share": configured("share", share),
+        "poll_interval": seconds("poll_interval", configured("poll-interval", options.get("poll_interval"))),
+        "share": configured("share", options.get("share")),
         "lock_dir": None if home is None else os.path.abspath(home),
     }
     settings = Settings(
