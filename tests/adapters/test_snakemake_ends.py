@@ -43,7 +43,8 @@ def test_a_job_whose_lock_is_lost_is_stopped_and_publishes_nothing(scene: Scene)
     run.end(1)
     assert "ref/out' was lost" in run.text
     assert_nothing_happened(scene)
-    assert scene.litter() == []
+    # Of that lock only what its next holder compares the output with is left.
+    assert [os.listdir(directory) for directory in scene.litter()] == [["before"]]
 
 
 def test_a_run_block_whose_lock_is_lost_ends_with_its_process(scene: Scene) -> None:
@@ -161,14 +162,50 @@ def test_locks_are_released_and_the_old_output_stays_however_it_ends(scene: Scen
     assert run.process.returncode != 0
     if end not in ("both SIGKILL", "node"):
         assert scene.locks() == []
-    scene.clean_up()  # the one that left its parent outlives a job that was killed, as ever
+    if end == "job":
+        assert not is_ticking(scene), "nor does the one go on that left its parent, now that the lock is free"
+    scene.clean_up()
     assert_nothing_happened(scene)
+
+
+def test_what_a_job_leaves_running_is_ended_before_its_locks_are_free(scene: Scene) -> None:
+    scene.write("ref/in", "data")
+    scene.snakefile(
+        """
+        from nfsrwlock.snakemake import leash
+        leash._GRACE_S = 2.0
+        loop = "(setsid sh -c 'echo $$ >> left; exec sleep 300' > /dev/null 2>&1 &); while [ ! -e left ]; do :; done;"
+        rule all:
+            input: "ref/out", "read", "late"
+        rule write:
+            output: exclusive("ref/out")
+            shell: "{loop} echo new > {output}"
+        rule read:
+            input: shared_read("ref/in")
+            output: "read"
+            shell: "{loop} cp {input} {output}"
+        rule late:
+            output: exclusive("late")
+            shell: "(sleep 0.5; echo whole > {output}) & echo half > {output}"
+        """
+    )
+    scene.write("ref/out", "old")
+    text = scene.run("-k", "-F", code=1)
+    assert "(rule write) has left processes behind, which were ended with its locks: " in text
+    assert "Its outputs may not be whole, so nothing was published. Let the rule wait for them" in text
+    assert scene.read("ref/out") == "old"
+    assert "(rule read) has left processes behind" in text
+    assert scene.read("read") == "data"
+    assert scene.read("late") == "whole\n", "what ends by itself is waited for"
+    assert not [pid for pid in scene.read("left").split() if int(pid) in scene.processes()]
 
 
 def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene) -> None:
     scene.write("ref/in", "data")
     scene.snakefile(
         """
+        from nfsrwlock.snakemake import messages
+        messages._AGAIN_S = 2.0
         rule read:
             input: shared_read("ref/in", timeout=float(config["timeout"]))
             output: "out"
@@ -177,6 +214,7 @@ def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene
     )
     with SoftReadWriteLock(scene.directory / "ref/in").write_lock():
         runs = [scene.start("--nolock", "--config", f"timeout={timeout}") for timeout in (3, 900, 901)]
+        quiet = scene.start("--nolock", "--quiet", "all", "--config", "timeout=902")
         for run in runs[1:]:  # the first may have no time to tell it
             scene.wait_for(lambda run=run: "waits to read" in run.text)
             assert f"pid {os.getpid()}, writing since" in run.text
@@ -190,6 +228,9 @@ def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene
         wait_until_idle(scene, runs[1])
         runs[1].kill(signal.SIGTERM)
         interrupt(runs[2])
+        scene.wait_for(lambda: "waits to read" in quiet.text)  # --quiet hides none of minutes
+        quiet.kill()
+        quiet.end()
         for run in runs[1:]:
             run.end()  # the test has no patience for as long as these would wait
             assert run.process.returncode != 0
@@ -323,6 +364,9 @@ REFUSED = {
     'output: exclusive("x")\n    shadow: "minimal"': "exclusive() outputs do not go with shadow:",
     'output: exclusive("x")\n    cache: True': "exclusive() outputs do not go with cache:",
     'output: exclusive("x", timeout="soon")': "exclusive: timeout must be a number of seconds, 0 or more, not 'soon'",
+    'output: "x"\n    log: exclusive("x.log")': "'x.log': shared_read() and exclusive() do nothing in log:",
+    'output: "x"\n    benchmark: exclusive("x.tsv")': "'x.tsv': shared_read() and exclusive() do nothing in benchmark:",
+    'output: "x"\n    params: a=shared_read(["in"])': "'in': shared_read() and exclusive() do nothing in params:",
     'output: exclusive("x", share="all")': "exclusive: share must be 'user' or 'group', not 'all'",
     'output: exclusive("x", lock="")': "exclusive: lock must be a path, not ''",
     'output: exclusive(lambda wildcards: "x")': "exclusive: an output cannot be a function",
@@ -375,7 +419,9 @@ def test_a_flag_is_its_rule_s_own(scene: Scene) -> None:
     scene.snakefile(
         'rule deep:\n    output: exclusive("deep")\n    shell: "{see} deep other/deep; touch {output}"', "other.smk"
     )
-    scene.run("-c1", "third", "other/deep")
+    text = scene.run("-c1", "third", "other/deep")
+    unguarded = "rule third reads second, an exclusive() output of rule second, without shared_read()"
+    assert text.count(unguarded) == text.count("without shared_read()") == 1
     scene.run("-c1", "fourth")  # by itself, or Snakemake 9.13.0 may run it beside the third, one core or not
     assert scene.seen("second") == {"first": ["read"], "second": ["write"]}
     assert scene.seen("third") == {"first": [], "second": []}
@@ -419,13 +465,11 @@ def test_with_the_scheduler_a_job_whose_lock_is_busy_takes_no_core(scene: Scene)
     with SoftReadWriteLock(scene.directory / "ref/in").write_lock():
         run = scene.start("-c2", "--scheduler", "nfsrwlock")
         begun = scene.directory / "begun"
-        scene.wait_for(
-            lambda: "(rule each) has been started" in run.text or (begun.exists() and begun.read_text().count("\n") > 1)
-        )
+        scene.wait_for(lambda: begun.exists() and scene.exists("free"))  # so both cores could have been had
         assert begun.read_text().count("\n") == 1, "the other one, whose lock nobody has yet, is not started beside it"
         scene.write("go", "")
         scene.wait_for(lambda: all(scene.exists(name) for name in ("free", "one", "two")))
-        assert "(rule locked) is not started yet, its lock is busy: " in run.text
+        assert re.search(r"\(rule locked\) waits for the lock on .*/ref/in to start: ", run.text)
         assert f"pid {os.getpid()}, writing since" in run.text
         # Older releases do not ask the scheduler when a single job is ready; then it is started last, and waits.
         started = run.text.find("localrule locked")
@@ -434,6 +478,53 @@ def test_with_the_scheduler_a_job_whose_lock_is_busy_takes_no_core(scene: Scene)
     assert scene.read("locked") == "data"
     for name in ("one", "two"):  # neither was started to wait for the other
         assert len(scene.read(f"{name}.seen").split()) == 1
+
+
+COUNTED = """
+import atexit
+from nfsrwlock.snakemake import admission
+counts = {"inspect": 0, "plan_of": 0}
+def counted(name, function):
+    def count(*args, **kwargs):
+        counts[name] += 1
+        return function(*args, **kwargs)
+    return count
+for name in ("inspect", "plan_of"):
+    setattr(admission, name, counted(name, getattr(admission, name)))
+def write_down():
+    with open("counts", "w") as file:
+        print(*counts.values(), file=file)
+if workflow.is_main_process:
+    atexit.register(write_down)
+rule all:
+    input: expand("{kind}/{n}", kind=["one", "two"], n=range(20))
+rule one:
+    input: shared_read("ref/in")
+    output: exclusive("one/{n}")
+    shell: "touch {output}"
+rule two:
+    input: shared_read("ref/busy")
+    output: exclusive("two/{n}")
+    shell: "touch {output}"
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("snakemake_interface_scheduler_plugins") is None, reason="before 9.11")
+def test_the_scheduler_looks_at_each_lock_once_and_tells_of_it_in_one_line(scene: Scene) -> None:
+    for name in ("in", "busy"):
+        scene.write(f"ref/{name}", "data")
+    scene.snakefile(COUNTED)
+    began = time.monotonic()
+    with SoftReadWriteLock(scene.directory / "ref/busy").write_lock():
+        run = scene.start("-c8", "--scheduler", "nfsrwlock")
+        scene.wait_for(lambda: sum(scene.exists(f"one/{n}") for n in range(20)) == 20)
+    run.end(0)
+    assert run.text.count("to start: ") == 1
+    assert re.search(r"20 jobs wait for the lock on .*/ref/busy to start: .*writing since", run.text)
+    looks, plans = map(int, scene.read("counts").split())
+    assert plans == 40, "one for each job"
+    # The lock of each job before it starts; each of the 40 if one is found busy, but none twice within a second.
+    assert looks <= 42 + 21 * (time.monotonic() - began)
 
 
 def test_a_job_may_lock_a_part_of_its_work_itself(scene: Scene) -> None:

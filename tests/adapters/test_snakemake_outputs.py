@@ -307,6 +307,7 @@ def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it
         run.end(0)
     assert scene.read("built") == "built\n"
     assert sum("has nothing to do" in run.text for run in runs) == 2
+    assert sum("code and params of whoever made them, which are not compared with its own" in r.text for r in runs) == 2
     before = os.stat(scene.directory / "ref/idx").st_mtime_ns
     # Nobody has touched what was made, so nobody makes it again.
     assert all("Nothing to be done" in scene.run(directory=name) for name in ("a", "b"))
@@ -325,6 +326,24 @@ def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it
         run.end(0)
     assert scene.read("built") == "built\n" * 4
     assert scene.read("ref/idx") == "new data"
+
+
+def test_a_thousand_outputs_are_made_once_and_anew_if_forced_in_a_process_of_its_own(scene: Scene) -> None:
+    scene.snakefile(
+        """
+        PARTS = expand("ref/a_rather_long_name_for_one_of_many_parts.{n}.vcf.gz", n=range(1000))
+        rule make:
+            output: exclusive(PARTS, once=True, lock="ref/parts")
+            run:
+                open("made", "a").write("x")
+                for path in output:
+                    open(path, "w").close()
+        """
+    )
+    (first, text), (forced, report) = scene.many("-q", "-q -F")
+    assert (first, forced) == (0, 0), text + report
+    assert scene.read("made") == "xx"
+    assert scene.litter() == []
 
 
 def test_workflows_that_share_a_cache_compute_what_is_missing_once(scene: Scene) -> None:
@@ -399,6 +418,19 @@ def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and
     scene.run("-F", "out/both", NFSRWLOCK_DIR=str(scene.directory / "elsewhere"), NFSRWLOCK_SHARE="user")
     assert sorted(scene.seen("both").values()) == [["read"], ["write"]]
     assert all(os.path.dirname(path) == "elsewhere" for path in scene.seen("both"))
+
+
+def test_what_is_locked_or_half_made_is_no_data_to_a_workflow_that_looks_for_files(scene: Scene) -> None:
+    look = 'print("FOUND", [sorted(glob_wildcards(pattern)[0]) for pattern in ("ref/{name}.fa", "ref/{name}")])\n'
+    scene.snakefile(f"{look}rule one:\n    run: pass\n", "module.smk")
+    module = 'module other:\n    snakefile: "module.smk"\nuse rule * from other as other_*\n'
+    scene.snakefile(f"{look}rule all:\n    run: pass\n{module}", "globbing.smk")
+    for path in ("a.fa", "sub/c.fa", ".b.fa.nfsrwlock/token/b.fa", ".b.fa.nfsrwlock/token/deep/b.fa"):
+        scene.write(f"ref/{path}", "")
+    with SoftReadWriteLock(scene.directory / "ref/a.fa").write_lock():
+        ((code, text),) = scene.many("-n -s globbing.smk all")
+    assert code == 0, text
+    assert text.count("FOUND [['a', 'sub/c'], ['a.fa', 'sub', 'sub/c.fa']]") == text.count("FOUND") == 2
 
 
 def test_without_a_flag_nothing_is_as_it_would_not_be_without_the_import(scene: Scene) -> None:
