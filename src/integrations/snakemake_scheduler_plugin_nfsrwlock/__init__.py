@@ -24,7 +24,7 @@ class Scheduler(SchedulerBase):  # type: ignore[misc]
     def __post_init__(self) -> None:
         plugin = SchedulerPluginRegistry().get_plugin("greedy")
         self._chooser = plugin.scheduler(self.dag, plugin.settings_cls(), self.logger)
-        self._turnstile: Any = None
+        self._admission: Any = None
 
     def dag_updated(self) -> None:
         """Pass it on."""
@@ -38,10 +38,11 @@ class Scheduler(SchedulerBase):  # type: ignore[misc]
         input_sizes: dict[Any, int],
     ) -> Sequence[Any]:
         """Return the jobs to start now. None, if all wait for locks; then it is asked again after a while."""
-        if self._turnstile is None:
-            from nfsrwlock.snakemake.turnstile import Turnstile  # noqa: PLC0415 - not for processes that choose nothing
+        if self._admission is None:
+            from nfsrwlock.snakemake.admission import Admission  # noqa: PLC0415 - not for processes that choose nothing
 
-            self._turnstile = Turnstile(self.dag)
-        free = self._turnstile.let_through(selectable_jobs)
-        chosen = self._chooser.select_jobs(free, remaining_jobs, available_resources, input_sizes) if free else []
-        return self._turnstile.one_of_each_kind(chosen)  # type: ignore[no-any-return]
+            self._admission = Admission(self.dag)
+        return self._admission.select(  # type: ignore[no-any-return]
+            selectable_jobs,
+            lambda free: self._chooser.select_jobs(free, remaining_jobs, available_resources, input_sizes),
+        )

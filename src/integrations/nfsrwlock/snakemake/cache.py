@@ -9,43 +9,28 @@ from __future__ import annotations
 
 import inspect
 import os
-from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 from snakemake.common import async_run as run_by_itself
 
 from nfsrwlock.snakemake.messages import LockingError, warn
-from nfsrwlock.snakemake.settings import Heartbeat, Options, Share, checked
+from nfsrwlock.snakemake.settings import Options, checked
 
 _options: Options | None = None
 _has_warned = False
 
 
-def lock_cache(
-    *,
-    timeout: float | None = None,
-    stale_threshold: float | None = None,
-    share: Share | None = None,
-    lock_dir: str | PathLike[str] | None = None,
-    heartbeat: Heartbeat | None = None,
-) -> None:
+def lock_cache(**options: Unpack[Options]) -> None:
     """
     Guard the cache: a job with ``cache: True`` holds the exclusive lock on its entry.
 
-    Called once in a Snakefile, for all rules. Without ``--cache`` it changes nothing. The parameters are those of
-    :func:`nfsrwlock.snakemake.shared_read`.
+    Called once in a Snakefile, for all rules. Without ``--cache`` it changes nothing. The options are those of
+    :func:`nfsrwlock.snakemake.shared_read`: ``timeout``, ``stale_threshold``, ``share``, ``lock_dir``, ``heartbeat``.
 
     :raises WorkflowError: if an option makes no sense
     """
     global _options  # noqa: PLW0603 - Snakemake has one cache per process, too
-    _options = checked(
-        "lock_cache",
-        timeout=timeout,
-        stale_threshold=stale_threshold,
-        share=share,
-        lock_dir=lock_dir,
-        heartbeat=heartbeat,
-    )
+    _options = checked("lock_cache", options)
 
 
 def cache_entry(job: Any) -> tuple[str, Options] | None:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from os import PathLike, fsdecode, fspath
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import AnnotatedString, IOFile, _IOFile, flag
 
-from nfsrwlock.snakemake.settings import Heartbeat, Options, Share, checked
+from nfsrwlock.snakemake.settings import Options, checked
 
 #: Under these names the flags are kept with the file.
 READ: Final = "nfsrwlock_read"
@@ -34,16 +34,7 @@ class Wish:
     options: Options
 
 
-def shared_read(
-    value: Any,
-    *,
-    lock: str | PathLike[str] | None = None,
-    timeout: float | None = None,
-    stale_threshold: float | None = None,
-    share: Share | None = None,
-    lock_dir: str | PathLike[str] | None = None,
-    heartbeat: Heartbeat | None = None,
-) -> Any:
+def shared_read(value: Any, *, lock: str | PathLike[str] | None = None, **options: Unpack[Options]) -> Any:
     """
     Mark an input: while a job with this input runs, it holds the shared lock on it.
 
@@ -51,7 +42,7 @@ def shared_read(
     output of another rule. Can be combined with ``ancient``, ``unpack`` and others, and be used in ``inputflags:``.
 
     :param lock: one lock for all of these files, named by this path; wildcards are filled in. Default: each file's own.
-        Who reads files in a directory that is an exclusive output names the directory here
+        To lock files in a directory that is an exclusive output, name the directory here
     :param timeout: seconds that a job waits for its locks, ``inf`` for ever; default: a day
     :param stale_threshold: the lease, seconds; default: 90
     :param share: ``"user"`` or ``"group"``: who takes part in the lock
@@ -60,56 +51,30 @@ def shared_read(
     :returns: the same, flagged; ``value`` itself is not changed
     :raises WorkflowError: if an option makes no sense
     """
-    options = _options("shared_read", timeout, stale_threshold, share, lock_dir, heartbeat)
-    return _flagged(value, READ, Wish(lock=_lock_path("shared_read", lock), options=options))
+    return _flagged(value, READ, Wish(lock=_lock_path("shared_read", lock), options=checked("shared_read", options)))
 
 
 def exclusive(
-    value: Any,
-    *,
-    once: bool = False,
-    lock: str | PathLike[str] | None = None,
-    timeout: float | None = None,
-    stale_threshold: float | None = None,
-    share: Share | None = None,
-    lock_dir: str | PathLike[str] | None = None,
-    heartbeat: Heartbeat | None = None,
+    value: Any, *, once: bool = False, lock: str | PathLike[str] | None = None, **options: Unpack[Options]
 ) -> Any:
     """
     Mark an output: the job that makes it holds the exclusive lock, and it appears by an atomic rename.
 
-    In the job, ``{output}`` is a path of the same name in a private directory beside the real one. What the job wrote
-    there is moved into place when the job has succeeded and its lock is certain. If it fails, what was there before
-    stays as it is.
+    In the job, ``{output}`` is a path of the same name in a private directory beside the real one, and so are
+    ``params`` that are made from it. What the job wrote there is moved into place when the job has succeeded and its
+    lock is certain. If it fails, what was there before stays as it is.
 
     :param once: skip the job if, once the lock is held, somebody else has made the outputs meanwhile and they are
-        newer than the inputs. Needs every output of the rule to be exclusive
+        newer than the inputs, whatever the code and params of the other one. Needs every output of the rule to be
+        exclusive
     :raises WorkflowError: if an option makes no sense
 
     The other parameters are those of :func:`shared_read`.
     """
     if not isinstance(once, bool):
         raise WorkflowError(f"exclusive: once must be True or False, not {once!r}")
-    options = _options("exclusive", timeout, stale_threshold, share, lock_dir, heartbeat)
-    return _flagged(value, WRITE, Wish(lock=_lock_path("exclusive", lock), once=once, options=options))
-
-
-def _options(
-    where: str,
-    timeout: float | None,
-    stale_threshold: float | None,
-    share: Share | None,
-    lock_dir: str | PathLike[str] | None,
-    heartbeat: Heartbeat | None,
-) -> Options:
-    return checked(
-        where,
-        timeout=timeout,
-        stale_threshold=stale_threshold,
-        share=share,
-        lock_dir=lock_dir,
-        heartbeat=heartbeat,
-    )
+    wish = Wish(lock=_lock_path("exclusive", lock), once=once, options=checked("exclusive", options))
+    return _flagged(value, WRITE, wish)
 
 
 def _lock_path(where: str, lock: Any) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -19,13 +19,17 @@ from typing import Any, Final
 from nfsrwlock.freshness import look_afresh
 from nfsrwlock.snakemake.leash import reason
 from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
-from nfsrwlock.snakemake.plan import Plan, joint_plan, plan_of
+from nfsrwlock.snakemake.plan import Plan, plan_of
+from nfsrwlock.snakemake.unfinished import record_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout, WaitInfo
 
 _LOOK_S: Final = 0.1
 #: Set when the workflow of this process is being ended: who still waits for a lock gives up.
 ending: Final = threading.Event()
+
+
+Listener = Callable[[object], None]
 
 
 @dataclass(slots=True)
@@ -40,7 +44,7 @@ class _Joint:
 
     locks: LockSet | None = None
     error: str | None = None
-    listeners: list[Any] = field(default_factory=list)
+    listeners: list[Listener] = field(default_factory=list)
 
     def tell(self, compromise: object) -> None:
         for listener in tuple(self.listeners):
@@ -52,23 +56,25 @@ _joints: Final[dict[str, _Joint]] = {}
 
 
 @contextmanager
-def held(job: Any, plan: Plan) -> Iterator[LockSet]:
+def held(job: Any, plan: Plan, on_compromise: Listener | None = None) -> Iterator[LockSet]:
     """
     Hold the locks of ``job`` in this block, in which its files are seen as the last holder has left them.
 
+    :param on_compromise: called when a lock becomes suspect or is lost
     :raises LockingError: if they cannot be had; says who holds them
     """
-    _acquire(job, plan)
+    locks = _set_of(job, [plan], on_compromise)
+    _acquire(job, locks, plan.timeout)
     try:
-        look_afresh(plan.files)
-        yield plan.locks
+        look_afresh([*plan.files, *map(record_of, locks.locks)])
+        yield locks
     finally:
         with suppress(LockNotHeldError):
-            plan.locks.release()
+            locks.release()
 
 
 @contextmanager
-def held_together(job: Any, plan: Plan) -> Iterator[LockSet]:
+def held_together(job: Any, plan: Plan, on_compromise: Listener) -> Iterator[LockSet]:
     """
     Do as :func:`held` does, with the locks of all jobs that run at the same time as ``job`` and are connected with it.
 
@@ -76,16 +82,16 @@ def held_together(job: Any, plan: Plan) -> Iterator[LockSet]:
 
     :raises LockingError: if they cannot be had, or the jobs exclude each other
     """
-    group, listener = str(job.pipe_group.id), plan.on_compromise or (lambda _: None)
-    joint = _join(job, group, listener)
+    group = str(job.pipe_group.id)
+    joint = _join(job, group, on_compromise)
     locks = joint.locks
     assert locks is not None
     try:
-        look_afresh(plan.files)
+        look_afresh([*plan.files, *map(record_of, locks.locks)])
         yield locks
     finally:
         with _changed:
-            joint.listeners.remove(listener)
+            joint.listeners.remove(on_compromise)
             if not joint.listeners:  # the last one of them
                 del _joints[group]
                 with suppress(LockNotHeldError):
@@ -93,7 +99,15 @@ def held_together(job: Any, plan: Plan) -> Iterator[LockSet]:
             _changed.notify_all()
 
 
-def _join(job: Any, group: str, listener: Any) -> _Joint:
+def _set_of(job: Any, plans: Iterable[Plan], on_compromise: Listener | None) -> LockSet:
+    try:
+        sets = [plan.lock_set(on_compromise) for plan in plans]
+        return sets[0] if len(sets) == 1 else LockSet.joined(sets)
+    except ValueError as error:
+        raise LockingError(f"the files of {job_name(job)} cannot be locked: {error}", rule=job.rule) from None
+
+
+def _join(job: Any, group: str, listener: Listener) -> _Joint:
     awaited: _Joint | None = None
     with _changed:
         while True:
@@ -111,11 +125,11 @@ def _join(job: Any, group: str, listener: Any) -> _Joint:
             refuse_if_ending(job)
             _changed.wait(_LOOK_S)
     try:
-        plans = [(one, its) for one in _group_of(job) if (its := plan_of(one, joint.tell)) is not None]
+        plans = [(one, its) for one in _group_of(job) if (its := plan_of(one)) is not None]
         for (one, its), (other, others) in combinations(plans, 2):
-            _refuse_conflict(one, its, other, others)
-        together = joint_plan(job, [its for _, its in plans])
-        _acquire(job, together)
+            _refuse_conflict(one, its.lock_set(), other, others.lock_set())
+        together = _set_of(job, [its for _, its in plans], joint.tell)
+        _acquire(job, together, min(its.timeout for _, its in plans))
     except BaseException as error:
         with _changed:
             joint.error = str(error) or type(error).__name__
@@ -123,7 +137,7 @@ def _join(job: Any, group: str, listener: Any) -> _Joint:
             _changed.notify_all()
         raise
     with _changed:
-        joint.locks = together.locks
+        joint.locks = together
         _changed.notify_all()
     return joint
 
@@ -137,8 +151,8 @@ def _group_of(job: Any) -> list[Any]:
     ]
 
 
-def _acquire(job: Any, plan: Plan) -> None:
-    timeout = -1.0 if math.isinf(plan.timeout) else plan.timeout
+def _acquire(job: Any, locks: LockSet, timeout: float) -> None:
+    timeout = -1.0 if math.isinf(timeout) else timeout
     waiting = Waiting(job, timeout)
     began = time.monotonic()
 
@@ -147,7 +161,7 @@ def _acquire(job: Any, plan: Plan) -> None:
         waiting.update(info, time.monotonic() - began)
 
     try:
-        plan.locks.acquire(timeout, on_wait=on_wait)
+        locks.acquire(timeout, on_wait=on_wait)
     except Timeout as error:
         raise LockingError(
             f"{job_name(job)} gave up waiting for its locks. {printable(str(error))}. "
@@ -174,9 +188,10 @@ def refuse_if_ending(job: Any) -> None:
         raise LockingError(f"{job_name(job)} is not run: the workflow is being ended")
 
 
-def _refuse_conflict(job: Any, plan: Plan, other: Any, its_plan: Plan) -> None:
+def _refuse_conflict(job: Any, mine: LockSet, other: Any, theirs: LockSet) -> None:
     # Both would be inside at once, which is what their locks are to prevent.
-    if paths := plan.conflicts_with(its_plan):
+    ours = set(mine.paths_write).intersection((*theirs.paths_write, *theirs.paths_read))
+    if paths := ours | set(theirs.paths_write).intersection(mine.paths_read):
         raise LockingError(
             f"{job_name(job)} and {job_name(other)} run at the same time, connected by a pipe, but exclude each "
             f"other: one of them writes {printable(', '.join(sorted(paths)))}. Replace pipe() by a file, or let "

@@ -23,7 +23,7 @@ from snakemake.jobs import Job
 from snakemake.workflow import Workflow
 from snakemake_interface_executor_plugins.executors.real import RealExecutor
 
-from nfsrwlock.snakemake import cache, holding, once
+from nfsrwlock.snakemake import cache, holding, once, unfinished
 from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.internals import persistence_class, scheduler_class, shell_module
 from nfsrwlock.snakemake.leash import Leash, start_process
@@ -32,7 +32,6 @@ from nfsrwlock.snakemake.plan import Plan, check_rules, plan_of, plan_of_cache
 from nfsrwlock.snakemake.publish import Workspace
 from nfsrwlock_core import LockError, LockSet
 
-_OUTPUT: Final = 2  # of run_wrapper's arguments
 _INSTALLED: Final = "_nfsrwlock_installed"
 
 #: True while Snakemake removes outputs on its own account: the exclusive ones are not its to remove.
@@ -77,12 +76,13 @@ def _run_under_locks(original: Callable[..., Any]) -> Callable[..., Any]:
         if run_func == self.spawn_job:
             return _spawn(job, run_func, lambda spawn: original(self, job, spawn, *args))
         leash = Leash(job, holding.refuse_if_ending)
-        plan = plan_of(job, leash.on_compromise)
+        plan = plan_of(job)
         if plan is None:
             return original(self, job, run_func, *args)
         replace = once.to_replace(job) if plan.once else {}
         hold = holding.held if job.pipe_group is None else holding.held_together
-        with hold(job, plan) as locks:
+        with hold(job, plan, leash.on_compromise) as locks:
+            unfinished.undo_earlier(job, plan, locks)
             if plan.once and once.is_made(job, replace):
                 say(job, f"{job_name(job)} has nothing to do: its outputs were made meanwhile, under the same lock")
                 return None
@@ -106,11 +106,11 @@ def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any
 
 
 def _run(job: Any, plan: Plan, leash: Leash, locks: LockSet, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    workspace = Workspace(job, plan) if plan.exclusive else None
-    if workspace is not None:
-        args = (*args[:_OUTPUT], workspace.redirected(args[_OUTPUT]), *args[_OUTPUT + 1 :])
+    workspace = Workspace(job, plan, locks) if plan.exclusive else None
     is_done = False
     try:
+        if workspace is not None:
+            args = workspace.redirected(args)
         try:
             with leash.around(locks):
                 result = run(args)
@@ -120,13 +120,15 @@ def _run(job: Any, plan: Plan, leash: Leash, locks: LockSet, run: Callable[..., 
         holding.settle(job, locks)
         if workspace is not None:
             try:
-                workspace.publish(locks.check)
+                workspace.publish()
             except LockError:
                 raise holding.lost(job, locks, workspace.consequence()) from None
         is_done = True
         return result
     finally:
         if workspace is not None:
+            if not is_done:
+                workspace.undo()
             if not is_done and job.rule.workflow.execution_settings.keep_incomplete:
                 workspace.keep()
             else:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from snakemake.exceptions import WorkflowError
 from snakemake.io import apply_wildcards, get_wildcard_names, is_flagged
 
 from nfsrwlock.snakemake.cache import cache_entry, has_cache_directive
 from nfsrwlock.snakemake.flags import READ, WRITE, Wish, is_exclusive, wish_of
-from nfsrwlock.snakemake.messages import LockingError
-from nfsrwlock.snakemake.settings import DEFAULT_TIMEOUT_S, Options, for_lock, resolved
+from nfsrwlock.snakemake.messages import LockingError, warn
+from nfsrwlock.snakemake.settings import Options, for_lock, resolved
+from nfsrwlock.text import printable
 from nfsrwlock_core import LockSet
 
+_NOT_SHARED: Final = (
+    "it is not on a shared file system. With --default-storage-provider, mark a file that is on one local(), as in {0}"
+)
 #: What Snakemake does with outputs of these kinds it does outside of the job, so not under its lock.
 _REFUSED: Final = {
     "temp": "Snakemake deletes it when the workflow's own consumers are done, without a lock and whoever reads it",
@@ -24,11 +28,19 @@ _REFUSED: Final = {
     "pipe": "it is no file that could be published",
     "service": "it is no file that could be published",
     "nodelocal": "it is not shared",
-    "storage_object": "it is not on a shared file system",
+    "storage_object": _NOT_SHARED.format('exclusive(local("x"))'),
 }
 
 
 Mode = Literal["read", "write"]
+
+
+class Want(NamedTuple):
+    """One lock: the absolute path that names it, how it is held, and the settings of the lock."""
+
+    path: str
+    mode: Mode
+    settings: tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,119 +48,92 @@ class Plan:
     """
     What one job needs.
 
-    :param locks: all its locks, not held
+    :param wanted: its locks
     :param files: what they guard: its flagged files, and its entry in the cache
     :param timeout: seconds to wait for them; ``inf``: without end
-    :param exclusive: which of its outputs are exclusive, by index
+    :param exclusive: its exclusive outputs, by index, each with the path that names its lock
     :param once: whether it may be skipped if others have made its outputs
-    :param on_compromise: called when a lock that is held becomes suspect or lost
+    :param cached: what it needs of the cache
     """
 
-    locks: LockSet
+    wanted: tuple[Want, ...]
     files: tuple[str, ...]
     timeout: float
-    exclusive: tuple[int, ...]
+    exclusive: Mapping[int, str]
     once: bool
-    on_compromise: Callable[[object], None] | None = None
+    cached: Plan | None = None
 
-    def conflicts_with(self, other: Plan) -> frozenset[str]:
-        """Return the paths because of which the two cannot be held at the same time."""
-        mine, theirs = set(self.locks.paths_write), set(other.locks.paths_write)
-        return frozenset((mine & theirs) | (mine & set(other.locks.paths_read)) | (theirs & set(self.locks.paths_read)))
+    def lock_set(self, on_compromise: Callable[[object], None] | None = None) -> LockSet:
+        """
+        Return all its locks, not held.
+
+        :param on_compromise: called when a lock that is held becomes suspect or lost
+        :raises ValueError: if one is wanted with different settings
+        """
+        paths: dict[tuple[tuple[str, Any], ...], dict[Mode, list[str]]] = {}
+        for path, mode, settings in self.wanted:
+            paths.setdefault(settings, {"read": [], "write": []})[mode].append(path)
+        sets = [
+            LockSet(read=by_mode["read"], write=by_mode["write"], on_compromise=on_compromise, **dict(settings))
+            for settings, by_mode in paths.items()
+        ]
+        if len(sets) > 1:
+            sets = [LockSet.joined(sets)]
+        if self.cached is not None:
+            # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
+            sets.insert(0, self.cached.lock_set(on_compromise))
+        return sets[0] if len(sets) == 1 else LockSet.joined(sets, one_after_another=True)
 
 
-def plan_of(job: Any, on_compromise: Callable[[object], None] | None = None) -> Plan | None:
+def plan_of(job: Any) -> Plan | None:
     """
     Return what ``job`` needs, ``None`` if nothing of it is flagged.
 
-    :param on_compromise: called when a lock that is held becomes suspect or lost
     :raises LockingError: if its flags contradict each other
     """
-    wanted: dict[tuple[str, Options], Mode] = {}
+    wanted: list[Want] = []
     files: list[str] = []
     timeouts: list[float] = []
+    exclusive: dict[int, str] = {}
     once = False
-    for file, path, mode, wish in _wishes(job):
-        files.append(file)
-        options = _resolved(job.rule, wish.options)
-        timeouts.append(DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout)
-        key = (
-            path,
-            Options(
-                stale_threshold=options.stale_threshold,
-                share=options.share,
-                lock_dir=options.lock_dir,
-                heartbeat=options.heartbeat,
-            ),
-        )
-        wanted[key] = "write" if "write" in (mode, wanted.get(key)) else "read"
+    for index, file, mode, wish in _wishes(job):
+        path, options = _lock_path(job, file, wish), _resolved(job.rule, wish.options)
+        wanted.append(_want(path, mode, options))
+        timeouts.append(options["timeout"] or 0.0)
         once = once or wish.once
-    cached = plan_of_cache(job, on_compromise)
+        files.append(str(file))
+        if mode == "write":
+            exclusive[index] = path
+    cached = plan_of_cache(job)
     if cached is not None:
         files += cached.files
         timeouts.append(cached.timeout)
     if not files:
         return None
-    sets = [
-        LockSet(
-            read=[path] if mode == "read" else [],
-            write=[path] if mode == "write" else [],
-            on_compromise=on_compromise,
-            **for_lock(options),
-        )
-        for (path, options), mode in wanted.items()
-    ]
-    try:
-        locks = [LockSet.joined(sets)] if sets else []
-        if cached is not None:
-            # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
-            locks.insert(0, cached.locks)
-        in_turn = LockSet.joined(locks, one_after_another=True)
-    except ValueError as error:
-        raise LockingError(f"the files of a job cannot be locked: {error}", rule=job.rule) from None
-    exclusive = tuple(index for index, file in enumerate(job.output) if is_exclusive(file))
     # Who is at one end of a pipe must not leave the other one waiting.
     once = once and job.pipe_group is None
-    return Plan(in_turn, tuple(files), min(timeouts), exclusive, once, on_compromise)
+    return Plan(tuple(wanted), tuple(files), min(timeouts), exclusive, once, cached)
 
 
-def joint_plan(job: Any, plans: Sequence[Plan]) -> Plan:
-    """
-    Return what jobs need together, of which ``job`` is one.
-
-    :raises LockingError: if they want a lock with different settings
-    """
-    try:
-        locks = LockSet.joined(plan.locks for plan in plans)
-    except ValueError as error:
-        raise LockingError(f"the files of jobs that run together cannot be locked: {error}", rule=job.rule) from None
-    return Plan(
-        locks=locks,
-        files=tuple(file for plan in plans for file in plan.files),
-        timeout=min(plan.timeout for plan in plans),
-        exclusive=(),
-        once=False,
-    )
-
-
-def plan_of_cache(job: Any, on_compromise: Callable[[object], None] | None = None) -> Plan | None:
+def plan_of_cache(job: Any) -> Plan | None:
     """
     Return what Snakemake needs to look into its cache for ``job``, and to fill it; ``None`` if it does not.
 
-    :param on_compromise: called when the lock is held and becomes suspect or lost
     :raises LockingError: if the cache is not a directory
     """
     if (entry := cache_entry(job)) is None:
         return None
     path, options = entry
     options = _resolved(job.rule, options)
-    timeout = DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout
-    locks = LockSet(write=[path], on_compromise=on_compromise, **for_lock(options))
-    return Plan(locks=locks, files=(path,), timeout=timeout, exclusive=(), once=False)
+    return Plan((_want(path, "write", options),), (path,), options["timeout"] or 0.0, {}, once=False)
 
 
-def _wishes(job: Any) -> Iterator[tuple[str, str, Mode, Wish]]:
-    for file in job.input:
+def _want(path: str, mode: Mode, options: Options) -> Want:
+    return Want(path, mode, tuple(sorted(for_lock(options).items())))
+
+
+def _wishes(job: Any) -> Iterator[tuple[int, Any, Mode, Wish]]:
+    for index, file in enumerate(job.input):
         if (wish := wish_of(file, WRITE)) is not None and not _is_an_output_s(job.rule.workflow, wish):
             raise LockingError(
                 f"the input {str(file)!r} is marked exclusive(), which is for outputs: mark it shared_read()",
@@ -157,13 +142,14 @@ def _wishes(job: Any) -> Iterator[tuple[str, str, Mode, Wish]]:
         if (wish := wish_of(file, READ)) is not None:
             if is_flagged(file, "storage_object"):
                 raise LockingError(
-                    f"the input {str(file)!r} is in a storage, not on a shared file system, and cannot be locked",
+                    f"the input {str(file)!r} is in a storage, and cannot be locked: "
+                    + _NOT_SHARED.format('shared_read(local("x"))'),
                     rule=job.rule,
                 )
-            yield str(file), _lock_path(job, file, wish), "read", wish
-    for file in job.output:
+            yield index, file, "read", wish
+    for index, file in enumerate(job.output):
         if (wish := wish_of(file, WRITE)) is not None:
-            yield str(file), _lock_path(job, file, wish), "write", wish
+            yield index, file, "write", wish
 
 
 def _is_an_output_s(workflow: Any, wish: Wish) -> bool:
@@ -199,6 +185,8 @@ def check_rules(workflow: Any) -> None:
             _check_output(rule, file)
         for file in (*rule.input, *rule.output):
             _check_wish(rule, file)
+        for section in ("log", "benchmark", "params"):
+            _refuse_flags(rule, section, getattr(rule, section))
         wishes = [wish for file in rule.output if (wish := wish_of(file, WRITE)) is not None]
         if wishes:
             _check_rule(rule, wishes)
@@ -211,6 +199,38 @@ def _check_wish(rule: Any, file: Any) -> None:
     _resolved(rule, wish.options)
     if wish.lock is not None:
         _check_wildcards(rule, file, wish.lock, rule.wildcard_names)
+
+
+def _refuse_flags(rule: Any, section: str, value: Any) -> None:
+    if wish_of(value, READ) is not None or wish_of(value, WRITE) is not None:
+        raise LockingError(
+            f"{str(value)!r}: shared_read() and exclusive() do nothing in {section}:, they are for input: and output:",
+            rule=rule,
+        )
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for item in value:
+        _refuse_flags(rule, section, item)
+
+
+def warn_of_unguarded_reads(dag: Any) -> None:
+    """Say, once for each rule and file, which jobs read an exclusive output without a lock."""
+    found: dict[tuple[str, str], tuple[Any, str]] = {}
+    for job in dag.needrun_jobs():
+        flagged = {str(file) for file in job.input if wish_of(file, READ) is not None}
+        for producer, files in dag.dependencies[job].items():
+            exclusive = {str(file) for file in producer.output if is_exclusive(file)}
+            for file in sorted(exclusive.intersection(map(str, files)) - flagged):
+                if not job.is_norun:
+                    found.setdefault((job.rule.name, producer.rule.name), (job, file))
+    for (reader, writer), (job, file) in found.items():
+        warn(
+            job,
+            f"rule {reader} reads {printable(file)}, an exclusive() output of rule {writer}, without shared_read(): "
+            "it may be replaced meanwhile",
+        )
 
 
 def _check_wildcards(rule: Any, file: Any, lock: str, known: Iterable[str]) -> None:

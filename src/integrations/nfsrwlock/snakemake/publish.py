@@ -18,23 +18,28 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from snakemake.io import IOFile, is_flagged
 
+from nfsrwlock.snakemake import unfinished
 from nfsrwlock.snakemake.cache import run_async
+from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.messages import LockingError, job_name, say, warn
 from nfsrwlock.snakemake.plan import Plan
 from nfsrwlock.text import printable
+from nfsrwlock_core import LockSet
 
-_PLACE_CHARS: Final = 120
 #: The file by which Snakemake knows the time of a directory.
 _TIMESTAMP: Final = ".snakemake_timestamp"
 _OLD: Final = ".nfsrwlock-old."
 _TRIES: Final = 3
+_OUTPUT, _PARAMS = 2, 3  # of run_wrapper's arguments
+#: Flags of outputs that are not there, or need not be, when the job's work is done.
+_NOT_YET_THERE: Final = ("touch", "temp", "pipe", "service", "storage_object")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +55,24 @@ class Workspace:
     The private places of one run of a job, under its locks.
 
     :param job: with exclusive outputs
+    :param locks: held
     :raises LockingError: if they cannot be made
     """
 
-    def __init__(self, job: Any, plan: Plan) -> None:
+    def __init__(self, job: Any, plan: Plan, locks: LockSet) -> None:
         self._job = job
+        self._plan = plan
+        self._locks = locks
         self._directories: dict[str, str] = {}
         #: Private directories of earlier runs, with old outputs that are nowhere else.
         self._remnants: list[str] = []
-        names = {lock: hashlib.sha256(os.fsencode(lock)).hexdigest()[:8] for lock in plan.locks.paths_write}
-        self._mine = "-".join(sorted(names.values()))[:80]
+        names = (hashlib.sha256(os.fsencode(lock)).hexdigest()[:8] for lock in locks.paths_write)
+        self._mine = "-".join(sorted(names))[:80]
         self._outputs: list[_Output] = []
         try:
             for index in plan.exclusive:
                 self._outputs.append(self._output(index, job.output[index]))
+            unfinished.remember(job, plan, locks)
         except OSError as error:
             self.discard()
             raise LockingError(
@@ -74,7 +83,7 @@ class Workspace:
         final = str(file)
         parent, name = os.path.split(final)
         if parent not in self._directories:
-            place = os.path.join(parent, _place_of(name))
+            place = unfinished.private_place(final)
             try:
                 self._directories[parent] = self._private_directory(place)
             except PermissionError:  # another member of the group has left one here
@@ -107,28 +116,75 @@ class Workspace:
                     say(self._job, f"removing what an earlier run left unfinished: {printable(directory)}")
                     shutil.rmtree(directory, ignore_errors=True)
 
-    def redirected(self, files: Any) -> Any:
-        """Return ``files``, the job's outputs as it will see them, with the exclusive ones in their private places."""
+    def redirected(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """
+        Return the arguments of ``run_wrapper`` as the job will see them: exclusive outputs in their private places.
+
+        So are params that were made from them, such as a prefix. What does not name a private directory when it is made
+        from the private outputs (a sample's name, say) is left as it is.
+        """
+        outputs, params = args[_OUTPUT], args[_PARAMS]
         private = {output.index: output.private for output in self._outputs}
-        counter = iter(range(len(files)))
-        return type(files)(toclone=files, custom_map=lambda file: private.get(next(counter), file))
+        counter = iter(range(len(outputs)))
+        outputs = type(outputs)(toclone=outputs, custom_map=lambda file: private.get(next(counter), file))
+        job = self._job
+        moved = iter(job.rule.expand_params(job.wildcards_dict, job.input, outputs, job)[0])
+        params = type(params)(toclone=params, custom_map=lambda value: self._located(value, next(moved)))
+        return (*args[:_OUTPUT], outputs, params, *args[_PARAMS + 1 :])
+
+    def _located(self, value: Any, moved: Any) -> Any:
+        if isinstance(value, list | tuple) and type(value) is type(moved) and len(value) == len(moved):
+            return type(value)(map(self._located, value, moved))
+        if isinstance(value, dict) and isinstance(moved, dict):
+            return {key: self._located(item, moved.get(key, item)) for key, item in value.items()}
+        is_private = isinstance(moved, str | os.PathLike) and any(
+            directory in os.fsdecode(moved) for directory in self._directories.values()
+        )
+        return moved if is_private else value
 
     # When the job has succeeded
 
-    def publish(self, check: Callable[[], None]) -> None:
+    def publish(self) -> None:
         """
         Move the outputs into place.
 
-        :param check: raises if the locks are not certain; called before each rename
         :raises LockingError: if an output is missing or not what the rule says; then nothing was published
+        :raises LockError: if the locks are not certain any more
         """
         self._examine()
-        for output in self._outputs:
-            _touch(output.private, is_directory=bool(output.file.is_directory))
+        check = self._locks.check
         check()
-        self._publish_the_rest(check)
-        if len(self._outputs) > 1 or not self._replace_in_one_step(self._outputs[0], check):
-            self._replace_one_by_one(check)
+        unfinished.forget(self._plan, self._locks)
+        undo: list[tuple[str, str]] = []
+
+        def rename(source: str, target: str) -> None:
+            check()
+            os.rename(source, target)
+            undo.append((target, source))
+
+        def set_aside(final: str) -> None:
+            if os.path.lexists(final):
+                aside = f"{_OLD}{len(undo)}"
+                rename(final, os.path.join(self._directories[os.path.dirname(final)], aside))
+
+        try:
+            others = self._others()
+            for path, final in others:
+                set_aside(final)
+                rename(path, final)
+            if len(self._outputs) > 1 or not self._replace_in_one_step(self._outputs[0]):
+                for output in self._outputs:  # the old ones first: there is never one of them beside a new one
+                    set_aside(output.final)
+                for output in self._outputs:
+                    rename(output.private, output.final)
+        except BaseException:
+            for target, source in reversed(undo):
+                check()  # not ours any more: whoever has the lock now decides what is there
+                with suppress(OSError):
+                    os.rename(target, source)
+            raise
+        for path, final in others:
+            self._tell_of_other(path, final)
         for directory in (*self._remnants, *self._directories.values()):  # each old output has its successor
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -150,26 +206,60 @@ class Workspace:
                     "written to the path that {output} (or snakemake.output) gives, which is a private one: here "
                     f"{output.private!r}. A name beside it must be made from that path, not from the input's",
                 )
+        self._refuse_links()
+        for output in self._outputs:
             if os.path.isdir(output.private) != bool(output.file.is_directory):
                 raise LockingError(
                     f"the output {output.final!r} is "
                     + ("no directory, although marked directory()" if output.file.is_directory else "a directory")
                     + ("" if output.file.is_directory else "; mark it directory()"),
                 )
-        self._ensure()
+            _touch(output.private, is_directory=bool(output.file.is_directory))
+        self._examine_as_snakemake_does()
 
-    def _ensure(self) -> None:
-        ensured = []
+    def _refuse_links(self) -> None:
+        # A relative link was made for the private directory or for the real one; only the second will do.
+        for parent, directory in self._directories.items():
+            outputs = {output.private for output in self._outputs}
+            for path in _links(directory):
+                target = os.readlink(path)
+                way = os.path.normpath(os.path.join(os.path.relpath(os.path.dirname(path), directory), target))
+                now, then = (os.path.realpath(os.path.join(place, way)) for place in (directory, parent))
+                real = os.path.join(os.path.realpath(directory), "")
+                if os.path.isabs(target):
+                    is_lost = now.startswith(real)
+                elif way.startswith(os.pardir):
+                    is_lost = now != then and os.path.exists(now)
+                else:
+                    is_lost = False  # it moves together with what it leads to
+                    then = now if os.path.lexists(os.path.join(directory, way)) else then
+                if is_lost or (path in outputs and not os.path.exists(then)):
+                    name = os.path.join(parent, os.path.relpath(path, directory))
+                    raise LockingError(
+                        f"{job_name(self._job)} has made {name!r} a symbolic link to {target!r}, which would lead "
+                        "nowhere, or elsewhere, from there: the job makes its outputs in a private directory, here "
+                        f"{directory!r}. Let the link hold an absolute path that is not in this directory, as "
+                        'ln -s "$(realpath {input})" {output} does',
+                    )
+
+    def _examine_as_snakemake_does(self) -> None:
+        # What it will find fault with after the job must not have been published by then.
+        files = []
+        for file in self._job.output:
+            if not is_exclusive(file) and not any(is_flagged(file, kind) for kind in _NOT_YET_THERE):
+                if not os.path.lexists(file):
+                    raise LockingError(f"{job_name(self._job)} has not made its output {str(file)!r}")
+                files.append(file)
         for output in self._outputs:
-            if is_flagged(output.file, "ensure"):
-                file = IOFile(output.private, rule=self._job.rule)
-                file.clone_flags(output.file)
-                ensured.append(file)
-        if ensured:
-            run_async(self._job.rule.workflow, self._job.dag.handle_ensure(self._job, ensured))
+            file = IOFile(output.private, rule=self._job.rule)
+            file.clone_flags(output.file)
+            files.append(file)
+        dag, workflow = self._job.dag, self._job.rule.workflow
+        run_async(workflow, dag.handle_ensure(self._job, files))
+        run_async(workflow, dag.check_output_mtime(self._job, files[-len(self._outputs) :]))
 
-    def _replace_in_one_step(self, output: _Output, check: Callable[[], None]) -> bool:
-        check()
+    def _replace_in_one_step(self, output: _Output) -> bool:
+        self._locks.check()
         is_directory, was_directory = bool(output.file.is_directory), _is_directory(output.final)
         if was_directory:
             return is_directory and _exchange(output.private, output.final)
@@ -178,47 +268,29 @@ class Workspace:
         os.replace(output.private, output.final)
         return True
 
-    def _replace_one_by_one(self, check: Callable[[], None]) -> None:
-        undo: list[tuple[str, str]] = []
-
-        def rename(source: str, target: str) -> None:
-            check()
-            os.rename(source, target)
-            undo.append((target, source))
-
-        try:
-            for output in self._outputs:  # the old ones first: there is never one of them beside a new one
-                if os.path.lexists(output.final):
-                    rename(output.final, _aside(output))
-            for output in self._outputs:
-                rename(output.private, output.final)
-        except BaseException:
-            for source, target in reversed(undo):
-                check()  # not ours any more: whoever has the lock now decides what is there
-                with suppress(OSError):
-                    os.rename(source, target)
-            raise
-
-    def _publish_the_rest(self, check: Callable[[], None]) -> None:
+    def _others(self) -> list[tuple[str, str]]:
         # What a program writes beside its output (an index, a log) would be beside it without the flag, too. It comes
         # first, so that the outputs are there only if all is.
+        outputs = {output.private for output in self._outputs}
+        found = []
         for parent, directory in self._directories.items():
             for name in sorted(os.listdir(directory)):
                 path, final = os.path.join(directory, name), os.path.join(parent, name)
-                if any(path == output.private for output in self._outputs):
-                    continue
-                check()
-                if _is_directory(final):
+                if path not in outputs:
                     kept = os.path.join(parent, f".{name}.{secrets.token_hex(4)}")
-                    os.rename(path, kept)
-                    warn(
-                        self._job,
-                        f"{job_name(self._job)} also wrote {printable(name)}, which is not among its outputs; it was "
-                        f"moved to {printable(kept)}, for there is a directory {printable(final)} already",
-                    )
-                    continue
-                os.rename(path, final)
-                say(self._job, f"{job_name(self._job)} also wrote {printable(final)}, which is not among its outputs")
+                    found.append((path, kept if _is_directory(final) else final))
+        return found
+
+    def _tell_of_other(self, path: str, final: str) -> None:
+        name = os.path.basename(path)
+        if os.path.basename(final) == name:
+            say(self._job, f"{job_name(self._job)} also wrote {printable(final)}, which is not among its outputs")
+        else:
+            warn(
+                self._job,
+                f"{job_name(self._job)} also wrote {printable(name)}, which is not among its outputs; it was "
+                f"moved to {printable(final)}, for there is a directory of that name already",
+            )
 
     # In any case
 
@@ -227,6 +299,14 @@ class Workspace:
         if any(map(_holds_old_outputs, self._directories.values())):
             return "It was cut off while it replaced its outputs; some are missing now"
         return "Nothing was published"
+
+    def undo(self) -> None:
+        """Take away what the job, which has failed, wrote to the real paths of its outputs."""
+        private = {os.path.abspath(output.final): output.private for output in self._outputs}
+        try:
+            unfinished.undo(self._job, self._plan, self._locks, private)
+        except OSError as error:  # the record stays, for the next one
+            warn(self._job, f"what {job_name(self._job)} left unfinished cannot be removed: {error}")
 
     def discard(self) -> None:
         """Remove the private directories, but not those with an old output that is nowhere else."""
@@ -255,15 +335,13 @@ class Workspace:
             )
 
 
-def _place_of(name: str) -> str:
-    if len(name) > _PLACE_CHARS:
-        name = name[:_PLACE_CHARS] + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    return f".{name}.nfsrwlock"
-
-
-def _aside(output: _Output) -> str:
-    directory, name = os.path.split(output.private)
-    return os.path.join(directory, f"{_OLD}{output.index}.{name}"[:250])
+def _links(directory: str) -> Iterator[str]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield entry.path
+            elif entry.is_dir(follow_symlinks=False):
+                yield from _links(entry.path)
 
 
 def _holds_old_outputs(directory: str) -> bool:

@@ -13,24 +13,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypedDict, cast, get_args
 
 from snakemake.exceptions import WorkflowError
 
 SECTION: Final = "nfsrwlock"
 #: Seconds that a job waits for its locks if nothing else is said: a day. Long enough for the jobs of a cluster, and an
-#: end, so that a mistake (a pipe between two jobs that exclude each other) is told.
+#: end, so that a mistake (a pipe between two jobs that exclude each other) comes to light.
 DEFAULT_TIMEOUT_S: Final = 86400.0
 
 Share = Literal["user", "group"]
 Heartbeat = Literal["thread", "process"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(TypedDict, total=False):
     """
-    The options of one flag; ``None``: not said here.
+    The options of one flag; one that is missing, or ``None``, is not said here.
 
     :param timeout: seconds that a job waits for its locks; ``inf``: without end
     :param stale_threshold: the lease, seconds
@@ -39,11 +37,11 @@ class Options:
     :param heartbeat: ``"thread"`` or ``"process"``
     """
 
-    timeout: float | None = None
-    stale_threshold: float | None = None
-    share: Share | None = None
-    lock_dir: str | None = None
-    heartbeat: Heartbeat | None = None
+    timeout: float | None
+    stale_threshold: float | None
+    share: Share | None
+    lock_dir: str | os.PathLike[str] | None
+    heartbeat: Heartbeat | None
 
 
 #: Where each option is looked up in the environment. ``NFSRWLOCK_DIR`` is the engine's own.
@@ -56,21 +54,20 @@ VARIABLES: Final[Mapping[str, str]] = {
 }
 
 
-def checked(where: str, **values: Any) -> Options:
+def checked(where: str, options: Mapping[str, Any]) -> Options:
     """
-    Return the options, or say what is wrong with them.
+    Return the options that are said, or raise what is wrong with them.
 
-    :param where: who says so, for the error
+    :param where: where they were found, for the error
     :raises WorkflowError: if one is not an option, or has a value that makes no sense
     """
-    known = [field.name for field in fields(Options)]
-    clean: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            raise WorkflowError(f"{where}: {name!r} is no option; there are {', '.join(known)}")
+    clean = {}
+    for name, value in options.items():
+        if name not in _CHECKS:
+            raise WorkflowError(f"{where}: {name!r} is no option; there are {', '.join(_CHECKS)}")
         if value is not None:
             clean[name] = _CHECKS[name](f"{where}: {name}", value)
-    return Options(**clean)
+    return cast("Options", clean)
 
 
 def resolved(options: Options, config: Any) -> Options:
@@ -83,34 +80,19 @@ def resolved(options: Options, config: Any) -> Options:
     section = (config.get(SECTION) if isinstance(config, Mapping) else None) or {}
     if not isinstance(section, Mapping):
         raise WorkflowError(f"the section {SECTION!r} of the config must hold options, not {section!r}")
-    from_config = checked(f"config section {SECTION!r}", **{str(name): section[name] for name in section})
-    from_environment = Options()
+    found: Options = {"timeout": DEFAULT_TIMEOUT_S}
+    found |= checked(f"config section {SECTION!r}", {str(name): value for name, value in section.items()})
     for name, variable in VARIABLES.items():
         if text := os.environ.get(variable):
-            from_environment = _over(checked(f"environment variable {variable}", **{name: text}), from_environment)
-    return _over(_over(options, from_environment), _over(from_config, Options(timeout=DEFAULT_TIMEOUT_S)))
-
-
-def _over(first: Options, second: Options) -> Options:
-    return Options(
-        **{
-            field.name: getattr(second if getattr(first, field.name) is None else first, field.name)
-            for field in fields(Options)
-        }
-    )
+            found |= checked(f"environment variable {variable}", {name: text})
+    return found | options
 
 
 def for_lock(options: Options) -> dict[str, Any]:
     """Return the options as the settings of a lock. Its timeout is not among them: a job has one for all its locks."""
-    settings: dict[str, Any] = {"lock_dir": options.lock_dir}
-    if options.stale_threshold is not None:
-        settings["stale_threshold"] = options.stale_threshold
-        settings["heartbeat_interval"] = options.stale_threshold / 3
-        settings["poll_interval"] = min(0.25, options.stale_threshold / 4)
-    if options.share is not None:
-        settings["share"] = options.share
-    if options.heartbeat is not None:
-        settings["heartbeat"] = options.heartbeat
+    settings: dict[str, Any] = {name: value for name, value in options.items() if name != "timeout"}
+    if (lease := options.get("stale_threshold")) is not None:
+        settings |= {"heartbeat_interval": lease / 3, "poll_interval": min(0.25, lease / 4)}
     return settings
 
 

@@ -1,0 +1,172 @@
+"""
+Which jobs may start: those whose locks look free. For the scheduler ``nfsrwlock``; decides nothing about safety.
+
+It looks at locks without taking part in them, so what it sees may be over a moment later, either way. It looks at the
+locks of the jobs that are about to start, and only if one of these is busy at those of all jobs that are ready; at each
+lock at most once a second.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from snakemake.exceptions import WorkflowError
+
+from nfsrwlock.snakemake.flags import READ, WRITE, wish_of
+from nfsrwlock.snakemake.messages import job_name, warn
+from nfsrwlock.snakemake.plan import Mode, Plan, Want, plan_of
+from nfsrwlock.text import printable
+from nfsrwlock_core import LockError, PeerInfo, inspect
+
+_LOOK_AGAIN_S: Final = 1.0
+_ASK_AGAIN_S: Final = 2
+_SAY_AGAIN_S: Final = 60.0
+
+
+class Admission:
+    """Remembers what the jobs want, how the locks looked, and which jobs were held back, since when."""
+
+    def __init__(self, dag: Any) -> None:
+        self._dag = dag
+        #: Of the jobs that are ready or run: there may be thousands, and all are asked for again and again.
+        self._plans: dict[Any, list[Plan]] = {}
+        self._looks: dict[tuple[str, Any], tuple[float, list[PeerInfo]]] = {}
+        self._since: dict[Any, float] = {}
+        self._said: dict[str, float] = {}
+
+    def select(self, jobs: Iterable[Any], choose: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
+        """
+        Return those of ``jobs`` to start now, none of which will keep another one waiting.
+
+        :param choose: selects among jobs whose locks look free
+        """
+        now = time.monotonic()
+        self._looks = {lock: look for lock, look in self._looks.items() if now - look[0] < _LOOK_AGAIN_S}
+        workflow = self._dag.workflow
+        # What runs may not have its locks yet, so that these still look free.
+        running = tuple(workflow.scheduler.running)
+        if workflow.remote_execution_settings.immediate_submit:
+            running = ()  # Snakemake never hears of their end
+        self._plans = {job: self._plans[job] if job in self._plans else _plans(job) for job in (*jobs, *running)}
+        started = _Claims(plan for job in running for plan in self._plans[job])
+        obstacles: dict[Any, _Obstacle] = {}
+
+        def may_start(job: Any, look: bool) -> bool:
+            obstacle = self._obstacle(job, now, started, look)
+            if obstacle is not None:
+                obstacles[job] = obstacle
+            return obstacle is None
+
+        free = [job for job in jobs if may_start(job, look=False)]
+        chosen = choose(free) if free else []
+        if not all(may_start(job, look=True) for job in chosen):
+            free = [job for job in free if may_start(job, look=True)]
+            chosen = choose(free) if free else []
+        compatible, claims = [], _Claims()
+        for job in chosen:
+            if not any(map(claims.exclude, self._plans[job])):
+                claims.add(self._plans[job])
+                compatible.append(job)
+        self._since = {job: self._since.get(job, now) for job in obstacles}
+        self._say_who_waits(obstacles.values(), now)
+        if obstacles or len(compatible) < len(chosen):
+            self._ask_again()
+        return compatible
+
+    def _obstacle(self, job: Any, now: float, started: _Claims, look: bool) -> _Obstacle | None:
+        for plan in self._plans[job]:
+            if now - self._since.get(job, now) > plan.timeout:
+                continue  # it goes, and says for whom it has waited
+            if started.exclude(plan):
+                return _Obstacle()
+            for want in plan.wanted:
+                for peer in self._peers(want, now, look):
+                    if "write" in (want.mode, peer.mode):
+                        return _Obstacle(want.path, peer, job)
+        return None
+
+    def _peers(self, want: Want, now: float, look: bool) -> list[PeerInfo]:
+        lock = want.path, dict(want.settings).get("lock_dir")
+        if lock not in self._looks:
+            if not look:
+                return []
+            try:
+                state = inspect(lock[0], lock_dir=lock[1])
+            except LockError:
+                peers = []  # the job will say it
+            else:  # whoever asks for the lock removes who is gone
+                here = (*state.holders, *state.waiters)
+                peers = [peer for peer in here if peer.alive is not False and peer.evictable_in > 0]
+            self._looks[lock] = now, peers
+        return self._looks[lock][1]
+
+    def _say_who_waits(self, obstacles: Iterable[_Obstacle], now: float) -> None:
+        by_lock: dict[str, list[_Obstacle]] = {}
+        for obstacle in obstacles:
+            if obstacle.peer is not None:
+                by_lock.setdefault(obstacle.path, []).append(obstacle)
+        for path, those in by_lock.items():
+            if now - self._said.get(path, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
+                self._said[path] = now
+                first = those[0]
+                one = next(iter(_members(first.job)))
+                who = f"{len(those)} jobs wait" if len(those) > 1 else f"{job_name(one)} waits"
+                assert first.peer is not None
+                warn(one, f"{who} for the lock on {printable(path)} to start: {printable(first.peer.describe())}")
+
+    def _ask_again(self) -> None:
+        workflow = self._dag.workflow
+        if workflow.scheduling_settings.max_jobs_per_timespan is None:  # else Snakemake asks by itself
+            workflow.scheduler._schedule_reevalutation(_ASK_AGAIN_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Obstacle:
+    """
+    Why a job is not started.
+
+    :param peer: who has the lock on ``path``, which ``job`` waits for; ``None``: another job of this workflow, of which
+        nobody need hear
+    """
+
+    path: str = ""
+    peer: PeerInfo | None = None
+    job: Any = None
+
+
+def _members(job: Any) -> Iterable[Any]:
+    return job if job.is_group() else (job,)
+
+
+def _plans(job: Any) -> list[Plan]:
+    plans = []
+    for one in _members(job):
+        if any(wish_of(file, flag) for files, flag in ((one.input, READ), (one.output, WRITE)) for file in files):
+            with suppress(WorkflowError):  # the job will say it
+                plan = None if one.is_norun else plan_of(one)
+                plans += [] if plan is None else [plan]
+    return plans
+
+
+class _Claims:
+    """Who reads and who writes what."""
+
+    def __init__(self, plans: Iterable[Plan] = ()) -> None:
+        self._paths: dict[Mode, set[str]] = {"read": set(), "write": set()}
+        self.add(plans)
+
+    def add(self, plans: Iterable[Plan]) -> None:
+        for plan in plans:
+            for want in plan.wanted:
+                self._paths[want.mode].add(want.path)
+
+    def exclude(self, plan: Plan) -> bool:
+        """Whether ``plan`` cannot be had together with these."""
+        return any(
+            want.path in self._paths["write"] or (want.mode == "write" and want.path in self._paths["read"])
+            for want in plan.wanted
+        )

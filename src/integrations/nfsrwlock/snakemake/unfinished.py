@@ -1,0 +1,177 @@
+"""
+What a job did to the real paths of its exclusive outputs by itself, past the private ones: undone under the lock.
+
+A command may write to a literal path. If its job fails, what is there must not count as made. So before a job runs, it
+is written down beside each of its exclusive locks what the outputs are; they are compared when the job has failed, and
+if it was cut off, by whoever has the lock next, reader or writer. What somebody else wrote under a later grant stays.
+
+What it cannot do: bring back what was overwritten. Such a file is removed, so that it is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from nfsrwlock.snakemake.messages import LockingError, job_name, warn
+from nfsrwlock.snakemake.plan import Mode, Plan
+from nfsrwlock.text import printable
+from nfsrwlock_core import HoldStatus, LockSet, SoftReadWriteLock
+
+#: What private directories of this adapter end with; they begin with a dot.
+SUFFIX: Final = ".nfsrwlock"
+_RECORD: Final = "before"
+_NAME_BYTES: Final = 120
+
+
+def private_place(path: str) -> str:
+    """Return the private directory that belongs to ``path``, beside it."""
+    parent, name = os.path.split(path)
+    encoded = os.fsencode(name)
+    if len(encoded) > _NAME_BYTES:
+        name = os.fsdecode(encoded[:_NAME_BYTES]) + hashlib.sha256(encoded).hexdigest()[:16]
+    return os.path.join(parent, f".{name}{SUFFIX}")
+
+
+def identity(path: str) -> str:
+    """Return what changes if ``path`` is changed, a directory's entries included; empty if nothing is there."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    found = [_text(status)]
+    if stat.S_ISDIR(status.st_mode):
+        with os.scandir(path) as entries:
+            found += sorted(f"{entry.name} {_text(entry.stat(follow_symlinks=False))}" for entry in entries)
+    return hashlib.sha256(os.fsencode("\n".join(found))).hexdigest()[:16]
+
+
+def _text(status: os.stat_result) -> str:
+    return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def record_of(lock: SoftReadWriteLock) -> str:
+    """Return the path of the record for one lock."""
+    return os.path.join(private_place(lock.lock_path.removesuffix(".rwlock")), _RECORD)
+
+
+def remember(job: Any, plan: Plan, locks: LockSet) -> None:
+    """
+    Write down what the exclusive outputs are, under their locks and before the job changes them.
+
+    :raises OSError: if that cannot be done
+    """
+    for lock in _locks_of(plan, locks, "write"):
+        before = {
+            os.path.abspath(job.output[index]): identity(str(job.output[index]))
+            for index, path in plan.exclusive.items()
+            if path == lock.lock_file
+        }
+        record = record_of(lock)
+        os.makedirs(os.path.dirname(record), exist_ok=True)
+        with open(record, "w", encoding="utf-8") as file:
+            json.dump({"generation": lock.generation, "before": before}, file)
+
+
+def forget(plan: Plan, locks: LockSet) -> None:
+    """Remove the records: the outputs are about to be published, or are as they were."""
+    for lock in _locks_of(plan, locks, "write"):
+        _forget(lock)
+
+
+def _forget(lock: SoftReadWriteLock) -> None:
+    with suppress(OSError):
+        os.unlink(record_of(lock))
+    with suppress(OSError):
+        os.rmdir(os.path.dirname(record_of(lock)))  # others may be in it
+
+
+def undo(job: Any, plan: Plan, locks: LockSet, private: Mapping[str, str]) -> None:
+    """
+    Take away what this job, which has failed, has made of its outputs' real paths.
+
+    :param private: where to move it, by real path; what cannot go there is removed
+    :raises OSError: if that cannot be done
+    """
+    for lock in _locks_of(plan, locks, "write"):
+        if lock.status is HoldStatus.HELD:  # else it is for the next holder to do
+            _undo(job, lock, lock.generation, private)
+            _forget(lock)
+
+
+def undo_earlier(job: Any, plan: Plan, locks: LockSet) -> None:
+    """
+    Do the same for the last writer before this job, if it was cut off.
+
+    :raises LockingError: if an input of ``job`` was unfinished, or cannot be removed
+    """
+    try:
+        for lock in _locks_of(plan, locks, "write"):
+            if os.path.exists(record_of(lock)):
+                _undo(job, lock, (lock.generation or 0) - 1, {})
+                _forget(lock)
+        for lock in _locks_of(plan, locks, "read"):
+            if os.path.exists(record_of(lock)) and (paths := _undo(job, lock, lock.generation, {})):
+                raise LockingError(
+                    f"{job_name(job)} cannot read {printable(', '.join(paths))}: an earlier job was cut off while it "
+                    "wrote there. Run the workflow again to make it anew"
+                )
+    except OSError as error:
+        raise LockingError(
+            f"{job_name(job)} must not go on: an earlier job was cut off, and what it left cannot be removed ({error})"
+        ) from None
+
+
+def _undo(job: Any, lock: SoftReadWriteLock, grant: int | None, private: Mapping[str, str]) -> list[str]:
+    found = _load(record_of(lock))
+    if found.get("generation") != grant:  # somebody has written since
+        return []
+    changed = [path for path, before in found["before"].items() if identity(path) != before]
+    for path in changed:
+        _take_away(job, path, private.get(path))
+    return changed
+
+
+def is_recorded(lock: SoftReadWriteLock, path: str) -> bool:
+    """Whether the job that was to make ``path``, under ``lock``, has not ended, or was cut off."""
+    return os.path.abspath(path) in _load(record_of(lock)).get("before", {})
+
+
+def _locks_of(plan: Plan, locks: LockSet, mode: str) -> Iterator[SoftReadWriteLock]:
+    modes: dict[str, Mode] = {}
+    for want in plan.wanted:
+        modes[want.path] = "write" if "write" in (want.mode, modes.get(want.path)) else "read"
+    return (lock for lock in locks.locks if modes.get(lock.lock_file) == mode)
+
+
+def _load(record: str) -> dict[str, Any]:
+    try:
+        with open(record, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):  # cut off while it was written, so nothing had begun
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _take_away(job: Any, path: str, private: str | None) -> None:
+    aside = os.path.join(os.path.dirname(path), f".{secrets.token_hex(8)}{SUFFIX}")
+    if private is not None and not os.path.lexists(private):
+        aside = private
+    with suppress(FileNotFoundError):  # removed by the job
+        os.rename(path, aside)
+        warn(
+            job,
+            f"{printable(path)} is unfinished and was removed: a job has written to it that then failed. Commands must "
+            "write to the path that {output} gives",
+        )
+    if aside != private:
+        with suppress(OSError):
+            os.unlink(aside)
+        shutil.rmtree(aside, ignore_errors=True)
