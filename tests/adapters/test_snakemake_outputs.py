@@ -307,6 +307,7 @@ def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it
         run.end(0)
     assert scene.read("built") == "built\n"
     assert sum("has nothing to do" in run.text for run in runs) == 2
+    assert sum("code and params of whoever made them, which are not compared with its own" in r.text for r in runs) == 2
     before = os.stat(scene.directory / "ref/idx").st_mtime_ns
     # Nobody has touched what was made, so nobody makes it again.
     assert all("Nothing to be done" in scene.run(directory=name) for name in ("a", "b"))
@@ -325,6 +326,24 @@ def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it
         run.end(0)
     assert scene.read("built") == "built\n" * 4
     assert scene.read("ref/idx") == "new data"
+
+
+def test_a_thousand_outputs_are_made_once_and_anew_if_forced_in_a_process_of_its_own(scene: Scene) -> None:
+    scene.snakefile(
+        """
+        PARTS = expand("ref/a_rather_long_name_for_one_of_many_parts.{n}.vcf.gz", n=range(1000))
+        rule make:
+            output: exclusive(PARTS, once=True, lock="ref/parts")
+            run:
+                open("made", "a").write("x")
+                for path in output:
+                    open(path, "w").close()
+        """
+    )
+    (first, text), (forced, report) = scene.many("-q", "-q -F")
+    assert (first, forced) == (0, 0), text + report
+    assert scene.read("made") == "xx"
+    assert scene.litter() == []
 
 
 def test_workflows_that_share_a_cache_compute_what_is_missing_once(scene: Scene) -> None:

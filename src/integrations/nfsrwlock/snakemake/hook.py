@@ -79,12 +79,16 @@ def _run_under_locks(original: Callable[..., Any]) -> Callable[..., Any]:
         plan = plan_of(job)
         if plan is None:
             return original(self, job, run_func, *args)
-        replace = once.to_replace(job) if plan.once else {}
+        replace = once.to_replace(job) if plan.once else frozenset()
         hold = holding.held if job.pipe_group is None else holding.held_together
         with hold(job, plan, leash.on_compromise) as locks:
             unfinished.undo_earlier(job, plan, locks)
             if plan.once and once.is_made(job, replace):
-                say(job, f"{job_name(job)} has nothing to do: its outputs were made meanwhile, under the same lock")
+                say(
+                    job,
+                    f"{job_name(job)} has nothing to do: its outputs were made meanwhile, under the same lock, with "
+                    "the code and params of whoever made them, which are not compared with its own",
+                )
                 return None
             return _run(job, plan, leash, locks, lambda files: original(self, job, run_func, *files), args)
 

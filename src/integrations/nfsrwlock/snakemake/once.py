@@ -3,16 +3,16 @@
 
 Why Snakemake wants the job decides what is asked for. If an output was missing, or older than an input, it is enough
 that it is there now, and newer. If the user forces the job, or its code has changed, the output must be another one
-than the one that Snakemake decided to replace. A job in a process of its own does not know the reason, so it is told
-which outputs those are in its environment.
+than the one that Snakemake decided to replace. A job in a process of its own does not know the reason, so its
+environment names the outputs that are to be replaced, by a digest of all of them: there may be thousands.
+
+What it does not do: compare the code and params of whoever made the outputs with the job's own. The log says so.
 """
 
 from __future__ import annotations
 
-import base64
-import json
+import hashlib
 import os
-from collections.abc import Mapping
 from typing import Any, Final
 
 from snakemake.io import is_flagged
@@ -20,6 +20,7 @@ from snakemake.io import is_flagged
 from nfsrwlock.freshness import look_afresh
 from nfsrwlock.snakemake.cache import run_async
 from nfsrwlock.snakemake.flags import WRITE, wish_of
+from nfsrwlock.snakemake.unfinished import identity
 
 _VARIABLE: Final = "NFSRWLOCK_SNAKEMAKE_REPLACE"
 #: Reasons for which an output that looks current is made anew.
@@ -33,25 +34,23 @@ _COMPELLING: Final = (
 )
 
 
-def to_replace(job: Any) -> dict[str, str]:
-    """Return which outputs of ``job`` must not count as made, each with its identity. To be asked before the lock."""
+def to_replace(job: Any) -> frozenset[str]:
+    """Return digests of outputs that must not count as made. To be asked before the lock."""
     if not any((wish := wish_of(file, WRITE)) is not None and wish.once for file in job.output):
-        return {}
+        return frozenset()
     if not job.rule.workflow.is_main_process:
-        return {str(file): known[str(file)] for known in [_told()] for file in job.output if str(file) in known}
+        return frozenset(os.environ.get(_VARIABLE, "").split(","))
     reason = job.dag.reason(job)
     if not any(getattr(reason, name, None) for name in _COMPELLING):
-        return {}
+        return frozenset()
     look_afresh(job.output)
-    return {str(file): _identity(str(file)) for file in job.output}
+    return frozenset([_digest(job)])
 
 
-def is_made(job: Any, replace: Mapping[str, str]) -> bool:
+def is_made(job: Any, replace: frozenset[str]) -> bool:
     """Whether all outputs are there, current, and not the ones to ``replace``. To be asked under the lock."""
     look_afresh(file for file in job.input if _counts(file))
-    if not job.output or any(not os.path.lexists(file) for file in job.output):
-        return False
-    if any(_identity(path) == old for path, old in replace.items()):
+    if not job.output or any(not os.path.lexists(file) for file in job.output) or _digest(job) in replace:
         return False
     try:
         return bool(run_async(job.rule.workflow, _is_current(job)))
@@ -70,30 +69,13 @@ def _counts(file: Any) -> bool:
     return not is_flagged(file, "ancient") and not is_flagged(file, "storage_object")
 
 
-def _identity(path: str) -> str:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return ""
-    return f"{status.st_ino}:{status.st_mtime_ns}"
+def _digest(job: Any) -> str:
+    found = "\n".join(f"{file} {identity(str(file))}" for file in job.output)
+    return hashlib.sha256(os.fsencode(found)).hexdigest()[:24]
 
 
 def with_message(job: Any, command: str) -> str:
-    """Return the command that runs ``job`` in a process of its own, with what that process has to be told."""
-    replace: dict[str, str] = {}
-    for one in job if job.is_group() else [job]:
-        if one.rule.workflow.is_main_process:
-            replace |= to_replace(one)
-    if not replace:
-        return command
-    # Executors put the command between quotes of their own, so there must be none in it.
-    told = base64.urlsafe_b64encode(json.dumps(replace).encode()).decode()
-    return f"export {_VARIABLE}={told} && {command}"
-
-
-def _told() -> dict[str, str]:
-    try:
-        told = json.loads(base64.urlsafe_b64decode(os.environ.get(_VARIABLE, "")) or "{}")
-    except ValueError:
-        return {}
-    return told if isinstance(told, dict) else {}
+    """Return the command that runs ``job`` in a process of its own, with what that process has to know."""
+    members = [one for one in (job if job.is_group() else [job]) if one.rule.workflow.is_main_process]
+    replace = sorted(digest for one in members for digest in to_replace(one))
+    return f"export {_VARIABLE}={','.join(replace)} && {command}" if replace else command
