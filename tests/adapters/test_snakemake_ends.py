@@ -162,8 +162,42 @@ def test_locks_are_released_and_the_old_output_stays_however_it_ends(scene: Scen
     assert run.process.returncode != 0
     if end not in ("both SIGKILL", "node"):
         assert scene.locks() == []
-    scene.clean_up()  # the one that left its parent outlives a job that was killed, as ever
+    if end == "job":
+        assert not is_ticking(scene), "nor does the one go on that left its parent, now that the lock is free"
+    scene.clean_up()
     assert_nothing_happened(scene)
+
+
+def test_what_a_job_leaves_running_is_ended_before_its_locks_are_free(scene: Scene) -> None:
+    scene.write("ref/in", "data")
+    scene.snakefile(
+        """
+        from nfsrwlock.snakemake import leash
+        leash._GRACE_S = 2.0
+        loop = "(setsid sh -c 'echo $$ >> left; exec sleep 300' > /dev/null 2>&1 &); while [ ! -e left ]; do :; done;"
+        rule all:
+            input: "ref/out", "read", "late"
+        rule write:
+            output: exclusive("ref/out")
+            shell: "{loop} echo new > {output}"
+        rule read:
+            input: shared_read("ref/in")
+            output: "read"
+            shell: "{loop} cp {input} {output}"
+        rule late:
+            output: exclusive("late")
+            shell: "(sleep 0.5; echo whole > {output}) & echo half > {output}"
+        """
+    )
+    scene.write("ref/out", "old")
+    text = scene.run("-k", "-F", code=1)
+    assert "(rule write) has left processes behind, which were ended with its locks: " in text
+    assert "Its outputs may not be whole, so nothing was published. Let the rule wait for them" in text
+    assert scene.read("ref/out") == "old"
+    assert "(rule read) has left processes behind" in text
+    assert scene.read("read") == "data"
+    assert scene.read("late") == "whole\n", "what ends by itself is waited for"
+    assert not [pid for pid in scene.read("left").split() if int(pid) in scene.processes()]
 
 
 def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene) -> None:

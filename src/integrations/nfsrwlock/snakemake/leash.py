@@ -16,16 +16,21 @@ import secrets
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from nfsrwlock.processes import Entry, family, freeze, kill, thaw
 from nfsrwlock.snakemake import watchdog
-from nfsrwlock.snakemake.messages import job_name, warn
+from nfsrwlock.snakemake.flags import is_exclusive
+from nfsrwlock.snakemake.messages import LockingError, job_name, warn
+from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockSet
 
 _LOOK_S: Final = 0.1
+#: For so long a job that has succeeded waits for the processes that it has left behind.
+_GRACE_S: Final = 5.0
 #: What the thread that runs a job is working on.
 _here = threading.local()
 
@@ -58,8 +63,10 @@ class Leash:
             self.on_compromise(None)
         try:
             yield
+            self._wait_for_the_last()
         finally:
             _here.leash = None
+            kill(self._left)  # what goes on would do so without the locks
             with self._mutex:
                 self._ended = True
                 thaw(self._stopped)
@@ -89,6 +96,22 @@ class Leash:
         # What was started here and is not yet waited for keeps its number, so it cannot be somebody else.
         roots = [process.pid for process in self._started if process.returncode is None]
         return family([*roots, *watchdog.marked(self._token.encode())])
+
+    def _left(self) -> list[Entry]:
+        return family(watchdog.marked(self._token.encode())) if self._started else []
+
+    def _wait_for_the_last(self) -> None:
+        # A shell does not wait for what it has started by >(…), which still writes what it has read.
+        until = time.monotonic() + _GRACE_S
+        while (left := self._left()) and time.monotonic() < until:
+            time.sleep(_LOOK_S)
+        if left:
+            names = printable(", ".join(f"{entry.pid} ({entry.name})" for entry in left))
+            text = f"{job_name(self._job)} has left processes behind, which were ended with its locks: {names}. "
+            advice = "Let the rule wait for them, or start what must go on by 'env -u NFSRWLOCK_JOB'"
+            if any(map(is_exclusive, self._job.output)):
+                raise LockingError(f"{text}Its outputs may not be whole, so nothing was published. {advice}")
+            warn(self._job, text + advice)
 
     # Pulling it
 
