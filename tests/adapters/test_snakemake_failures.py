@@ -102,10 +102,13 @@ def test_what_a_job_that_was_killed_wrote_to_the_real_path_is_removed_by_the_nex
     run.end()
     with SoftReadWriteLock(scene.directory / "ref/other").write_lock(timeout=60):
         scene.write("ref/other", "another's\n")
-    (read, text), (failed, report), (again, _), (stale, _) = scene.many(
+    (scene.directory / "b").mkdir()
+    (scene.directory / "b/ref").symlink_to("../ref")  # another workflow, which knows nothing of the first
+    (read, text), (failed, report), (made, _), (again, plan), (stale, _) = scene.many(
         "-s reading.smk read.copy --nolock",
         "-s failing.smk ref/made -F --nolock --rerun-incomplete",
-        "ref/made --nolock --rerun-incomplete",
+        "-d b ref/made",
+        "ref/made --nolock",
         "-s reading.smk other.copy --nolock",
     )
     assert read == 1
@@ -113,8 +116,10 @@ def test_what_a_job_that_was_killed_wrote_to_the_real_path_is_removed_by_the_nex
     assert not scene.exists("ref/read")
     assert failed == 1
     assert "ref/made is unfinished and was removed" in report
-    assert again == 0
+    assert made == 0
     assert scene.read("ref/made") == "whole\n"
+    assert again == 0, "it was cut off, but somebody has made the file since"
+    assert "Nothing to be done" in plan
     assert stale == 0, "what was written under a later grant is another's"
     assert scene.read("other.copy") == "another's\n"
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from snakemake.exceptions import WorkflowError
 
 from nfsrwlock.snakemake.flags import READ, WRITE, wish_of
-from nfsrwlock.snakemake.messages import job_name, warn
+from nfsrwlock.snakemake.messages import job_name, say, warn
 from nfsrwlock.snakemake.plan import Mode, Plan, Want, plan_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import LockError, PeerInfo, inspect
@@ -116,7 +116,10 @@ class Admission:
                 one = next(iter(_members(first.job)))
                 who = f"{len(those)} jobs wait" if len(those) > 1 else f"{job_name(one)} waits"
                 assert first.peer is not None
-                warn(one, f"{who} for the lock on {printable(path)} to start: {printable(first.peer.describe())}")
+                since = min(self._since[obstacle.job] for obstacle in those)
+                (say if now - since < _SAY_AGAIN_S else warn)(
+                    one, f"{who} for the lock on {printable(path)} to start: {printable(first.peer.describe())}"
+                )
 
     def _ask_again(self) -> None:
         workflow = self._dag.workflow

@@ -28,7 +28,7 @@ from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.internals import persistence_class, scheduler_class, shell_module
 from nfsrwlock.snakemake.leash import Leash, start_process
 from nfsrwlock.snakemake.messages import job_name, say
-from nfsrwlock.snakemake.plan import Plan, check_rules, plan_of, plan_of_cache
+from nfsrwlock.snakemake.plan import Plan, check_rules, plan_of, plan_of_cache, warn_of_unguarded_reads
 from nfsrwlock.snakemake.publish import Workspace
 from nfsrwlock_core import LockError, LockSet
 
@@ -61,6 +61,7 @@ def install() -> None:
         (_IOFile, "exists", _exists),
         (_IOFile, "touch", _touch),
         (persistence, "finished", _keep_old_records),
+        (persistence, "incomplete", _only_cut_off),
     ):
         setattr(owner, name, wrap(getattr(owner, name)))
 
@@ -170,6 +171,8 @@ def _give_up_waiting_after(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def schedule(self: Any) -> Any:
         holding.ending.clear()  # one process may run several workflows, one after the other
+        if self.workflow.is_main_process:
+            warn_of_unguarded_reads(self.workflow.dag)
         try:
             return original(self)
         finally:
@@ -263,6 +266,16 @@ def _keep_old_records(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return finished
+
+
+def _only_cut_off(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    async def incomplete(self: Any, job: Any) -> Any:
+        # A job that was cut off has not changed its exclusive outputs, and another workflow may have made them since.
+        found = await original(self, job)
+        return [file for file in found if not is_exclusive(file) or unfinished.is_cut_off(job, file)]
+
+    return incomplete
 
 
 class _WithOutput:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.types import Quietness
 
 from nfsrwlock.text import duration, one_line, printable
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Who waits for less than this is not worth a line.
 _SILENT_S: Final = 1.0
-_AGAIN_S: Final = 60.0
+_AGAIN_S: Final = 60.0  # from then on --quiet does not hide it
 
 
 def job_name(job: Any) -> str:
@@ -32,13 +33,15 @@ def say(job: Any, text: str) -> None:
 
 
 def warn(job: Any, text: str) -> None:
-    """Write one line that is more than news."""
+    """Write one line that is more than news, with ``--quiet all``, too."""
     _log(job, logging.WARNING, text)
 
 
 def _log(job: Any, level: int, text: str) -> None:
     line = one_line(f"nfsrwlock: {text}")
-    if job.rule.workflow.is_main_process:
+    workflow = job.rule.workflow
+    hides_all = Quietness.ALL in (workflow.output_settings.quiet or ())
+    if workflow.is_main_process and not (hides_all and level >= logging.WARNING):
         logger.log(level, line)
     else:
         # A process that runs one job logs errors only, later than it may live, and its stderr is where they go.
@@ -84,7 +87,7 @@ class Waiting:
         if info.trouble is not None:
             who = f"the file system answers {info.trouble}"
         more = f" and {len(info.blockers) - 3} more" if len(info.blockers) > 3 else ""
-        say(
+        (say if waited < _AGAIN_S else warn)(
             self._job,
             f"{job_name(self._job)} waits to {info.mode} {printable(info.lock_file)}, "
             f"{duration(waited)} so far, {self._limit}: {who}{more}",

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from nfsrwlock.snakemake.messages import LockingError, job_name, warn
-from nfsrwlock.snakemake.plan import Mode, Plan
+from nfsrwlock.snakemake.plan import Mode, Plan, plan_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockSet, SoftReadWriteLock
 
@@ -36,7 +36,7 @@ def private_place(path: str) -> str:
     parent, name = os.path.split(path)
     encoded = os.fsencode(name)
     if len(encoded) > _NAME_BYTES:
-        name = os.fsdecode(encoded[:_NAME_BYTES]) + hashlib.sha256(encoded).hexdigest()[:16]
+        name = encoded[:_NAME_BYTES].decode(errors="ignore") + hashlib.sha256(encoded).hexdigest()[:16]
     return os.path.join(parent, f".{name}{SUFFIX}")
 
 
@@ -139,9 +139,12 @@ def _undo(job: Any, lock: SoftReadWriteLock, grant: int | None, private: Mapping
     return changed
 
 
-def is_recorded(lock: SoftReadWriteLock, path: str) -> bool:
-    """Whether the job that was to make ``path``, under ``lock``, has not ended, or was cut off."""
-    return os.path.abspath(path) in _load(record_of(lock)).get("before", {})
+def is_cut_off(job: Any, file: Any) -> bool:
+    """Whether the last job that was to make ``file``, an output of ``job``, has not ended, here or elsewhere."""
+    plan, path = plan_of(job), os.path.abspath(str(file))
+    if plan is None:
+        return False
+    return any(path in _load(record_of(lock)).get("before", {}) for lock in _locks_of(plan, plan.lock_set(), "write"))
 
 
 def _locks_of(plan: Plan, locks: LockSet, mode: str) -> Iterator[SoftReadWriteLock]:
