@@ -419,6 +419,19 @@ def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and
     assert all(os.path.dirname(path) == "elsewhere" for path in scene.seen("both"))
 
 
+def test_what_is_locked_or_half_made_is_no_data_to_a_workflow_that_looks_for_files(scene: Scene) -> None:
+    look = 'print("FOUND", [sorted(glob_wildcards(pattern)[0]) for pattern in ("ref/{name}.fa", "ref/{name}")])\n'
+    scene.snakefile(f"{look}rule one:\n    run: pass\n", "module.smk")
+    module = 'module other:\n    snakefile: "module.smk"\nuse rule * from other as other_*\n'
+    scene.snakefile(f"{look}rule all:\n    run: pass\n{module}", "globbing.smk")
+    for path in ("a.fa", "sub/c.fa", ".b.fa.nfsrwlock/token/b.fa", ".b.fa.nfsrwlock/token/deep/b.fa"):
+        scene.write(f"ref/{path}", "")
+    with SoftReadWriteLock(scene.directory / "ref/a.fa").write_lock():
+        ((code, text),) = scene.many("-n -s globbing.smk all")
+    assert code == 0, text
+    assert text.count("FOUND [['a', 'sub/c'], ['a.fa', 'sub', 'sub/c.fa']]") == text.count("FOUND") == 2
+
+
 def test_without_a_flag_nothing_is_as_it_would_not_be_without_the_import(scene: Scene) -> None:
     scene.snakefile(
         """

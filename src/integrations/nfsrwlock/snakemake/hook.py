@@ -11,12 +11,13 @@ Nothing changes for files without flags. :mod:`nfsrwlock.snakemake.internals` ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import wraps
-from types import SimpleNamespace
 from typing import Any, Final
 
+from snakemake import io
 from snakemake.executors import local
 from snakemake.io import _IOFile
 from snakemake.jobs import Job
@@ -46,7 +47,8 @@ def install() -> None:
         return
     setattr(local.Executor, _INSTALLED, True)
     shell = shell_module()
-    shell.sp = _subprocess_on_a_leash(shell.sp)
+    shell.sp = _With(shell.sp, Popen=start_process)
+    io.os = _With(os, walk=_walk)
     persistence, scheduler = persistence_class(), scheduler_class()
     for owner, name, wrap in (
         (local.Executor, "cached_or_run", _run_under_locks),
@@ -150,9 +152,23 @@ def _tell_the_job(original: Callable[..., Any]) -> Callable[..., Any]:
     return format_job_exec
 
 
-def _subprocess_on_a_leash(subprocess: Any) -> Any:
-    # What snakemake.shell knows as the module `subprocess`, with another Popen.
-    return SimpleNamespace(**(vars(subprocess) | {"Popen": start_process}))
+class _With:
+    """A module, as one of Snakemake's knows it, with another function in it."""
+
+    def __init__(self, module: Any, **functions: Callable[..., Any]) -> None:
+        self.__dict__.update(functions)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _walk(top: Any, topdown: bool = True, **options: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+    # For glob_wildcards(), which goes into every directory: what is locked, or half made, is no data.
+    for found in os.walk(top, topdown, **options):
+        if topdown:
+            found[1][:] = [name for name in found[1] if not name.endswith((unfinished.SUFFIX, ".rwlock"))]
+        yield found
 
 
 # -- the end of the workflow ------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ that passes behaves as those that were tested; one that does not makes the impor
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -51,7 +52,9 @@ def _first_difference() -> str | None:
     from snakemake.workflow import Workflow  # noqa: PLC0415
     from snakemake.dag import DAG  # noqa: PLC0415
     from snakemake.executors import local  # noqa: PLC0415
+    from snakemake import io  # noqa: PLC0415
     from snakemake.io import _IOFile  # noqa: PLC0415
+    from snakemake.rules import Rule  # noqa: PLC0415
     from snakemake.jobs import Job  # noqa: PLC0415
     from snakemake_interface_executor_plugins.executors.real import RealExecutor  # noqa: PLC0415
 
@@ -60,6 +63,8 @@ def _first_difference() -> str | None:
     shell = shell_module()
     if shell.sp is not subprocess:
         return "snakemake.shell does not start processes by subprocess"
+    if io.os is not os:
+        return "snakemake.io does not use the module os"
     for function, parameters in (
         (local.Executor.cached_or_run, ["self", "job", "run_func", "args"]),
         (Job.remove_existing_output, ["self"]),
@@ -69,10 +74,14 @@ def _first_difference() -> str | None:
         (local.Executor.cancel, ["self"]),
         (RealExecutor.format_job_exec, ["self", "job"]),
         (_IOFile.touch, ["self", "times"]),
+        (persistence.incomplete, ["self", "job"]),
+        (Rule.expand_params, ["self", "wildcards", "input", "output", "job", "omit_callable"]),
+        (DAG.handle_ensure, ["self", "job", "expanded_output"]),
+        (DAG.check_output_mtime, ["self", "job", "expanded_output"]),
     ):
         if (found := list(inspect.signature(function).parameters)) != parameters:
             return f"{function.__qualname__} takes {found}"
-    if list(inspect.signature(local.run_wrapper).parameters)[:3] != ["job_rule", "input", "output"]:
+    if list(inspect.signature(local.run_wrapper).parameters)[:4] != ["job_rule", "input", "output", "params"]:
         return "run_wrapper takes other arguments"
     for caller, called in (
         (local.Executor.run_single_job, "cached_or_run"),
@@ -85,6 +94,8 @@ def _first_difference() -> str | None:
         (Job.postprocess, "finished"),
         (Job.postprocess, "check_and_touch_output"),
         (DAG.check_and_touch_output, "touch"),
+        (DAG.incomplete_files, "incomplete"),
+        (io.glob_wildcards, "walk"),
         (shell.shell.__new__, "Popen"),
     ):
         if not _mentions(caller, called):
