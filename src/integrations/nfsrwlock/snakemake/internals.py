@@ -1,22 +1,95 @@
 """
 What the adapter relies on inside of Snakemake, which promises nothing about it: checked when the adapter is imported.
 
-Signatures are compared, and that the functions which the hook stands in for are called where it expects it. A release
-that passes behaves as those that were tested; one that does not makes the import fail.
+Signatures are compared, and that the functions which the hook stands in for are called where it expects it; where not,
+the import fails. What these functions do inside is compared with the releases that were tested, by hashes of their
+source; where one is new to us, a warning says so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import linecache
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 #: The oldest and the newest release that the tests ran with.
 TESTED: Final = ("9.1.2", "9.27.1")
+
+
+class _Function(NamedTuple):
+    """
+    A function of Snakemake's.
+
+    :param name: its module, and its name there; of alternatives the first that is there
+    :param parameters: all of them; ``…`` stands for any others
+    :param calls: functions that it must call
+    :param bodies: hashes of its source in the releases that the tests ran with
+    """
+
+    name: str
+    parameters: str
+    calls: str
+    bodies: str
+
+
+_FUNCTIONS: Final = (
+    _Function("snakemake.executors.local Executor.cached_or_run", "self job run_func args", "", "bb47d9d7 b9123d4a"),
+    _Function("snakemake.executors.local Executor.run_single_job", "self job", "cached_or_run spawn_job", "bc4754e0"),
+    _Function("snakemake.executors.local Executor.cancel", "self", "", "5d1e0b8b"),
+    _Function("snakemake.executors.local run_wrapper", "job_rule input output params …", "", "28f6f4f5 d7524ba9"),
+    _Function(
+        "snakemake_interface_executor_plugins.executors.real RealExecutor.format_job_exec", "self job", "", "7035e5c3"
+    ),
+    _Function(
+        "snakemake.scheduling.job_scheduler JobScheduler.schedule | snakemake.scheduler JobScheduler.schedule",
+        "self",
+        "",
+        "24a0d0bf 31a31818 501a4683",
+    ),
+    _Function("snakemake.workflow Workflow.check", "self", "", "7d1b192a"),
+    _Function(
+        "snakemake.rules Rule.expand_params",
+        "self wildcards input output job omit_callable",
+        "",
+        "b01a83a9 b8e4578f 06c15c5e",
+    ),
+    _Function("snakemake.jobs Job.prepare", "self", "remove_existing_output", "ce5a0e72 02988a4c"),
+    _Function("snakemake.jobs Job.remove_existing_output", "self", "remove", "d6a15db4"),
+    _Function("snakemake.jobs Job.cleanup", "self…", "remove exists", "36c26329 435a442f 3183d2cc"),
+    _Function(
+        "snakemake.jobs Job.postprocess",
+        "self … error …",
+        "cleanup finished check_and_touch_output",
+        "1fb05dbe dc901335 67f51b4a",
+    ),
+    _Function("snakemake.dag DAG.check_and_touch_output", "self job …", "touch", "d836730f"),
+    _Function("snakemake.dag DAG.handle_ensure", "self job expanded_output", "", "69625d48 3daf6a98 1457f515"),
+    _Function("snakemake.dag DAG.check_output_mtime", "self job expanded_output", "", "4bc5e098"),
+    _Function("snakemake.dag DAG.incomplete_files", "self", "incomplete", "35804ea6"),
+    _Function("snakemake.io _IOFile.remove", "self … only_local…", "", "a4cfaff4"),
+    _Function("snakemake.io _IOFile.exists", "self", "", "0310ccb4"),
+    _Function("snakemake.io _IOFile.touch", "self times", "", "d54b4b89 702dd87c"),
+    _Function("snakemake.io glob_wildcards", "pattern files followlinks", "walk", "5a55965c 1f44fed7"),
+    _Function(
+        "snakemake.persistence PersistenceBase.finished | snakemake.persistence Persistence.finished",
+        "self job",
+        "",
+        "44dc3ce5 15f165c3 e0413d13",
+    ),
+    _Function(
+        "snakemake.persistence PersistenceBase.incomplete | snakemake.persistence Persistence.incomplete",
+        "self job",
+        "",
+        "01d03d22 f7caba2e",
+    ),
+    _Function("snakemake.shell shell.__new__", "cls cmd …", "Popen", "14763e8d 42639e9a"),
+)
 
 
 def check_snakemake() -> None:
@@ -41,6 +114,33 @@ def check_snakemake() -> None:
             f"files ({problem}). It works with Snakemake {TESTED[0]} to {TESTED[1]}: install one of these, or a newer "
             "nfsrwlock"
         )
+    if unknown := [known.name.split()[-1] for known, body in bodies() if body not in known.bodies.split()]:
+        from snakemake.logging import logger  # noqa: PLC0415
+
+        logger.warning(
+            f"nfsrwlock: Snakemake {version} is not as the releases that were tested ({TESTED[0]} to {TESTED[1]}) in "
+            f"{', '.join(unknown)}. Files are locked all the same"
+        )
+
+
+def bodies() -> Iterator[tuple[_Function, str]]:
+    """Yield each function with a hash of its source; not where there is no source."""
+    for known in _FUNCTIONS:
+        code = inspect.unwrap(_find(known.name)).__code__
+        lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]
+        if lines:
+            yield known, hashlib.sha256("".join(_first_block(lines)).encode()).hexdigest()[:8]
+
+
+def _first_block(lines: list[str]) -> Iterator[str]:
+    # Up to the next line that is indented as the first one. (inspect.getsource takes 30 ms for all functions.)
+    indent = len(lines[0]) - len(lines[0].lstrip())
+    has_begun = False
+    for line in lines:
+        if has_begun and line[: indent + 1].strip() not in ("", ")"):
+            return
+        has_begun = has_begun or line.lstrip().startswith(("def ", "async def "))
+        yield line
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -48,62 +148,35 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _first_difference() -> str | None:
-    import snakemake.api  # noqa: F401, PLC0415, I001 - first, for the others import each other in a circle
-    from snakemake.workflow import Workflow  # noqa: PLC0415
-    from snakemake.dag import DAG  # noqa: PLC0415
-    from snakemake.executors import local  # noqa: PLC0415
-    from snakemake import io  # noqa: PLC0415
-    from snakemake.io import _IOFile  # noqa: PLC0415
-    from snakemake.rules import Rule  # noqa: PLC0415
-    from snakemake.jobs import Job  # noqa: PLC0415
-    from snakemake_interface_executor_plugins.executors.real import RealExecutor  # noqa: PLC0415
-
-    persistence = persistence_class()
-    scheduler = scheduler_class()
-    shell = shell_module()
-    if shell.sp is not subprocess:
+    import_module("snakemake.api")  # first, for the others import each other in a circle
+    if shell_module().sp is not subprocess:
         return "snakemake.shell does not start processes by subprocess"
-    if io.os is not os:
+    if import_module("snakemake.io").os is not os:
         return "snakemake.io does not use the module os"
-    for function, parameters in (
-        (local.Executor.cached_or_run, ["self", "job", "run_func", "args"]),
-        (Job.remove_existing_output, ["self"]),
-        (Workflow.check, ["self"]),
-        (persistence.finished, ["self", "job"]),
-        (scheduler.schedule, ["self"]),
-        (local.Executor.cancel, ["self"]),
-        (RealExecutor.format_job_exec, ["self", "job"]),
-        (_IOFile.touch, ["self", "times"]),
-        (persistence.incomplete, ["self", "job"]),
-        (Rule.expand_params, ["self", "wildcards", "input", "output", "job", "omit_callable"]),
-        (DAG.handle_ensure, ["self", "job", "expanded_output"]),
-        (DAG.check_output_mtime, ["self", "job", "expanded_output"]),
-    ):
-        if (found := list(inspect.signature(function).parameters)) != parameters:
+    for known in _FUNCTIONS:
+        function = _find(known.name)
+        found = list(inspect.signature(function).parameters)
+        pattern = re.escape(known.parameters).replace("…", ".*")
+        if not re.fullmatch(pattern, " ".join(found)):
             return f"{function.__qualname__} takes {found}"
-    if list(inspect.signature(local.run_wrapper).parameters)[:4] != ["job_rule", "input", "output", "params"]:
-        return "run_wrapper takes other arguments"
-    for caller, called in (
-        (local.Executor.run_single_job, "cached_or_run"),
-        (local.Executor.run_single_job, "spawn_job"),
-        (Job.prepare, "remove_existing_output"),
-        (Job.remove_existing_output, "remove"),
-        (Job.cleanup, "remove"),
-        (Job.cleanup, "exists"),
-        (Job.postprocess, "cleanup"),
-        (Job.postprocess, "finished"),
-        (Job.postprocess, "check_and_touch_output"),
-        (DAG.check_and_touch_output, "touch"),
-        (DAG.incomplete_files, "incomplete"),
-        (io.glob_wildcards, "walk"),
-        (shell.shell.__new__, "Popen"),
-    ):
-        if not _mentions(caller, called):
-            return f"{caller.__qualname__} does not call {called}"
-    for function, parameter in ((Job.postprocess, "error"), (_IOFile.remove, "only_local")):
-        if parameter not in inspect.signature(function).parameters:
-            return f"{function.__qualname__} has no parameter {parameter}"
+        for called in known.calls.split():
+            if not _mentions(function, called):
+                return f"{function.__qualname__} does not call {called}"
     return None
+
+
+def _find(name: str) -> Any:
+    problem: Exception = AttributeError(name)
+    for alternative in name.split(" | "):
+        module, _, path = alternative.partition(" ")
+        try:
+            found = import_module(module)
+            for part in path.split("."):
+                found = getattr(found, part)
+            return found
+        except (ImportError, AttributeError) as error:
+            problem = error
+    raise problem
 
 
 def _mentions(function: Callable[..., Any], name: str) -> bool:
@@ -123,19 +196,9 @@ def shell_module() -> Any:
 
 def persistence_class() -> Any:
     """Return the class that keeps what Snakemake knows of earlier runs; 9.2x made it the base of two."""
-    from snakemake import persistence  # noqa: PLC0415
-
-    for name in ("PersistenceBase", "Persistence"):
-        candidate = getattr(persistence, name, None)
-        if candidate is not None and hasattr(candidate, "finished"):
-            return candidate
-    raise AttributeError("snakemake.persistence has no class with a method 'finished'")
+    return _find("snakemake.persistence PersistenceBase | snakemake.persistence Persistence")
 
 
 def scheduler_class() -> Any:
     """Return the class whose ``schedule`` runs the workflow; it moved in 9.11."""
-    try:
-        from snakemake.scheduling.job_scheduler import JobScheduler  # noqa: PLC0415
-    except ImportError:
-        from snakemake.scheduler import JobScheduler  # type: ignore[import-not-found,no-redef,unused-ignore]  # noqa: PLC0415
-    return JobScheduler
+    return _find("snakemake.scheduling.job_scheduler JobScheduler | snakemake.scheduler JobScheduler")
