@@ -34,6 +34,7 @@ from nfsrwlock.snakemake.publish import Workspace
 from nfsrwlock_core import LockError, LockSet
 
 _INSTALLED: Final = "_nfsrwlock_installed"
+Original = Callable[..., Any]
 
 #: True while Snakemake removes outputs on its own account: the exclusive ones are not its to remove.
 _sparing: ContextVar[bool] = ContextVar("nfsrwlock_sparing", default=False)
@@ -50,7 +51,7 @@ def install() -> None:
     shell.sp = _With(shell.sp, Popen=start_process)
     io.os = _With(os, walk=_walk)
     persistence, scheduler = persistence_class(), scheduler_class()
-    for owner, name, wrap in (
+    for owner, name, hook in (
         (local.Executor, "cached_or_run", _run_under_locks),
         (local.Executor, "cancel", _give_up_waiting),
         (scheduler, "schedule", _give_up_waiting_after),
@@ -59,43 +60,47 @@ def install() -> None:
         (Job, "remove_existing_output", _spare_exclusive),
         (Job, "cleanup", _spare_exclusive),
         (Job, "postprocess", _know_failure),
-        (_IOFile, "remove", _remove),
-        (_IOFile, "exists", _exists),
+        (_IOFile, "remove", _unless_spared),
+        (_IOFile, "exists", _unless_spared),  # Job.cleanup says in the log that it removes what is there
         (_IOFile, "touch", _touch),
         (persistence, "finished", _keep_old_records),
         (persistence, "incomplete", _only_cut_off),
     ):
-        setattr(owner, name, wrap(getattr(owner, name)))
+        setattr(owner, name, _hooked(getattr(owner, name), hook))
+
+
+def _hooked(original: Original, hook: Callable[..., Any]) -> Original:
+    @wraps(original)
+    def hooked(*args: Any, **kwargs: Any) -> Any:
+        return hook(original, *args, **kwargs)
+
+    return hooked
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
-def _run_under_locks(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def cached_or_run(self: Any, job: Any, run_func: Any, *args: Any) -> Any:
-        if job.is_norun:
-            return original(self, job, run_func, *args)
-        if run_func == self.spawn_job:
-            return _spawn(job, run_func, lambda spawn: original(self, job, spawn, *args))
-        leash = Leash(job, holding.refuse_if_ending)
-        plan = plan_of(job)
-        if plan is None:
-            return original(self, job, run_func, *args)
-        replace = once.to_replace(job) if plan.once else frozenset()
-        hold = holding.held if job.pipe_group is None else holding.held_together
-        with hold(job, plan, leash.on_compromise) as locks:
-            unfinished.undo_earlier(job, plan, locks)
-            if plan.once and once.is_made(job, replace):
-                say(
-                    job,
-                    f"{job_name(job)} has nothing to do: its outputs were made meanwhile, under the same lock, with "
-                    "the code and params of whoever made them, which are not compared with its own",
-                )
-                return None
-            return _run(job, plan, leash, locks, lambda files: original(self, job, run_func, *files), args)
-
-    return cached_or_run
+def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *args: Any) -> Any:
+    if job.is_norun:
+        return original(self, job, run_func, *args)
+    if run_func == self.spawn_job:
+        return _spawn(job, run_func, lambda spawn: original(self, job, spawn, *args))
+    plan = plan_of(job)
+    if plan is None:
+        return original(self, job, run_func, *args)
+    leash = Leash(job, holding.refuse_if_ending)
+    replace = once.to_replace(job) if plan.once else frozenset()
+    hold = holding.held if job.pipe_group is None else holding.held_together
+    with hold(job, plan, leash.on_compromise) as locks:
+        unfinished.undo_earlier(job, plan, locks)
+        if plan.once and once.is_made(job, replace):
+            say(
+                job,
+                f"{job_name(job)} has nothing to do: its outputs were made meanwhile, under the same lock, with "
+                "the code and params of whoever made them, which are not compared with its own",
+            )
+            return None
+        return _run(job, plan, leash, locks, lambda files: original(self, job, run_func, *files), args)
 
 
 def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any]], Any]) -> Any:
@@ -142,14 +147,10 @@ def _run(job: Any, plan: Plan, leash: Leash, locks: LockSet, run: Callable[..., 
                 workspace.discard()
 
 
-def _tell_the_job(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def format_job_exec(self: Any, job: Any) -> Any:
-        for one in job if job.is_group() else [job]:
-            cache.warn_if_ignored(one)
-        return once.with_message(job, original(self, job))
-
-    return format_job_exec
+def _tell_the_job(original: Original, self: Any, job: Any) -> Any:
+    for one in job if job.is_group() else [job]:
+        cache.warn_if_ignored(one)
+    return once.with_message(job, original(self, job))
 
 
 class _With:
@@ -174,124 +175,75 @@ def _walk(top: Any, topdown: bool = True, **options: Any) -> Iterator[tuple[str,
 # -- the end of the workflow ------------------------------------------------------------------------------------------
 
 
-def _give_up_waiting(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def cancel(self: Any) -> Any:
+def _give_up_waiting(original: Original, self: Any) -> Any:
+    holding.ending.set()
+    return original(self)
+
+
+def _give_up_waiting_after(original: Original, self: Any) -> Any:
+    holding.ending.clear()  # one process may run several workflows, one after the other
+    if self.workflow.is_main_process:
+        warn_of_unguarded_reads(self.workflow.dag)
+    try:
+        return original(self)
+    finally:
         holding.ending.set()
-        return original(self)
-
-    return cancel
 
 
-def _give_up_waiting_after(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def schedule(self: Any) -> Any:
-        holding.ending.clear()  # one process may run several workflows, one after the other
-        if self.workflow.is_main_process:
-            warn_of_unguarded_reads(self.workflow.dag)
-        try:
-            return original(self)
-        finally:
-            holding.ending.set()
-
-    return schedule
-
-
-def _check_rules_too(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def check(self: Any) -> Any:
-        check_rules(self)
-        return original(self)
-
-    return check
+def _check_rules_too(original: Original, self: Any) -> Any:
+    check_rules(self)
+    return original(self)
 
 
 # -- what Snakemake does with outputs outside of the lock -------------------------------------------------------------
 
 
-def _spare_exclusive(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    async def remove_some(self: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _sparing.set(True)
-        try:
-            return await original(self, *args, **kwargs)
-        finally:
-            _sparing.reset(token)
-
-    return remove_some
+async def _with_value(variable: ContextVar[bool], value: bool, work: Any) -> Any:
+    token = variable.set(value)
+    try:
+        return await work
+    finally:
+        variable.reset(token)
 
 
-def _remove(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    async def remove(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _sparing.get() and is_exclusive(self):
-            return None
-        return await original(self, *args, **kwargs)
-
-    return remove
+def _spare_exclusive(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
+    return _with_value(_sparing, True, original(self, *args, **kwargs))
 
 
-def _exists(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    async def exists(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Job.cleanup says in the log that it removes what is there.
-        if _sparing.get() and is_exclusive(self):
-            return False
-        return await original(self, *args, **kwargs)
-
-    return exists
+def _know_failure(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
+    return _with_value(_failed, bool(kwargs.get("error")), original(self, *args, **kwargs))
 
 
-def _touch(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    def touch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # It was touched before it was published. What is there now may be another workflow's. Not so with --touch.
-        if is_exclusive(self) and self.rule is not None and not self.rule.workflow.touch:
-            return None
-        return original(self, *args, **kwargs)
-
-    return touch
+async def _unless_spared(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
+    return False if _sparing.get() and is_exclusive(self) else await original(self, *args, **kwargs)
 
 
-def _know_failure(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    async def postprocess(self: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _failed.set(bool(kwargs.get("error")))
-        try:
-            return await original(self, *args, **kwargs)
-        finally:
-            _failed.reset(token)
-
-    return postprocess
+def _touch(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
+    # It was touched before it was published. What is there now may be another workflow's. Not so with --touch.
+    if is_exclusive(self) and self.rule is not None and not self.rule.workflow.touch:
+        return None
+    return original(self, *args, **kwargs)
 
 
-def _keep_old_records(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    async def finished(self: Any, job: Any) -> Any:
-        # Snakemake notes a failed job's code and inputs and removes its outputs. An exclusive one stays as it was, so
-        # what is known of it must stay too, or it would count as made by the new code.
-        exclusive = [file for file in job.output if is_exclusive(file)]
-        if not exclusive or not _failed.get():
-            return await original(self, job)
-        result = await original(self, _WithOutput(job, [file for file in job.output if not is_exclusive(file)]))
-        if hasattr(self, "_unmark_incomplete"):
-            for file in exclusive:
-                self._unmark_incomplete(self._get_key(file))
-        else:
-            self._remove_incomplete_marker(_WithOutput(job, exclusive))
-        return result
-
-    return finished
+async def _keep_old_records(original: Original, self: Any, job: Any) -> Any:
+    # Snakemake notes a failed job's code and inputs and removes its outputs. An exclusive one stays as it was, so what
+    # is known of it must stay too, or it would count as made by the new code.
+    exclusive = [file for file in job.output if is_exclusive(file)]
+    if not exclusive or not _failed.get():
+        return await original(self, job)
+    result = await original(self, _WithOutput(job, [file for file in job.output if not is_exclusive(file)]))
+    if hasattr(self, "_unmark_incomplete"):
+        for file in exclusive:
+            self._unmark_incomplete(self._get_key(file))
+    else:
+        self._remove_incomplete_marker(_WithOutput(job, exclusive))
+    return result
 
 
-def _only_cut_off(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
-    async def incomplete(self: Any, job: Any) -> Any:
-        # A job that was cut off has not changed its exclusive outputs, and another workflow may have made them since.
-        found = await original(self, job)
-        return [file for file in found if not is_exclusive(file) or unfinished.is_cut_off(job, file)]
-
-    return incomplete
+async def _only_cut_off(original: Original, self: Any, job: Any) -> Any:
+    # A job that was cut off has not changed its exclusive outputs, and another workflow may have made them since.
+    found = [file for file in await original(self, job) if file is not None]  # older releases: a missing one
+    return [file for file in found if not is_exclusive(file) or unfinished.is_cut_off(job, file)]
 
 
 class _WithOutput:
