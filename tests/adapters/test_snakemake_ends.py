@@ -481,19 +481,22 @@ def test_with_the_scheduler_a_job_whose_lock_is_busy_takes_no_core(scene: Scene)
 
 
 COUNTED = """
-import atexit
+import atexit, time
 from nfsrwlock.snakemake import admission
+busy = []
 counts = {"inspect": 0, "plan_of": 0}
 def counted(name, function):
     def count(*args, **kwargs):
         counts[name] += 1
+        if "busy" in str(args[0]):
+            busy.append(time.monotonic())
         return function(*args, **kwargs)
     return count
 for name in ("inspect", "plan_of"):
     setattr(admission, name, counted(name, getattr(admission, name)))
 def write_down():
     with open("counts", "w") as file:
-        print(*counts.values(), file=file)
+        print(*counts.values(), len(busy), int(busy[-1] - busy[0]), file=file)
 if workflow.is_main_process:
     atexit.register(write_down)
 rule all:
@@ -521,8 +524,9 @@ def test_the_scheduler_looks_at_each_lock_once_and_tells_of_it_in_one_line(scene
     run.end(0)
     assert run.text.count("to start: ") == 1
     assert re.search(r"20 jobs wait for the lock on .*/ref/busy to start: .*writing since", run.text)
-    looks, plans = map(int, scene.read("counts").split())
+    looks, plans, of_busy, seconds = map(int, scene.read("counts").split())
     assert plans == 40, "one for each job"
+    assert of_busy <= seconds + 3, "at most once a second"
     # The lock of each job before it starts; each of the 40 if one is found busy, but none twice within a second.
     assert looks <= 42 + 21 * (time.monotonic() - began)
 

@@ -106,7 +106,7 @@ def test_what_a_job_that_was_killed_wrote_to_the_real_path_is_removed_by_the_nex
     (scene.directory / "b/ref").symlink_to("../ref")  # another workflow, which knows nothing of the first
     (read, text), (failed, report), (made, _), (again, plan), (stale, _) = scene.many(
         "-s reading.smk read.copy --nolock",
-        "-s failing.smk ref/made -F --nolock --rerun-incomplete",
+        "-s failing.smk -d b ref/made -F",
         "-d b ref/made",
         "ref/made --nolock",
         "-s reading.smk other.copy --nolock",
