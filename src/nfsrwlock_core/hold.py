@@ -50,6 +50,8 @@ class WallClock:
     def __init__(self) -> None:
         #: Since when, on the clock of the leases, the one has been ahead of the other by how much, seconds.
         self._leads: deque[tuple[float, float]] = deque(maxlen=64)
+        #: How many times it was seen to be set.
+        self.steps = 0
 
     def look(self) -> float:
         """Compare the clocks; return the moment on that of the leases. To be called before anything renews a lease."""
@@ -58,6 +60,7 @@ class WallClock:
         # Small changes are how a clock is kept right; to note each of them would push out what counts.
         if not self._leads or abs(lead - self._leads[-1][1]) > _STEP_S:
             self._leads.append((moment, lead))
+            self.steps += 1
         return moment
 
     def gained(self, since: float) -> float:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Final
 
 from . import workers
-from .hold import Hold, logger, now
+from .hold import Hold, logger, now, wall_clock
 from .protocol import Beat
 
 #: The thread wakes at least this often, seconds, for its waits do not run through suspend and leases do.
@@ -68,6 +68,7 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._last_words: Callable[[list[Hold]], None] | None = None
         self._wakes_at = 0.0
+        self._steps = 0
         self._on_beat = on_beat
 
     def keep(self, hold: Hold, *, oversee: _Oversee | None = None) -> None:
@@ -134,7 +135,12 @@ class Scheduler:
             with self._lock:
                 if self._last_words is not None:
                     break
-                moment = now()
+                moment = wall_clock.look()
+                if self._steps != wall_clock.steps:  # leases may have run out before the moments planned for that
+                    self._steps = wall_clock.steps
+                    for kept in self._kept.values():
+                        if kept.hold is not None:
+                            self._plan(kept, kept.hold)
                 if self._kept:
                     idle_since = moment
                 elif moment >= idle_since + workers.LINGER_S:

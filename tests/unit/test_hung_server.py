@@ -111,7 +111,8 @@ def test_attempts_that_time_out_one_after_the_other_leave_few_calls_behind(
     server(ANSWERS)
     wait_until(lambda: not any(announcements(tmp_path / name) for name in names) and not io_threads())
     for name in names:
-        SoftReadWriteLock(tmp_path / name).acquire_read(10)
+        with SoftReadWriteLock(tmp_path / name).read_lock(10):
+            pass
 
 
 def test_an_attempt_behind_calls_that_hang_goes_on_when_one_of_them_ends(
