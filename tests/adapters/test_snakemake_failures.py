@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -192,3 +193,19 @@ def test_files_beside_the_outputs_are_put_back_if_the_outputs_cannot_be_replaced
     assert [scene.read(f"ref/{name}") for name in ("one", "one.log")] == ["old\n"] * 2
     assert not scene.exists("ref/one.idx")
     assert scene.litter() == []
+
+
+def test_a_made_up_record_costs_no_file_that_is_not_the_job_s(scene: Scene) -> None:
+    """Whoever may write beside the lock may write the record, too, or put a link in its place."""
+    scene.snakefile('rule a:\n    output: exclusive("ref/a")\n    shell: "echo new > {output}"')
+    scene.write("precious", "mine\n")
+    precious = str(scene.directory / "precious")
+    scene.write("ref/.a.nfsrwlock/before", json.dumps({"generation": 0, "before": {precious: "otherwise"}}))
+    ((code, text),) = scene.many("")
+    assert code == 0, text
+    assert scene.read("precious") == "mine\n"
+    os.makedirs(scene.directory / "ref/.a.nfsrwlock", exist_ok=True)
+    os.symlink(precious, scene.directory / "ref/.a.nfsrwlock/before")
+    ((code, text),) = scene.many("-F")
+    assert code == 0, text
+    assert scene.read("precious") == "mine\n"

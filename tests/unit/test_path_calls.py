@@ -39,7 +39,12 @@ RMTREE = (
 WALK = "directories on the way, for links; they are not followed"
 DATA = "the data itself: whoever may write its directory is trusted with it, see SECURITY.md"
 NEW = "the file, for a link; O_EXCL and O_NOFOLLOW follow none"
-SYSTEM = "nothing: below /proc"
+SYSTEM = "nothing: below a directory of the system's that only root can replace"
+NUMBER = "a number of another user's: at worst nobody is proven dead, or clones are told apart by the rest only"
+JOURNAL = "nothing: in the worker's own local directory"
+RECORD = (
+    "the file, for a link; O_NOFOLLOW refuses it. What a made-up record says is believed of the job's own files only"
+)
 
 TABLE = {
     "nfsrwlock_core/connection.py": {
@@ -67,13 +72,23 @@ TABLE = {
         "os.symlink(_NO_RECORD, name, dir_fd=dir_fd)": INSIDE,
         "os.open(name, flags, 384, dir_fd=dir_fd)": INSIDE,
     },
+    "nfsrwlock_core/identity.py": {
+        "os.open(_SHARED_MEMORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)": SYSTEM,
+        "os.open(_NUMBER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)": NUMBER,
+        "os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 292, dir_fd=directory)": NEW,
+        "os.link(draft, _NUMBER, src_dir_fd=directory, dst_dir_fd=directory)": NUMBER,
+        "os.unlink(draft, dir_fd=directory)": NAME,
+        "_CARDS.iterdir()": SYSTEM,
+        "(card / 'address').read_text(encoding='ascii')": SYSTEM,
+    },
     "nfsrwlock_core/state.py": {
         "os.open(f'{lock_path}/{announcement.name}', os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,  # noqa: E501
         "os.listdir(lock_path)": LOOKS,
         "os.listdir(directory)": LOOKS,
     },
     "nfsrwlock_core/witness.py": {
-        "os.open(f'{self.lock_path}/{self.name}', os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": TOKEN,
+        "os.open(f'{self.lock_path}/{name}', os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": TOKEN,
+        "os.listdir(fd)": TOKEN,
     },
     "integrations/nfsrwlock/cli/app.py": {
         "open(descriptor, 'w' if descriptor else 'r', closefd=False)": "nothing: a descriptor",
@@ -133,13 +148,31 @@ TABLE = {
         "os.listdir(directory)": DATA,
         "os.replace(output.private, output.final)": NAME,
         "os.rename(source, target)": NAME,
-        "os.rename(path, final)": NAME,
-        "os.rename(path, kept)": NAME,
+        "os.rename(target, source)": NAME,
+        "os.scandir(directory)": DATA,
         "os.rmdir(os.path.dirname(directory))": NAME,
         "os.utime(path, follow_symlinks=False)": NAME,
         "shutil.rmtree(directory, ignore_errors=True)": RMTREE,
         "open(output.private, 'x', encoding='ascii')": NEW,
         "open(path, 'x', encoding='ascii')": NEW,
+    },
+    "integrations/nfsrwlock/snakemake/hook.py": {"os.walk(top, topdown, **options)": DATA},
+    "integrations/nfsrwlock/snakemake/unfinished.py": {
+        "os.makedirs(os.path.dirname(record), exist_ok=True)": DATA,
+        "open(record, 'w', encoding='utf-8', opener=_no_link)": RECORD,
+        "open(record, encoding='utf-8', opener=_no_link)": RECORD,
+        "os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 438)": RECORD,
+        "os.unlink(record_of(lock))": NAME,
+        "os.rmdir(os.path.dirname(record_of(lock)))": NAME,
+        "os.scandir(path)": DATA,
+        "os.rename(path, aside)": NAME,
+        "os.unlink(aside)": NAME,
+        "shutil.rmtree(aside, ignore_errors=True)": RMTREE,
+    },
+    "integrations/nfsrwlock/dask/activity.py": {
+        "os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 384)": JOURNAL,
+        "open(path, encoding='ascii')": JOURNAL,
+        "os.unlink(path)": JOURNAL,
     },
 }
 

@@ -119,7 +119,9 @@ class Activity:
             self._ending.discard(path)
             try:
                 if path not in self._journals:
-                    self._journals[path] = file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+                    self._journals[path] = file = os.open(
+                        path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+                    )
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 logger.warning(

@@ -76,7 +76,7 @@ def remember(job: Any, plan: Plan, locks: LockSet) -> None:
         }
         record = record_of(lock)
         os.makedirs(os.path.dirname(record), exist_ok=True)
-        with open(record, "w", encoding="utf-8") as file:
+        with open(record, "w", encoding="utf-8", opener=_no_link) as file:
             json.dump({"generation": lock.generation, "before": before}, file)
 
 
@@ -133,7 +133,9 @@ def _undo(job: Any, lock: SoftReadWriteLock, grant: int | None, private: Mapping
     found = _load(record_of(lock))
     if found.get("generation") != grant:  # somebody has written since
         return []
-    changed = [path for path, before in found["before"].items() if identity(path) != before]
+    # Whoever may write beside the lock may have made the record up: it says nothing of other files than the job's.
+    own = {os.path.abspath(str(file)) for file in (*job.input, *job.output)}
+    changed = [path for path, before in found["before"].items() if path in own and identity(path) != before]
     for path in changed:
         _take_away(job, path, private.get(path))
     return changed
@@ -154,9 +156,13 @@ def _locks_of(plan: Plan, locks: LockSet, mode: str) -> Iterator[SoftReadWriteLo
     return (lock for lock in locks.locks if modes.get(lock.lock_file) == mode)
 
 
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
 def _load(record: str) -> dict[str, Any]:
     try:
-        with open(record, encoding="utf-8") as file:
+        with open(record, encoding="utf-8", opener=_no_link) as file:
             found = json.load(file)
     except (OSError, ValueError):  # cut off while it was written, so nothing had begun
         return {}
