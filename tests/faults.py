@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nfsrwlock_core.names import Announcement, Identity, Mode, announcement_name, beat_name, parse_announcement
-from nfsrwlock_core.protocol import Participant, World
-from nfsrwlock_core.watch import Watch
+from nfsrwlock_core.protocol.participant import Participant, World
+from nfsrwlock_core.protocol.watch import Watch
 
 TTL = 90.0
 INTERVAL = 30.0

@@ -49,7 +49,7 @@ def install(replace: Callable[[object, str, Any], None] = setattr) -> None:
 
     :param replace: sets an attribute; ``monkeypatch.setattr`` undoes it afterwards
     """
-    from nfsrwlock_core.directory import LockDirectory
+    from nfsrwlock_core.system.directory import LockDirectory
 
     for name in _DOOR:
         replace(LockDirectory, name, _guarded(getattr(LockDirectory, name)))

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
         LockNotHeldError,
         LockPathError,
     )
-    from .held import hold_for
-    from .hold import HoldStatus
+    from .holding.held import hold_for
+    from .holding.hold import HoldStatus
+    from .inspection import LockState, PeerInfo, WaitInfo, break_lock, inspect
     from .lock import AcquireReturnProxy, SoftReadWriteLock
     from .lockset import LockSet
-    from .state import LockState, PeerInfo, WaitInfo, break_lock, inspect
     from .witness import HoldWitness
 
 _HOMES: Final = {
@@ -37,7 +37,7 @@ _HOMES: Final = {
     "AsyncAcquireReturnProxy": "aio",
     "AsyncSoftReadWriteLock": "aio",
     "DeadlockError": "errors",
-    "HoldStatus": "hold",
+    "HoldStatus": "holding.hold",
     "HoldWitness": "witness",
     "LeaseCompromise": "compat",
     "LeaseExpiredError": "errors",
@@ -47,14 +47,14 @@ _HOMES: Final = {
     "LockNotHeldError": "errors",
     "LockPathError": "errors",
     "LockSet": "lockset",
-    "LockState": "state",
-    "PeerInfo": "state",
+    "LockState": "inspection",
+    "PeerInfo": "inspection",
     "SoftReadWriteLock": "lock",
     "Timeout": "compat",
-    "WaitInfo": "state",
-    "break_lock": "state",
-    "hold_for": "held",
-    "inspect": "state",
+    "WaitInfo": "inspection",
+    "break_lock": "inspection",
+    "hold_for": "holding.held",
+    "inspect": "inspection",
 }
 
 # Spelled out for type checkers, which do not run code; a test compares it with the above.

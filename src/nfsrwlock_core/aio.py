@@ -20,15 +20,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, finalize, ref
 
-from . import keeper, workers
-from .acquire import GRACE_S, Attempt, Io, Pause, Steps, Unanswered, acquiring
-from .directory import Share
 from .errors import LockError, LockLostError, LockNotHeldError
-from .hold import Hold, HoldStatus, logger
+from .holding import keeper
+from .holding.hold import Hold, HoldStatus, logger
+from .holding.waiting import GRACE_S, Attempt, Io, Pause, Steps, Unanswered, acquiring
 from .lock import OnWait
 from .names import Mode
+from .protocol.watch import Watch
 from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
-from .watch import Watch
+from .system import workers
+from .system.directory import Share
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise

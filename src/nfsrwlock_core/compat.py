@@ -10,7 +10,7 @@ from filelock import LeaseCompromise
 from .errors import LockError
 
 if TYPE_CHECKING:
-    from .state import PeerInfo
+    from .inspection import PeerInfo
 
 __all__ = ["LeaseCompromise", "Timeout"]
 

@@ -2,8 +2,8 @@
 The reader/writer lock for programs: threads, re-entrancy, forks, one instance per path, ``with`` statements.
 
 The names and their meaning are those of filelock's class of the same name, so that changing the import is enough. What
-happens on disk is in :mod:`nfsrwlock_core.protocol`, and the waiting in :mod:`nfsrwlock_core.acquire`; this is only the
-part that concerns one process.
+happens on disk is in :mod:`nfsrwlock_core.protocol.participant`, and the waiting in
+:mod:`nfsrwlock_core.holding.waiting`; this is only the part that concerns one process.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from . import keeper
-from .acquire import Attempt, acquiring, run
-from .directory import Share
 from .errors import LockError, LockLostError, LockNotHeldError
-from .hold import Hold, HoldStatus
+from .holding import keeper
+from .holding.hold import Hold, HoldStatus
+from .holding.waiting import Attempt, acquiring, run
+from .inspection import WaitInfo
 from .names import Mode
+from .protocol.watch import Watch
 from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
 from .singletons import OnePerPath, offer, register
-from .state import WaitInfo
-from .watch import Watch
+from .system.directory import Share
 from .witness import HoldWitness
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from .directory import Share
 from .errors import LockLostError, LockNotHeldError
-from .hold import HoldStatus
+from .holding.hold import HoldStatus
 from .lock import OnWait, SoftReadWriteLock
 from .names import Mode
-from .paths import canonical
 from .settings import Heartbeat, checked_timeout
+from .system.directory import Share
+from .system.paths import canonical
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise

@@ -11,10 +11,10 @@ from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
-from .connection import standstill
-from .directory import Share
 from .names import LEASE_MAX_MS, LEASE_MIN_S
-from .paths import lock_path_of
+from .system.directory import Share
+from .system.mounts import standstill
+from .system.paths import lock_path_of
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise

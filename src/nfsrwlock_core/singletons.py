@@ -14,9 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from .directory import Share
-from .paths import lock_path_of
 from .settings import Heartbeat, Settings, checked
+from .system.directory import Share
+from .system.paths import lock_path_of
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise

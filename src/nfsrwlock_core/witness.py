@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from .acquire import WORLD
-from .directory import Files, LockDirectory
 from .errors import LeaseExpiredError, LockLostError
+from .holding.waiting import WORLD
 from .names import Announcement, gone_name, parse_beats, parse_listing
-from .protocol import MARGIN, World
+from .protocol.participant import MARGIN, World
+from .system.directory import Files, LockDirectory
 
 #: A heartbeat that was first seen after a pause longer than this part of the lease may be as old as the pause.
 _GAP: Final = 1 / 3

@@ -17,8 +17,8 @@ import pytest
 from actors import PATIENCE_S
 from adapters.cli_scene import Scene, scene
 from nfsrwlock import inspect
-from nfsrwlock_core.identity import current_identity
 from nfsrwlock_core.names import Mode, announcement_name
+from nfsrwlock_core.system.process import current_identity
 from small_disks import fill, remount_read_only, small_disk
 
 __all__ = ["scene"]

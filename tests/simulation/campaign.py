@@ -15,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nfsrwlock_core import protocol, watch
 from nfsrwlock_core.errors import LeaseExpiredError, LockLostError, LockPathError
 from nfsrwlock_core.names import Identity, Mode
+from nfsrwlock_core.protocol import participant as protocol
+from nfsrwlock_core.protocol import watch
 from nfsrwlock_core.witness import HoldWitness
 
 from .nfs import Client, Host, Log, MountedFiles, Network, Process, Server, Weather

@@ -15,8 +15,8 @@ What can happen at any moment, in any order:
   and listings that are of no one moment. A listing of a peer's announcement shows any heartbeat it ever had, or none.
 * A lease runs out: the clock of one host jumps by a lease, alone. So clocks need not agree on anything, except that
   whoever looks at a heartbeat may find it silent for long enough only if it was sent before the latest such jump of its
-  maker's clock (or if the look shows an old state). That is all that is assumed of :mod:`nfsrwlock_core.watch`, which
-  is replaced here; the campaigns run the real one.
+  maker's clock (or if the look shows an old state). That is all that is assumed of
+  :mod:`nfsrwlock_core.protocol.watch`, which is replaced here; the campaigns run the real one.
 * A participant dies. What it had sent may still be carried out, any time later, or never. Its death may be known to
   all.
 * As many calls as ``faults`` says fail: done or not, with EIO, with the error of a retransmission, or with an ENOENT
@@ -46,9 +46,9 @@ from itertools import chain, combinations
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from nfsrwlock_core import protocol
 from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import Identity, Listing, Mode, parse_beats
+from nfsrwlock_core.protocol import participant as protocol
 
 from .witness import Violation
 

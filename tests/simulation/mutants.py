@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
-from nfsrwlock_core import protocol, removal, scheduler, watch
+from nfsrwlock_core.holding import heartbeat_thread as scheduler
 from nfsrwlock_core.names import (
     Announcement,
     Mode,
@@ -25,7 +25,9 @@ from nfsrwlock_core.names import (
     note_name,
     parse_beats,
 )
-from nfsrwlock_core.protocol import Beat, Participant, Phase
+from nfsrwlock_core.protocol import participant as protocol
+from nfsrwlock_core.protocol import removal, watch
+from nfsrwlock_core.protocol.participant import Beat, Participant, Phase
 from nfsrwlock_core.witness import HoldWitness
 
 Changes = Callable[[ExitStack], None]

@@ -583,7 +583,7 @@ class Process:
 
 
 class MountedFiles:
-    """The engine's interface to a lock directory (``nfsrwlock_core.directory.Files``), on the simulated NFS."""
+    """The engine's interface to a lock directory (``nfsrwlock_core.system.directory.Files``), on the simulated NFS."""
 
     path = "the simulated lock directory"
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from faults import MemoryFiles, Server
 from nfsrwlock_core.names import Identity, Mode
-from nfsrwlock_core.protocol import Beat, Participant, Phase, World
-from nfsrwlock_core.watch import Watch
+from nfsrwlock_core.protocol.participant import Beat, Participant, Phase, World
+from nfsrwlock_core.protocol.watch import Watch
 
 from .witness import Violation
 

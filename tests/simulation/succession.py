@@ -1,10 +1,10 @@
 """
 The shipped scheduler and holds in virtual time: helper processes that succeed each other, and many holds in line.
 
-``nfsrwlock_core.scheduler`` and ``nfsrwlock_core.hold`` run as they are, in threads that are tasks of the agenda. What
-is between a process and its helper is a copy in small of ``nfsrwlock_core.helper`` and ``beater``, which know sockets,
-signals and real processes: orders, reports that come later or never, a helper that is replaced when no word of a beat
-has come or that has died, and in the end a thread that takes over.
+``heartbeat_thread`` and ``hold`` of ``nfsrwlock_core.holding`` run as they are, in threads that are tasks of the
+agenda. What is between a process and its helper is a copy in small of ``heartbeat_process`` and ``heartbeat_main``,
+which know sockets, signals and real processes: orders, reports that come later or never, a helper that is replaced when
+no word of a beat has come or that has died, and in the end a thread that takes over.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from weakref import WeakKeyDictionary
 
 from greenlet import getcurrent, greenlet
 
-from nfsrwlock_core import hold as shipped_hold
-from nfsrwlock_core import scheduler as shipped_scheduler
-from nfsrwlock_core import workers
+from nfsrwlock_core.holding import heartbeat_thread as shipped_scheduler
+from nfsrwlock_core.holding import hold as shipped_hold
+from nfsrwlock_core.holding.heartbeat_thread import Scheduler
 from nfsrwlock_core.names import Mode
-from nfsrwlock_core.protocol import Beat, Participant
-from nfsrwlock_core.scheduler import Scheduler
+from nfsrwlock_core.protocol.participant import Beat, Participant
+from nfsrwlock_core.system import workers
 
 from .nfs import MountedFiles, Process, Weather
 from .scheduler import Task
@@ -178,7 +178,7 @@ def virtual_time(run: Run) -> Iterator[None]:
 
 
 class Parent:
-    """A process whose helper beats for its one hold; a copy in small of ``nfsrwlock_core.helper``."""
+    """A process whose helper beats for its one hold; a copy in small of ``heartbeat_process``."""
 
     def __init__(self, user: User, hold: Hold, deaths: Iterator[str]) -> None:
         self.run, self.rng = user.run, user.run.rng

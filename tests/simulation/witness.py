@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nfsrwlock_core import protocol
 from nfsrwlock_core.names import Mode, beats_in, parse_beats
+from nfsrwlock_core.protocol import participant as protocol
 
 from .nfs import Log, Process, Server
 

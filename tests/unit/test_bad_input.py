@@ -26,9 +26,9 @@ from nfsrwlock_core import (
     break_lock,
     inspect,
 )
-from nfsrwlock_core.directory import LockDirectory
-from nfsrwlock_core.identity import current_identity
 from nfsrwlock_core.names import Identity, Mode, announcement_name
+from nfsrwlock_core.system.directory import LockDirectory
+from nfsrwlock_core.system.process import current_identity
 from other_users import ALICE, BOB, EVE, as_user, directory_of, needs_root
 from small_disks import fill, remount_read_only, small_disk
 

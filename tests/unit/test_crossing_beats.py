@@ -1,9 +1,9 @@
 """
 A heartbeat of the helper process that crosses the release by its parent, in every order of their file-system calls.
 
-Nothing keeps the two apart when the helper reads too late that a lock was given back (nfsrwlock_core.helper). So
-whatever the order, nothing may stay on disk, the release must say that the hold stood, and the helper must learn from
-its next beat at the latest that there is nothing left to beat for.
+Nothing keeps the two apart when the helper reads too late that a lock was given back
+(nfsrwlock_core.holding.heartbeat_process). So whatever the order, nothing may stay on disk, the release must say that
+the hold stood, and the helper must learn from its next beat at the latest that there is nothing left to beat for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from faults import MemoryFiles, Stage
 from nfsrwlock_core.names import Mode
-from nfsrwlock_core.protocol import Beat
+from nfsrwlock_core.protocol.participant import Beat
 
 #: Calls whose order is tried in full; neither side makes more of them before the outcome is settled.
 CALLS = 8

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from nfsrwlock_core import directory
-from nfsrwlock_core.directory import LockDirectory
 from nfsrwlock_core.errors import LockPathError
+from nfsrwlock_core.inspection import inspect
 from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_announcement
-from nfsrwlock_core.protocol import Beat, Participant, Phase, World, fresh_token
-from nfsrwlock_core.removal import evict
-from nfsrwlock_core.state import inspect
+from nfsrwlock_core.protocol.participant import Beat, Participant, Phase, World, fresh_token
+from nfsrwlock_core.protocol.removal import evict
+from nfsrwlock_core.system import directory
+from nfsrwlock_core.system.directory import LockDirectory
 from other_users import ALICE, BOB, EVE, TEAM, as_user, directory_of, needs_root
 from small_disks import fill, fill_blocks, free_one, small_disk
 

@@ -21,8 +21,8 @@ import pytest
 
 import outages
 from actors import Actor, Raised, Stage, announcements, beat_of, children_of, has_ended, process_state, wait_until
-from nfsrwlock_core.helper import Helper
-from nfsrwlock_core.scheduler import Scheduler
+from nfsrwlock_core.holding.heartbeat_process import Helper
+from nfsrwlock_core.holding.heartbeat_thread import Scheduler
 
 LEASE_S = 3.0
 LONG_S = 60.0
@@ -287,7 +287,7 @@ def test_a_helper_that_is_stopped_does_not_hang_a_release(stage: Stage, path: Pa
 def test_a_successor_does_not_take_an_unheard_heartbeat_for_its_own(stage: Stage, path: Path) -> None:
     # The helper is stopped right after its beat has arrived, before it could say so. Peers have watched it since then.
     actor = stage.actor(f"lock = {lock(interval_s=1.0)}; lock.acquire_write()", host="there")
-    actor.do("import nfsrwlock_core.hold; participant = lock._held.hold.participant")
+    actor.do("import nfsrwlock_core.holding.hold; participant = lock._held.hold.participant")
     helper = helper_of(actor)
     while True:
         wait_until(lambda: beat_of(path) is not None and actor.do("participant.beats") == beat_of(path))

@@ -16,7 +16,7 @@ import pytest
 import outages
 from actors import Raised, Stage, announcements, beat_of, children_of, has_ended, wait_until
 from nfsrwlock import LockError, LockSet, SoftReadWriteLock, Timeout, WaitInfo
-from nfsrwlock_core import acquire as acquire_module
+from nfsrwlock_core.holding import waiting as acquire_module
 from outages import ANSWERS, HANGS, HANGS_AFTERWARDS, SHADOW
 
 FORMS = ["thread", "process"]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from nfsrwlock_core import identity
-from nfsrwlock_core.identity import current_identity, is_dead, is_same_kernel
 from nfsrwlock_core.names import Identity
+from nfsrwlock_core.system import process as identity
+from nfsrwlock_core.system.process import current_identity, is_dead, is_same_kernel
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -120,7 +120,7 @@ import subprocess, sys
 from pathlib import Path
 here, seen = map(Path, sys.argv[1:3])
 subprocess.run(["mount", "--bind", here, seen], check=True)
-code = "from nfsrwlock_core.identity import current_identity as c; print(c().kernel)"
+code = "from nfsrwlock_core.system.process import current_identity as c; print(c().kernel)"
 processes = [subprocess.Popen([sys.executable, "-c", code], stdout=-1, text=True) for _ in range(int(sys.argv[3]))]
 print(*{process.communicate()[0].strip() for process in processes})
 """
@@ -198,7 +198,7 @@ def test_a_process_that_is_cloned_itself_learns_of_it(monkeypatch, tmp_path):
 def test_proof_of_death_can_be_switched_off(value, answer):
     """For machines that nothing tells apart."""
     code = (
-        "from dataclasses import replace; from nfsrwlock_core.identity import current_identity as c, is_dead;"
+        "from dataclasses import replace; from nfsrwlock_core.system.process import current_identity as c, is_dead;"
         "print(is_dead(replace(c(), pid=2**22 - 1, start=1)))"
     )
     process = subprocess.run(
@@ -273,7 +273,7 @@ def test_a_process_that_ends_while_it_is_looked_at_is_dead(sleeper, monkeypatch)
 )
 def test_processes_of_another_namespace_are_of_another_kernel(how, known):
     """Section 3: their numbers, or their start times, mean other processes here."""
-    code = "from nfsrwlock_core.identity import current_identity as c; print(c().kernel)"
+    code = "from nfsrwlock_core.system.process import current_identity as c; print(c().kernel)"
     inside = subprocess.run(["unshare", *how, sys.executable, "-c", code], capture_output=True, text=True)
     if inside.returncode != 0:
         pytest.skip(f"cannot make namespaces here: {inside.stderr.strip()[-100:]}")
@@ -303,7 +303,7 @@ for attempt in range(50):
             if os.fork() == 0:
                 if os.readlink("/proc/self") != str(os.getpid()):
                     os._exit(3)
-                from nfsrwlock_core.identity import current_identity
+                from nfsrwlock_core.system.process import current_identity
                 print(current_identity().kernel, flush=True)
                 os._exit(0)
         os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
@@ -330,7 +330,7 @@ def test_a_foreign_proc_is_not_taken_for_ones_own_because_the_numbers_agree_by_c
 @linux
 def test_processes_of_one_namespace_are_of_one_kernel():
     """Section 3: or nobody could ever be evicted at once."""
-    code = "from nfsrwlock_core.identity import current_identity as c; print(c().kernel)"
+    code = "from nfsrwlock_core.system.process import current_identity as c; print(c().kernel)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == current_identity().kernel
 
@@ -364,7 +364,7 @@ def test_the_identity_is_the_same_in_all_threads():
 
 def test_the_host_name_can_be_given_by_the_environment():
     """For machines on which several nodes report one name."""
-    code = "from nfsrwlock_core.identity import current_identity as c; print(c().host, c().pid)"
+    code = "from nfsrwlock_core.system.process import current_identity as c; print(c().host, c().pid)"
     process = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "NFSRWLOCK_HOST": "node7"}, capture_output=True, text=True
     )

@@ -93,7 +93,7 @@ def test_a_lock_for_threads_does_not_load_asyncio_and_adapters() -> None:
 
 
 def test_the_heartbeat_helper_loads_neither_filelock_nor_asyncio() -> None:
-    code = "import sys, nfsrwlock_core.beater; print(*sorted(sys.modules))"
+    code = "import sys, nfsrwlock_core.holding.heartbeat_main; print(*sorted(sys.modules))"
     assert not {"filelock", "asyncio", "nfsrwlock_core.lock"} & set(printed(code).split())
 
 

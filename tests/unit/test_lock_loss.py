@@ -29,8 +29,8 @@ from nfsrwlock import (
     break_lock,
     inspect,
 )
-from nfsrwlock_core.hold import Hold
-from nfsrwlock_core.protocol import Lease
+from nfsrwlock_core.holding.hold import Hold
+from nfsrwlock_core.protocol.participant import Lease
 from outages import ANSWERS, FAILS, HANGS, SHADOW, let
 
 FORMS = ["thread", "process"]

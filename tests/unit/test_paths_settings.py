@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from nfsrwlock_core.paths import canonical, lock_path_of
 from nfsrwlock_core.settings import Settings, checked, checked_timeout
+from nfsrwlock_core.system.paths import canonical, lock_path_of
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 components = st.binary(min_size=1, max_size=40).filter(

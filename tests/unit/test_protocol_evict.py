@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from faults import INTERVAL, TTL, After, Before, Clock, Fails, Late, LostReply, MemoryFiles, Shows, Stage
 from nfsrwlock_core.names import Announcement, Mode, beat_name, gone_name, note_name, parse_announcement
-from nfsrwlock_core.protocol import Beat, Participant, Phase
-from nfsrwlock_core.removal import evict
-from nfsrwlock_core.watch import Watch
+from nfsrwlock_core.protocol.participant import Beat, Participant, Phase
+from nfsrwlock_core.protocol.removal import evict
+from nfsrwlock_core.protocol.watch import Watch
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from faults import INTERVAL, TTL, After, Before, Fails, Late, LostReply, MemoryFiles, Shows, Stage
-from nfsrwlock_core.hold import now
 from nfsrwlock_core.names import Mode, note_name, parse_announcement, parse_beats, parse_listing
-from nfsrwlock_core.protocol import Beat, Lease, Participant, Phase
-from nfsrwlock_core.removal import evict
+from nfsrwlock_core.protocol.participant import Beat, Lease, Participant, Phase
+from nfsrwlock_core.protocol.removal import evict
+from nfsrwlock_core.system.clock import now
 
 
 @pytest.fixture

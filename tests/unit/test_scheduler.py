@@ -1,4 +1,4 @@
-"""In which order heartbeats are sent, how many at a time, and what many holds cost (nfsrwlock_core.scheduler)."""
+"""In which order heartbeats are sent, how many at a time, and what many holds cost."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import pytest
 from actors import wait_until
 from faults import MemoryFiles, Server, Stage
 from nfsrwlock_core import SoftReadWriteLock
-from nfsrwlock_core.directory import LockDirectory
-from nfsrwlock_core.hold import Hold, now
-from nfsrwlock_core.protocol import Beat
-from nfsrwlock_core.scheduler import Scheduler
+from nfsrwlock_core.holding.heartbeat_thread import Scheduler
+from nfsrwlock_core.holding.hold import Hold
+from nfsrwlock_core.protocol.participant import Beat
+from nfsrwlock_core.system.clock import now
+from nfsrwlock_core.system.directory import LockDirectory
 
 #: Heartbeats under way at a time for one file system.
 AT_ONCE = 4

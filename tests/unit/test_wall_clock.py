@@ -17,7 +17,7 @@ import pytest
 
 from actors import announcements, wait_until
 from nfsrwlock import HoldStatus, LeaseExpiredError, LockLostError, SoftReadWriteLock
-from nfsrwlock_core.hold import WallClock
+from nfsrwlock_core.system.clock import WallClock
 
 LEASE_S = 900.0
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nfsrwlock_core.watch import Watch
+from nfsrwlock_core.protocol.watch import Watch
 
 LEASE = 90.0
 PEER = "read.somebody"

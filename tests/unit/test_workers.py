@@ -8,7 +8,7 @@ import time
 import pytest
 
 from actors import wait_until
-from nfsrwlock_core.workers import Workers
+from nfsrwlock_core.system.workers import Workers
 
 
 def burst(pool: Workers, calls: int) -> list[threading.Thread]:

@@ -23,7 +23,7 @@ import outages  # noqa: E402 - it is found beside the shadow
 outages.install()
 
 if not sys.flags.no_site:  # the heartbeat helper, which runs without, starts no helper itself
-    import nfsrwlock_core.helper
+    import nfsrwlock_core.holding.heartbeat_process
 
     # Where the helper process looks for the package first: here, too.
-    nfsrwlock_core.helper._ROOT = _shadow
+    nfsrwlock_core.holding.heartbeat_process._ROOT = _shadow

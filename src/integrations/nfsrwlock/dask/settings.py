@@ -14,7 +14,7 @@ import dask.config
 from dask.utils import parse_timedelta
 
 from nfsrwlock_core import LockSet
-from nfsrwlock_core.paths import lock_home
+from nfsrwlock_core.system.paths import lock_home
 
 Mode = Literal["read", "write"]
 OnContention = Literal["block", "reschedule", "secede"]

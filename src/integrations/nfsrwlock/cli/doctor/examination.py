@@ -21,8 +21,8 @@ from nfsrwlock.cli.doctor.place import maker_of, remove_scratch, scratch_path, s
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core import LockError
-from nfsrwlock_core.identity import is_dead, is_same_kernel
-from nfsrwlock_core.paths import lock_home, lock_path_of
+from nfsrwlock_core.system.paths import lock_home, lock_path_of
+from nfsrwlock_core.system.process import is_dead, is_same_kernel
 
 #: How long the second process of this host may take to start.
 _START_SECONDS = 60.0

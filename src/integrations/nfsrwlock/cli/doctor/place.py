@@ -19,10 +19,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from nfsrwlock_core.directory import create_beat
-from nfsrwlock_core.identity import current_identity
 from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_listing
-from nfsrwlock_core.protocol import fresh_token
+from nfsrwlock_core.protocol.participant import fresh_token
+from nfsrwlock_core.system.directory import create_beat
+from nfsrwlock_core.system.process import current_identity
 
 #: What a call that succeeded is noted as; others by the name of their error, such as ``EEXIST``.
 DONE: Final = "done"

@@ -1,5 +1,5 @@
 """
-This process's end of the helper process that beats for it (:mod:`nfsrwlock_core.beater`).
+This process's end of the helper process that beats for it (:mod:`nfsrwlock_core.holding.heartbeat_main`).
 
 The helper is started at the first hold and ends soon after the last. It says of each hold how its heartbeats fare; this
 process counts its leases from that. What it says is read by a thread, and by whoever finds a lease run out: a program
@@ -33,11 +33,13 @@ import time
 from functools import partial
 from typing import Any, Final
 
-from . import workers
-from .directory import LockDirectory
-from .hold import Hold, logger, now
-from .protocol import Beat
-from .scheduler import Scheduler
+from nfsrwlock_core.protocol.participant import Beat
+from nfsrwlock_core.system import workers
+from nfsrwlock_core.system.clock import now
+from nfsrwlock_core.system.directory import LockDirectory
+
+from .heartbeat_thread import Scheduler
+from .hold import Hold, logger
 
 #: How long the helper may take to read a message, or to let go of a hold, seconds. It waits for a heartbeat under way.
 _PATIENCE_S: Final = 5.0
@@ -53,10 +55,10 @@ _OVERDUE: Final = 1 / 2
 _STARTS_MAX: Final = 5
 
 #: Where this package is imported from; taken now, for a relative entry of sys.path loses its meaning later.
-_ROOT: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _START: Final = (
     "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments['path']; "
-    "from nfsrwlock_core.beater import main; main(arguments)"
+    "from nfsrwlock_core.holding.heartbeat_main import main; main(arguments)"
 )
 
 

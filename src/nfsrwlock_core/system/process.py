@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from .names import Identity
+from nfsrwlock_core.names import Identity
 
 _UNKNOWN_KERNEL: Final = "0"
 _VARIABLE: Final = "NFSRWLOCK_PROVEN_DEAD"

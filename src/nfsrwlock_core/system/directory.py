@@ -20,9 +20,10 @@ import time
 from collections.abc import Iterator
 from typing import Final, Literal, Protocol
 
-from .connection import connection
-from .errors import LockPathError
-from .names import gone_name
+from nfsrwlock_core.errors import LockPathError
+from nfsrwlock_core.names import gone_name
+
+from .mounts import connection
 
 Share = Literal["user", "group"]
 

@@ -21,13 +21,15 @@ import time
 from concurrent.futures import wait
 from typing import Any, Final
 
-from . import workers
-from .directory import LockDirectory
-from .hold import Hold, now
-from .identity import is_dead
-from .names import Identity
-from .protocol import Beat, Lease, Participant, World, fresh_token
-from .scheduler import Scheduler
+from nfsrwlock_core.names import Identity
+from nfsrwlock_core.protocol.participant import Beat, Lease, Participant, World, fresh_token
+from nfsrwlock_core.system import workers
+from nfsrwlock_core.system.clock import now
+from nfsrwlock_core.system.directory import LockDirectory
+from nfsrwlock_core.system.process import is_dead
+
+from .heartbeat_thread import Scheduler
+from .hold import Hold
 
 #: The helper ends at most this long after its parent, whatever the file server does.
 _FAREWELL_S: Final = 0.9

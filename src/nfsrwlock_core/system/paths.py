@@ -12,8 +12,9 @@ import os
 import re
 from typing import Final
 
+from nfsrwlock_core.errors import LockPathError
+
 from .directory import SUFFIX
-from .errors import LockPathError
 
 ENVIRONMENT_VARIABLE: Final = "NFSRWLOCK_DIR"
 _READABLE_PART_CHARS: Final = 80

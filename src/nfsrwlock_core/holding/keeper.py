@@ -1,9 +1,9 @@
 """
 What this process holds: heartbeats begin with a grant and end with a release.
 
-A thread beats (:mod:`nfsrwlock_core.scheduler`); it starves while another one holds the GIL, so ``heartbeat="process"``
-lets a small helper process beat instead (:mod:`nfsrwlock_core.helper`). What is held at the end of the interpreter is
-released, by whatever object it was taken.
+A thread beats (:mod:`~nfsrwlock_core.holding.heartbeat_thread`); it starves while another one holds the GIL, so
+``heartbeat="process"`` lets a small helper process beat instead (:mod:`~nfsrwlock_core.holding.heartbeat_process`).
+What is held at the end of the interpreter is released, by whatever object it was taken.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from . import workers
-from .errors import LockError
-from .hold import Hold, logger, now
-from .protocol import Participant
-from .scheduler import Scheduler
+from nfsrwlock_core.errors import LockError
+from nfsrwlock_core.protocol.participant import Participant
+from nfsrwlock_core.system import workers
+from nfsrwlock_core.system.clock import now
+
+from .heartbeat_thread import Scheduler
+from .hold import Hold, logger
 
 if TYPE_CHECKING:
-    from .helper import Helper
+    from .heartbeat_process import Helper
 
 #: How long the interpreter's exit waits for releases that the file server does not answer, seconds.
 _EXIT_WAIT_S: Final = 5.0
@@ -44,7 +46,7 @@ class _Keepers:
 
     def get_helper(self) -> Helper:
         """Return this process's end of its heartbeat process; few programs need it, so it is imported late."""
-        from .helper import Helper  # noqa: PLC0415
+        from .heartbeat_process import Helper  # noqa: PLC0415
 
         with self.lock:
             if self.helper is None:

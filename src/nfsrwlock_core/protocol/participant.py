@@ -27,9 +27,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from .directory import Files
-from .errors import LockPathError
-from .names import (
+from nfsrwlock_core.errors import LockPathError
+from nfsrwlock_core.names import (
     COUNT_MAX,
     LEASE_MIN_S,
     Announcement,
@@ -45,6 +44,8 @@ from .names import (
     parse_listing,
     token_in,
 )
+from nfsrwlock_core.system.directory import Files
+
 from .removal import evict, is_unlisted, remove_announcement, remove_quietly
 from .watch import Watch
 

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from . import workers
-from .hold import Hold, logger, now, wall_clock
-from .protocol import Beat
+from nfsrwlock_core.protocol.participant import Beat
+from nfsrwlock_core.system import workers
+from nfsrwlock_core.system.clock import now, wall_clock
+
+from .hold import Hold, logger
 
 #: The thread wakes at least this often, seconds, for its waits do not run through suspend and leases do.
 _WAKE_S: Final = 5.0

@@ -15,13 +15,14 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from .errors import DeadlockError
+from nfsrwlock_core.errors import DeadlockError
+from nfsrwlock_core.names import Announcement, Identity, Mode
+from nfsrwlock_core.system.process import current_identity, is_same_kernel, parent_of, start_of
+
 from .hold import logger
-from .identity import current_identity, is_same_kernel, parent_of, start_of
-from .names import Announcement, Identity, Mode
 
 if TYPE_CHECKING:
-    from .protocol import Participant
+    from nfsrwlock_core.protocol.participant import Participant
 
 #: Tokens of the holds that this process was started under, separated by spaces.
 VARIABLE: Final = "NFSRWLOCK_HELD"

@@ -14,64 +14,20 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal
 
-from . import workers
-from .errors import LeaseExpiredError, LockLostError
-from .names import token_in
-from .protocol import MARGIN, Beat, Participant
+from nfsrwlock_core.errors import LeaseExpiredError, LockLostError
+from nfsrwlock_core.names import token_in
+from nfsrwlock_core.protocol.participant import MARGIN, Beat, Participant
+from nfsrwlock_core.system import workers
+from nfsrwlock_core.system.clock import now, wall_clock
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
 logger: Final = logging.getLogger("nfsrwlock")
-
-#: A clock that runs through suspend, so that a laptop or a virtual machine that slept knows that its lease ran out.
-#: Elsewhere than on Linux, CLOCK_MONOTONIC does that.
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-#: By how much the wall clock must have been set for it to be noted, seconds.
-_STEP_S: Final = 0.01
-
-
-def now() -> float:
-    """Return seconds on the clock that leases are counted on."""
-    return time.clock_gettime(_CLOCK)
-
-
-class WallClock:
-    """By how much the wall clock has run ahead of the clock of the leases."""
-
-    def __init__(self) -> None:
-        #: Since when, on the clock of the leases, the one has been ahead of the other by how much, seconds.
-        self._leads: deque[tuple[float, float]] = deque(maxlen=64)
-        #: How many times it was seen to be set.
-        self.steps = 0
-
-    def look(self) -> float:
-        """Compare the clocks; return the moment on that of the leases. To be called before anything renews a lease."""
-        moment = now()
-        lead = time.time() - moment
-        # Small changes are how a clock is kept right; to note each of them would push out what counts.
-        if not self._leads or abs(lead - self._leads[-1][1]) > _STEP_S:
-            self._leads.append((moment, lead))
-            self.steps += 1
-        return moment
-
-    def gained(self, since: float) -> float:
-        """Return by how much the wall clock has run ahead since the last look before ``since``, seconds."""
-        self.look()
-        leads = list(self._leads)
-        before = [lead for moment, lead in leads if moment <= since]
-        return max(leads[-1][1] - (before or [leads[0][1]])[-1], 0.0)
-
-
-wall_clock: Final = WallClock()
 
 
 class HoldStatus(StrEnum):

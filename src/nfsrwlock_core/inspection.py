@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Literal
 
-from .directory import MOVE_AWAY, LockDirectory
 from .errors import LockBusyError, LockPathError, path_error
-from .identity import is_dead, is_same_kernel
 from .names import Announcement, Listing, beat_name, gone_name, parse_beats, parse_listing
-from .paths import lock_path_of
-from .removal import evict
-from .watch import Watch
+from .protocol.removal import evict
+from .protocol.watch import Watch
+from .system.directory import MOVE_AWAY, LockDirectory
+from .system.paths import lock_path_of
+from .system.process import is_dead, is_same_kernel
 
 #: The text of a symbolic link has 1,024 bytes on XFS, and more elsewhere.
 _RECORD_MAX_BYTES: Final = 1000

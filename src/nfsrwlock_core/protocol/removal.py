@@ -11,8 +11,8 @@ import contextlib
 import errno
 from collections.abc import Iterable
 
-from .directory import Files
-from .names import Announcement, beat_name, beats_in, gone_name, parse_beats, token_in
+from nfsrwlock_core.names import Announcement, beat_name, beats_in, gone_name, parse_beats, token_in
+from nfsrwlock_core.system.directory import Files
 
 
 def evict(files: Files, peer: Announcement, beat: int | None) -> bool:

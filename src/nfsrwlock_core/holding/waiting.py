@@ -18,21 +18,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from . import workers
-from .connection import mountpoint, standstill
-from .directory import LockDirectory
-from .errors import LockError, path_error
+from nfsrwlock_core.errors import LockError, path_error
+from nfsrwlock_core.inspection import PeerInfo, WaitInfo, own_record, watched_peers
+from nfsrwlock_core.names import Mode
+from nfsrwlock_core.protocol.participant import Participant, Phase, World, fresh_token
+from nfsrwlock_core.protocol.watch import Watch
+from nfsrwlock_core.settings import Settings
+from nfsrwlock_core.system import workers
+from nfsrwlock_core.system.clock import now, wall_clock
+from nfsrwlock_core.system.directory import LockDirectory
+from nfsrwlock_core.system.mounts import mountpoint, standstill
+from nfsrwlock_core.system.process import current_identity, is_dead
+
 from .held import SelfWait
-from .hold import Hold, logger, now, wall_clock
-from .identity import current_identity, is_dead
-from .names import Mode
-from .protocol import Participant, Phase, World, fresh_token
-from .settings import Settings
-from .state import PeerInfo, WaitInfo, own_record, watched_peers
-from .watch import Watch
+from .hold import Hold, logger
 
 if TYPE_CHECKING:
-    from .compat import Timeout
+    from nfsrwlock_core.compat import Timeout
 
 #: How long after its deadline a call that the file server does not answer is given up, seconds.
 GRACE_S: Final = 2.0
@@ -254,7 +256,7 @@ class Attempt:
 
     def timed_out(self, waited: float) -> Timeout:
         """Return the error that says who was in the way."""
-        from .compat import Timeout  # noqa: PLC0415 - filelock is as long in coming as all of the engine
+        from nfsrwlock_core.compat import Timeout  # noqa: PLC0415 - filelock is as long in coming as all of the engine
 
         lock_file = self.settings.lock_file
         peers = self._peers()
@@ -333,7 +335,7 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
     except Unanswered as error:
         attempt.abandon()
         seconds = time.monotonic() - started
-        from .compat import Timeout  # noqa: PLC0415
+        from nfsrwlock_core.compat import Timeout  # noqa: PLC0415
 
         reason = f"the file server has not answered for {seconds:.0f} s; what the call still makes will be withdrawn"
         raise Timeout(attempt.settings.lock_file, str(error) or reason) from None
