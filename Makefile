@@ -137,10 +137,11 @@ bench-nfs: .venv/.bench ## the same on a cluster of kernels with an NFS server; 
 	$(BIN)/python tests/nfs/lab install
 	$(BIN)/python benchmarks nfs $(if $(QUICK),,--out docs/benchmarks --readme README.md) $(BENCH_ARGS)
 
-lint: .venv/.dev ## ruff and mypy
+lint: .venv/.dev ## ruff, mypy, and the rules about imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: .venv/.dev ## let ruff format the sources
 	$(BIN)/ruff check --fix-only --exit-zero --quiet .

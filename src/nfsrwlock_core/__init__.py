@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .inspection import LockState, PeerInfo, WaitInfo, break_lock, inspect
     from .lock import AcquireReturnProxy, SoftReadWriteLock
     from .lockset import LockSet
+    from .system.directory import make_directories
+    from .system.paths import lock_home
     from .witness import HoldWitness
 
 _HOMES: Final = {
@@ -55,6 +57,8 @@ _HOMES: Final = {
     "break_lock": "inspection",
     "hold_for": "holding.held",
     "inspect": "inspection",
+    "lock_home": "system.paths",
+    "make_directories": "system.directory",
 }
 
 # Spelled out for type checkers, which do not run code; a test compares it with the above.
@@ -81,6 +85,8 @@ __all__ = [
     "break_lock",
     "hold_for",
     "inspect",
+    "lock_home",
+    "make_directories",
 ]
 
 

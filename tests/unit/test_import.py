@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import nfsrwlock
 import nfsrwlock_core
 
 ENGINE = Path(nfsrwlock_core.__file__).parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(code: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -111,8 +113,8 @@ def test_elsewhere_than_on_posix_the_import_says_why_it_cannot_work() -> None:
 
 
 def test_the_engine_depends_on_the_standard_library_and_filelock_alone() -> None:
-    allowed = {*sys.stdlib_module_names, "filelock"}
-    for source in ENGINE.glob("*.py"):
+    allowed = {*sys.stdlib_module_names, "filelock", "nfsrwlock_core"}
+    for source in ENGINE.rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
             names = []
             if isinstance(node, ast.Import):
@@ -122,29 +124,39 @@ def test_the_engine_depends_on_the_standard_library_and_filelock_alone() -> None
             assert {name.partition(".")[0] for name in names} <= allowed, source.name
 
 
-def test_arrows_point_down() -> None:
-    # Nothing imports what stands above it, so each module can be read with only those below in mind.
-    levels = [
-        {"names", "watch", "workers", "errors", "connection"},
-        {"directory", "paths", "removal"},
-        {"identity", "protocol", "settings"},
-        {"state", "hold", "compat", "singletons", "witness"},
-        {"scheduler", "acquire"},
-        {"beater", "helper"},
-        {"keeper"},
-        {"lock", "aio", "lockset"},
-    ]
-    level_of = {name: number for number, names in enumerate(levels) for name in names}
-    for source in ENGINE.glob("*.py"):
-        if source.stem == "__init__":
+def test_imports_obey_the_rules_of_the_architecture() -> None:
+    """The contracts in pyproject.toml: layers of the engine, adapters apart, only public names."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_map_names_every_module_and_no_other() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    tree = text.partition("```\n")[2].partition("```")[0]
+    named: set[str] = set()
+    above: list[tuple[int, str]] = []
+    for line in tree.splitlines():
+        if (entry := re.match(r"( *)([\w./]+)(  |$)", line)) is None:
             continue
-        assert source.stem in level_of, f"{source.name} has no place in the house"
-        tree = ast.parse(source.read_text())
-        for node in tree.body:
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                below = [node.module] if node.module else [alias.name for alias in node.names]
-                for name in below:
-                    assert name == "__version__" or level_of[name] <= level_of[source.stem], f"{source.stem} -> {name}"
+        indent, name = len(entry[1]), entry[2]
+        above = [(depth, folder) for depth, folder in above if depth < indent]
+        path = "".join(folder for _, folder in above) + name
+        if name.endswith("/"):
+            above.append((indent, name))
+        elif name.endswith(".py"):
+            named.add(path)
+    found = {
+        source.relative_to(ROOT).as_posix()
+        for source in (ROOT / "src").rglob("*.py")
+        if source.name not in ("__init__.py", "__main__.py")
+    }
+    assert sorted(found - named) == [], "say in docs/architecture.md what these are for"
+    assert sorted(named - found) == [], "these are gone"
 
 
 def test_the_types_are_there_for_type_checkers() -> None:

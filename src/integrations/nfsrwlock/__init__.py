@@ -38,6 +38,8 @@ if TYPE_CHECKING:
         break_lock,
         hold_for,
         inspect,
+        lock_home,
+        make_directories,
     )
 
     from .directories import SharedDirectory, shared_directory
@@ -76,6 +78,8 @@ __all__ = [
     "fetch",
     "hold_for",
     "inspect",
+    "lock_home",
+    "make_directories",
     "shared_directory",
 ]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.text import printable
-from nfsrwlock_core.system.paths import lock_home
+from nfsrwlock_core import lock_home
 
 
 def check_directories(paths: Iterable[str], lock_dir: str | None) -> None:

@@ -13,8 +13,7 @@ from typing import Any, Final, Literal, TypedDict, cast, get_args
 import dask.config
 from dask.utils import parse_timedelta
 
-from nfsrwlock_core import LockSet
-from nfsrwlock_core.system.paths import lock_home
+from nfsrwlock_core import LockSet, lock_home
 
 Mode = Literal["read", "write"]
 OnContention = Literal["block", "reschedule", "secede"]

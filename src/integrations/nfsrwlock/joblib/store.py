@@ -30,8 +30,7 @@ from joblib.memory import register_store_backend as _register
 
 from nfsrwlock.freshness import stat_afresh
 from nfsrwlock.options import LockOptions, lock_option_names
-from nfsrwlock_core import SoftReadWriteLock, Timeout, WaitInfo
-from nfsrwlock_core.system.directory import make_directories
+from nfsrwlock_core import SoftReadWriteLock, Timeout, WaitInfo, make_directories
 
 from . import mapping
 from .holding import Held, enter, held, holds, restore
