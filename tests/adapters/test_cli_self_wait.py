@@ -78,14 +78,14 @@ def test_a_writer_between_two_readers_of_one_line_is_warned_of(scene: Scene) -> 
     assert outer.wait(PATIENCE_S) == 0
 
 
-def test_python_that_was_given_a_hold_s_token_is_refused(scene: Scene) -> None:
+def test_python_that_was_given_a_hold_s_name_is_refused(scene: Scene) -> None:
     path = scene.directory / "data"
-    with SoftReadWriteLock(path).write_lock():
-        token = scene.announced()[0].split(".")[2]
+    lock = SoftReadWriteLock(path)
+    with lock.write_lock():
         code = f"import nfsrwlock; nfsrwlock.SoftReadWriteLock({str(path)!r}).acquire_read(timeout={PATIENCE_S})"
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "NFSRWLOCK_HELD": f"{'0' * 32} {token}"},
+            env={**os.environ, "NFSRWLOCK_HELD": f"read.another {lock.witness().name}"},
             capture_output=True,
             text=True,
         )

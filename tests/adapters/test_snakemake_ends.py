@@ -577,3 +577,23 @@ def test_a_job_may_lock_a_part_of_its_work_itself(scene: Scene) -> None:
     assert scene.seen("two") == {"ref/y": ["write"], "ref/env": ["write"]}
     assert scene.seen("three") == {"ref/z": ["read"], "ref/env": ["write"]}
     scene.wait_for(lambda: not scene.locks())
+
+
+def test_a_workflow_within_a_job_does_not_wait_for_the_job_s_own_lock(scene: Scene) -> None:
+    scene.write("ref/out", "old\n")
+    scene.write(
+        "inner/Snakefile",
+        "from nfsrwlock.snakemake import shared_read\n"
+        'rule inner:\n    input: shared_read("../ref/out")\n    output: "copy"\n    shell: "cp {input} {output}"\n',
+    )
+    scene.snakefile(
+        """
+        rule outer:
+            output: exclusive("ref/out")
+            shell: "(cd inner && {config[python]} -m snakemake -c1 > log 2>&1 || echo $? > code); echo new > {output}"
+        """
+    )
+    scene.run("-F", "--config", f"python={sys.executable}")
+    assert scene.read("inner/code") == "1\n"
+    assert "waiting would never end" in scene.read("inner/log")
+    assert scene.read("ref/out") == "new\n"

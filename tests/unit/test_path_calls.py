@@ -47,11 +47,11 @@ RECORD = (
 )
 
 TABLE = {
-    "nfsrwlock_core/connection.py": {
+    "nfsrwlock_core/system/mounts.py": {
         "open(_MOUNTSTATS, errors='surrogateescape')": SYSTEM,
         "open(_MOUNTINFO, errors='surrogateescape')": SYSTEM,
     },
-    "nfsrwlock_core/directory.py": {
+    "nfsrwlock_core/system/directory.py": {
         "os.mkdir(path, mode)": MADE,
         "_open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,
         "_open(self.path, _OPEN_FLAGS)": LAST,
@@ -72,7 +72,7 @@ TABLE = {
         "os.symlink(_NO_RECORD, name, dir_fd=dir_fd)": INSIDE,
         "os.open(name, flags, 384, dir_fd=dir_fd)": INSIDE,
     },
-    "nfsrwlock_core/identity.py": {
+    "nfsrwlock_core/system/process.py": {
         "os.open(_SHARED_MEMORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)": SYSTEM,
         "os.open(_NUMBER, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)": NUMBER,
         "os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 292, dir_fd=directory)": NEW,
@@ -81,7 +81,7 @@ TABLE = {
         "_CARDS.iterdir()": SYSTEM,
         "(card / 'address').read_text(encoding='ascii')": SYSTEM,
     },
-    "nfsrwlock_core/state.py": {
+    "nfsrwlock_core/inspection.py": {
         "os.open(f'{lock_path}/{announcement.name}', os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,  # noqa: E501
         "os.listdir(lock_path)": LOOKS,
         "os.listdir(directory)": LOOKS,

@@ -3,7 +3,7 @@ What stands behind a caller: the holds that cannot end before the caller itself 
 
 A process that holds a lock for another one (``nfsrwlock run`` and ``hold``) names that process by :func:`hold_for`. A
 process below the named one that waits for this hold waits for itself, and gets :class:`DeadlockError` at once. So does
-one that was given the hold's token in its environment (:data:`VARIABLE`), on whatever host. An ancestor that holds the
+one that was given the hold's name in its environment (:data:`VARIABLE`), on whatever host. An ancestor that holds the
 lock itself may release it in another thread, so there the waiting goes on, with a warning.
 
 Nothing is read as long as nobody waits, and nothing of the lock's file system ever.
@@ -24,7 +24,7 @@ from .hold import logger
 if TYPE_CHECKING:
     from nfsrwlock_core.protocol.participant import Participant
 
-#: Tokens of the holds that this process was started under, separated by spaces.
+#: Names of the holds that this process was started under (:attr:`HoldWitness.name`), separated by spaces.
 VARIABLE: Final = "NFSRWLOCK_HELD"
 #: Followed by a process id and the start time of that process, it names a descriptor of who holds for that process.
 _MARK: Final = "nfsrwlock-for."
@@ -85,7 +85,7 @@ class SelfWait:
         self._seen.update(peers)
         given = os.environ.get(VARIABLE, "").split()
         for peer, blocks in new:
-            if blocks and peer.who is not None and peer.token in given:
+            if blocks and peer.who is not None and peer.name in given:
                 raise DeadlockError(f"{self._text(peer, peer.who, None)}; {_NEVER_ENDS}")
         here = [(peer, peer.who, blocks) for peer, blocks in new if peer.who is not None and is_same_kernel(peer.who)]
         if not here:

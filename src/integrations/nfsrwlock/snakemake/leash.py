@@ -26,11 +26,13 @@ from nfsrwlock.snakemake import watchdog
 from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.messages import LockingError, job_name, warn
 from nfsrwlock.text import printable
-from nfsrwlock_core import HoldStatus, LockSet
+from nfsrwlock_core import HoldStatus, LockError, LockSet
 
 _LOOK_S: Final = 0.1
 #: For so long a job that has succeeded waits for the processes that it has left behind.
 _GRACE_S: Final = 5.0
+#: Where the engine reads what a process was started under.
+_HELD: Final = "NFSRWLOCK_HELD"
 #: What the thread that runs a job is working on.
 _here = threading.local()
 
@@ -81,6 +83,10 @@ class Leash:
         environment = dict(os.environ if settings.get("env") is None else settings["env"])
         outer = environment.get(watchdog.VARIABLE)
         environment[watchdog.VARIABLE] = f"{outer}:{self._token}" if outer else self._token
+        if self._locks is not None:
+            with suppress(LockError):  # they are lost, and the job will hear of that
+                held = [lock.witness().name for lock in self._locks.locks]
+                environment[_HELD] = " ".join([*environment.get(_HELD, "").split(), *held])
         if not self._started:
             _dog.guard(self._token, job_name(self._job))
         process = subprocess.Popen(*args, **(settings | {"env": environment}))
