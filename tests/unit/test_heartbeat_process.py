@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import queue
 import signal
 import socket
 import time
@@ -21,6 +22,8 @@ import pytest
 
 import outages
 from actors import Actor, Raised, Stage, announcements, beat_of, children_of, has_ended, process_state, wait_until
+from nfsrwlock import SoftReadWriteLock
+from nfsrwlock_core.holding import keeper
 from nfsrwlock_core.holding.heartbeat_process import Helper
 from nfsrwlock_core.holding.heartbeat_thread import Scheduler
 
@@ -490,3 +493,21 @@ def test_the_last_word_of_one_helper_does_not_garble_the_first_of_the_next() -> 
         assert helper._read_reports(old)
         said_first.send(b'{"hold": 2, "known": false, "answers": []}\n')
         assert helper._read_reports(new)
+
+
+def test_an_answer_that_comes_after_the_release_tells_nothing_of_the_hold(path: Path) -> None:
+    # The helper was asked how the hold fares, and looked only when this process had removed it.
+    lock = SoftReadWriteLock(path, heartbeat="process")
+    lock.acquire_write()
+    assert lock._held is not None
+    hold, helper = lock._held.hold, keeper._keepers.get_helper()
+    answered: queue.SimpleQueue[None] = queue.SimpleQueue()
+    helper._awaited[-1] = (hold, answered)
+    helper.drop(hold)
+    answered.get(timeout=0)  # whoever asked need not wait
+    helper._ask(hold, "tell", 0)
+    assert not helper._awaited
+    report = {"hold": hold.key, "known": True, "beat": None, "renewed": hold.participant.lease.renewed}
+    helper._take_in({**report, "answers": [-1], "lost": True, "error": "gone"})
+    assert not hold.is_known_lost
+    lock.release()

@@ -105,6 +105,10 @@ class Helper:
         self._scheduler.drop(hold)
         with self._lock:
             self._holds.pop(hold.key, None)
+            for number, (asked, answered) in list(self._awaited.items()):
+                # An answer that comes after the release would tell of our own removal.
+                if asked is hold and self._awaited.pop(number, None) is not None:
+                    answered.put(None)
             self._idle_since = time.monotonic()
             lease, interval = hold.participant.lease, hold.participant.interval
             is_quiet = now() < lease.renewed + interval * (1 - _NOTICE)
@@ -129,8 +133,8 @@ class Helper:
         answered: queue.SimpleQueue[None] = queue.SimpleQueue()  # an Event is not atomic to a signal's exception
         with self._lock:
             sock = self._socket
-            if sock is None:
-                return  # there is no helper that could do anything
+            if sock is None or (verb == "tell" and hold.key not in self._holds):
+                return  # there is no helper that could do anything, or no hold any more
             question = next(self._numbers)
             self._awaited[question] = (hold, answered)
             self._send({verb: hold.key, "question": question})
