@@ -7,8 +7,8 @@ import os
 import pytest
 
 from nfsrwlock import SoftReadWriteLock
-from nfsrwlock_core.system import mounts as module
-from nfsrwlock_core.system.mounts import connection, standstill
+from nfsrwlock_core.system import connection as module
+from nfsrwlock_core.system.connection import connection, standstill
 
 DEVICE = os.makedev(0, 45)
 MOUNTINFO = r"""22 27 0:20 / /sys rw,nosuid - sysfs sysfs rw

@@ -47,7 +47,7 @@ RECORD = (
 )
 
 TABLE = {
-    "nfsrwlock_core/system/mounts.py": {
+    "nfsrwlock_core/system/connection.py": {
         "open(_MOUNTSTATS, errors='surrogateescape')": SYSTEM,
         "open(_MOUNTINFO, errors='surrogateescape')": SYSTEM,
     },

@@ -23,7 +23,7 @@ from typing import Final, Literal, Protocol
 from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import gone_name
 
-from .mounts import connection
+from .connection import connection
 
 Share = Literal["user", "group"]
 
