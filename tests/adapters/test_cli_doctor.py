@@ -183,8 +183,8 @@ def test_files_that_look_empty_to_others_are_no_reason_to_call_it_fit(scene: Sce
 def test_an_examination_that_fails_from_inside_is_no_reason_to_call_it_fit(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from nfsrwlock.cli import doctor
-    from nfsrwlock.cli.doctor import cost
+    from nfsrwlock import doctor
+    from nfsrwlock.doctor import cost
 
     def fail(*arguments: object) -> None:
         raise RuntimeError("what nobody thought of")
@@ -288,15 +288,15 @@ def test_an_interrupted_doctor_cleans_up(scene: Scene, signum: signal.Signals) -
 
 
 def test_a_second_node_cleans_up_after_a_first_that_was_killed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nfsrwlock.cli.doctor import meeting
     from nfsrwlock.cli.outcome import CliError
+    from nfsrwlock.doctor import rendezvous
 
     leader, token = start_peer(scene, ".")
     leader.kill()
     leader.wait()
-    monkeypatch.setattr(meeting, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", 0.5)
     with pytest.raises(CliError, match="first node does not react"):
-        meeting.join(token, str(scene.directory))
+        rendezvous.join(token, str(scene.directory))
     assert os.listdir(scene.directory) == []
 
 

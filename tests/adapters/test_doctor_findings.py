@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from nfsrwlock.cli.doctor import mounts
-from nfsrwlock.cli.doctor.findings import Check, Level, Report
-from nfsrwlock.cli.doctor.judge import judge
-from nfsrwlock.cli.doctor.meanings import explain, explain_other, scope_of
-from nfsrwlock.cli.doctor.meeting import Result
-from nfsrwlock.cli.doctor.mounts import Mount, mount_from, mount_of, parse_mountinfo, requests_of
-from nfsrwlock.cli.doctor.rounds import RACES, Plan, Record
+from nfsrwlock.doctor import mounts
+from nfsrwlock.doctor.filesystems import explain, explain_other, scope_of
+from nfsrwlock.doctor.mounts import Mount, mount_from, mount_of, parse_mountinfo, requests_of
+from nfsrwlock.doctor.races import RACES, Plan, Record
+from nfsrwlock.doctor.rendezvous import Result
+from nfsrwlock.doctor.report import Check, Level, Report
+from nfsrwlock.doctor.verdicts import judge
 
 ROUNDS = 24
 

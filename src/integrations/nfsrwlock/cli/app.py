@@ -193,7 +193,7 @@ def _doctor(
     costs, and whether the file system keeps the demands of the protocol, by racing two processes. Works in a directory
     of its own beside the data, and removes it.
     """
-    from nfsrwlock.cli import doctor  # noqa: PLC0415
+    from nfsrwlock import doctor  # noqa: PLC0415
 
     if not paths:
         raise CliError("no path given: nfsrwlock doctor PATH...")

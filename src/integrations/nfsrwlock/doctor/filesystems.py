@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from nfsrwlock.cli.doctor.findings import Basis, Check, Level, Scope
-from nfsrwlock.cli.doctor.mounts import Mount
+from nfsrwlock.doctor.mounts import Mount
+from nfsrwlock.doctor.report import Basis, Check, Level, Scope
 
 #: The engine's default lease.
 _LEASE_SECONDS: Final = 90.0

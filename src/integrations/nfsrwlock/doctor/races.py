@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from nfsrwlock.cli.doctor.place import Directory, outcome
+from nfsrwlock.doctor.scratch import Directory, outcome
 
 Role = Literal["lead", "join"]
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from nfsrwlock.cli.doctor.findings import Check, Level
-from nfsrwlock.cli.doctor.mounts import Mount, requests_of
+from nfsrwlock.doctor.mounts import Mount, requests_of
+from nfsrwlock.doctor.report import Check, Level
 from nfsrwlock_core import SoftReadWriteLock
 
 _BATCHES: Final = 5

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
-from nfsrwlock.cli.doctor.findings import Check, Level
-from nfsrwlock.cli.doctor.meeting import Result
-from nfsrwlock.cli.doctor.place import DONE
-from nfsrwlock.cli.doctor.rounds import NEWS_SECONDS, ROUNDS_PER_DIRECTORY, Record, is_holder
+from nfsrwlock.doctor.races import NEWS_SECONDS, ROUNDS_PER_DIRECTORY, Record, is_holder
+from nfsrwlock.doctor.rendezvous import Result
+from nfsrwlock.doctor.report import Check, Level
+from nfsrwlock.doctor.scratch import DONE
 
 #: What a call that came second is told. EBUSY and ESTALE come from NFS clients, for what another one has removed.
 _LATE: Final = {"EEXIST", "ENOENT", "ENOTEMPTY", "EBUSY", "ESTALE"}

@@ -7,7 +7,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Final
 
-from nfsrwlock.cli.doctor.findings import Basis, Level, Report
+from nfsrwlock.doctor.report import Basis, Level, Report
 from nfsrwlock.text import PROGRAM, one_line, printable
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nfsrwlock import __version__
-from nfsrwlock.cli.doctor.mounts import Mount, mount_from, mount_of
-from nfsrwlock.cli.doctor.place import Directory, remove_scratch, scratch_path
-from nfsrwlock.cli.doctor.rounds import RACES, Plan, Record, Side, prepare_rounds
 from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.doctor.mounts import Mount, mount_from, mount_of
+from nfsrwlock.doctor.races import RACES, Plan, Record, Side, prepare_rounds
+from nfsrwlock.doctor.scratch import Directory, remove_scratch, scratch_path
 
 Progress = Callable[[str], None]
 

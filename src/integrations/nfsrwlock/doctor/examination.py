@@ -13,13 +13,13 @@ import threading
 import time
 from dataclasses import dataclass
 
-from nfsrwlock.cli.doctor import cost, meanings, meeting
-from nfsrwlock.cli.doctor.findings import Check, Level, Report
-from nfsrwlock.cli.doctor.judge import judge
-from nfsrwlock.cli.doctor.mounts import Mount, mount_of
-from nfsrwlock.cli.doctor.place import maker_of, remove_scratch, scratch_path, scratches_of_others, sign
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.preparing import lock_home
+from nfsrwlock.doctor import cost, filesystems, rendezvous
+from nfsrwlock.doctor.mounts import Mount, mount_of
+from nfsrwlock.doctor.report import Check, Level, Report
+from nfsrwlock.doctor.scratch import maker_of, remove_scratch, scratch_path, scratches_of_others, sign
+from nfsrwlock.doctor.verdicts import judge
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core import LockError, SoftReadWriteLock
 from nfsrwlock_core.identity import is_dead, is_same_kernel
@@ -59,7 +59,7 @@ class Examination:
     """
 
     def __init__(self, path: str, wishes: Wishes) -> None:
-        self.report = Report(path=path, home="", host=str(meeting.introduction()["host"]))
+        self.report = Report(path=path, home="", host=str(rendezvous.introduction()["host"]))
         self.error: CliError | None = None
         #: What it does, and since when.
         self.doing = "looking for the directory"
@@ -119,15 +119,15 @@ class Examination:
                 report.path, lock_dir=self._wishes.lock_dir, is_singleton=False
             ).lock_path
         mount = mount_of(home)
-        report.scope = meanings.scope_of(mount)
+        report.scope = filesystems.scope_of(mount)
         if mount is not None:
             report.file_system = mount.to_dict()
-        report.checks += meanings.explain(mount)
+        report.checks += filesystems.explain(mount)
         self._progress("asking for free space")
         report.checks.append(_space(home))
         self._progress("looking for what was left behind")
         report.checks += _left_behind(home)
-        token = meeting.new_token()
+        token = rendezvous.new_token()
         scratch = scratch_path(home, token)
         self._progress("making a directory")
         try:
@@ -152,12 +152,12 @@ class Examination:
     def _meet(self, token: str, scratch: str) -> list[Check]:
         peer = self._wishes.peer
         try:
-            meeting.prepare(scratch)
+            rendezvous.prepare(scratch)
             if peer:
                 _invite(token, self.report.home)
             else:
                 self._partner = _start_partner(token, self.report.home)
-            result = meeting.lead(
+            result = rendezvous.lead(
                 scratch,
                 self._wishes.rounds,
                 self._wishes.wait_seconds if peer else _START_SECONDS,
@@ -176,7 +176,7 @@ class Examination:
         if peer:
             self.report.peer = result.peer
             self.report.two_hosts = not result.same_kernel
-            checks = [*meanings.explain_other(result.peer_mount, result.peer, self.report.checks), *checks]
+            checks = [*filesystems.explain_other(result.peer_mount, result.peer, self.report.checks), *checks]
             if result.same_kernel:
                 text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
                 checks.append(Check("peer", Level.WARNING, text, "Run the command on another host."))

@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-from nfsrwlock.cli.doctor import meeting
-from nfsrwlock.cli.doctor.examination import Examination, Wishes, home_of
-from nfsrwlock.cli.doctor.findings import Check, Level, Report
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
+from nfsrwlock.doctor import rendezvous
+from nfsrwlock.doctor.examination import Examination, Wishes, home_of
+from nfsrwlock.doctor.report import Check, Level, Report
 from nfsrwlock.text import flush, printable, say
 
 #: How long the file system may take to answer one call.
@@ -78,7 +78,7 @@ def _code(reports: list[Report], errors: list[CliError]) -> int:
 
 
 def _print(report: Report, *, first: bool) -> None:
-    from nfsrwlock.cli.doctor.show import console, show  # noqa: PLC0415
+    from nfsrwlock.doctor.show import console, show  # noqa: PLC0415
 
     if not first:
         print()
@@ -149,11 +149,11 @@ def join(token: str, path: str, lock_dir: str | None, timeout: float | None) -> 
     :param timeout: how long to look for the first node, seconds
     :raises CliError: nobody waits there
     """
-    if not meeting.is_token(token):
+    if not rendezvous.is_token(token):
         raise CliError(
             f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node"
         )
     home = home_of(path, lock_dir)
-    meeting.join(token, home, meeting.FIND_SECONDS if timeout is None else timeout)
+    rendezvous.join(token, home, rendezvous.FIND_SECONDS if timeout is None else timeout)
     print("This node's part is done. The first node has the verdict.")
     return Exit.OK
