@@ -66,7 +66,19 @@ def test_a_sound_local_file_system_is_fit_for_this_host(scene: Scene) -> None:
     assert "FIT for the processes of this host, and for no others" in result.stdout
     for demand in ("demand a", "demand b", "demand c"):
         assert demand in result.stdout
+    # What fails in 1 of 100 rounds is seen in a run of the default length with a probability of 95 % at least.
+    (rounds,) = {int(times) for times in re.findall(r"([0-9]+)\s+times\s+\(half", result.stdout)}
+    assert 1 - 0.99**rounds >= 0.95
     assert os.listdir(scene.directory) == []
+
+
+def test_any_number_of_processes_race(scene: Scene) -> None:
+    code, report, _ = examine(scene, "--rounds", "20", "--processes", "4", ".")
+    assert code == 0
+    assert [check["level"] for check in report["checks"] if check["name"] in {"mkdir", "listing", "removal"}] == [
+        "ok"
+    ] * 3
+    assert "4 processes" in next(check["text"] for check in report["checks"] if check["name"] == "listing")
 
 
 def test_json_has_the_documented_fields(scene: Scene) -> None:
@@ -135,6 +147,7 @@ def test_each_path_gets_a_report_and_locks_kept_elsewhere_are_looked_for_there(s
         ("unlink succeeds always", "removal", "moved_and_removed"),
         ("rmdir removes what is inside", "removal", "nonempty_removed"),
         ("create makes the directory", "removal", "filled_and_removed"),
+        ("rmdir succeeds always", "removal", "renamed_and_removed"),
     ],
 )
 def test_a_file_system_that_breaks_a_demand_is_unfit(scene: Scene, lie: str, question: str, fact: str) -> None:
@@ -330,6 +343,30 @@ def test_what_may_be_another_hosts_is_named_and_stays(scene: Scene) -> None:
     assert remedy.endswith(f"rm -r {theirs.resolve()} {unsigned.resolve()}")
     assert theirs.is_dir()
     assert unsigned.is_dir()
+
+
+@pytest.mark.parametrize("by", ["directory", "link"])
+def test_what_was_put_in_its_place_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    from nfsrwlock.doctor import scratch as module
+
+    monkeypatch.setattr(module, "_REMOVAL_SECONDS", 0.0)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "data").touch()
+    scratch = module.Scratch.make(str(tmp_path))
+    try:
+        moved = tmp_path / "moved"
+        os.rename(scratch.path, moved)
+        if by == "directory":
+            precious.rename(scratch.path)
+        else:
+            os.symlink(precious, scratch.path)
+        Path(scratch.root, "kept").mkdir()
+        assert not scratch.remove()
+    finally:
+        scratch.close()
+    assert os.listdir(scratch.path) == ["data"]
+    assert "kept" in os.listdir(moved), "work goes on in the directory that was made"
 
 
 # Bad input

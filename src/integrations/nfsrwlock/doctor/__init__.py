@@ -24,7 +24,9 @@ from typing import Final
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.doctor import rendezvous
 from nfsrwlock.doctor.examination import Examination, Wishes, home_of
+from nfsrwlock.doctor.races import DEFAULT_ROUNDS
 from nfsrwlock.doctor.report import Check, Level, Report
+from nfsrwlock.doctor.scratch import is_token
 from nfsrwlock.text import flush, printable, say
 
 #: How long the file system may take to answer one call.
@@ -36,16 +38,24 @@ _LOOK_SECONDS: Final = 0.1
 
 
 def doctor(
-    paths: Sequence[str], lock_dir: str | None, *, peer: bool, rounds: int, timeout: float | None, as_json: bool
+    paths: Sequence[str],
+    lock_dir: str | None,
+    *,
+    peer: bool,
+    timeout: float | None,
+    as_json: bool,
+    rounds: int = DEFAULT_ROUNDS,
+    processes: int = 2,
 ) -> int:
     """
     Examine ``paths``, one after the other, and report; return the exit code.
 
     :param peer: do it together with a second node
-    :param rounds: of each race
     :param timeout: how long to wait for the second node, or for an answer of the file system, seconds
+    :param rounds: of each race
+    :param processes: that race, on each host
     """
-    wishes = Wishes(lock_dir, peer, rounds, PEER_SECONDS if timeout is None else timeout)
+    wishes = Wishes(lock_dir, peer, PEER_SECONDS if timeout is None else timeout, rounds, processes)
     patience = ANSWER_SECONDS if timeout is None or peer else timeout
     reports: list[Report] = []
     errors: list[CliError] = []
@@ -102,8 +112,6 @@ def _follow(examination: Examination, patience: float) -> bool:
             if examination.scratch is not None:
                 say(f"could not clean up; remove the directory {printable(examination.scratch)}")
             raise
-        finally:
-            examination.end_partner()
     return False
 
 
@@ -149,7 +157,7 @@ def join(token: str, path: str, lock_dir: str | None, timeout: float | None) -> 
     :param timeout: how long to look for the first node, seconds
     :raises CliError: nobody waits there
     """
-    if not rendezvous.is_token(token):
+    if not is_token(token):
         raise CliError(
             f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node"
         )

@@ -1,271 +1,494 @@
 """
-The rounds in which two processes race each other for the answers of the file system: PROTOCOL.md section 6.
+The races by which processes try what the protocol demands of a file system: PROTOCOL.md section 6.
 
-Both follow one timetable, so a round needs no word between them. What is judged does not depend on it: names are made
-once and stay, so that a listing that misses one is judged by order alone, however late either of them was. Being on
-time only makes for closer races.
-
-Who plays what changes from round to round, so each side tries both parts.
+Players are processes, two or more on each side: this host, or each of two. All follow one timetable, so they need not
+talk while they race. The verdict does not depend on it: names are made once and stay, so a listing that misses one is
+judged by order alone, however late a player was. Being on time only makes for closer races.
 """
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import random
+import statistics
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
-from nfsrwlock.doctor.scratch import Directory, outcome
+from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.doctor.scratch import Scratch, read, read_json, write, write_json
+from nfsrwlock_core.directory import LockDirectory
 
-Role = Literal["lead", "join"]
-
+#: What a call that succeeded is noted as; others by the name of their error, such as ``EEXIST``.
+DONE: Final = "done"
+#: What fails in 1 of 100 rounds is seen in one of these with a probability of 98 %.
+DEFAULT_ROUNDS: Final = 400
 #: So many rounds share a directory: its listing grows, and is warm from the round before.
 ROUNDS_PER_DIRECTORY: Final = 20
+#: How long a fresh listing may take to show what the other host made, before it counts as late.
+NEWS_SECONDS: Final = 4.0
+_LEAST_CALL_SECONDS: Final = 0.00025
+_MOST_CALL_SECONDS: Final = 0.1
 _DATA_ROUNDS: Final = 3
 _DATA_SECONDS: Final = 0.6
 #: A Linux NFS client was seen to ask the server once more after its first look at a directory.
 _WARMING_LOOKS: Final = 3
 _WARMING_SECONDS: Final = 0.1
-#: How long a fresh listing may take to show what the other host made, before it counts as late.
-NEWS_SECONDS: Final = 4.0
-_NEWS_LOOK_SECONDS: Final = 0.02
 _FLAG_SECONDS: Final = 20.0
-OLD: Final = b"old\n"
-NEW: Final = b"new\n"
+#: Sleep is late by about this much; the rest of the wait for the start of a round is spent awake.
+_SLEEP_IS_LATE_SECONDS: Final = 0.0002
+_SIGN_OF_LIFE_SECONDS: Final = 0.2
+_END_SECONDS: Final = 5.0
+_PLAN: Final = "plan.json"
+
+#: A call in a directory; the numbers are those of the round and of the player.
+Call = Callable[[LockDirectory, int, int], None]
+
+
+def _announce(at: LockDirectory, number: int, _player: int) -> None:
+    at.mkdir(str(number))
+
+
+def _announce_with_beat(at: LockDirectory, number: int, _player: int) -> None:
+    at.mkdir(str(number))
+    at.create(f"{number}/beat.3", b"{}")
+
+
+def _remove(at: LockDirectory, number: int, _player: int) -> None:
+    at.rmdir(str(number))
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """
+    One kind of race. In each round, the players make their calls at the same time.
+
+    :param name: also the beginning of its directories' names
+    :param holder: what one player calls, another one each round
+    :param others: what all others call
+    :param prepare: what is made beforehand for each round
+    :param winners: how many of the calls may succeed in a round; ``None``: all
+    :param fact: name of the count of rounds in which more did
+    :param broken: what such a round was, in words
+    :param calls: time between two rounds, in times of a call
+    :param lists: list the directory until the call, and after it
+    """
+
+    name: str
+    holder: Call
+    others: Call
+    prepare: Call | None = None
+    winners: int | None = 1
+    fact: str = ""
+    broken: str = ""
+    calls: int = 5
+    lists: bool = False
+
+
+MAKE: Final = Race(
+    "mkdir",
+    holder=lambda at, number, _: at.mkdir(f"same.{number}"),
+    others=lambda at, number, _: at.mkdir(f"same.{number}"),
+    fact="both",
+    broken="several processes were told that they had made it",
+)
+LIST: Final = Race(
+    "list",
+    holder=lambda at, number, player: at.mkdir(f"{player}.{number}"),
+    others=lambda at, number, player: at.mkdir(f"{player}.{number}"),
+    winners=None,
+    calls=12,
+    lists=True,
+)
+REMOVALS: Final = (
+    Race(
+        "unlink",
+        holder=lambda at, number, _: at.rename(f"{number}/beat.3", f"{number}/beat.4"),
+        others=lambda at, number, _: at.unlink(f"{number}/beat.3"),
+        prepare=_announce_with_beat,
+        fact="moved_and_removed",
+        broken="rename and unlink of one name both succeeded",
+    ),
+    Race(
+        "create",
+        holder=lambda at, number, _: at.create(f"{number}/beat.0", b"{}"),
+        others=_remove,
+        prepare=_announce,
+        fact="filled_and_removed",
+        broken="a beat was made in a directory that rmdir removed",
+    ),
+    Race(
+        "rmdir",
+        holder=lambda at, number, _: at.rename(str(number), f"gone.{number}"),
+        others=_remove,
+        prepare=_announce,
+        fact="renamed_and_removed",
+        broken="rename and rmdir of one directory both succeeded",
+    ),
+    Race(
+        "nonempty",
+        holder=_remove,
+        others=_remove,
+        prepare=_announce_with_beat,
+        winners=0,
+        fact="nonempty_removed",
+        broken="rmdir removed a directory with a beat in it",
+    ),
+)
+#: All of them, in the order of the timetable.
+RACES: Final = (MAKE, LIST, *REMOVALS)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """
-    The timetable.
+    What is to be done.
 
-    :param rounds: of each kind
-    :param period: seconds between two of them
-    :param start: of the first, on the leader's monotonic clock
-    :param two_hosts: whether to ask what one host sees of the other's data and changes
+    :param rounds: of each race
+    :param call: how long a call takes here, seconds
+    :param processes: players on each side
+    :param sides: how many sides take part
+    :param two_hosts: whether they are two hosts, to be asked what one sees of the other's data and changes
     """
 
     rounds: int
-    period: float
-    start: float
-    two_hosts: bool
-
-    def due(self, race: int, number: int) -> float:
-        """When a round of the ``race``-th kind is due, on the leader's clock."""
-        return self.start + (race * self.rounds + number) * self.period
+    call: float
+    processes: int
+    sides: int = 1
+    two_hosts: bool = False
 
     @property
-    def end(self) -> float:
-        """When the last of them is over, on the leader's clock; what two hosts do then takes a few seconds more."""
-        return self.due(len(RACES), 0)
+    def players(self) -> int:
+        """How many take part; those of the first side have the first numbers."""
+        return self.processes * self.sides
+
+    def period(self, race: Race) -> float:
+        """Seconds between two rounds."""
+        return race.calls * min(max(self.call, _LEAST_CALL_SECONDS), _MOST_CALL_SECONDS)
+
+    def begin(self, index: int) -> float:
+        """When a race begins, seconds from the start; after the last one: when all are over."""
+        return sum(self.rounds * self.period(race) for race in RACES[:index])
 
 
 @dataclass(slots=True)
 class Record:
     """
-    What one side saw. Goes to the other as JSON.
+    What one player saw; times are seconds from the start. Comes from its process as JSON.
 
-    :param outcomes: by kind of race, how this side's call ended in each round
-    :param spans: by kind of race, when it began and ended, on this side's clock
+    :param outcomes: by race, how this player's call ended in each round
+    :param spans: by race, when the call began and ended
     :param listings: what each round's listing showed, in rounds of the race "list"
-    :param nonempty: how ``rmdir`` of directories with an entry ended
-    :param data: what was read of the other's files after it had said that they are new
-    :param made: when this side made the name that the other looks for
-    :param seen: when it saw the other's, ``None`` if it did not
+    :param data: what was read of the other host's files after it had said that they are new
+    :param made: when this player made the name that the other host looks for
+    :param seen: when it saw the other host's, ``None`` if it did not
     """
 
     outcomes: dict[str, list[str]] = field(default_factory=dict)
     spans: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     listings: list[list[str]] = field(default_factory=list)
-    nonempty: list[str] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
     made: float | None = None
     seen: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
-
-#: The races in the order of the timetable.
-RACES: Final = ("mkdir", "list", "swap", "first")
-_DIRECTORIES: Final = ("mkdir", "swap", "first", "nonempty", "data", "written", "news-lead", "news-join")
-_NONEMPTY: Final = 10
-
-
-def list_directory(number: int) -> str:
-    """The directory of a round of the race "list"."""
-    return f"list-{number // ROUNDS_PER_DIRECTORY}"
-
-
-def is_holder(role: Role, number: int) -> bool:
-    """Whether this side plays the holder in this round, and not who evicts it."""
-    return (role == "lead") == (number % 2 == 0)
-
-
-def prepare_rounds(root: str, rounds: int, progress: Callable[[], None]) -> None:
-    """Make what the rounds need; for the leader, before anything begins."""
-    with Directory(root) as place:
-        for name in (*_DIRECTORIES, *sorted({list_directory(number) for number in range(rounds)})):
-            place.mkdir(name)
-    with Directory(f"{root}/swap") as swap, Directory(f"{root}/first") as first:
-        for number in range(rounds):
-            progress()
-            swap.mkdir(str(number))
-            swap.create(f"{number}/beat.3")
-            first.mkdir(str(number))
-    with Directory(f"{root}/nonempty") as nonempty:
-        for number in range(_NONEMPTY):
-            nonempty.mkdir(str(number))
-            nonempty.create(f"{number}/beat.0")
-    with Directory(f"{root}/data") as data:
-        for role in ("lead", "join"):
-            for number in range(_DATA_ROUNDS):
-                data.write(f"{role}.{number}", OLD)
-
-
-class Side:
+@dataclass(frozen=True, slots=True)
+class Result:
     """
-    One of the two that take part.
+    What came of the races.
+
+    :param records: of all players, in the order of their numbers
+    :param uncertain: by how much the two hosts' clocks may differ in them, seconds
+    :param wall_ahead: the second host's clock for people minus the first one's, seconds
+    """
+
+    plan: Plan
+    records: list[Record]
+    uncertain: float = 0.0
+    wall_ahead: float = 0.0
+
+
+def call_seconds(directory: str) -> float:
+    """Return the median time of one change in a directory, seconds."""
+    times = []
+    for _ in range(10):
+        began = time.monotonic()
+        os.mkdir(f"{directory}/timed.{os.getpid()}", 0o700)
+        times.append(time.monotonic() - began)
+        os.rmdir(f"{directory}/timed.{os.getpid()}")
+    return statistics.median(times)
+
+
+def prepare(root: str, plan: Plan, progress: Callable[[], None]) -> None:
+    """Write down the plan, and make what its rounds need."""
+    write_json(f"{root}/{_PLAN}", asdict(plan))
+    for race in RACES:
+        for number, files in _rounds(root, race, plan):
+            progress()
+            if race.prepare is not None:
+                race.prepare(files, number, 0)
+    if plan.two_hosts:
+        for name in ("data", "written", "news-0", "news-1"):
+            os.mkdir(f"{root}/{name}", 0o700)
+        for side in range(2):
+            for number in range(_DATA_ROUNDS):
+                write(f"{root}/data/{side}.{number}", b"old\n")
+
+
+def race_here(scratch: Scratch, plan: Plan, progress: Callable[[str], None]) -> Result:
+    """Let processes of this host alone race; return what they saw. Raises what :class:`Players` does."""
+    prepare(scratch.root, plan, lambda: progress("preparing the rounds"))
+    players = Players(scratch, range(plan.players), progress)
+    try:
+        return Result(plan, players.play(time.monotonic() + 0.05))
+    finally:
+        players.end()
+
+
+def _rounds(root: str, race: Race, plan: Plan) -> Iterator[tuple[int, LockDirectory]]:
+    for first in range(0, plan.rounds, ROUNDS_PER_DIRECTORY):
+        files = LockDirectory(f"{root}/{race.name}-{first // ROUNDS_PER_DIRECTORY}")
+        files.open()  # makes it, if this is the first one there
+        try:
+            for number in range(first, min(first + ROUNDS_PER_DIRECTORY, plan.rounds)):
+                yield number, files
+        finally:
+            files.close()
+
+
+def names_after_a_change(files: LockDirectory, mark: str) -> set[str]:
+    """List a directory after a change of one's own there, so that no cache of this client's can be in the way."""
+    with suppress(FileExistsError):
+        files.mkdir(mark)
+    found = set(files.listdir())
+    with suppress(FileNotFoundError):
+        files.rmdir(mark)
+    return found - {mark}
+
+
+class Player:
+    """
+    One of those who race.
 
     :param root: the scratch directory
-    :param role: which one
-    :param plan: the timetable
-    :param ahead: this side's monotonic clock minus the leader's, seconds
-    :param progress: called every now and then; raises to stop
+    :param number: which one
+    :param start: of the first round, on this host's monotonic clock
+    :param progress: called every now and then
     """
 
-    def __init__(self, root: str, role: Role, plan: Plan, ahead: float, progress: Callable[[], None]) -> None:
+    def __init__(self, root: str, number: int, plan: Plan, start: float, progress: Callable[[], None]) -> None:
         self._root = root
-        self._role: Role = role
-        self._other: Role = "join" if role == "lead" else "lead"
+        self._number = number
         self._plan = plan
-        self._ahead = ahead
+        self._start = start
         self._progress = progress
-        self._chance = random.Random()
         self.record: Final = Record()
 
     def play(self) -> Record:
         """Take part, to the end."""
-        self._race_to_make_one_name()
-        self._list_after_making()
-        self._move_or_remove_one_beat()
-        self._beat_first_or_be_evicted()
-        self._remove_what_is_not_empty()
-        if self._plan.two_hosts:
-            self._read_what_the_other_wrote()
-            self._wait_for_news()
+        for index, race in enumerate(RACES):
+            self._race(race, self._plan.begin(index))
+        side, number_there = divmod(self._number, self._plan.processes)
+        if self._plan.two_hosts and number_there == 0:
+            end = self._plan.begin(len(RACES))
+            self._read_what_the_other_wrote(side, end)
+            self._wait_for_news(side, end + _DATA_ROUNDS * _DATA_SECONDS)
         return self.record
 
-    # The four races
+    def _race(self, race: Race, begin: float) -> None:
+        period = self._plan.period(race)
+        outcomes = self.record.outcomes[race.name] = []
+        spans = self.record.spans[race.name] = []
+        for number, files in _rounds(self._root, race, self._plan):
+            due = begin + number * period
+            self._sleep_until(due - period / 2)  # some time before the call itself, for what makes the caches warm
+            # A little early or late, so that over the rounds each player is the first now and then.
+            due += random.uniform(-0.5, 0.5) * min(self._plan.call, period / 5)
+            if race.lists:
+                self._list_until(due, files)
+            else:
+                with suppress(OSError):  # who comes late finds it removed, and for one race nothing is prepared
+                    files.listdir(str(number))
+            self._sleep_until(due)
+            call = race.holder if number % self._plan.players == self._number else race.others
+            began = self._now()
+            outcomes.append(_outcome(call, files, number, self._number))
+            spans.append((began, self._now()))
+            if race.lists:
+                self.record.listings.append(sorted(files.listdir()))
 
-    def _race_to_make_one_name(self) -> None:
-        with Directory(f"{self._root}/mkdir") as place:
-            for number in self._rounds("mkdir"):
-                self._act(number, "mkdir", place.mkdir, f"same.{number}")
-
-    def _list_after_making(self) -> None:
-        place: Directory | None = None
-        for number in self._rounds("list"):
-            if number % ROUNDS_PER_DIRECTORY == 0:
-                if place is not None:
-                    place.close()
-                place = Directory(f"{self._root}/{list_directory(number)}")
-            assert place is not None
-            for _ in range(_WARMING_LOOKS):
-                place.names()  # now this client's cache is warm
-            self._act(number, "list", place.mkdir, f"{self._role}.{number}")
-            self.record.listings.append(sorted(place.names()))
-        if place is not None:
-            place.close()
-
-    def _move_or_remove_one_beat(self) -> None:
-        with Directory(f"{self._root}/swap") as place:
-            for number in self._rounds("swap"):
-                place.names(str(number))
-                if is_holder(self._role, number):
-                    self._act(number, "swap", place.rename, f"{number}/beat.3", f"{number}/beat.4")
-                else:
-                    self._act(number, "swap", place.unlink, f"{number}/beat.3")
-
-    def _beat_first_or_be_evicted(self) -> None:
-        with Directory(f"{self._root}/first") as place:
-            for number in self._rounds("first"):
-                with suppress(OSError):  # who comes late finds it removed
-                    place.names(str(number))
-                if is_holder(self._role, number):
-                    self._act(number, "first", place.create, f"{number}/beat.0")
-                else:
-                    self._act(number, "first", place.rmdir, str(number))
-
-    def _rounds(self, race: str) -> Iterator[int]:
-        self.record.outcomes[race] = []
-        self.record.spans[race] = []
-        for number in range(self._plan.rounds):
+    def _list_until(self, due: float, files: LockDirectory) -> None:
+        # Warms the cache, and puts a listing beside the mkdir of another process that shares it.
+        looks = 0
+        while looks < _WARMING_LOOKS or self._now() < due:
             self._progress()
-            # Some time before the call itself, for what makes the caches warm.
-            self._sleep_until(self._plan.due(RACES.index(race), number) - self._plan.period / 2)
-            yield number
+            files.listdir()
+            looks += 1
 
-    def _act(self, number: int, race: str, call: Callable[..., None], *names: str) -> None:
-        # By chance a little early or late, so that over the rounds each side is the first now and then.
-        jitter = self._chance.uniform(-0.1, 0.1) * self._plan.period
-        self._sleep_until(self._plan.due(RACES.index(race), number) + jitter)
-        began = time.monotonic()
-        self.record.outcomes[race].append(outcome(call, *names))
-        self.record.spans[race].append((began, time.monotonic()))
+    def _now(self) -> float:
+        return time.monotonic() - self._start
 
     def _sleep_until(self, due: float) -> None:
-        left = due + self._ahead - time.monotonic()
-        while left > 0:
-            time.sleep(min(left, 0.5))
-            self._progress()
-            left = due + self._ahead - time.monotonic()
-
-    # What needs no race
-
-    def _remove_what_is_not_empty(self) -> None:
-        with Directory(f"{self._root}/nonempty") as place:
-            self.record.nonempty = [outcome(place.rmdir, str(number)) for number in range(_NONEMPTY)]
-
-    # What only two hosts can tell
-
-    def _read_what_the_other_wrote(self) -> None:
-        # The flags lie elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
-        with Directory(f"{self._root}/data") as place, Directory(f"{self._root}/written") as flags:
-            for number in range(_DATA_ROUNDS):
-                begin = self._plan.end + number * _DATA_SECONDS
-                self._sleep_until(begin)
-                for look in range(_WARMING_LOOKS):
-                    self._sleep_until(begin + look * _WARMING_SECONDS)
-                    place.read(f"{self._other}.{number}")  # now this client has the old version
-                self._sleep_until(begin + _WARMING_LOOKS * _WARMING_SECONDS)
-                place.write(f"{self._role}.{number}", NEW)
-                flags.mkdir(f"{self._role}.{number}")
-                limit = time.monotonic() + _FLAG_SECONDS
-                while f"{self._other}.{number}" not in flags.names_after_a_change(f"look-{self._role}"):
-                    self._progress()
-                    if time.monotonic() > limit:
-                        return
-                self.record.data.append("new" if place.read(f"{self._other}.{number}") == NEW else "old")
-
-    def _wait_for_news(self) -> None:
-        begin = self._plan.end + _DATA_ROUNDS * _DATA_SECONDS
-        with (
-            Directory(f"{self._root}/news-{self._role}") as own,
-            Directory(f"{self._root}/news-{self._other}") as other,
-        ):
-            for look in range(_WARMING_LOOKS):
-                self._sleep_until(begin + look * _WARMING_SECONDS)
-                own.names()
-            self._sleep_until(begin + _WARMING_LOOKS * _WARMING_SECONDS)
-            other.mkdir("news")
-            self.record.made = time.monotonic()
-            while time.monotonic() < self.record.made + NEWS_SECONDS:
+        self._progress()
+        while (left := due - self._now()) > 0:
+            if left > _SLEEP_IS_LATE_SECONDS:
+                time.sleep(min(left - _SLEEP_IS_LATE_SECONDS, _SIGN_OF_LIFE_SECONDS))
                 self._progress()
-                if "news" in own.names():
-                    self.record.seen = time.monotonic()
+
+    def _read_what_the_other_wrote(self, side: int, begin: float) -> None:
+        # The flags lie elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
+        flags = LockDirectory(f"{self._root}/written")
+        for number in range(_DATA_ROUNDS):
+            own, other = f"{side}.{number}", f"{1 - side}.{number}"
+            for look in range(_WARMING_LOOKS):
+                self._sleep_until(begin + number * _DATA_SECONDS + look * _WARMING_SECONDS)
+                read(f"{self._root}/data/{other}")  # now this client has the old version
+            self._sleep_until(begin + number * _DATA_SECONDS + _WARMING_LOOKS * _WARMING_SECONDS)
+            write(f"{self._root}/data/{own}", b"new\n")
+            flags.mkdir(own)
+            limit = self._now() + _FLAG_SECONDS
+            while other not in names_after_a_change(flags, f"look-{side}"):
+                self._progress()
+                if self._now() > limit:
                     return
-                time.sleep(_NEWS_LOOK_SECONDS)
+            self.record.data.append("new" if read(f"{self._root}/data/{other}") == b"new\n" else "old")
+
+    def _wait_for_news(self, side: int, begin: float) -> None:
+        own, other = (LockDirectory(f"{self._root}/news-{whose}") for whose in (side, 1 - side))
+        for look in range(_WARMING_LOOKS):
+            self._sleep_until(begin + look * _WARMING_SECONDS)
+            own.listdir()
+        self._sleep_until(begin + _WARMING_LOOKS * _WARMING_SECONDS)
+        other.mkdir("news")
+        self.record.made = self._now()
+        while self._now() < self.record.made + NEWS_SECONDS:
+            self._progress()
+            if "news" in own.listdir():
+                self.record.seen = self._now()
+                return
+            time.sleep(0.02)
+
+
+def _outcome(call: Call, files: LockDirectory, number: int, player: int) -> str:
+    try:
+        call(files, number, player)
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error.errno))
+    return DONE
+
+
+class Players:
+    """
+    The player processes of this host; ready when this returns.
+
+    :param scratch: where all is prepared
+    :param numbers: of the players
+    :param progress: called every now and then, with what is being done; raises to stop
+    :raises CliError: one cannot be started, or has ended
+    :raises OSError: what the file system told one of them
+    """
+
+    def __init__(self, scratch: Scratch, numbers: range, progress: Callable[[str], None]) -> None:
+        self._progress = progress
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for number in numbers:
+                self._processes.append(_start_player(scratch, number))
+            for process in self._processes:
+                self._answer(process, "starting processes")
+        except BaseException:
+            self.end()
+            raise
+
+    def play(self, start: float) -> list[Record]:
+        """
+        Let them race; return what they saw.
+
+        :param start: of the first round, on this host's monotonic clock
+        """
+        for process in self._processes:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # its end is found below
+                process.stdin.write(f"{start!r}\n".encode())
+                process.stdin.flush()
+        return [Record(**self._answer(process, "racing")) for process in self._processes]
+
+    def end(self) -> None:
+        """End them."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):  # not while the file server hangs
+                process.wait(_END_SECONDS)
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                with suppress(OSError):
+                    pipe.close()
+
+    def _answer(self, process: subprocess.Popen[bytes], doing: str) -> dict[str, Any]:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) == b"\n":  # a sign of life
+            self._progress(doing)
+        self._progress(doing)
+        if not line:
+            raise CliError("a process has ended before its time; find out what killed it, and try again", Exit.FAILED)
+        answer: dict[str, Any] = json.loads(line)
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["error"])
+        if "error" in answer:
+            raise CliError(answer["error"], Exit.FAILED)
+        return answer
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _start_player(scratch: Scratch, number: int) -> subprocess.Popen[bytes]:
+    # -P: where the user happens to be is no place to import from.
+    command = [sys.executable, "-P", "-c", "from nfsrwlock.doctor.races import main; main()", scratch.root, str(number)]
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(scratch.fd,),
+        )
+    except OSError as error:
+        raise CliError(f"a process could not be started: {error.strerror}", Exit.FAILED) from None
+
+
+def main() -> None:
+    """
+    Be a player process: read the plan, print a line, read the start, print what was seen.
+
+    Empty lines are printed in between as signs of life.
+    """
+    root, number = sys.argv[1], int(sys.argv[2])
+    said = 0.0
+
+    def progress() -> None:
+        nonlocal said
+        if time.monotonic() > said + _SIGN_OF_LIFE_SECONDS:
+            said = time.monotonic()
+            print(flush=True)
+
+    try:
+        plan = Plan(**read_json(f"{root}/{_PLAN}"))
+        print("{}", flush=True)
+        if start := sys.stdin.readline():
+            threading.Thread(target=_end_with_parent, daemon=True).start()
+            print(json.dumps(asdict(Player(root, number, plan, float(start), progress).play())), flush=True)
+    except CliError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+    except OSError as error:
+        print(json.dumps({"errno": error.errno, "error": error.strerror}), flush=True)

@@ -1,15 +1,26 @@
-"""What the rounds tell: from what both sides saw to findings. Reads two records and touches nothing."""
+"""What the races tell: from what all players saw to findings. Reads records and touches nothing."""
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
-from nfsrwlock.doctor.races import NEWS_SECONDS, ROUNDS_PER_DIRECTORY, Record, is_holder
-from nfsrwlock.doctor.rendezvous import Result
+from nfsrwlock.doctor.races import (
+    DONE,
+    LIST,
+    MAKE,
+    NEWS_SECONDS,
+    REMOVALS,
+    ROUNDS_PER_DIRECTORY,
+    Race,
+    Record,
+    Result,
+)
 from nfsrwlock.doctor.report import Check, Level
-from nfsrwlock.doctor.scratch import DONE
 
 #: What a call that came second is told. EBUSY and ESTALE come from NFS clients, for what another one has removed.
 _LATE: Final = {"EEXIST", "ENOENT", "ENOTEMPTY", "EBUSY", "ESTALE"}
@@ -18,131 +29,115 @@ _ELSEWHERE: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """
+    What is asked by races that only so many calls of a round may win.
+
+    :param name: of the check
+    :param tried: what the players did
+    :param kept: what is so if none of the races was broken
+    :param broken: what it means if one was
+    """
+
+    name: str
+    races: tuple[Race, ...]
+    tried: str
+    kept: str
+    broken: str
+
+
+_DEMANDS: Final = (
+    _Demand(
+        "mkdir",
+        (MAKE,),
+        tried="made one name at once",
+        kept="never were two told that they had made it (demand a)",
+        broken="mkdir is not atomic here (demand a)",
+    ),
+    _Demand(
+        "removal",
+        REMOVALS,
+        tried="tried rename against unlink and rmdir, create against rmdir, and rmdir of what is not empty",
+        kept="never did both succeed, and no directory with an entry was removed (demand c)",
+        broken="A live holder could be evicted here (demand c)",
+    ),
+)
+
+
 def judge(result: Result) -> list[Check]:
     """Return the findings about the three demands, and, of two hosts, about what they see of each other."""
-    checks = [_mkdir(result), _listing(result), _removal(result)]
+    mkdir, removal = (_one_winner(result, demand) for demand in _DEMANDS)
+    checks = [mkdir, _listing(result), removal]
     if result.plan.two_hosts:
         checks += [_freshness(result), _data(result), _clock(result)]
     return checks
 
 
-def _between(result: Result) -> str:
-    return "two hosts" if result.plan.two_hosts else "two processes of this host"
-
-
-def _mkdir(result: Result) -> Check:
-    lead, join = result.lead.outcomes["mkdir"], result.join.outcomes["mkdir"]
-    both = sum(one == two == DONE for one, two in zip(lead, join, strict=True))
-    neither = sum(DONE not in outcomes for outcomes in zip(lead, join, strict=True))
-    facts = {**_facts(result, "mkdir"), "both": both, "neither": neither}
-    begin = f"{_between(result).capitalize()} made one name at once, {_times(facts)}: "
-    if both:
-        return Check(
-            "mkdir",
-            Level.UNFIT,
-            f"{begin}{both} times both were told that they had made it. mkdir is not atomic here (demand a).",
-            _ELSEWHERE,
-            facts=facts,
-        )
-    text = f"{begin}never were both told that they had made it (demand a)."
-    if neither:
-        text += f" {neither} times neither was: a reply was lost, which harms nobody."
-    return _with_errors(Check("mkdir", Level.NOTE if neither else Level.OK, text, facts=facts), (*lead, *join))
+def _one_winner(result: Result, demand: _Demand) -> Check:
+    facts = _closeness(result, demand.races[0])
+    wrong, neither = [], 0
+    for race in demand.races:
+        wins = [ends.count(DONE) for ends in _ends(result, race)]
+        count = facts[race.fact] = sum(won > (race.winners or 0) for won in wins)
+        if count:
+            wrong.append(f"{count} times {race.broken}")
+        if race.winners:
+            neither += wins.count(0)
+    facts["neither"] = neither
+    begin = f"{_who(result)} {demand.tried}, {_times(facts)}: "
+    if wrong:
+        return Check(demand.name, Level.UNFIT, f"{begin}{'; '.join(wrong)}. {demand.broken}.", _ELSEWHERE, facts=facts)
+    lost = (
+        f" {neither} times no call succeeded: a reply was lost, or a client's cache of missing names answered. The "
+        "locks look into both, so neither does harm."
+    )
+    text = f"{begin}{demand.kept}.{lost if neither else ''}"
+    return _with_errors(
+        result, demand.races, Check(demand.name, Level.NOTE if neither else Level.OK, text, facts=facts)
+    )
 
 
 def _listing(result: Result) -> Check:
-    missed, own = set(), 0
+    missed, own = 0, 0
     for first in range(0, result.plan.rounds, ROUNDS_PER_DIRECTORY):
-        numbers = range(first, min(first + ROUNDS_PER_DIRECTORY, result.plan.rounds))
-        ours = {number: set(result.lead.listings[number]) for number in numbers if _made(result.lead, number)}
-        theirs = {number: set(result.join.listings[number]) for number in numbers if _made(result.join, number)}
-        own += sum(f"lead.{number}" not in seen for number, seen in ours.items())
-        own += sum(f"join.{number}" not in seen for number, seen in theirs.items())
+        seen = [_seen(record, player, first) for player, record in enumerate(result.records)]
+        own += sum(name not in names for listings in seen for name, names in listings.items())
         # If one's listing does not show the other's name, that name was made after the listing began, so after the
         # one's own name was made: then the other's listing, which is later still, must show that.
-        missed |= {
-            (mine, other)
-            for mine, seen in ours.items()
-            for other, seen_there in theirs.items()
-            if f"join.{other}" not in seen and f"lead.{mine}" not in seen_there
-        }
-    outcomes = (*result.lead.outcomes["list"], *result.join.outcomes["list"])
-    facts = {**_facts(result, "list"), "missed": len(missed), "own_missed": own}
-    begin = f"{_between(result).capitalize()} listed, made a name each and listed again, {_times(facts)}: "
+        missed += sum(
+            theirs not in seen_here and mine not in seen_there
+            for here, there in itertools.combinations(seen, 2)
+            for mine, seen_here in here.items()
+            for theirs, seen_there in there.items()
+        )
+    facts = {**_closeness(result, LIST), "missed": missed, "own_missed": own}
+    begin = f"{_who(result)} listed, made a name each and listed again, {_times(facts)}: "
     if missed or own:
-        what = f"{len(missed)} pairs of listings missed each other's name" if missed else ""
-        what += " and " if missed and own else ""
-        what += f"{own} listings missed the name that their own maker had just made" if own else ""
-        return Check(
-            "listing",
-            Level.UNFIT,
-            f"{begin}{what}. Two holders would not notice each other here (demand b).",
-            _ELSEWHERE,
-            facts=facts,
-        )
-    text = f"{begin}no two listings missed each other's names (demand b)."
-    if not result.plan.two_hosts:
-        text += " They share this host's caches, so this says little about a second host."
-    return _with_errors(Check("listing", Level.OK, text, facts=facts), outcomes)
+        parts = [f"{missed} pairs of listings missed each other's name"] if missed else []
+        parts += [f"{own} listings missed the name that their own maker had just made"] if own else []
+        text = f"{begin}{' and '.join(parts)}. Two holders would not notice each other here (demand b)."
+        return Check("listing", Level.UNFIT, text, _ELSEWHERE, facts=facts)
+    shared = " They share this host's caches, so this says little about a second host."
+    text = f"{begin}no two listings missed each other's names (demand b).{'' if result.plan.two_hosts else shared}"
+    return _with_errors(result, (LIST,), Check("listing", Level.OK, text, facts=facts))
 
 
-def _made(record: Record, number: int) -> bool:
-    return record.outcomes["list"][number] == DONE
+def _seen(record: Record, player: int, first: int) -> dict[str, set[str]]:
+    """What a player saw right after it had made each of its names in one directory."""
+    ends = record.outcomes[LIST.name][first : first + ROUNDS_PER_DIRECTORY]
+    return {f"{player}.{number}": set(record.listings[number]) for number, end in enumerate(ends, first) if end == DONE}
 
 
-def _removal(result: Result) -> Check:
-    swaps = list(_parts(result, "swap"))
-    firsts = list(_parts(result, "first"))
-    swapped_both = sum(holder == evictor == DONE for holder, evictor in swaps)
-    neither = sum(DONE not in parts for parts in swaps)
-    first_both = sum(holder == evictor == DONE for holder, evictor in firsts)
-    removed = sum(end == DONE for end in (*result.lead.nonempty, *result.join.nonempty))
-    facts = {
-        **_facts(result, "swap"),
-        "moved_and_removed": swapped_both,
-        "neither": neither,
-        "filled_and_removed": first_both,
-        "nonempty_removed": removed,
-        "first": _facts(result, "first"),
-    }
-    wrong = []
-    if swapped_both:
-        wrong.append(f"{swapped_both} times rename and unlink of one name both succeeded")
-    if first_both:
-        wrong.append(f"{first_both} times a file was made in a directory that rmdir removed")
-    if removed:
-        wrong.append(f"{removed} times rmdir removed a directory with a file in it")
-    begin = (
-        f"{_between(result).capitalize()} tried rename against unlink, and create against rmdir, {_times(facts)} each: "
-    )
-    if wrong:
-        return Check(
-            "removal",
-            Level.UNFIT,
-            f"{begin}{'; '.join(wrong)}. A live holder could be evicted here (demand c).",
-            _ELSEWHERE,
-            facts=facts,
-        )
-    text = f"{begin}never did both succeed, and no directory with an entry was removed (demand c)."
-    if neither:
-        text += (
-            f" {neither} times neither rename nor unlink succeeded: a reply was lost, or a client's cache of missing "
-            "names answered; both are looked into by the locks and harm nobody."
-        )
-    outcomes = [end for parts in (*swaps, *firsts) for end in parts] + result.lead.nonempty + result.join.nonempty
-    return _with_errors(Check("removal", Level.NOTE if neither else Level.OK, text, facts=facts), outcomes)
+def _ends(result: Result, race: Race) -> Iterator[tuple[str, ...]]:
+    """How all calls ended, round by round."""
+    return zip(*(record.outcomes[race.name] for record in result.records), strict=True)
 
 
-def _parts(result: Result, race: str) -> Iterable[tuple[str, str]]:
-    """The holder's outcome and the evictor's, round by round."""
-    pairs = zip(result.lead.outcomes[race], result.join.outcomes[race], strict=True)
-    for number, (lead, join) in enumerate(pairs):
-        yield (lead, join) if is_holder("lead", number) else (join, lead)
-
-
-def _with_errors(check: Check, outcomes: Iterable[str]) -> Check:
+def _with_errors(result: Result, races: tuple[Race, ...], check: Check) -> Check:
     """Mention calls that neither succeeded nor came second."""
-    odd = Counter(end for end in outcomes if end != DONE and end not in _LATE)
+    ends = itertools.chain.from_iterable(itertools.chain.from_iterable(_ends(result, race) for race in races))
+    odd = Counter(end for end in ends if end != DONE and end not in _LATE)
     if not odd:
         return check
     listed = ", ".join(f"{name} {count} times" for name, count in odd.most_common())
@@ -155,31 +150,39 @@ def _with_errors(check: Check, outcomes: Iterable[str]) -> Check:
     )
 
 
+def _who(result: Result) -> str:
+    plan = result.plan
+    return f"{plan.processes} processes on each of two hosts" if plan.two_hosts else f"{plan.players} processes here"
+
+
 def _times(facts: dict[str, Any]) -> str:
     known = f", clocks known to {facts['clock_known_to_ms']:.1f} ms" if facts["clock_known_to_ms"] else ""
-    return f"{facts['rounds']} times (half of them within {facts['median_apart_ms']:.1f} ms{known})"
+    return f"{facts['rounds']} times (half of them within {facts['median_apart_ms']:.2f} ms{known})"
 
 
-def _facts(result: Result, race: str) -> dict[str, float | int]:
-    """How close the races were; a race counts as close if, on one clock, the two calls overlapped."""
-    pairs = list(zip(result.lead.spans[race], result.join.spans[race], strict=True))
-    apart = sorted(abs(lead[0] - (join[0] - result.ahead)) for lead, join in pairs)
-    overlapping = sum(lead[0] <= join[1] - result.ahead and join[0] - result.ahead <= lead[1] for lead, join in pairs)
+def _closeness(result: Result, race: Race) -> dict[str, Any]:
+    """How close the rounds of a race were: in how many all calls overlapped, and how far apart they began."""
+    rounds = list(zip(*(record.spans[race.name] for record in result.records), strict=True))
+    begins = [[begin for begin, _ in spans] for spans in rounds]
+    ends = [[end for _, end in spans] for spans in rounds]
     return {
-        "rounds": len(pairs),
-        "overlapping": overlapping,
-        "median_apart_ms": round(apart[len(apart) // 2] * 1000, 3),
+        "rounds": len(rounds),
+        "overlapping": sum(max(begin) <= min(end) for begin, end in zip(begins, ends, strict=True)),
+        "median_apart_ms": round(statistics.median(max(begin) - min(begin) for begin in begins) * 1000, 3),
         "clock_known_to_ms": round(result.uncertain * 1000, 3),
     }
 
 
+def _reporters(result: Result) -> tuple[Record, Record]:
+    """The players that also tried what only two hosts can tell, one on each."""
+    return result.records[0], result.records[result.plan.processes]
+
+
 def _freshness(result: Result) -> Check:
+    here, there = _reporters(result)
     delays = [
-        None if seen is None or made is None else max(0.0, seen - made)
-        for seen, made in (
-            (result.lead.seen, None if result.join.made is None else result.join.made - result.ahead),
-            (result.join.seen, None if result.lead.made is None else result.lead.made + result.ahead),
-        )
+        None if looker.seen is None or maker.made is None else max(0.0, looker.seen - maker.made)
+        for looker, maker in ((here, there), (there, here))
     ]
     facts = {"delays_s": [None if delay is None else round(delay, 3) for delay in delays], "limit_s": NEWS_SECONDS}
     known = [delay for delay in delays if delay is not None]
@@ -199,36 +202,27 @@ def _freshness(result: Result) -> Check:
 
 
 def _data(result: Result) -> Check:
-    read = [*result.lead.data, *result.join.data]
-    facts = {"read": len(read), "old": read.count("old")}
-    if "old" in read:
-        return Check(
-            "data",
-            Level.UNFIT,
-            f"{read.count('old')} of {len(read)} times a host that opened a file, after the other had written and "
-            "closed it and said so, read the old version. Locks hold here, but data read under them may be old.",
-            "On NFS, mount without nocto; elsewhere, turn caching of file data off.",
-            facts=facts,
+    read = [one for record in _reporters(result) for one in record.data]
+    old = read.count("old")
+    facts = {"read": len(read), "old": old}
+    if old:
+        text = (
+            f"{old} of {len(read)} times a host that opened a file, after the other had written and closed it and said "
+            "so, read the old version. Locks hold here, but data read under them may be old."
         )
+        remedy = "On NFS, mount without nocto; elsewhere, turn caching of file data off."
+        return Check("data", Level.UNFIT, text, remedy, facts=facts)
     if not read:
-        return Check(
-            "data", Level.WARNING, "The other host's files were not announced in time to be read.", facts=facts
-        )
-    return Check(
-        "data",
-        Level.OK,
-        f"What one host wrote and closed, the other read when it opened the file, {len(read)} times of {len(read)}.",
-        facts=facts,
-    )
+        text = "The other host's files were not announced in time to be read."
+        return Check("data", Level.WARNING, text, facts=facts)
+    text = f"What one host wrote and closed, the other read when it opened the file, {len(read)} times of {len(read)}."
+    return Check("data", Level.OK, text, facts=facts)
 
 
 def _clock(result: Result) -> Check:
-    off = abs(result.wall_ahead)
-    text = f"The clocks of the two hosts differ by {off:.2f} s (known to {result.uncertain:.3f} s). Locks do not care"
-    odd = off > 1 + result.uncertain
-    return Check(
-        "clock",
-        Level.NOTE if odd else Level.OK,
-        f"{text}; programs that compare time stamps, such as make, do." if odd else f"{text}.",
-        facts={"apart_s": round(result.wall_ahead, 3), "known_to_s": round(result.uncertain, 3)},
-    )
+    off, known = abs(result.wall_ahead), result.uncertain
+    odd = off > 1 + known
+    others = "; programs that compare time stamps, such as make, do" if odd else ""
+    text = f"The clocks of the two hosts differ by {off:.2f} s (known to {known:.3f} s). Locks do not care{others}."
+    facts = {"apart_s": round(result.wall_ahead, 3), "known_to_s": round(known, 3)}
+    return Check("clock", Level.NOTE if odd else Level.OK, text, facts=facts)
