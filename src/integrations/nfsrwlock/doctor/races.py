@@ -88,7 +88,7 @@ class Race:
     winners: int | None = 1
     fact: str = ""
     broken: str = ""
-    calls: int = 5
+    calls: int = 8
     lists: bool = False
 
 
