@@ -125,7 +125,7 @@ def test_the_engine_depends_on_the_standard_library_and_filelock_alone() -> None
 def test_arrows_point_down() -> None:
     # Nothing imports what stands above it, so each module can be read with only those below in mind.
     levels = [
-        {"names", "watch", "workers", "errors", "connection"},
+        {"names", "watch", "workers", "errors", "mounts", "connection"},
         {"directory", "paths", "removal"},
         {"identity", "protocol", "settings"},
         {"state", "hold", "compat", "singletons", "witness"},

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.preparing import lock_home
 from nfsrwlock.doctor import cost, filesystems, rendezvous
-from nfsrwlock.doctor.mounts import Mount, mount_of
 from nfsrwlock.doctor.races import Plan, call_seconds, race_here
 from nfsrwlock.doctor.report import Check, Level, Report
 from nfsrwlock.doctor.scratch import Scratch, scratches_in
@@ -23,6 +22,7 @@ from nfsrwlock.doctor.verdicts import judge
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core import LockError, SoftReadWriteLock
 from nfsrwlock_core.identity import is_dead, is_same_kernel
+from nfsrwlock_core.mounts import Mount, mount_of
 
 _ELSEWHERE = "Ask for write permission, or keep locks elsewhere with --lock-dir (or NFSRWLOCK_DIR)."
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nfsrwlock.doctor.mounts import Mount
 from nfsrwlock.doctor.report import Basis, Check, Level, Scope
+from nfsrwlock_core.mounts import Mount
 
 #: The engine's default lease.
 _LEASE_SECONDS: Final = 90.0

@@ -34,7 +34,7 @@ DEFAULT_ROUNDS: Final = 400
 ROUNDS_PER_DIRECTORY: Final = 20
 #: How long a fresh listing may take to show what the other host made, before it counts as late.
 NEWS_SECONDS: Final = 4.0
-_LEAST_CALL_SECONDS: Final = 0.00025
+_LEAST_CALL_SECONDS: Final = 0.0002
 _MOST_CALL_SECONDS: Final = 0.1
 _DATA_ROUNDS: Final = 3
 _DATA_SECONDS: Final = 0.6

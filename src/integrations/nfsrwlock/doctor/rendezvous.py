@@ -19,10 +19,10 @@ from typing import Any, Final
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.mounts import Mount, mount_from, mount_of
 from nfsrwlock.doctor.races import Plan, Players, Record, Result, call_seconds, names_after_a_change, prepare
 from nfsrwlock.doctor.scratch import Scratch, read_json, scratch_path, write_json
 from nfsrwlock_core.directory import LockDirectory
+from nfsrwlock_core.mounts import Mount, mount_from, mount_of
 
 Progress = Callable[[str], None]
 

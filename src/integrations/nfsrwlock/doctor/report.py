@@ -62,7 +62,7 @@ class Report:
     :param lock_path: where the lock on ``path`` would live; ``None`` for a directory, which stands for what is in it
     :param scope: between which processes locks can work here
     :param two_hosts: whether two hosts took part
-    :param file_system: facts about the mount, see :meth:`nfsrwlock.doctor.mounts.Mount.to_dict`
+    :param file_system: facts about the mount, see :meth:`nfsrwlock_core.mounts.Mount.to_dict`
     :param host: name of this host
     :param peer: name of the other host that took part
     """
