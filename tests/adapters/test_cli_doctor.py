@@ -8,13 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors import PATIENCE_S
+from actors import PATIENCE_S, wait_until
 from adapters.cli_scene import Scene, scene
 from nfsrwlock import inspect
 from nfsrwlock_core.identity import current_identity
@@ -298,6 +299,28 @@ def test_an_interrupted_doctor_cleans_up(scene: Scene, signum: signal.Signals) -
     leader.send_signal(signum)
     assert leader.wait(PATIENCE_S) == 128 + signum
     assert os.listdir(scene.directory) == []
+
+
+def players_in(directory: str) -> list[int]:
+    """The processes that work in a scratch directory below ``directory``, by their open descriptors."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            names = {os.readlink(descriptor) for descriptor in (process / "fd").iterdir()}
+            if any(name.startswith(f"{directory}/.nfsrwlock-doctor-") for name in names):
+                found.append(int(process.name))
+    return found
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_players_end_with_a_doctor_that_is_ended_while_they_race(scene: Scene, signum: signal.Signals) -> None:
+    directory = os.path.realpath(scene.directory)
+    doctor = scene.start("doctor", "--rounds", "2000", "--processes", "3", ".")
+    wait_until(lambda: len(players_in(directory)) == 4 and list(scene.directory.glob(".nfs*/list-0/2.*")))
+    doctor.send_signal(signum)
+    assert doctor.wait(PATIENCE_S) == (-signum if signum == signal.SIGKILL else 128 + signum)
+    wait_until(lambda: not players_in(directory))
+    assert len(os.listdir(scene.directory)) == (signum == signal.SIGKILL)
 
 
 def test_a_second_node_cleans_up_after_a_first_that_was_killed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

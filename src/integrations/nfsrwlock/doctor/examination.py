@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.preparing import lock_home
 from nfsrwlock.doctor import cost, filesystems, rendezvous
-from nfsrwlock.doctor.races import Plan, call_seconds, race_here
+from nfsrwlock.doctor.players import race_here
+from nfsrwlock.doctor.races import Plan, call_seconds
 from nfsrwlock.doctor.report import Check, Level, Report
 from nfsrwlock.doctor.scratch import Scratch, scratches_in
 from nfsrwlock.doctor.verdicts import judge

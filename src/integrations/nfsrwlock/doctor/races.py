@@ -1,29 +1,24 @@
 """
 The races by which processes try what the protocol demands of a file system: PROTOCOL.md section 6.
 
-Players are processes, two or more on each side: this host, or each of two. All follow one timetable, so they need not
-talk while they race. The verdict does not depend on it: names are made once and stay, so a listing that misses one is
-judged by order alone, however late a player was. Being on time only makes for closer races.
+All players follow one timetable, so they need not talk while they race. The verdict does not depend on it: names are
+made once and stay, so a listing that misses one is judged by order alone, however late a player was. Being on time only
+makes for closer races.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import statistics
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
-from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.scratch import Scratch, read, read_json, write, write_json
+from nfsrwlock.doctor.scratch import read, write
 from nfsrwlock_core.directory import LockDirectory
 
 #: What a call that succeeded is noted as; others by the name of their error, such as ``EEXIST``.
@@ -44,9 +39,7 @@ _WARMING_SECONDS: Final = 0.1
 _FLAG_SECONDS: Final = 20.0
 #: Sleep is late by about this much; the rest of the wait for the start of a round is spent awake.
 _SLEEP_IS_LATE_SECONDS: Final = 0.0002
-_SIGN_OF_LIFE_SECONDS: Final = 0.2
-_END_SECONDS: Final = 5.0
-_PLAN: Final = "plan.json"
+_LONGEST_SLEEP_SECONDS: Final = 0.2
 
 #: A call in a directory; the numbers are those of the round and of the player.
 Call = Callable[[LockDirectory, int, int], None]
@@ -227,8 +220,7 @@ def call_seconds(directory: str) -> float:
 
 
 def prepare(root: str, plan: Plan, progress: Callable[[], None]) -> None:
-    """Write down the plan, and make what its rounds need."""
-    write_json(f"{root}/{_PLAN}", asdict(plan))
+    """Make what the rounds need, before the players begin."""
     for race in RACES:
         for number, files in _rounds(root, race, plan):
             progress()
@@ -240,16 +232,6 @@ def prepare(root: str, plan: Plan, progress: Callable[[], None]) -> None:
         for side in range(2):
             for number in range(_DATA_ROUNDS):
                 write(f"{root}/data/{side}.{number}", b"old\n")
-
-
-def race_here(scratch: Scratch, plan: Plan, progress: Callable[[str], None]) -> Result:
-    """Let processes of this host alone race; return what they saw. Raises what :class:`Players` does."""
-    prepare(scratch.root, plan, lambda: progress("preparing the rounds"))
-    players = Players(scratch, range(plan.players), progress)
-    try:
-        return Result(plan, players.play(time.monotonic() + 0.05))
-    finally:
-        players.end()
 
 
 def _rounds(root: str, race: Race, plan: Plan) -> Iterator[tuple[int, LockDirectory]]:
@@ -339,7 +321,7 @@ class Player:
         self._progress()
         while (left := due - self._now()) > 0:
             if left > _SLEEP_IS_LATE_SECONDS:
-                time.sleep(min(left - _SLEEP_IS_LATE_SECONDS, _SIGN_OF_LIFE_SECONDS))
+                time.sleep(min(left - _SLEEP_IS_LATE_SECONDS, _LONGEST_SLEEP_SECONDS))
                 self._progress()
 
     def _read_what_the_other_wrote(self, side: int, begin: float) -> None:
@@ -382,113 +364,3 @@ def _outcome(call: Call, files: LockDirectory, number: int, player: int) -> str:
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, str(error.errno))
     return DONE
-
-
-class Players:
-    """
-    The player processes of this host; ready when this returns.
-
-    :param scratch: where all is prepared
-    :param numbers: of the players
-    :param progress: called every now and then, with what is being done; raises to stop
-    :raises CliError: one cannot be started, or has ended
-    :raises OSError: what the file system told one of them
-    """
-
-    def __init__(self, scratch: Scratch, numbers: range, progress: Callable[[str], None]) -> None:
-        self._progress = progress
-        self._processes: list[subprocess.Popen[bytes]] = []
-        try:
-            for number in numbers:
-                self._processes.append(_start_player(scratch, number))
-            for process in self._processes:
-                self._answer(process, "starting processes")
-        except BaseException:
-            self.end()
-            raise
-
-    def play(self, start: float) -> list[Record]:
-        """
-        Let them race; return what they saw.
-
-        :param start: of the first round, on this host's monotonic clock
-        """
-        for process in self._processes:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):  # its end is found below
-                process.stdin.write(f"{start!r}\n".encode())
-                process.stdin.flush()
-        return [Record(**self._answer(process, "racing")) for process in self._processes]
-
-    def end(self) -> None:
-        """End them."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            with suppress(subprocess.TimeoutExpired):  # not while the file server hangs
-                process.wait(_END_SECONDS)
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                with suppress(OSError):
-                    pipe.close()
-
-    def _answer(self, process: subprocess.Popen[bytes], doing: str) -> dict[str, Any]:
-        assert process.stdout is not None
-        while (line := process.stdout.readline()) == b"\n":  # a sign of life
-            self._progress(doing)
-        self._progress(doing)
-        if not line:
-            raise CliError("a process has ended before its time; find out what killed it, and try again", Exit.FAILED)
-        answer: dict[str, Any] = json.loads(line)
-        if "errno" in answer:
-            raise OSError(answer["errno"], answer["error"])
-        if "error" in answer:
-            raise CliError(answer["error"], Exit.FAILED)
-        return answer
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
-
-
-def _start_player(scratch: Scratch, number: int) -> subprocess.Popen[bytes]:
-    # -P: where the user happens to be is no place to import from.
-    command = [sys.executable, "-P", "-c", "from nfsrwlock.doctor.races import main; main()", scratch.root, str(number)]
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(scratch.fd,),
-        )
-    except OSError as error:
-        raise CliError(f"a process could not be started: {error.strerror}", Exit.FAILED) from None
-
-
-def main() -> None:
-    """
-    Be a player process: read the plan, print a line, read the start, print what was seen.
-
-    Empty lines are printed in between as signs of life.
-    """
-    root, number = sys.argv[1], int(sys.argv[2])
-    said = 0.0
-
-    def progress() -> None:
-        nonlocal said
-        if time.monotonic() > said + _SIGN_OF_LIFE_SECONDS:
-            said = time.monotonic()
-            print(flush=True)
-
-    try:
-        plan = Plan(**read_json(f"{root}/{_PLAN}"))
-        print("{}", flush=True)
-        if start := sys.stdin.readline():
-            threading.Thread(target=_end_with_parent, daemon=True).start()
-            print(json.dumps(asdict(Player(root, number, plan, float(start), progress).play())), flush=True)
-    except CliError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
-    except OSError as error:
-        print(json.dumps({"errno": error.errno, "error": error.strerror}), flush=True)

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.races import Plan, Players, Record, Result, call_seconds, names_after_a_change, prepare
+from nfsrwlock.doctor.players import Players, set_up
+from nfsrwlock.doctor.races import Plan, Record, Result, call_seconds, names_after_a_change
 from nfsrwlock.doctor.scratch import Scratch, read_json, scratch_path, write_json
 from nfsrwlock_core.directory import LockDirectory
 from nfsrwlock_core.mounts import Mount, mount_from, mount_of
@@ -150,7 +151,7 @@ def lead(scratch: Scratch, rounds: int, processes: int, wait_seconds: float, pro
         ahead, uncertain = _compare_clocks(table)
         call = max(call_seconds(scratch.root), about["call_seconds"])
         plan = Plan(rounds, call, processes, sides=2, two_hosts=not peer.same_kernel)
-        prepare(scratch.root, plan, lambda: progress("preparing the rounds"))
+        set_up(scratch, plan, progress)
         table.say("plan", asdict(plan))
         players = Players(scratch, range(processes), progress)
         try:
