@@ -92,7 +92,9 @@ def files_look_empty(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
 
 def mkdir_hangs(path: Any, *args: Any, **kwargs: Any) -> None:
     if str(path).startswith("same."):
-        time.sleep(600)
+        parent = os.getppid()
+        while os.getppid() == parent:  # no longer than somebody waits for it
+            time.sleep(0.1)
     _mkdir(path, *args, **kwargs)
 
 

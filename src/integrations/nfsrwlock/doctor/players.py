@@ -1,17 +1,15 @@
 """
 The processes that race: two or more on each side, which is this host, or each of two.
 
-They find the plan in the scratch directory, and print what they saw as JSON. They end with the process that started
-them, however that ends.
+They find the plan in the scratch directory, and print what they saw as JSON. In between they print signs of life, so they
+end soon after the process that started them, however that ended: nobody reads what they print then.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -106,11 +104,6 @@ class Players:
         return answer
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
-
-
 def _start_player(scratch: Scratch, number: int) -> subprocess.Popen[bytes]:
     # -P: where the user happens to be is no place to import from.
     command = [
@@ -152,7 +145,6 @@ def main() -> None:
         plan = Plan(**read_json(f"{root}/{_PLAN}"))
         print("{}", flush=True)
         if start := sys.stdin.readline():
-            threading.Thread(target=_end_with_parent, daemon=True).start()
             print(json.dumps(asdict(Player(root, number, plan, float(start), progress).play())), flush=True)
     except CliError as error:
         print(json.dumps({"error": str(error)}), flush=True)
