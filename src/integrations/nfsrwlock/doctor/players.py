@@ -1,8 +1,8 @@
 """
 The processes that race: two or more on each side, which is this host, or each of two.
 
-They find the plan in the scratch directory, and print what they saw as JSON. In between they print signs of life, so they
-end soon after the process that started them, however that ended: nobody reads what they print then.
+They find the plan in the scratch directory, and print what they saw as JSON. In between they print signs of life. So
+they end soon after the process that started them, however that ended: then nobody reads what they print.
 """
 
 from __future__ import annotations
