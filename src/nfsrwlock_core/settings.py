@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
 from .names import LEASE_MAX_MS, LEASE_MIN_S
 from .system.directory import Share
-from .system.mounts import standstill
+from .system.connection import standstill
 from .system.paths import lock_path_of
 
 if TYPE_CHECKING:

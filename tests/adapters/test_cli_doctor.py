@@ -8,13 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors import PATIENCE_S
+from actors import PATIENCE_S, wait_until
 from adapters.cli_scene import Scene, scene
 from nfsrwlock import inspect
 from nfsrwlock_core.names import Mode, announcement_name
@@ -66,7 +67,19 @@ def test_a_sound_local_file_system_is_fit_for_this_host(scene: Scene) -> None:
     assert "FIT for the processes of this host, and for no others" in result.stdout
     for demand in ("demand a", "demand b", "demand c"):
         assert demand in result.stdout
+    # What fails in 1 of 100 rounds is seen in a run of the default length with a probability of 95 % at least.
+    (rounds,) = {int(times) for times in re.findall(r"([0-9]+)\s+times\s+\(half", result.stdout)}
+    assert 1 - 0.99**rounds >= 0.95
     assert os.listdir(scene.directory) == []
+
+
+def test_any_number_of_processes_race(scene: Scene) -> None:
+    code, report, _ = examine(scene, "--rounds", "20", "--processes", "4", ".")
+    assert code == 0
+    assert [check["level"] for check in report["checks"] if check["name"] in {"mkdir", "listing", "removal"}] == [
+        "ok"
+    ] * 3
+    assert "4 processes" in next(check["text"] for check in report["checks"] if check["name"] == "listing")
 
 
 def test_json_has_the_documented_fields(scene: Scene) -> None:
@@ -137,6 +150,7 @@ def test_each_path_gets_a_report_and_locks_kept_elsewhere_are_looked_for_there(s
         ("unlink succeeds always", "removal", "moved_and_removed"),
         ("rmdir removes what is inside", "removal", "nonempty_removed"),
         ("create makes the directory", "removal", "filled_and_removed"),
+        ("rmdir succeeds always", "removal", "renamed_and_removed"),
     ],
 )
 def test_a_file_system_that_breaks_a_demand_is_unfit(scene: Scene, lie: str, question: str, fact: str) -> None:
@@ -185,8 +199,8 @@ def test_files_that_look_empty_to_others_are_no_reason_to_call_it_fit(scene: Sce
 def test_an_examination_that_fails_from_inside_is_no_reason_to_call_it_fit(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from nfsrwlock.cli import doctor
-    from nfsrwlock.cli.doctor import cost
+    from nfsrwlock import doctor
+    from nfsrwlock.doctor import cost
 
     def fail(*arguments: object) -> None:
         raise RuntimeError("what nobody thought of")
@@ -289,16 +303,38 @@ def test_an_interrupted_doctor_cleans_up(scene: Scene, signum: signal.Signals) -
     assert os.listdir(scene.directory) == []
 
 
+def players_in(directory: str) -> list[int]:
+    """The processes that work in a scratch directory below ``directory``, by their open descriptors."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            names = {os.readlink(descriptor) for descriptor in (process / "fd").iterdir()}
+            if any(name.startswith(f"{directory}/.nfsrwlock-doctor-") for name in names):
+                found.append(int(process.name))
+    return found
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_players_end_with_a_doctor_that_is_ended_while_they_race(scene: Scene, signum: signal.Signals) -> None:
+    directory = os.path.realpath(scene.directory)
+    doctor = scene.start("doctor", "--rounds", "2000", "--processes", "3", ".")
+    wait_until(lambda: len(players_in(directory)) == 4 and list(scene.directory.glob(".nfs*/list-0/2.*")))
+    doctor.send_signal(signum)
+    assert doctor.wait(PATIENCE_S) == (-signum if signum == signal.SIGKILL else 128 + signum)
+    wait_until(lambda: not players_in(directory))
+    assert len(os.listdir(scene.directory)) == (signum == signal.SIGKILL)
+
+
 def test_a_second_node_cleans_up_after_a_first_that_was_killed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nfsrwlock.cli.doctor import meeting
     from nfsrwlock.cli.outcome import CliError
+    from nfsrwlock.doctor import rendezvous
 
     leader, token = start_peer(scene, ".")
     leader.kill()
     leader.wait()
-    monkeypatch.setattr(meeting, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", 0.5)
     with pytest.raises(CliError, match="first node does not react"):
-        meeting.join(token, str(scene.directory))
+        rendezvous.join(token, str(scene.directory))
     assert os.listdir(scene.directory) == []
 
 
@@ -332,6 +368,30 @@ def test_what_may_be_another_hosts_is_named_and_stays(scene: Scene) -> None:
     assert remedy.endswith(f"rm -r {theirs.resolve()} {unsigned.resolve()}")
     assert theirs.is_dir()
     assert unsigned.is_dir()
+
+
+@pytest.mark.parametrize("by", ["directory", "link"])
+def test_what_was_put_in_its_place_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    from nfsrwlock.doctor import scratch as module
+
+    monkeypatch.setattr(module, "_REMOVAL_SECONDS", 0.0)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "data").touch()
+    scratch = module.Scratch.make(str(tmp_path))
+    try:
+        moved = tmp_path / "moved"
+        os.rename(scratch.path, moved)
+        if by == "directory":
+            precious.rename(scratch.path)
+        else:
+            os.symlink(precious, scratch.path)
+        Path(scratch.root, "kept").mkdir()
+        assert not scratch.remove()
+    finally:
+        scratch.close()
+    assert os.listdir(scratch.path) == ["data"]
+    assert "kept" in os.listdir(moved), "work goes on in the directory that was made"
 
 
 # Bad input

@@ -12,10 +12,10 @@ import re
 import shutil
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
-_mkdir, _rmdir, _symlink, _unlink, _rename, _listdir = os.mkdir, os.rmdir, os.symlink, os.unlink, os.rename, os.listdir
-_open = os.open
+_mkdir, _rmdir, _unlink, _rename, _listdir, _open = os.mkdir, os.rmdir, os.unlink, os.rename, os.listdir, os.open
 _own: set[str] = set()
 
 
@@ -50,7 +50,7 @@ def unlink_succeeds_always(path: Any, *args: Any, **kwargs: Any) -> None:
     try:
         _unlink(path, *args, **kwargs)
     except FileNotFoundError:
-        if not str(path).endswith("/beat.3"):
+        if path != "beat.3":
             raise
 
 
@@ -63,18 +63,23 @@ def rmdir_removes_what_is_inside(path: Any, *, dir_fd: int | None = None) -> Non
         shutil.rmtree(path, dir_fd=dir_fd)
 
 
-def create_makes_the_directory(text: Any, path: Any, *, dir_fd: int | None = None) -> None:
+def rmdir_succeeds_always(path: Any, *, dir_fd: int | None = None) -> None:
     try:
-        _symlink(text, path, dir_fd=dir_fd)
+        _rmdir(path, dir_fd=dir_fd)
     except FileNotFoundError:
-        if not str(path).endswith("/beat.0"):
+        if not str(path).isdecimal():
             raise
-        _mkdir(os.path.dirname(path), dir_fd=dir_fd)
-        _symlink(text, path, dir_fd=dir_fd)
+
+
+def open_makes_the_directory(path: Any, flags: int, *args: Any, dir_fd: int | None = None) -> int:
+    if str(path).isdecimal() and flags & os.O_PATH:  # an announcement in which a beat is to be made
+        with suppress(FileExistsError):
+            _mkdir(path, dir_fd=dir_fd)
+    return _open(path, flags, *args, dir_fd=dir_fd)
 
 
 def rename_fails(path: Any, *args: Any, **kwargs: Any) -> None:
-    if str(path).endswith("/beat.3"):
+    if path == "beat.3":
         raise OSError(errno.EIO, os.strerror(errno.EIO), path)
     _rename(path, *args, **kwargs)
 
@@ -87,7 +92,9 @@ def files_look_empty(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
 
 def mkdir_hangs(path: Any, *args: Any, **kwargs: Any) -> None:
     if str(path).startswith("same."):
-        time.sleep(600)
+        parent = os.getppid()
+        while os.getppid() == parent:  # no longer than somebody waits for it
+            time.sleep(0.1)
     _mkdir(path, *args, **kwargs)
 
 
@@ -102,8 +109,10 @@ def _tell(lie: str) -> None:
         os.unlink = unlink_succeeds_always
     elif lie == "rmdir removes what is inside":
         os.rmdir = rmdir_removes_what_is_inside
+    elif lie == "rmdir succeeds always":
+        os.rmdir = rmdir_succeeds_always
     elif lie == "create makes the directory":
-        os.symlink = create_makes_the_directory
+        os.open = open_makes_the_directory
     elif lie == "rename fails":
         os.rename = rename_fails
     elif lie == "files look empty":
@@ -111,7 +120,7 @@ def _tell(lie: str) -> None:
     elif lie == "mkdir hangs":
         os.mkdir = mkdir_hangs
     elif lie == "the second process dies":
-        if "--join" in sys.orig_argv:
+        if sys.orig_argv[-1] == "1":
             os._exit(3)
     elif lie:
         raise ValueError(lie)

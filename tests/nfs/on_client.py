@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nfsrwlock import HoldStatus, HoldWitness, LockError, SoftReadWriteLock
-from nfsrwlock.cli.doctor.cost import requests_per_round
+from nfsrwlock.doctor.cost import requests_per_round
 
 
 def cost(mountpoint: str, work: Callable[[], object], rounds: int) -> dict[str, float]:

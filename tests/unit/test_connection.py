@@ -8,6 +8,7 @@ import pytest
 
 from nfsrwlock import SoftReadWriteLock
 from nfsrwlock_core.system import connection as module
+from nfsrwlock_core.system import mounts
 from nfsrwlock_core.system.connection import connection, standstill
 
 DEVICE = os.makedev(0, 45)
@@ -33,8 +34,7 @@ def stats(tmp_path, monkeypatch):
     info, stats = tmp_path / "mountinfo", tmp_path / "mountstats"
     info.write_text(MOUNTINFO)
     stats.write_text(MOUNTSTATS.format(port=901, connects=1))
-    monkeypatch.setattr(module, "_MOUNTINFO", str(info))
-    monkeypatch.setattr(module, "_MOUNTSTATS", str(stats))
+    monkeypatch.setattr(mounts, "_PROC", tmp_path)
     module._nfs3_mountpoint.cache_clear()
     yield stats
     module._nfs3_mountpoint.cache_clear()
@@ -61,7 +61,7 @@ def test_where_the_kernel_tells_nothing_there_is_none(stats, monkeypatch):
     stats.unlink()
     assert connection(DEVICE) is None
     module._nfs3_mountpoint.cache_clear()
-    monkeypatch.setattr(module, "_MOUNTINFO", str(stats))
+    (stats.parent / "mountinfo").unlink()
     assert connection(DEVICE) is None
 
 

@@ -26,8 +26,9 @@ from nfsrwlock_core.protocol.watch import Watch
 from nfsrwlock_core.settings import Settings
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now, wall_clock
+from nfsrwlock_core.system.connection import standstill
 from nfsrwlock_core.system.directory import LockDirectory
-from nfsrwlock_core.system.connection import mountpoint, standstill
+from nfsrwlock_core.system.mounts import mountpoint
 from nfsrwlock_core.system.process import current_identity, is_dead
 
 from .held import SelfWait

@@ -36,12 +36,9 @@ class WallClock:
 
     def look(self) -> float:
         """Compare the clocks; return the moment on that of the leases. To be called before anything renews a lease."""
-        for _ in range(3):
-            began, wall, moment = now(), time.time(), now()
-            if moment - began < _STEP_S / 2:
-                break
-        else:
-            return moment  # this thread stands still in between, again and again: the two cannot be compared
+        began, wall, moment = now(), time.time(), now()
+        if moment - began > _STEP_S / 2:  # this thread stood still in between: they cannot be compared
+            return moment
         lead = wall - moment
         # Small changes are how a clock is kept right; to note each of them would push out what counts.
         if not self._leads or abs(lead - self._leads[-1][1]) > _STEP_S:

@@ -16,7 +16,6 @@ import functools
 import math
 import os
 import re
-from collections.abc import Iterator
 from typing import Final
 
 #: How NFSv4 servers are set up unless somebody has changed it: Linux (nfsd(7), nfsv4gracetime) and Ganesha, seconds.
@@ -27,8 +26,6 @@ _RETRY_S: Final = 15.0
 _DRIFT: Final = 0.05
 _SLACK_S: Final = 2.0
 _VARIABLE: Final = "NFSRWLOCK_GRACE_PERIOD"
-_MOUNTINFO: Final = "/proc/self/mountinfo"
-_MOUNTSTATS: Final = "/proc/self/mountstats"
 
 
 def standstill() -> float:
@@ -58,52 +55,21 @@ def connection(device: int) -> str | None:
     :param device: ``st_dev`` of something on that mount
     :returns: ``None`` for what is no such mount, or where the system does not tell
     """
+    from .mounts import statistics_of  # noqa: PLC0415 - only needed where a lock is waited for
+
     mountpoint = _nfs3_mountpoint(device)
-    if mountpoint is None:
+    section = None if mountpoint is None else statistics_of(mountpoint)
+    if section is None:
         return None
-    try:
-        with open(_MOUNTSTATS, errors="surrogateescape") as file:
-            sections = file.read().split("\ndevice ")
-    except OSError:
-        return None
-    found = None
-    for section in sections:
-        if f" mounted on {mountpoint} with fstype nfs " in section.partition("\n")[0]:
-            # Protocol, port, how often it was bound and how often connected; one line for each with nconnect=.
-            found = " ".join(re.findall(r"^\s*xprt:\s+(\w+ \d+ \d+ \d+)", section, re.MULTILINE))
-    return found
-
-
-def mountpoint(path: str) -> str:
-    """Return where the file system is mounted that ``path``, absolute, lies on, without a call to its server."""
-    found = "/"
-    for fields, _ in _mounts():
-        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4]).rstrip("/")
-        if len(point) >= len(found) and path.startswith(f"{point}/"):
-            found = point
-    return found
+    # Protocol, port, how often it was bound and how often connected; one line for each with nconnect=.
+    return " ".join(re.findall(r"^\s*xprt:\s+(\w+ \d+ \d+ \d+)", section, re.MULTILINE))
 
 
 @functools.lru_cache(maxsize=64)
 def _nfs3_mountpoint(device: int) -> str | None:
-    # As it is written there, with its escapes: mountstats has the same ones. A device's number is not used again for
-    # another file system while something on it is open, and a wrong one only makes a waiter wait longer or as before.
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for fields, after in _mounts():
-        if fields[2] == number and after.startswith("nfs "):
-            return fields[4]
-    return None
+    from .mounts import mount_of_device  # noqa: PLC0415
 
-
-def _mounts() -> Iterator[tuple[list[str], str]]:
-    # The fields of each line before the hyphen, and what stands after it: proc_pid_mountinfo(5).
-    try:
-        with open(_MOUNTINFO, errors="surrogateescape") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        fields = before.split(" ")
-        if len(fields) > 4:
-            yield fields, after
+    # A device's number is not used again for another file system while something on it is open, and a wrong one only
+    # makes a waiter wait longer or as before.
+    mount = mount_of_device(device)
+    return mount.mountpoint if mount is not None and mount.fstype == "nfs" else None

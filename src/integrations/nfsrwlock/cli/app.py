@@ -163,10 +163,18 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
 @click.option(
     "--rounds",
     type=click.IntRange(10, 10_000),
-    default=100,
+    default=400,
     show_default=True,
     metavar="N",
     help="Rounds of each race.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(2, 64),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Processes that race, on each host.",
 )
 @click.option(
     "-t",
@@ -183,6 +191,7 @@ def _doctor(
     peer: bool,
     join: str | None,
     rounds: int,
+    processes: int,
     timeout: float | None,
     as_json: bool,
 ) -> int:
@@ -190,10 +199,10 @@ def _doctor(
     Find out whether the file system at PATH... is fit for locks.
 
     PATH is a directory, or a file to be locked. Tells what is mounted there and what its options mean, what a lock
-    costs, and whether the file system keeps the demands of the protocol, by racing two processes. Works in a directory
+    costs, and whether the file system keeps the demands of the protocol, by racing processes. Works in a directory
     of its own beside the data, and removes it.
     """
-    from nfsrwlock.cli import doctor  # noqa: PLC0415
+    from nfsrwlock import doctor  # noqa: PLC0415
 
     if not paths:
         raise CliError("no path given: nfsrwlock doctor PATH...")
@@ -203,7 +212,9 @@ def _doctor(
         if peer:
             raise CliError("--peer is for the first node and --join for the second; use one of them")
         return doctor.join(join, paths[0], lock_dir, timeout)
-    return doctor.doctor(paths, lock_dir, peer=peer, rounds=rounds, timeout=timeout, as_json=as_json)
+    return doctor.doctor(
+        paths, lock_dir, peer=peer, timeout=timeout, as_json=as_json, rounds=rounds, processes=processes
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from nfsrwlock.cli.doctor.findings import Check, Level
-from nfsrwlock.cli.doctor.mounts import Mount, requests_of
+from nfsrwlock.doctor.report import Check, Level
 from nfsrwlock_core import SoftReadWriteLock
+from nfsrwlock_core.system.mounts import Mount, requests_of
 
 _BATCHES: Final = 5
 _CYCLES: Final = 20

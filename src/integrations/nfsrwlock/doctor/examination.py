@@ -7,25 +7,24 @@ import grp
 import os
 import shlex
 import stat
-import subprocess
-import sys
 import threading
 import time
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
-from nfsrwlock.cli.doctor import cost, meanings, meeting
-from nfsrwlock.cli.doctor.findings import Check, Level, Report
-from nfsrwlock.cli.doctor.judge import judge
-from nfsrwlock.cli.doctor.mounts import Mount, mount_of
-from nfsrwlock.cli.doctor.place import maker_of, remove_scratch, scratch_path, scratches_of_others, sign
 from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.doctor import cost, filesystems, rendezvous
+from nfsrwlock.doctor.players import race_here
+from nfsrwlock.doctor.races import Plan, call_seconds
+from nfsrwlock.doctor.report import Check, Level, Report
+from nfsrwlock.doctor.scratch import Scratch, scratches_in
+from nfsrwlock.doctor.verdicts import judge
 from nfsrwlock.text import PROGRAM, printable, say
-from nfsrwlock_core import LockError
-from nfsrwlock_core.system.paths import lock_home, lock_path_of
+from nfsrwlock_core import LockError, lock_home
+from nfsrwlock_core.system.mounts import Mount, mount_of
+from nfsrwlock_core.system.paths import lock_path_of
 from nfsrwlock_core.system.process import is_dead, is_same_kernel
 
-#: How long the second process of this host may take to start.
-_START_SECONDS = 60.0
 _ELSEWHERE = "Ask for write permission, or keep locks elsewhere with --lock-dir (or NFSRWLOCK_DIR)."
 
 
@@ -36,14 +35,16 @@ class Wishes:
 
     :param lock_dir: where locks are kept, if not beside the data
     :param peer: wait for a second node
-    :param rounds: of each race
     :param wait_seconds: for how long
+    :param rounds: of each race
+    :param processes: that race, on each host
     """
 
     lock_dir: str | None
     peer: bool
-    rounds: int
     wait_seconds: float
+    rounds: int
+    processes: int
 
 
 class StoppedError(Exception):
@@ -59,7 +60,7 @@ class Examination:
     """
 
     def __init__(self, path: str, wishes: Wishes) -> None:
-        self.report = Report(path=path, home="", host=str(meeting.introduction()["host"]))
+        self.report = Report(path=path, home="", host=rendezvous.host_name())
         self.error: CliError | None = None
         #: What it does, and since when.
         self.doing = "looking for the directory"
@@ -70,7 +71,6 @@ class Examination:
         self._stopped = threading.Event()
         # Not the thread's own end: before Python 3.13 a signal during join() makes it look ended (bpo-45274).
         self._over = threading.Event()
-        self._partner: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Begin."""
@@ -84,12 +84,6 @@ class Examination:
     def stop(self) -> None:
         """Let it end soon, and clean up."""
         self._stopped.set()
-
-    def end_partner(self) -> None:
-        """End the second process of this host, if there is one."""
-        if self._partner is not None:
-            self._partner.kill()
-            self._partner.wait()
 
     def _run(self) -> None:
         try:
@@ -117,77 +111,67 @@ class Examination:
         if not os.path.isdir(report.path):
             report.lock_path = lock_path_of(report.path, self._wishes.lock_dir)
         mount = mount_of(home)
-        report.scope = meanings.scope_of(mount)
+        report.scope = filesystems.scope_of(mount)
         if mount is not None:
             report.file_system = mount.to_dict()
-        report.checks += meanings.explain(mount)
+        report.checks += filesystems.explain(mount)
         self._progress("asking for free space")
         report.checks.append(_space(home))
         self._progress("looking for what was left behind")
         report.checks += _left_behind(home)
-        token = meeting.new_token()
-        scratch = scratch_path(home, token)
         self._progress("making a directory")
         try:
-            os.mkdir(scratch, 0o700)
+            scratch = Scratch.make(home)
         except OSError as error:
             report.checks.append(_refused(home, error))
             return
-        self.scratch = scratch
+        self.scratch = scratch.path
         try:
-            sign(scratch)
             report.checks.append(_permission(home, scratch))
-            report.checks += self._meet(token, scratch)
+            report.checks += self._race(scratch)
             report.checks.append(self._cost(scratch, mount))
         finally:
-            self.end_partner()
-            if remove_scratch(scratch):
+            if scratch.remove():
                 self.scratch = None
             else:
-                text = f"{printable(scratch)} could not be removed."
-                report.checks.append(Check("leftover", Level.WARNING, text, f"rm -r {shlex.quote(scratch)}"))
+                text = f"{printable(scratch.path)} could not be removed."
+                report.checks.append(Check("leftover", Level.WARNING, text, f"rm -r {shlex.quote(scratch.path)}"))
+            scratch.close()
 
-    def _meet(self, token: str, scratch: str) -> list[Check]:
-        peer = self._wishes.peer
+    def _race(self, scratch: Scratch) -> list[Check]:
+        wishes = self._wishes
         try:
-            meeting.prepare(scratch)
-            if peer:
-                _invite(token, self.report.home)
-            else:
-                self._partner = _start_partner(token, self.report.home)
-            result = meeting.lead(
-                scratch,
-                self._wishes.rounds,
-                self._wishes.wait_seconds if peer else _START_SECONDS,
-                local=not peer,
-                progress=self._progress,
-                alive=self._can_come,
-            )
+            if wishes.peer:
+                return self._race_with_peer(scratch)
+            plan = Plan(wishes.rounds, call_seconds(scratch.root), wishes.processes)
+            return judge(race_here(scratch, plan, self._progress))
         except CliError as error:
-            if peer:
+            if wishes.peer:
                 raise
-            return [Check("processes", Level.UNFIT, f"Two processes of this host could not be compared: {error}.")]
+            return [Check("processes", Level.UNFIT, f"Processes of this host could not be compared: {error}.")]
         except OSError as error:
             text = f"The rounds came to an end: the file system says {_said(error)}."
             return [Check("rounds", Level.UNFIT, text, "Find out why, and try again.")]
-        checks = judge(result)
-        if peer:
-            self.report.peer = result.peer
-            self.report.two_hosts = not result.same_kernel
-            checks = [*meanings.explain_other(result.peer_mount, result.peer, self.report.checks), *checks]
-            if result.same_kernel:
-                text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
-                checks.append(Check("peer", Level.WARNING, text, "Run the command on another host."))
+
+    def _race_with_peer(self, scratch: Scratch) -> list[Check]:
+        report, wishes = self.report, self._wishes
+        rendezvous.invite(scratch)
+        command = f"{PROGRAM} doctor --join {scratch.token} {shlex.quote(printable(report.home))}"
+        say(f"on a second node, as the same user, run: {command}")
+        say("(if the directory is mounted elsewhere there, give its path there)")
+        result, peer = rendezvous.lead(scratch, wishes.rounds, wishes.processes, wishes.wait_seconds, self._progress)
+        report.peer, report.two_hosts = peer.host, result.plan.two_hosts
+        checks = [*filesystems.explain_other(peer.mount, peer.host, report.checks), *judge(result)]
+        if not report.two_hosts:
+            text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
+            checks.append(Check("peer", Level.WARNING, text, "Run the command on another host."))
         return checks
 
-    def _cost(self, scratch: str, mount: Mount | None) -> Check:
+    def _cost(self, scratch: Scratch, mount: Mount | None) -> Check:
         try:
-            return cost.measure(scratch, mount, lambda: self._progress("measuring the cost"))
+            return cost.measure(scratch.root, mount, lambda: self._progress("measuring the cost"))
         except (LockError, OSError) as error:
             return Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", "Find out why, and try again.")
-
-    def _can_come(self) -> bool:
-        return self._partner is None or self._partner.poll() is None
 
 
 def home_of(path: str, lock_dir: str | None) -> str:
@@ -229,12 +213,15 @@ def _space(home: str) -> Check:
 
 def _left_behind(home: str) -> list[Check]:
     removed, doubtful = [], []
-    for scratch in scratches_of_others(home):
-        who = maker_of(scratch)
-        if who is not None and is_dead(who) and remove_scratch(scratch):
-            removed.append(scratch)
+    for path in scratches_in(home):
+        who, gone = None, False
+        with suppress(OSError), closing(Scratch(path)) as scratch:
+            who = scratch.maker()
+            gone = who is not None and is_dead(who) and scratch.remove()
+        if gone:
+            removed.append(path)
         elif who is None or not is_same_kernel(who) or is_dead(who):
-            doubtful.append(scratch)
+            doubtful.append(path)
     checks = []
     if removed:
         text = f"A doctor that was killed had left {_listed(removed)} behind; it is removed."
@@ -265,9 +252,9 @@ def _refused(home: str, error: OSError) -> Check:
     return Check("permission", Level.UNFIT, f"No lock can be made in {printable(home)}: {why}.", remedy)
 
 
-def _permission(home: str, scratch: str) -> Check:
+def _permission(home: str, scratch: Scratch) -> Check:
     about = os.stat(home)
-    owner = os.stat(scratch).st_uid
+    owner = os.fstat(scratch.fd).st_uid
     group = _group(about.st_gid)
     text = f"You can make locks here. With --share group they would be for group {group}"
     if os.geteuid() != 0 and about.st_gid not in {os.getegid(), *os.getgroups()}:
@@ -284,20 +271,6 @@ def _group(gid: int) -> str:
         return f"{grp.getgrgid(gid).gr_name} ({gid})"
     except KeyError:
         return str(gid)
-
-
-def _invite(token: str, home: str) -> None:
-    say(f"on a second node, as the same user, run: {PROGRAM} doctor --join {token} {shlex.quote(printable(home))}")
-    say("(if the directory is mounted elsewhere there, give its path there)")
-
-
-def _start_partner(token: str, home: str) -> subprocess.Popen[bytes]:
-    # -P: where the user happens to be is no place to import from.
-    command = [sys.executable, "-P", "-m", "nfsrwlock", "doctor", "--join", token, "--", home]
-    try:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    except OSError as error:
-        raise CliError(f"a second process could not be started: {_said(error)}", Exit.FAILED) from None
 
 
 def _said(error: OSError) -> str:

@@ -14,17 +14,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Final
 
-from nfsrwlock.cli.doctor import meeting
-from nfsrwlock.cli.doctor.examination import Examination, Wishes, home_of
-from nfsrwlock.cli.doctor.findings import Check, Level, Report
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
+from nfsrwlock.cli.signals import TERMINATING, Signals
+from nfsrwlock.doctor import rendezvous
+from nfsrwlock.doctor.examination import Examination, Wishes, home_of
+from nfsrwlock.doctor.races import DEFAULT_ROUNDS
+from nfsrwlock.doctor.report import Check, Level, Report, show
+from nfsrwlock.doctor.scratch import is_token
 from nfsrwlock.text import flush, printable, say
 
 #: How long the file system may take to answer one call.
@@ -36,16 +36,24 @@ _LOOK_SECONDS: Final = 0.1
 
 
 def doctor(
-    paths: Sequence[str], lock_dir: str | None, *, peer: bool, rounds: int, timeout: float | None, as_json: bool
+    paths: Sequence[str],
+    lock_dir: str | None,
+    *,
+    peer: bool,
+    timeout: float | None,
+    as_json: bool,
+    rounds: int = DEFAULT_ROUNDS,
+    processes: int = 2,
 ) -> int:
     """
     Examine ``paths``, one after the other, and report; return the exit code.
 
     :param peer: do it together with a second node
-    :param rounds: of each race
     :param timeout: how long to wait for the second node, or for an answer of the file system, seconds
+    :param rounds: of each race
+    :param processes: that race, on each host
     """
-    wishes = Wishes(lock_dir, peer, rounds, PEER_SECONDS if timeout is None else timeout)
+    wishes = Wishes(lock_dir, peer, PEER_SECONDS if timeout is None else timeout, rounds, processes)
     patience = ANSWER_SECONDS if timeout is None or peer else timeout
     reports: list[Report] = []
     errors: list[CliError] = []
@@ -60,7 +68,7 @@ def doctor(
         else:
             reports.append(examination.report)
             if not as_json:
-                _print(examination.report, first=len(reports) == 1)
+                show(examination.report, separated=len(reports) > 1)
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=2))
     code = _code(reports, errors)
@@ -77,33 +85,21 @@ def _code(reports: list[Report], errors: list[CliError]) -> int:
     return next((code for code in (Exit.FAILED, Exit.BAD_INPUT) if code in codes), max(codes, default=Exit.OK))
 
 
-def _print(report: Report, *, first: bool) -> None:
-    from nfsrwlock.cli.doctor.show import console, show  # noqa: PLC0415
-
-    if not first:
-        print()
-    to = console()
-    show(report, to)
-
-
 def _follow(examination: Examination, patience: float) -> bool:
     """Wait for its end; return whether it hangs instead."""
-    with _ended_by_signals():
-        try:
-            examination.start()
-            while not examination.wait(_LOOK_SECONDS):
-                silent = time.monotonic() - examination.since
-                if silent > patience:
-                    _note_hang(examination, silent)
-                    return True
-        except BaseException:
-            examination.stop()
-            examination.wait(_CLEAN_UP_SECONDS)
-            if examination.scratch is not None:
-                say(f"could not clean up; remove the directory {printable(examination.scratch)}")
-            raise
-        finally:
-            examination.end_partner()
+    with Signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
+        examination.start()
+        while not examination.wait(0):
+            for signum in TERMINATING.intersection(signals.wait(_LOOK_SECONDS)):
+                examination.stop()
+                examination.wait(_CLEAN_UP_SECONDS)
+                if examination.scratch is not None:
+                    say(f"could not clean up; remove the directory {printable(examination.scratch)}")
+                raise Interrupted(signum)
+            silent = time.monotonic() - examination.since
+            if silent > patience:
+                _note_hang(examination, silent)
+                return True
     return False
 
 
@@ -120,27 +116,6 @@ def _note_hang(examination: Examination, silent: float) -> None:
     )
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let signals that ask to end clean up first."""
-
-    def end(signum: int, _frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    for signum, handler in former.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(signum, end)
-    try:
-        yield
-    finally:
-        for signum, handler in former.items():
-            signal.signal(signum, handler)
-
-
 def join(token: str, path: str, lock_dir: str | None, timeout: float | None) -> int:
     """
     Be the second node of a ``doctor --peer`` that waits elsewhere; return the exit code.
@@ -149,11 +124,11 @@ def join(token: str, path: str, lock_dir: str | None, timeout: float | None) -> 
     :param timeout: how long to look for the first node, seconds
     :raises CliError: nobody waits there
     """
-    if not meeting.is_token(token):
+    if not is_token(token):
         raise CliError(
             f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node"
         )
     home = home_of(path, lock_dir)
-    meeting.join(token, home, meeting.FIND_SECONDS if timeout is None else timeout)
+    rendezvous.join(token, home, rendezvous.FIND_SECONDS if timeout is None else timeout)
     print("This node's part is done. The first node has the verdict.")
     return Exit.OK

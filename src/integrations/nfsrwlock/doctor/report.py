@@ -1,10 +1,15 @@
-"""What ``doctor`` finds out: one :class:`Check` per question, and the verdict that follows from them."""
+"""What ``doctor`` finds out: one :class:`Check` per question, the verdict that follows from them, how it is shown."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Literal
+
+from nfsrwlock.text import PROGRAM, one_line, printable
 
 #: Where a finding comes from: seen now, on this mount; seen by this project on its NFS cluster (``tests/nfs``); or
 #: taken from the documentation of the file system, and seen by nobody here.
@@ -15,6 +20,9 @@ Scope = Literal["host", "hosts"]
 
 #: The questions that are not about the locks, but about the data that they guard.
 ABOUT_DATA: Final = frozenset({"data", "option-nocto"})
+
+
+_WIDTH_WITHOUT_TERMINAL: Final = 110
 
 
 class Level(StrEnum):
@@ -62,7 +70,7 @@ class Report:
     :param lock_path: where the lock on ``path`` would live; ``None`` for a directory, which stands for what is in it
     :param scope: between which processes locks can work here
     :param two_hosts: whether two hosts took part
-    :param file_system: facts about the mount, see :meth:`nfsrwlock.cli.doctor.mounts.Mount.to_dict`
+    :param file_system: facts about the mount, see :meth:`nfsrwlock_core.system.mounts.Mount.to_dict`
     :param host: name of this host
     :param peer: name of the other host that took part
     """
@@ -128,3 +136,45 @@ class Report:
             "file_system": self.file_system,
             "checks": [{**asdict(check), "level": str(check.level)} for check in self.checks],
         }
+
+
+_STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.UNFIT: "bold red"}
+_BASES: Final[dict[Basis, str]] = {
+    "measured": "",
+    "lab": " [seen on this project's NFS cluster]",
+    "documented": " [by documentation]",
+}
+
+
+def show(report: Report, *, separated: bool) -> None:
+    """Print one report, for people; below an empty line if it is ``separated`` from what stands above."""
+    from rich.console import Console  # noqa: PLC0415 - costs more to import than most commands need
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
+    to = Console(highlight=False, width=width)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    for check in report.checks:
+        text = Text(one_line(check.text) + _BASES[check.basis])
+        if check.remedy:
+            text.append(f"\n→ {one_line(check.remedy)}")
+        table.add_row(Text(str(check.level), style=_STYLES[check.level]), check.name, text)
+    headline = Text(printable(report.path), style="bold")
+    if report.lock_path is not None:
+        headline.append(f": its lock would be {printable(report.lock_path)}", style="not bold")
+    elif report.home:
+        headline.append(f": locks live in {printable(report.home)}", style="not bold")
+    if report.peer is not None:
+        headline.append(f"; seen from {printable(report.host)} and {printable(report.peer)}", style="not bold")
+    if separated:
+        to.print()
+    to.print(headline)
+    to.print(table)
+    to.print(Text(one_line(report.verdict), style=_STYLES[report.level]))
+    if report.fit and report.scope == "hosts" and not report.two_hosts:
+        command = f"{PROGRAM} doctor --peer {shlex.quote(printable(report.path))}"
+        to.print(Text(f"To test it between two hosts, run here: {command}"))

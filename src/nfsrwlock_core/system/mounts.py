@@ -6,13 +6,13 @@ Where there is no such ``/proc`` (anything but Linux) a mount is unknown, which 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-_PROC: Final = Path("/proc/self")
+_PROC: Final = "/proc/self"
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
@@ -73,19 +73,37 @@ def mount_of(directory: str) -> Mount | None:
     """
     fd = os.open(directory, _OPEN_FLAGS)
     try:
-        about = (_PROC / "fdinfo" / str(fd)).read_text()
-        table = (_PROC / "mountinfo").read_text(errors="surrogateescape")
+        about = _read(f"fdinfo/{fd}")
     except OSError:
         return None
     finally:
         os.close(fd)
     found = re.search(r"^mnt_id:\s*(\d+)$", about, re.MULTILINE)
-    if found is None:
-        return None
-    for line in table.splitlines():
-        if line.split(" ", 1)[0] == found[1]:
-            mount = parse_mountinfo(line)
-            return None if mount is None else _with_defaults(mount)
+    mount = None if found is None else _find(0, found[1])
+    return None if mount is None else _with_defaults(mount)
+
+
+def mount_of_device(device: int) -> Mount | None:
+    """Return a mount of the file system with that ``st_dev``, or ``None`` where the system does not tell."""
+    return _find(2, f"{os.major(device)}:{os.minor(device)}")
+
+
+def mountpoint(path: str) -> str:
+    """Return where the file system is mounted that ``path``, absolute, lies on, without a call to its server."""
+    found = "/"
+    with contextlib.suppress(OSError):
+        for mount in filter(None, map(parse_mountinfo, _read("mountinfo").splitlines())):
+            point = mount.mountpoint.rstrip("/")
+            if len(point) >= len(found) and path.startswith(f"{point}/"):
+                found = point
+    return found
+
+
+def _find(field: int, value: str) -> Mount | None:
+    with contextlib.suppress(OSError):
+        for line in _read("mountinfo").splitlines():
+            if line.split(" ")[field : field + 1] == [value]:
+                return parse_mountinfo(line)
     return None
 
 
@@ -108,7 +126,7 @@ def _options(text: str) -> dict[str, str | bool]:
 
 def _with_defaults(mount: Mount) -> Mount:
     # mountstats also states the options that were not asked for, such as acdirmax=60.
-    section = _section(mount.mountpoint) if mount.is_nfs else None
+    section = statistics_of(mount.mountpoint) if mount.is_nfs else None
     stated = re.search(r"^\topts:\t(\S+)", section or "", re.MULTILINE)
     if stated is None:
         return mount
@@ -121,16 +139,17 @@ def requests_of(mountpoint: str) -> dict[str, int] | None:
 
     Those of all processes, and of all mounts of one export that share their caches. ``None`` for what is no NFS mount.
     """
-    section = _section(mountpoint)
+    section = statistics_of(mountpoint)
     if section is None or "per-op statistics" not in section:
         return None
     counts = section.split("per-op statistics", 1)[1]
     return {kind: int(count) for kind, count in re.findall(r"^\s+([A-Z_0-9]+): (\d+)", counts, re.MULTILINE)}
 
 
-def _section(mountpoint: str) -> str | None:
+def statistics_of(mountpoint: str) -> str | None:
+    """Return what ``mountstats`` says of the NFS mount there, ``None`` if there is none."""
     try:
-        text = (_PROC / "mountstats").read_text(errors="surrogateescape")
+        text = _read("mountstats")
     except OSError:
         return None
     found = None
@@ -143,3 +162,8 @@ def _section(mountpoint: str) -> str | None:
 
 def _unescaped(text: str) -> str:
     return _OCTAL.sub(lambda found: chr(int(found[1], 8)), text)
+
+
+def _read(name: str) -> str:
+    with open(f"{_PROC}/{name}", errors="surrogateescape") as file:
+        return file.read()

@@ -8,12 +8,12 @@ Documentation/filesystems/9p.rst; the README of s3fs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
-from nfsrwlock.cli.doctor.findings import Basis, Check, Level, Scope
-from nfsrwlock.cli.doctor.mounts import Mount
+from nfsrwlock.doctor.report import Basis, Check, Level, Scope
+from nfsrwlock_core.system.mounts import Mount
 
 #: The engine's default lease.
 _LEASE_SECONDS: Final = 90.0
@@ -23,34 +23,91 @@ _CRASH: Final = (
 )
 _TRY: Final = "Find out with two hosts: nfsrwlock doctor --peer PATH."
 
-_LOCAL: Final = frozenset(
-    (
-        *("bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "hfsplus", "jfs", "msdos", "ntfs"),
-        *("ntfs3", "ramfs", "reiserfs", "rootfs", "tmpfs", "ubifs", "vfat", "xfs", "zfs"),
+
+@dataclass(frozen=True, slots=True)
+class _Type:
+    """What is known of a type of file system; :attr:`name` if people call it something else than the kernel does."""
+
+    level: Level
+    text: str
+    remedy: str = ""
+    basis: Basis = "documented"
+    scope: Scope = "hosts"
+    name: str = ""
+
+
+def _cluster(name: str) -> _Type:
+    return _Type(Level.OK, "keeps all demands by its documentation; this project has not tried it.", name=name)
+
+
+def _guest(name: str) -> _Type:
+    return _Type(
+        Level.WARNING, f"{name}, between a host and its guests. Nothing is known about its caches.", _TRY, name=name
     )
+
+
+_LOCAL: Final = _Type(
+    Level.NOTE, "local to this host. Other hosts cannot see it, unless this host exports it to them.", scope="host"
 )
-_CLUSTER: Final = {
-    "lustre": "Lustre",
-    "gpfs": "GPFS (Spectrum Scale)",
-    "beegfs": "BeeGFS",
-    "ceph": "CephFS",
-    "fuse.ceph": "CephFS",
-    "fuse.ceph-fuse": "CephFS",
-    "gfs2": "GFS2",
-    "ocfs2": "OCFS2",
+_IN_MEMORY: Final = replace(_LOCAL, text=f"{_LOCAL.text} Its content is gone after a restart.")
+_SMB: Final = _Type(Level.WARNING, "SMB. Whether a listing right after an own mkdir is fresh is not known.", _TRY)
+_NFS4: Final = _Type(Level.OK, f"keeps demands (a) to (c). {_CRASH}", basis="lab")
+_FUSE: Final = _Type(Level.WARNING, "a file system in user space; what it promises is up to its makers.", _TRY)
+_UNKNOWN: Final = _Type(Level.WARNING, "nothing is known about it here.", _TRY)
+
+#: By the kernel's name for it; NFS with its version.
+_TYPES: Final[dict[str, _Type]] = {
+    **dict.fromkeys(("bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "hfsplus"), _LOCAL),
+    **dict.fromkeys(("jfs", "msdos", "ntfs", "ntfs3", "reiserfs", "rootfs", "ubifs", "vfat", "xfs", "zfs"), _LOCAL),
+    **dict.fromkeys(("ramfs", "tmpfs"), _IN_MEMORY),
+    "overlay": _Type(
+        Level.NOTE,
+        "an overlay is seen by this host alone, and by this container alone if it is a container's own; other "
+        "containers see other files under the same path.",
+        "Between containers, keep data and locks in a volume that they share.",
+        scope="host",
+    ),
+    "nfs2": _Type(Level.WARNING, "NFSv2 was never tried.", "Mount with vers=4.2 or vers=3."),
+    "nfs3": replace(
+        _NFS4,
+        text="keeps demands (a) to (c). A client may hold an old listing until it makes a change itself (NFSv3 goes by "
+        f"time stamps); waiters do so now and then. {_CRASH}",
+    ),
+    "lustre": _cluster("Lustre"),
+    "gpfs": _cluster("GPFS (Spectrum Scale)"),
+    "beegfs": _cluster("BeeGFS"),
+    **dict.fromkeys(("ceph", "fuse.ceph", "fuse.ceph-fuse"), _cluster("CephFS")),
+    "gfs2": _cluster("GFS2"),
+    "ocfs2": _cluster("OCFS2"),
+    **dict.fromkeys(("cifs", "smb3"), _SMB),
+    "fuse.sshfs": _Type(
+        Level.WARNING,
+        "sshfs caches attributes and listings for 20 s by default, and hosts do not hear of each other's changes.",
+        f"Mount with -o dir_cache=no. {_TRY}",
+    ),
+    "fuse.s3fs": _Type(
+        Level.UNFIT,
+        "an object store: no atomic rename, no coordination between hosts, by its own documentation.",
+        _ELSEWHERE,
+    ),
+    "9p": _guest("9p"),
+    "drvfs": _guest("DrvFs"),
+    "hostfs": _guest("hostfs"),
+    "vboxsf": _guest("VirtualBox's shared folders"),
+    "virtiofs": _guest("virtiofs"),
 }
-_GUESTS: Final = {
-    "9p": "9p",
-    "drvfs": "DrvFs",
-    "hostfs": "hostfs",
-    "vboxsf": "VirtualBox's shared folders",
-    "virtiofs": "virtiofs",
-}
+
+
+def _type(mount: Mount) -> _Type:
+    if mount.is_nfs:
+        version = mount.text("vers") or "?"
+        return replace(_TYPES.get(f"nfs{version}", _NFS4), name=f"NFSv{version}")
+    return _TYPES.get(mount.fstype, _FUSE if mount.fstype.startswith("fuse") else _UNKNOWN)
 
 
 def scope_of(mount: Mount | None) -> Scope:
     """Return between which processes locks can work on this mount."""
-    return "host" if mount is not None and (mount.fstype in _LOCAL or mount.fstype == "overlay") else "hosts"
+    return "hosts" if mount is None else _type(mount).scope
 
 
 def explain(mount: Mount | None) -> list[Check]:
@@ -58,7 +115,12 @@ def explain(mount: Mount | None) -> list[Check]:
     if mount is None:
         text = "This system does not tell which file system this is, so nothing is known about it."
         return [Check("file-system", Level.NOTE, text, _TRY)]
-    return [_type(mount), *_options(mount)]
+    known = _type(mount)
+    where = f"{known.name or mount.fstype} from {mount.source}, mounted at {mount.mountpoint}"
+    return [
+        Check("file-system", known.level, f"{where}: {known.text}", known.remedy, known.basis),
+        *_options(mount),
+    ]
 
 
 def explain_other(mount: Mount | None, host: str, here: list[Check]) -> list[Check]:
@@ -82,83 +144,22 @@ def _without_place(text: str) -> str:
     return name + more.partition(": ")[2] if " mounted at " in more else text
 
 
-def name_of(mount: Mount) -> str:
-    """Return what people call a file system."""
-    if mount.is_nfs:
-        return f"NFSv{mount.text('vers') or '?'}"
-    return _CLUSTER.get(mount.fstype, mount.fstype)
-
-
-def _type(mount: Mount) -> Check:
-    where = f"{name_of(mount)} from {mount.source}, mounted at {mount.mountpoint}"
-    level, text, remedy, basis = _about_type(mount)
-    return Check("file-system", level, f"{where}: {text}", remedy, basis)
-
-
-def _about_type(mount: Mount) -> tuple[Level, str, str, Basis]:
-    kind = mount.fstype
-    if mount.is_nfs:
-        return _about_nfs(mount)
-    if kind in _CLUSTER:
-        text = "keeps all demands by its documentation; this project has not tried it."
-        return Level.OK, text, "", "documented"
-    if kind == "overlay":
-        text = (
-            "an overlay is seen by this host alone, and by this container alone if it is a container's own; other "
-            "containers see other files under the same path."
-        )
-        return Level.NOTE, text, "Between containers, keep data and locks in a volume that they share.", "documented"
-    if kind in _LOCAL:
-        text = "local to this host. Other hosts cannot see it, unless this host exports it to them."
-        lost = " Its content is gone after a restart." if kind in ("tmpfs", "ramfs") else ""
-        return Level.NOTE, text + lost, "", "documented"
-    if kind in ("cifs", "smb3"):
-        text = "SMB. Whether a listing right after an own mkdir is fresh is not known."
-        return Level.WARNING, text, _TRY, "documented"
-    if kind == "fuse.sshfs":
-        text = (
-            "sshfs caches attributes and listings for 20 s by default, and hosts do not hear of each other's changes."
-        )
-        return Level.WARNING, text, f"Mount with -o dir_cache=no. {_TRY}", "documented"
-    if kind == "fuse.s3fs":
-        text = "an object store: no atomic rename, no coordination between hosts, by its own documentation."
-        return Level.UNFIT, text, _ELSEWHERE, "documented"
-    if kind in _GUESTS:
-        text = f"{_GUESTS[kind]}, between a host and its guests. Nothing is known about its caches."
-        return Level.WARNING, text, _TRY, "documented"
-    if kind.startswith("fuse"):
-        text = "a file system in user space; what it promises is up to its makers."
-        return Level.WARNING, text, _TRY, "documented"
-    return Level.WARNING, "nothing is known about it here.", _TRY, "documented"
-
-
-def _about_nfs(mount: Mount) -> tuple[Level, str, str, Basis]:
-    version = mount.text("vers") or "?"
-    if version == "3":
-        text = (
-            "keeps demands (a) to (c). A client may hold an old listing until it makes a change itself (NFSv3 goes by "
-            f"time stamps); waiters do so now and then. {_CRASH}"
-        )
-        return Level.OK, text, "", "lab"
-    if version == "2":
-        return Level.WARNING, "NFSv2 was never tried.", "Mount with vers=4.2 or vers=3.", "documented"
-    return Level.OK, f"keeps demands (a) to (c). {_CRASH}", "", "lab"
-
-
 def _options(mount: Mount) -> Iterator[Check]:
     if "ro" in mount.options:
-        text = "Mounted read-only: no lock can be made here."
-        yield Check("option-ro", Level.UNFIT, text, _ELSEWHERE)
-    tellers: dict[str, Callable[[Mount], Iterator[Check]]] = {
-        "nfs": _nfs_options,
-        "nfs4": _nfs_options,
-        "lustre": _lustre_options,
-        "cifs": _cifs_options,
-        "smb3": _cifs_options,
-        "9p": _9p_options,
-    }
-    if mount.fstype in tellers:
-        yield from tellers[mount.fstype](mount)
+        yield Check("option-ro", Level.UNFIT, "Mounted read-only: no lock can be made here.", _ELSEWHERE)
+    if mount.is_nfs:
+        yield from _nfs_options(mount)
+    if mount.fstype == "lustre":
+        for name in {"flock", "localflock", "noflock"} & mount.options.keys():
+            text = f"{name}: about flock and fcntl, which are not used here."
+            yield Check("option-flock", Level.OK, text, "", "documented")
+    cache = mount.text("cache")
+    if mount.fstype in ("cifs", "smb3") and cache == "loose":
+        text = "cache=loose: this host does not ask the server whether its copy is fresh, by mount.cifs(8)."
+        yield Check("option-cache", Level.WARNING, text, "Mount with cache=strict.", "documented")
+    if mount.fstype == "9p" and cache in ("loose", "fscache"):
+        text = f"cache={cache}: meant for mounts that nobody else changes, by the kernel's documentation."
+        yield Check("option-cache", Level.WARNING, text, "Mount with cache=none.", "documented")
 
 
 def _nfs_options(mount: Mount) -> Iterator[Check]:
@@ -220,23 +221,3 @@ def _soft(mount: Mount) -> Iterator[Check]:
         "documented",
         {"fails_after_s": seconds},
     )
-
-
-def _lustre_options(mount: Mount) -> Iterator[Check]:
-    for name in ("flock", "localflock", "noflock"):
-        if name in mount.options:
-            yield Check(
-                "option-flock", Level.OK, f"{name}: about flock and fcntl, which are not used here.", "", "documented"
-            )
-
-
-def _cifs_options(mount: Mount) -> Iterator[Check]:
-    if mount.text("cache") == "loose":
-        text = "cache=loose: this host does not ask the server whether its copy is fresh, by mount.cifs(8)."
-        yield Check("option-cache", Level.WARNING, text, "Mount with cache=strict.", "documented")
-
-
-def _9p_options(mount: Mount) -> Iterator[Check]:
-    if (cache := mount.text("cache")) in ("loose", "fscache"):
-        text = f"cache={cache}: meant for mounts that nobody else changes, by the kernel's documentation."
-        yield Check("option-cache", Level.WARNING, text, "Mount with cache=none.", "documented")
