@@ -317,7 +317,7 @@ def players_in(directory: str) -> list[int]:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_players_end_with_a_doctor_that_is_ended_while_they_race(scene: Scene, signum: signal.Signals) -> None:
     directory = os.path.realpath(scene.directory)
-    doctor = scene.start("doctor", "--rounds", "2000", "--processes", "3", ".")
+    doctor = scene.start("doctor", "--rounds", "800", "--processes", "3", ".")
     wait_until(lambda: len(players_in(directory)) == 4 and list(scene.directory.glob(".nfs*/list-0/2.*")))
     doctor.send_signal(signum)
     assert doctor.wait(PATIENCE_S) == (-signum if signum == signal.SIGKILL else 128 + signum)

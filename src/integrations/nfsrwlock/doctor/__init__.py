@@ -31,7 +31,8 @@ from nfsrwlock.text import flush, printable, say
 ANSWER_SECONDS: Final = 60.0
 #: How long a second node may take to come.
 PEER_SECONDS: Final = 300.0
-_CLEAN_UP_SECONDS: Final = 10.0
+#: There are thousands of names to remove, and each may take a round trip.
+_CLEAN_UP_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.1
 
 
