@@ -12,8 +12,8 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
 
 from .names import LEASE_MAX_MS, LEASE_MIN_S
-from .system.directory import Share
 from .system.connection import standstill
+from .system.directory import Share
 from .system.paths import lock_path_of
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ OS = """chdir chmod chown fwalk lchmod lchown link listdir makedirs mkdir mkfifo
 SHUTIL = "chown copy copy2 copyfile copymode copystat copytree make_archive move rmtree unpack_archive"
 PATH = """chmod glob hardlink_to iterdir lchmod mkdir open read_bytes read_text rename rglob rmdir symlink_to touch
     unlink walk write_bytes write_text"""
-#: Objects that have methods of these names and are no paths: each is a ``Files``, or the doctor's ``Directory``.
-NO_PATHS = "files self.files self._files self place self._place swap first nonempty other flags"
+#: Objects that have methods of these names and are no paths: each is a ``Files``, such as the doctor's races have.
+NO_PATHS = "files self.files self._files self place self._place swap first nonempty other flags at"
 
 #: What can be swapped, and what stops it.
 INSIDE = "nothing: relative to a descriptor of the lock directory, which was opened with O_NOFOLLOW and checked"
@@ -41,15 +41,16 @@ DATA = "the data itself: whoever may write its directory is trusted with it, see
 NEW = "the file, for a link; O_EXCL and O_NOFOLLOW follow none"
 SYSTEM = "nothing: below a directory of the system's that only root can replace"
 NUMBER = "a number of another user's: at worst nobody is proven dead, or clones are told apart by the rest only"
+SCRATCH = "nothing: below the scratch directory, by a descriptor of it, which was opened with O_NOFOLLOW and checked"
 JOURNAL = "nothing: in the worker's own local directory"
 RECORD = (
     "the file, for a link; O_NOFOLLOW refuses it. What a made-up record says is believed of the job's own files only"
 )
 
 TABLE = {
-    "nfsrwlock_core/system/connection.py": {
-        "open(_MOUNTSTATS, errors='surrogateescape')": SYSTEM,
-        "open(_MOUNTINFO, errors='surrogateescape')": SYSTEM,
+    "nfsrwlock_core/system/mounts.py": {
+        "open(f'{_PROC}/{name}', errors='surrogateescape')": SYSTEM,
+        "os.open(directory, _OPEN_FLAGS)": LOOKS,
     },
     "nfsrwlock_core/system/directory.py": {
         "os.mkdir(path, mode)": MADE,
@@ -93,27 +94,28 @@ TABLE = {
     "integrations/nfsrwlock/cli/app.py": {
         "open(descriptor, 'w' if descriptor else 'r', closefd=False)": "nothing: a descriptor",
     },
-    "integrations/nfsrwlock/cli/doctor/examination.py": {"os.mkdir(scratch, 448)": NAME},
-    "integrations/nfsrwlock/cli/doctor/meeting.py": {"os.mkdir(f'{scratch}/meet', 448)": NAME},
-    "integrations/nfsrwlock/cli/doctor/mounts.py": {
-        "os.open(directory, _OPEN_FLAGS)": LOOKS,
-        "(_PROC / 'fdinfo' / str(fd)).read_text()": SYSTEM,
-        "(_PROC / 'mountinfo').read_text(errors='surrogateescape')": SYSTEM,
-        "(_PROC / 'mountstats').read_text(errors='surrogateescape')": SYSTEM,
+    "integrations/nfsrwlock/doctor/races.py": {
+        "os.mkdir(f'{directory}/timed.{os.getpid()}', 448)": SCRATCH,
+        "os.rmdir(f'{directory}/timed.{os.getpid()}')": SCRATCH,
+        "os.mkdir(f'{root}/{name}', 448)": SCRATCH,
     },
-    "integrations/nfsrwlock/cli/doctor/place.py": {
-        "os.mkdir(os.path.join(scratch, name), 448)": NAME,
+    "integrations/nfsrwlock/doctor/rendezvous.py": {"os.mkdir(f'{scratch.root}/meet', 448)": SCRATCH},
+    "integrations/nfsrwlock/doctor/scratch.py": {
+        "os.mkdir(path, 448)": MADE,
         "os.open(path, _OPEN_FLAGS)": LAST,
-        "os.mkdir(name, 448, dir_fd=self._fd)": INSIDE,
-        "os.rmdir(name, dir_fd=self._fd)": INSIDE,
-        "os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)": INSIDE,
-        "os.unlink(name, dir_fd=self._fd)": INSIDE,
-        "os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)": INSIDE,
-        "os.open(name, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 384, dir_fd=self._fd)": INSIDE,
-        "shutil.rmtree(path)": RMTREE,
-        "os.listdir(os.path.join(self.path, below) if below else self.path)": LOOKS,
+        "os.open(self.path, _OPEN_FLAGS)": LAST,
+        "LockDirectory(f'{scratch.root}/.').open()": SCRATCH,
+        "os.mkdir(name, 448, dir_fd=scratch.fd)": INSIDE,
+        "os.listdir(self.fd)": INSIDE,
+        "os.listdir(fd)": INSIDE,
+        "os.unlink(name, dir_fd=fd)": INSIDE,
+        "shutil.rmtree(name, dir_fd=fd)": INSIDE,
+        "os.rmdir(path)": NAME,
+        "os.rmdir(self.path)": NAME,
         "os.listdir(home)": LOOKS,
-        "os.listdir(scratch)": LOOKS,
+        "open(path, 'rb', opener=_without_links)": SCRATCH,
+        "open(path, 'wb', opener=_without_links)": SCRATCH,
+        "os.open(path, flags | os.O_NOFOLLOW, 384)": SCRATCH,
     },
     "integrations/nfsrwlock/cli/run.py": {"open(script, 'rb')": OPENS},
     "integrations/nfsrwlock/directories.py": {"os.makedirs(self.path, exist_ok=True)": DATA},
