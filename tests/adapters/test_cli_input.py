@@ -38,6 +38,8 @@ def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
         (["--read", "data"], ["one command", "after --"]),
         (["--read", "data", "file", "--", "true"], ["'file'", "--read", "after --"]),
         (["--read", "data", "true"], ["'true'", "after --"]),
+        (["--write", "file.rwlock", "--", "true"], ["file.rwlock", "name the data", "/file'"]),
+        (["--write", "file.rwlock/", "--", "true"], ["name the data"]),
         (["--read", "data", "-c", "true", "--", "true"], ["one command"]),
         (["--read", "data", "--nonblock", "--timeout", "1", "--", "true"], ["--nonblock", "--timeout"]),
         (["--read", "data", "--timeout", "5x", "--", "true"], ["5x", "5m"]),

@@ -222,3 +222,12 @@ def test_json_answers_for_each_path_in_order(scene: Scene) -> None:
     assert (typo["lock_file"], data["lock_file"]) == ("typo", "data")
     assert "does not exist" in typo["error"]
     assert data["exists"] is False
+
+
+def test_the_lock_s_own_directory_is_not_taken_for_data(scene: Scene) -> None:
+    scene.hold("write")
+    for command in (("status",), ("break", "--yes"), ("run", "--timeout", "0", "-w")):
+        result = scene.run(*command, "data.rwlock", *(("--", "true") if command[0] == "run" else ()))
+        assert result.returncode == 2
+        assert "name the data" in result.stderr
+    assert len(scene.announced()) == 1

@@ -73,13 +73,18 @@ def lock_path_of(path: str | os.PathLike[str], lock_dir: str | os.PathLike[str] 
     :param lock_dir: a directory that holds the locks; ``None``: the environment's ``NFSRWLOCK_DIR``, and beside the
         data if that is not set
     :raises ValueError: if ``path`` is empty, holds a NUL, or is the root directory; if ``lock_dir`` is no absolute path
-    :raises LockPathError: if ``path`` is relative to a current directory that does not exist any more
+    :raises LockPathError: if ``path`` is relative to a current directory that does not exist any more, or is named like
+        a lock's own directory
     """
     if not os.fspath(path) or "\0" in os.fsdecode(path):
         raise ValueError(f"the lock needs a path, got {path!r}")
     data = canonical(path)
     if data == "/":
         raise ValueError(f"the lock needs the path of a file or directory, got {os.fspath(path)!r}, the root of all")
+    if data.endswith(SUFFIX):  # its lock would exclude nobody who locks the data
+        raise LockPathError(
+            os.fsdecode(path), "is named like a lock's own directory", f"name the data: {data.removesuffix(SUFFIX)!r}"
+        )
     home = lock_home(lock_dir)
     if home is None:
         return data + SUFFIX
