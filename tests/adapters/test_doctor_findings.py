@@ -14,7 +14,7 @@ from nfsrwlock.doctor.filesystems import explain, explain_other, scope_of
 from nfsrwlock.doctor.races import RACES, Plan, Player, Record, Result, prepare
 from nfsrwlock.doctor.report import Check, Level, Report
 from nfsrwlock.doctor.verdicts import judge
-from nfsrwlock_core import mounts
+from nfsrwlock_core.system import mounts
 from nfsrwlock_core.system.mounts import Mount, mount_from, mount_of, parse_mountinfo, requests_of
 
 ROUNDS = 24

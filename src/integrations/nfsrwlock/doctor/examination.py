@@ -12,7 +12,7 @@ import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
-from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.cli.outcome import CliError, Exit, in_options
 from nfsrwlock.doctor import cost, filesystems, rendezvous
 from nfsrwlock.doctor.players import race_here
 from nfsrwlock.doctor.races import Plan, call_seconds
@@ -184,7 +184,10 @@ def home_of(path: str, lock_dir: str | None) -> str:
         raise CliError("an empty path cannot be examined: check the variable in PATH")
     if "\0" in path:
         raise CliError("a path cannot contain a null byte")
-    kept = lock_home(lock_dir)
+    try:
+        kept = lock_home(lock_dir)
+    except ValueError as error:
+        raise CliError(in_options(str(error))) from None
     home = kept or (path if os.path.isdir(path) else os.path.dirname(path.rstrip("/")) or os.curdir)
     try:
         wrong = "" if stat.S_ISDIR(os.stat(home).st_mode) else "is not a directory; correct the path"
