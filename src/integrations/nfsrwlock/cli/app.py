@@ -70,12 +70,11 @@ class _WithCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
 
 
-@cli.command("run", cls=_WithCommand, context_settings=_SETTINGS, epilog=_CODES)
+@cli.command("run", cls=_WithCommand, context_settings={**_SETTINGS, "allow_extra_args": True}, epilog=_CODES)
 @holding
 @click.option("-c", "script", metavar="SCRIPT", help="Run the shell with -c SCRIPT, instead of COMMAND.")
-@click.argument("stray", nargs=-1, type=click.UNPROCESSED, metavar="")
-@click.pass_obj  # what follows --
-def _run(command: tuple[str, ...], /, stray: tuple[str, ...], script: str | None, **options: Any) -> int:
+@click.pass_context
+def _run(context: click.Context, /, script: str | None, **options: Any) -> int:
     """
     Hold locks while COMMAND runs.
 
@@ -86,7 +85,8 @@ def _run(command: tuple[str, ...], /, stray: tuple[str, ...], script: str | None
     """
     from nfsrwlock.cli.run import run  # noqa: PLC0415 - each command imports what it needs: starting must cost little
 
-    if stray:
+    command: tuple[str, ...] = context.obj
+    if stray := context.args:
         raise CliError(
             f"{stray[0]!r} is neither an option nor the path of one: give each path a --read or --write of its own, "
             "and put the command after --, as in: nfsrwlock run --read PATH -- COMMAND"

@@ -40,7 +40,7 @@ class Lock(LockMethods):
 
     Where it differs from ``distributed.Lock``: no client is needed; ``with`` on Dask's loop raises, where the original
     would run the block without the lock; an acquire that may wait as long as it takes raises when it cannot succeed,
-    and never returns ``False``; and a hold that was lost makes :meth:`release` and the end of a ``with`` block raise
+    and never returns ``False``; and a hold that was lost makes ``release()`` and the end of a ``with`` block raise
     :class:`~nfsrwlock.LockLostError`. What an object holds that nobody can reach any more is given back.
 
     :param name: a path (it has a slash in it, or is a path object), or any other name, whose lock then lives below
