@@ -161,3 +161,16 @@ def test_the_picture_shows_who_held_what_and_what_was_done():
     assert "pause of n2, 1.0 s" in picture
     assert "hold lock 0 together" in picture
     assert "&lt;x&gt;" in picture
+
+
+def test_the_last_words_of_a_machine_are_lost_with_its_power():
+    cut = Story().hold("n1.0", "write", 0, None, 1).fault("power cut", "n1", 0.1, 3).hold("n2.0", "write", 1, 2, 2)
+    assert not cut.found(), "it may have given the lock back, and nobody heard of it"
+    cut = Story().hold("n1.0", "write", 0, None, 1).fault("power cut", "n1", 0.5, 3).hold("n2.0", "write", 1, 2, 2)
+    assert [text for text in cut.found() if "together" in text]
+
+
+def test_numbers_of_grants_whose_order_the_clocks_cannot_tell_are_in_no_order():
+    story = Story().hold("n1.0", "write", 1.0000, 1.0001, 2).hold("n2.0", "write", 1.0005, 1.0006, 1)
+    assert not story.found()
+    assert Story().hold("n1.0", "write", 1, 1.1, 2).hold("n2.0", "write", 1.2, 1.3, 1).found()

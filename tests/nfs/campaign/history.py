@@ -7,7 +7,8 @@ must not have happened:
 - two holds of one lock together, one of them exclusive. A hold lasts from its grant until its user began to give it
   back. If it was lost, or its user was never heard of again, it lasted until the latest moment at which its lease ran
   out by its own account: nobody may have been let in before. A process that was killed by a signal held nothing from
-  then on, since its kernel knows that it is dead;
+  then on, since its kernel knows that it is dead. The last words of a machine that loses its power are lost with it, so
+  a hold that began right before may have been given back unheard, and is known for sure only at its last word;
 - exclusive grants whose numbers do not rise, or are not higher than what a shared hold knew before, and a shared hold
   that knows an earlier number than one granted before it;
 - a hold that never ended: neither given back, nor lost, nor did its process or its machine end;
@@ -21,6 +22,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+#: What a process said so shortly before its machine lost its power may not have been heard, seconds.
+_WORDS_LOST_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class Hold:
     generation: int | None
     #: When its lease runs out, by its own latest account.
     until: float
+    #: Its user's latest word before the one that ended it.
+    heard: float = float("nan")
     #: When it had the lock, if it said so only later: it asked for its number before.
     since: float = float("nan")
     beats: int = 0
@@ -84,6 +90,7 @@ class Hold:
     def __post_init__(self) -> None:
         if math.isnan(self.since):
             self.since = self.granted
+        self.heard = self.granted
 
     def overlaps(self, other: Hold) -> bool:
         """Whether both were held at one moment, however wrong the clocks were."""
@@ -163,6 +170,7 @@ def _take_in(event: Event, open_holds: dict[str, Hold], holds: list[Hold]) -> No
     if hold_or_none is None:
         return
     hold = hold_or_none
+    hold.heard = event.at
     match event.event:
         case "beat":
             hold.until = max(hold.until, more["until"])
@@ -197,7 +205,8 @@ def _end_unheard(hold: Hold, who: str, faults: list[Fault]) -> None:
             hold.ending, hold.end = "killed", min(fault.began, hold.until)
             return
         if fault.kind == "power cut" and fault.target == machine:
-            hold.ending, hold.end = "power cut", hold.until
+            is_sure = fault.began - hold.heard > _WORDS_LOST_S
+            hold.ending, hold.end = "power cut", hold.until if is_sure else min(hold.heard, hold.until)
             return
 
 
@@ -227,12 +236,9 @@ def disorder(holds: list[Hold]) -> Iterator[Violation]:
         for hold in same_lock:
             if hold.until <= hold.granted or hold.generation is None:
                 continue  # it was over when its user heard of it: grants after it have higher numbers
-            # Grants so close that the clocks cannot tell their order are in conflict already, if they are.
-            if hold.mode == "read":
-                earlier = [latest] if _is_surely_before(latest, hold) else []
-            else:
-                earlier = [latest, *([known] if _is_surely_before(known, hold) else [])]
-            for other in earlier:
+            # Holds may be shorter than what the clocks can tell apart.
+            earlier = [latest] if hold.mode == "read" else [latest, known]
+            for other in (other for other in earlier if _is_surely_before(other, hold)):
                 if other is not None and _number(other) + (hold.mode == "write") > hold.generation:
                     text = f"{hold.who} ({hold.mode}) knows number {hold.generation} after {other.generation}"
                     yield Violation(text, hold.granted, (other.who, hold.who))

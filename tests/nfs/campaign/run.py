@@ -243,7 +243,7 @@ class Campaign:
 
     def _mark(self, process: _Process) -> str:
         seed: int = json.loads(process.job.argv[-1])["seed"]
-        return f'"seed": {seed},'
+        return f'"seed": {seed}[,}}]'
 
     def _end(self) -> None:
         for node in self.lab.clients:
