@@ -137,7 +137,8 @@ class Scheduler:
             with self._lock:
                 if self._last_words is not None:
                     break
-                moment = wall_clock.look()
+                wall_clock.look()
+                moment = now()
                 if self._steps != wall_clock.steps:  # leases may have run out before the moments planned for that
                     self._steps = wall_clock.steps
                     for kept in self._kept.values():
