@@ -25,9 +25,15 @@ def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
     :returns: whether this call removed it; ``False`` means: look again
     :raises OSError: what a system call said, other than that the peer has moved
     """
+    has_moved = False
     try:
         if beat is not None:
-            files.unlink(f"{peer.name}/{beat_name(beat)}")
+            try:
+                files.unlink(f"{peer.name}/{beat_name(beat)}")
+            except FileNotFoundError:
+                # Or this answers our own call, which was carried out before. The server tells: it removes only what
+                # is empty, and who had a beat and has none was evicted or has let go.
+                has_moved = True
         files.rmdir(peer.name)
     except FileNotFoundError:
         return False
@@ -39,6 +45,8 @@ def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
     except OSError as error:
         if not _is_not_empty(error):
             raise
+        if has_moved:
+            return False
         if beat is not None and _remove_ghosts(files, peer.name, beat):
             return True
         entries = files.listdir(peer.name)
