@@ -222,7 +222,7 @@ def removed_says_enoent(stack: ExitStack) -> None:
 # -- number the grant -------------------------------------------------------------------------------------------------
 
 
-@_mutant("a number is granted only after a fresh listing shows that it is the highest")
+@_mutant("a number is granted only after a fresh listing shows that it is the highest", kind="mixed")
 def trust_first_listing(stack: ExitStack) -> None:
     def number_the_grant(self: Participant, listing: Any) -> bool:
         number = listing.highest_generation + 1

@@ -27,6 +27,7 @@ from nfsrwlock_core.holding.heartbeat_thread import Scheduler
 from nfsrwlock_core.names import Mode
 from nfsrwlock_core.protocol.participant import Beat, Participant
 from nfsrwlock_core.system import workers
+from nfsrwlock_core.system.clock import now as real_now
 
 from .nfs import MountedFiles, Process, Weather
 from .scheduler import Task
@@ -152,15 +153,24 @@ class _Queue:
 
 @contextmanager
 def virtual_time(run: Run) -> Iterator[None]:
-    """Let the shipped modules use the simulation's clock and threads, and the judge know whose threads they are."""
+    """
+    Let the shipped modules use the simulation's clock and threads, and the judge know whose threads they are.
+
+    A heartbeat thread that other tests of this process left keeps the real ones.
+    """
     changed = run.server.on_change
     run.server.on_change = lambda kind, name, by: changed(kind, name, _owners.get(by, by))
 
     def now() -> float:
-        return _current[getcurrent()][0].host.clock()
+        current = _current.get(getcurrent())
+        return real_now() if current is None else current[0].host.clock()
 
     def submit(work: Callable[..., Any], *arguments: Any) -> None:
-        _current[getcurrent()][0].spawn(partial(work, *arguments))
+        current = _current.get(getcurrent())
+        if current is None:
+            workers.submit(work, *arguments)
+        else:
+            current[0].spawn(partial(work, *arguments))
 
     pool = SimpleNamespace(submit=submit, LINGER_S=workers.LINGER_S)
     with ExitStack() as stack:

@@ -70,7 +70,7 @@ def remember(job: Any, plan: Plan, locks: LockSet) -> None:
     """
     for lock in _locks_of(plan, locks, "write"):
         before = {
-            os.path.abspath(job.output[index]): identity(str(job.output[index]))
+            _real(job.output[index]): identity(str(job.output[index]))
             for index, path in plan.exclusive.items()
             if path == lock.lock_file
         }
@@ -134,8 +134,8 @@ def _undo(job: Any, lock: SoftReadWriteLock, grant: int | None, private: Mapping
     if found.get("generation") != grant:  # somebody has written since
         return []
     # Whoever may write beside the lock may have made the record up: it says nothing of other files than the job's.
-    own = {os.path.abspath(str(file)) for file in (*job.input, *job.output)}
-    changed = [path for path, before in found["before"].items() if path in own and identity(path) != before]
+    own = {_real(file): os.path.abspath(str(file)) for file in (*job.input, *job.output)}
+    changed = [own[path] for path, before in found["before"].items() if path in own and identity(own[path]) != before]
     for path in changed:
         _take_away(job, path, private.get(path))
     return changed
@@ -143,7 +143,7 @@ def _undo(job: Any, lock: SoftReadWriteLock, grant: int | None, private: Mapping
 
 def is_cut_off(job: Any, file: Any) -> bool:
     """Whether the last job that was to make ``file``, an output of ``job``, has not ended, here or elsewhere."""
-    plan, path = plan_of(job), os.path.abspath(str(file))
+    plan, path = plan_of(job), _real(file)
     if plan is None:
         return False
     return any(path in _load(record_of(lock)).get("before", {}) for lock in _locks_of(plan, plan.lock_set(), "write"))
@@ -154,6 +154,12 @@ def _locks_of(plan: Plan, locks: LockSet, mode: str) -> Iterator[SoftReadWriteLo
     for want in plan.wanted:
         modes[want.path] = "write" if "write" in (want.mode, modes.get(want.path)) else "read"
     return (lock for lock in locks.locks if modes.get(lock.lock_file) == mode)
+
+
+def _real(file: Any) -> str:
+    """Return the path by which any workflow knows a file; a link in its last part is a file itself."""
+    directory, name = os.path.split(str(file))
+    return os.path.join(os.path.realpath(directory), name)
 
 
 def _no_link(path: str, flags: int) -> int:
