@@ -45,7 +45,17 @@ nitpick_ignore_regex = [
 nitpick_ignore = [
     ("py:class", name)
     for name in (
-        *("Executor", "Granularity", "Heartbeat", "LeaseOptions", "Mode", "OnContention", "OnWait"),
+        *(
+            "AnyPath",
+            "Executor",
+            "Granularity",
+            "Heartbeat",
+            "LeaseOptions",
+            "Mode",
+            "OnContention",
+            "OnWait",
+            "Options",
+        ),
         *("Paths", "PathsOrFunction", "Share", "Time"),
     )
 ]

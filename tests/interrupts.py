@@ -27,4 +27,5 @@ def interrupted_at(number: int, module: ModuleType, call: Callable[[], object]) 
         return True
     finally:
         sys.setprofile(None)
+    assert left >= 0, f"the exception after call {number} was swallowed"
     return False

@@ -30,6 +30,7 @@ from .protocol.watch import Watch
 from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
 from .system import workers
 from .system.directory import Share
+from .system.paths import AnyPath
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise
@@ -187,7 +188,7 @@ class AsyncSoftReadWriteLock(HasSettings):
 
     def __init__(
         self,
-        lock_file: str | os.PathLike[str],
+        lock_file: AnyPath,
         timeout: float = -1,
         *,
         blocking: bool = True,
@@ -198,7 +199,7 @@ class AsyncSoftReadWriteLock(HasSettings):
         on_compromise: Callable[[LeaseCompromise], None] | None = None,
         heartbeat: Heartbeat = "thread",
         share: Share = "user",
-        lock_dir: str | os.PathLike[str] | None = None,
+        lock_dir: AnyPath | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
         executor: Executor | None = None,
     ) -> None:

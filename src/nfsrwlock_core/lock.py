@@ -28,6 +28,7 @@ from .protocol.watch import Watch
 from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
 from .singletons import OnePerPath, offer, register
 from .system.directory import Share
+from .system.paths import AnyPath
 from .witness import HoldWitness
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
     def __init__(
         self,
-        lock_file: str | os.PathLike[str],
+        lock_file: AnyPath,
         timeout: float = -1,
         *,
         blocking: bool = True,
@@ -127,7 +128,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         on_compromise: Callable[[LeaseCompromise], None] | None = None,
         heartbeat: Heartbeat = "thread",
         share: Share = "user",
-        lock_dir: str | os.PathLike[str] | None = None,
+        lock_dir: AnyPath | None = None,
     ) -> None:
         self._set_up(
             checked(
@@ -159,9 +160,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         register(self)
 
     @classmethod
-    def get_lock(
-        cls, lock_file: str | os.PathLike[str], timeout: float = -1, *, blocking: bool = True
-    ) -> SoftReadWriteLock:
+    def get_lock(cls, lock_file: AnyPath, timeout: float = -1, *, blocking: bool = True) -> Self:
         """
         Return this process's instance for ``lock_file``, making it if there is none.
 
@@ -431,11 +430,11 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 direction = "downgrade" if mode is Mode.READ else "upgrade"
                 raise RuntimeError(
                     f"cannot take the {mode.value} lock on {self.lock_file!r}: this instance holds a "
-                    f"{held.mode.value} lock, and {direction} is not allowed"
+                    f"{held.mode.value} lock, and {direction} is not allowed{_holders(held, me)}"
                 )
             if mode is Mode.WRITE and held.writer != me:
                 raise RuntimeError(
-                    f"cannot take the write lock on {self.lock_file!r} in thread {me}: thread {held.writer} holds it"
+                    f"cannot take the write lock on {self.lock_file!r} in thread {me}{_holders(held, me)}"
                 )
             if (error := held.hold.error()) is not None:
                 raise error  # joining it would mean to work under a lock that others may hold
@@ -551,6 +550,14 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         self._internal = threading.RLock()
         self._turn = threading.RLock()
         self._held = None
+
+
+def _holders(held: _Held, me: int) -> str:
+    # What to do about a hold that is only other threads'.
+    if me in held.levels:
+        return ""
+    names = ", ".join(map(str, sorted(held.levels)))
+    return f"; it is held by thread {names}. To wait for it, use a lock object of this thread's own: is_singleton=False"
 
 
 def _is_mine(turn: Any) -> bool:

@@ -5,28 +5,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self, Unpack
 
 from .errors import LockLostError, LockNotHeldError
 from .holding.hold import HoldStatus
 from .lock import OnWait, SoftReadWriteLock
 from .names import Mode
-from .settings import Heartbeat, checked_timeout
-from .system.directory import Share
-from .system.paths import canonical
-
-if TYPE_CHECKING:
-    from filelock import LeaseCompromise
+from .settings import Options, checked_timeout
+from .system.paths import AnyPath, canonical
 
 _WORST_FIRST: Final = (HoldStatus.LOST, HoldStatus.SUSPECT, HoldStatus.FREE, HoldStatus.HELD)
 
 _HOLDER: Final = "holder"
 
-Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+Paths = AnyPath | Iterable[AnyPath]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +55,12 @@ class LockSet:
         read: Paths = (),
         write: Paths = (),
         timeout: float = -1,
-        *,
-        blocking: bool = True,
-        heartbeat_interval: float = 30.0,
-        stale_threshold: float | None = None,
-        poll_interval: float = 0.25,
-        on_compromise: Callable[[LeaseCompromise], None] | None = None,
-        heartbeat: Heartbeat = "thread",
-        share: Share = "user",
-        lock_dir: str | os.PathLike[str] | None = None,
+        **options: Unpack[Options],
     ) -> None:
         modes: dict[str, tuple[SoftReadWriteLock, Mode]] = {}
         for paths, mode in ((_several(read), Mode.READ), (_several(write), Mode.WRITE)):
             for path in paths:
-                lock = SoftReadWriteLock(
-                    path,
-                    timeout,
-                    blocking=blocking,
-                    is_singleton=False,
-                    heartbeat_interval=heartbeat_interval,
-                    stale_threshold=stale_threshold,
-                    poll_interval=poll_interval,
-                    on_compromise=on_compromise,
-                    heartbeat=heartbeat,
-                    share=share,
-                    lock_dir=lock_dir,
-                )
+                lock = SoftReadWriteLock(path, timeout, is_singleton=False, **options)
                 modes[lock.lock_path] = (lock, mode)  # written last, so that a path in both is written
         if not modes:
             raise ValueError("a LockSet needs at least one path to read or to write")
@@ -290,7 +266,7 @@ def _sorted(members: Iterable[_Member]) -> list[_Member]:
     return sorted(members, key=lambda member: os.fsencode(member.lock.lock_path))
 
 
-def _several(paths: Paths) -> list[str | os.PathLike[str]]:
+def _several(paths: Paths) -> list[AnyPath]:
     # One path is what a caller means who gives one; its characters are not.
     return [paths] if isinstance(paths, str | bytes | os.PathLike) else list(paths)
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypedDict, get_args
 
 from .names import LEASE_MAX_MS, LEASE_MIN_S
 from .system.connection import standstill
 from .system.directory import Share
-from .system.paths import lock_path_of
+from .system.paths import AnyPath, lock_path_of
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise
@@ -25,6 +25,19 @@ _NUMBERS: Final = (Real, Decimal)
 _BEATS_PER_LEASE: Final = 3
 #: A time-out as long as this (150 years where the system allows it) is none: longer ones overflow the system's clocks.
 _FOREVER_S: Final = threading.TIMEOUT_MAX / 2
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that a lock and a set of locks have in common; the lock's constructor has the defaults."""
+
+    blocking: bool
+    heartbeat_interval: float
+    stale_threshold: float | None
+    poll_interval: float
+    on_compromise: Callable[[LeaseCompromise], None] | None
+    heartbeat: Heartbeat
+    share: Share
+    lock_dir: AnyPath | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +125,13 @@ class HasSettings:
         """The directory of locks as it was given, ``None`` if the lock lives where the default says."""
         return self._settings.lock_dir
 
+    if not TYPE_CHECKING:  # which knows that the lock is no block
+
+        def __enter__(self, *_: object) -> NoReturn:
+            raise TypeError(f"which mode? Use read_lock() or write_lock() for a block, not {self!r} itself")
+
+        __exit__ = __aenter__ = __aexit__ = __enter__
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, HasSettings):
             return NotImplemented
@@ -131,7 +151,7 @@ class HasSettings:
 
 
 def checked(
-    lock_file: str | os.PathLike[str],
+    lock_file: AnyPath,
     *,
     timeout: float,
     blocking: bool,
@@ -142,7 +162,7 @@ def checked(
     on_compromise: Callable[[LeaseCompromise], None] | None,
     heartbeat: Heartbeat,
     share: Share,
-    lock_dir: str | os.PathLike[str] | None,
+    lock_dir: AnyPath | None,
 ) -> Settings:
     """
     Return the settings, or say what is wrong with them.
@@ -158,7 +178,10 @@ def checked(
     if poll >= stale:
         raise ValueError(f"poll_interval must be below stale_threshold ({stale:g} s), got {poll:g}")
     if not LEASE_MIN_S <= stale <= LEASE_MAX_MS / 1000:
-        raise ValueError(f"stale_threshold must be between {LEASE_MIN_S} s and {LEASE_MAX_MS // 1000} s, got {stale:g}")
+        origin = f" ({_BEATS_PER_LEASE} times heartbeat_interval)" if stale_threshold is None else ""
+        raise ValueError(
+            f"stale_threshold must be between {LEASE_MIN_S} s and {LEASE_MAX_MS // 1000} s, got {stale:g}{origin}"
+        )
     if on_compromise is not None and not callable(on_compromise):
         raise TypeError(f"on_compromise must be callable, not {type(on_compromise).__name__}")
     for name, value, allowed in (("heartbeat", heartbeat, get_args(Heartbeat)), ("share", share, get_args(Share))):
@@ -169,7 +192,7 @@ def checked(
     return Settings(
         lock_file=text,
         lock_path=lock_path_of(text, lock_dir),
-        timeout=seconds("timeout", timeout),
+        timeout=_time(timeout),
         blocking=boolean("blocking", blocking),
         is_singleton=boolean("is_singleton", is_singleton),
         heartbeat_interval=interval,
@@ -190,12 +213,18 @@ def checked_timeout(timeout: float, *, blocking: bool) -> float:
     :raises ValueError: if a blocking call gets ``nan``, or a negative number other than -1
     """
     boolean("blocking", blocking)
-    value = seconds("timeout", timeout)
     if not blocking:
+        seconds("timeout", timeout)
         return 0.0
+    value = _time(timeout)
+    return -1.0 if value >= _FOREVER_S else value
+
+
+def _time(timeout: float) -> float:
+    value = seconds("timeout", timeout)
     if math.isnan(value) or (value < 0 and value != -1):
         raise ValueError(f"timeout must be a non-negative number or -1, not {timeout!r}")
-    return -1.0 if value >= _FOREVER_S else value
+    return value
 
 
 def boolean(name: str, value: bool) -> bool:

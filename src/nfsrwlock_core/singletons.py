@@ -11,23 +11,25 @@ import os
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from inspect import Signature, signature
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
-from .settings import Heartbeat, Settings, checked
-from .system.directory import Share
-from .system.paths import lock_path_of
+from .settings import Options, Settings
+from .system.paths import AnyPath, lock_path_of
 
 if TYPE_CHECKING:
-    from filelock import LeaseCompromise
-
     from .lock import SoftReadWriteLock
+
+_OPTIONS: Final = frozenset(Options.__annotations__) | {"timeout", "is_singleton"}
 
 
 class _Registry:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.classes: list[OnePerPath] = []
+        #: What the thread that has the lock is constructing.
+        self.making: set[tuple[OnePerPath, str]] = set()
         #: Every lock object, for a forked child to void.
         self.all: WeakValueDictionary[int, SoftReadWriteLock] = WeakValueDictionary()
 
@@ -45,66 +47,42 @@ class OnePerPath(type):
         cls._instances = WeakValueDictionary()
         _registry.classes.append(cls)
 
-    def __call__(
-        cls,
-        lock_file: str | os.PathLike[str],
-        timeout: float = -1,
-        *,
-        blocking: bool = True,
-        is_singleton: bool = True,
-        heartbeat_interval: float = 30.0,
-        stale_threshold: float | None = None,
-        poll_interval: float = 0.25,
-        on_compromise: Callable[[LeaseCompromise], None] | None = None,
-        heartbeat: Heartbeat = "thread",
-        share: Share = "user",
-        lock_dir: str | os.PathLike[str] | None = None,
-    ) -> Any:
-        """Return the lock for ``lock_file``: the one that exists, or a new one; see :class:`SoftReadWriteLock`."""
-        # Passed on only when asked for, so that a subclass whose own constructor does without them keeps working.
-        extensions = {
-            name: value
-            for name, value, default in (
-                ("on_compromise", on_compromise, None),
-                ("heartbeat", heartbeat, "thread"),
-                ("share", share, "user"),
-                ("lock_dir", lock_dir, None),
+    if not TYPE_CHECKING:  # which would believe this signature instead of the constructor's
+
+        def __call__(cls, lock_file: AnyPath, *args: Any, **options: Any) -> SoftReadWriteLock:
+            """Return the lock for ``lock_file``: the one that exists, or a new one."""
+            make = partial(super().__call__, lock_file, *args, **options)
+            if options.get("is_singleton", True) is not True:
+                return make()
+            path = lock_path_of(lock_file, options.get("lock_dir"))
+            with _registry.lock:
+                instance = cls._instances.get(path)
+                if instance is None:
+                    return cls._make(path, make)
+            # Asked of the public class: a subclass's constructor may do more than look at its arguments.
+            public = _registry.classes[0]
+            known = options if cls is public else {name: options[name] for name in options.keys() & _OPTIONS}
+            _refuse_other_contract(instance._settings, type.__call__(public, lock_file, *args, **known)._settings)
+            return instance
+
+    @property
+    def __signature__(cls) -> Signature:
+        # What help() shows: the constructor's parameters, not those of the above.
+        constructor = cls.__init__  # type: ignore[misc]  # that of the very class is meant
+        return Signature(list(signature(constructor).parameters.values())[1:])
+
+    def _make(cls, path: str, make: Callable[[], SoftReadWriteLock]) -> SoftReadWriteLock:
+        key = (cls, path)
+        if key in _registry.making:
+            raise RuntimeError(
+                f"{cls.__name__} for {path!r} is being constructed by this very thread: its constructor must not ask "
+                "for the same lock; use is_singleton=False for a lock of its own"
             )
-            if value != default
-        }
-        make = partial(
-            super().__call__,
-            lock_file,
-            timeout,
-            blocking=blocking,
-            is_singleton=is_singleton,
-            heartbeat_interval=heartbeat_interval,
-            stale_threshold=stale_threshold,
-            poll_interval=poll_interval,
-            **extensions,
-        )
-        if is_singleton is not True:
-            return make()
-        path = lock_path_of(lock_file, lock_dir)
-        with _registry.lock:
-            instance = cls._instances.get(path)
-            if instance is None:
-                instance = cls._instances[path] = make()
-                return instance
-        asked = checked(
-            lock_file,
-            timeout=timeout,
-            blocking=blocking,
-            is_singleton=is_singleton,
-            heartbeat_interval=heartbeat_interval,
-            stale_threshold=stale_threshold,
-            poll_interval=poll_interval,
-            on_compromise=on_compromise,
-            heartbeat=heartbeat,
-            share=share,
-            lock_dir=lock_dir,
-        )
-        _refuse_other_contract(instance._settings, asked)
+        _registry.making.add(key)
+        try:
+            instance = cls._instances[path] = make()
+        finally:
+            _registry.making.discard(key)
         return instance
 
 
@@ -137,13 +115,14 @@ def _refuse_other_contract(old: Settings, new: Settings) -> None:
 
 
 def _same_seconds(one: float, other: float) -> bool:
-    return one == other or {one, other} <= {-1.0, math.inf} or (math.isnan(one) and math.isnan(other))
+    return one == other or {one, other} <= {-1.0, math.inf}
 
 
 def _reset_after_fork() -> None:
     # Another thread of the parent may have held the registry's lock, and all its locks are the parent's.
     inherited = list(_registry.all.values())
     _registry.lock = threading.RLock()
+    _registry.making = set()
     _registry.all = WeakValueDictionary()
     for cls in _registry.classes:
         cls._instances = WeakValueDictionary()

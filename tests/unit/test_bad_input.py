@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -394,6 +395,12 @@ def test_a_timeout_that_is_no_time_is_refused(tmp_path, take, timeout):
     with pytest.raises(ValueError, match="timeout must be"):
         take(tmp_path / "data", timeout=timeout)
     assert everything(tmp_path) == set()
+
+
+@pytest.mark.parametrize("interval", [1e9, threading.TIMEOUT_MAX])
+def test_an_interval_that_makes_the_lease_too_long_is_named(tmp_path, interval):
+    with pytest.raises(ValueError, match=r"stale_threshold must be between .*heartbeat_interval\)"):
+        SoftReadWriteLock(tmp_path / "data", heartbeat_interval=interval)
 
 
 @every_way

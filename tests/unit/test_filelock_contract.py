@@ -271,11 +271,19 @@ def test_bad_settings_are_refused_at_construction(
         subject(tmp_path / "data", is_singleton=is_singleton, **settings)
 
 
-@of_all
-@story
-async def test_a_negative_or_nan_timeout_is_refused_by_the_acquire_not_by_the_constructor(
-    subject: Subject, tmp_path: Path
+@pytest.mark.parametrize("subject", [OURS, OURS_ASYNC], ids=["ours", "ours-async"])
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("timeout", [-2, -0.5, math.nan])
+def test_different_a_timeout_that_is_no_time_is_refused_by_the_constructor_as_it_was_given(
+    subject: Subject, timeout: float, blocking: bool, tmp_path: Path
 ) -> None:
+    with pytest.raises(ValueError, match=f"timeout must be a non-negative number or -1, not {timeout}$"):
+        subject(tmp_path / "data", timeout, blocking=blocking)
+
+
+@pytest.mark.parametrize("subject", [theirs(FILELOCK), theirs(FILELOCK_ASYNC, name="filelock-async")])
+@story
+async def test_different_filelock_refuses_such_a_timeout_in_the_acquire(subject: Subject, tmp_path: Path) -> None:
     for number, timeout in enumerate([-2, math.nan]):
         lock = subject(tmp_path / f"data{number}", timeout)
         with pytest.raises(ValueError, match="timeout"):
@@ -683,6 +691,77 @@ def test_a_subclass_may_have_a_constructor_of_its_own(subject: Subject, tmp_path
 
     assert Special(tmp_path / "data").more == 1
     assert Special(tmp_path / "data", is_singleton=False).more == 1
+
+
+def test_a_subclass_may_have_keyword_arguments_and_defaults_of_its_own(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    class Special(nfsrwlock.SoftReadWriteLock):
+        def __init__(self, lock_file: Path, *, label: str = "none", **settings: Any) -> None:
+            super().__init__(lock_file, **settings)
+            self.label = label
+            made.append(label)
+
+    lock = Special(tmp_path / "data", label="mine", heartbeat_interval=5)
+    assert (lock.label, lock.heartbeat_interval) == ("mine", 5)
+    assert Special(tmp_path / "data", label="other") is lock
+    assert made == ["mine"], "an instance that exists is not constructed again"
+    with pytest.raises(ValueError, match="timeout"):
+        Special(tmp_path / "data", timeout=3)
+
+    class Plain(nfsrwlock.SoftReadWriteLock):
+        def __init__(self, lock_file: Path) -> None:
+            super().__init__(lock_file)
+
+    assert Plain(tmp_path / "data") is Plain(tmp_path / "data")
+
+
+@pytest.mark.parametrize("is_singleton", [True, False])
+def test_a_misspelt_keyword_names_the_class(is_singleton: bool, tmp_path: Path) -> None:
+    for _ in range(2):  # also when the path has an instance
+        with pytest.raises(TypeError, match=r"^SoftReadWriteLock\.__init__\(\) .*'tiemout'"):
+            nfsrwlock.SoftReadWriteLock(tmp_path / "data", tiemout=1, is_singleton=is_singleton)  # type: ignore[call-arg]
+        lock = nfsrwlock.SoftReadWriteLock(tmp_path / "data")
+    assert lock.timeout == -1
+
+
+def test_a_constructor_that_asks_for_the_same_lock_is_refused(tmp_path: Path) -> None:
+    class One(nfsrwlock.SoftReadWriteLock):
+        def __init__(self, lock_file: Path) -> None:
+            super().__init__(lock_file)
+            Two(lock_file)
+
+    class Two(nfsrwlock.SoftReadWriteLock):
+        def __init__(self, lock_file: Path) -> None:
+            super().__init__(lock_file)
+            if depends:
+                One(lock_file)
+
+    depends = True
+    with pytest.raises(RuntimeError, match=r"One for .* is being constructed") as caught:
+        One(tmp_path / "data")
+    assert not isinstance(caught.value, RecursionError)
+    depends = False
+    assert One(tmp_path / "data") is One(tmp_path / "data")  # nothing is left of the first attempt
+
+
+@story
+async def test_a_lock_itself_is_no_block_and_says_what_is(tmp_path: Path) -> None:
+    lock: Any = nfsrwlock.SoftReadWriteLock(tmp_path / "data")
+    with pytest.raises(TypeError, match=r"which mode\? Use read_lock\(\) or write_lock\(\)"), lock:
+        pass
+    lock = nfsrwlock.AsyncSoftReadWriteLock(tmp_path / "data")
+    with pytest.raises(TypeError, match=r"which mode\? Use read_lock\(\) or write_lock\(\)"):
+        async with lock:
+            pass
+
+
+@pytest.mark.parametrize("cls", [nfsrwlock.SoftReadWriteLock, nfsrwlock.AsyncSoftReadWriteLock])
+@pytest.mark.parametrize("ask", [lambda cls: cls, lambda cls: cls.__init__], ids=["class", "constructor"])
+def test_the_signature_shows_the_settings_with_their_defaults(cls: type, ask: Callable[[type], Any]) -> None:
+    found = inspect.signature(ask(cls)).parameters
+    assert [name for name in found if name != "self"][:3] == ["lock_file", "timeout", "blocking"]
+    assert (found["timeout"].default, found["heartbeat_interval"].default, found["share"].default) == (-1, 30.0, "user")
 
 
 @of_threads

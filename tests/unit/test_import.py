@@ -35,6 +35,8 @@ def test_the_package_gives_all_public_names_of_the_engine() -> None:
         assert getattr(nfsrwlock, name) is getattr(nfsrwlock_core, name)
         assert name in dir(nfsrwlock)
         assert name in dir(nfsrwlock_core)
+    assert set(dir(nfsrwlock)) == set(nfsrwlock.__all__)
+    assert set(dir(nfsrwlock_core)) == set(nfsrwlock_core.__all__)
     assert isinstance(nfsrwlock.__version__, str)
 
 

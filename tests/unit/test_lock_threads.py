@@ -101,6 +101,19 @@ def test_a_refused_release_says_which_thread_holds_the_lock(path: Path, thread: 
         thread.do(lock.release)
 
 
+@pytest.mark.parametrize(("held", "asked"), [("read", "write"), ("write", "read"), ("write", "write")])
+def test_a_second_thread_on_one_object_reads_who_holds_it_and_what_to_do(
+    path: Path, thread: Thread, held: str, asked: str
+) -> None:
+    lock = SoftReadWriteLock(path)
+    with lock.read_lock() if held == "read" else lock.write_lock():
+        with pytest.raises(RuntimeError, match=rf"held by thread {threading.get_ident()}\b.*is_singleton=False"):
+            thread.do(lock.acquire_read if asked == "read" else lock.acquire_write)
+        if held != asked:  # the holder itself needs no second object
+            with pytest.raises(RuntimeError, match=r"not allowed$"):
+                (lock.acquire_read if asked == "read" else lock.acquire_write)()
+
+
 def test_a_thread_waits_no_longer_than_its_timeout_for_its_turn_behind_another_one(path: Path, thread: Thread) -> None:
     lock = SoftReadWriteLock(path, poll_interval=0.02)
     with single(path).write_lock():

@@ -19,8 +19,10 @@ from .directory import SUFFIX
 ENVIRONMENT_VARIABLE: Final = "NFSRWLOCK_DIR"
 _READABLE_PART_CHARS: Final = 80
 
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-def canonical(path: str | os.PathLike[str]) -> str:
+
+def canonical(path: AnyPath) -> str:
     """
     Return ``path`` absolute, with its parent resolved and its last component as it is.
 
@@ -47,7 +49,7 @@ def _resolved(path: str) -> str:
         ) from None
 
 
-def lock_home(lock_dir: str | os.PathLike[str] | None = None) -> str | None:
+def lock_home(lock_dir: AnyPath | None = None) -> str | None:
     """
     Return the directory that holds the locks; ``None`` if each lives beside its data.
 
@@ -66,7 +68,7 @@ def lock_home(lock_dir: str | os.PathLike[str] | None = None) -> str | None:
     return given
 
 
-def lock_path_of(path: str | os.PathLike[str], lock_dir: str | os.PathLike[str] | None = None) -> str:
+def lock_path_of(path: AnyPath, lock_dir: AnyPath | None = None) -> str:
     """
     Return the directory in which the lock on ``path`` lives.
 
