@@ -60,7 +60,8 @@ class Announcement(NamedTuple):
     """
     One participant, as its entry's name states it.
 
-    There may be 100,000 of them in a listing, so what is not needed of each is read from the name when it is asked for.
+    There may be 100,000 of them in a listing, so what is not needed of each is read from the name when it is asked for;
+    and waiters ask for the same few again and again, so what was read latest is kept.
 
     :param understood: whether this version can read the name
     """
@@ -74,37 +75,29 @@ class Announcement(NamedTuple):
         return Mode.WRITE if self.name.startswith("write.") else Mode.READ
 
     @property
-    def _stated(self) -> list[str]:
-        # From the token on.
-        return self.name.split(".", 9)[2:] if self.mode is Mode.WRITE else self.name.split(".", 8)[1:]
-
-    @property
     def token(self) -> str:
         """What names this attempt and no other."""
-        return self._stated[0] if self.understood else _stand_in_token(self.name)
+        return _stated(self.name).token if self.understood else _stand_in_token(self.name)
 
     @property
     def ticket(self) -> int:
         """When a writer's first attempt began; 0 for readers, and if that cannot be read."""
-        return int(self.name.split(".", 2)[1], 16) if self.understood and self.mode is Mode.WRITE else 0
+        return _stated(self.name).ticket if self.understood else 0
 
     @property
     def lease_ms(self) -> int:
         """For how long peers wait in silence before they evict it."""
-        return int(self._stated[1]) if self.understood else DEFAULT_LEASE_MS
+        return _stated(self.name).lease_ms if self.understood else DEFAULT_LEASE_MS
 
     @property
     def who(self) -> Identity | None:
         """The process behind it, ``None`` if that cannot be read."""
-        if not self.understood:
-            return None
-        pid, start, kernel, uid, _, host = self._stated[2:]
-        return Identity(pid=int(pid), start=int(start), kernel=kernel, uid=int(uid), host=_decode_host(host))
+        return _stated(self.name).who if self.understood else None
 
     @property
     def since_ms(self) -> int:
         """When the attempt began by its own clock, for people; 0 if that cannot be read."""
-        return int(self._stated[6]) if self.understood else 0
+        return _stated(self.name).since_ms if self.understood else 0
 
     @property
     def is_writer(self) -> bool:
@@ -115,6 +108,23 @@ class Announcement(NamedTuple):
     def rank(self) -> tuple[int, str]:
         """Order among writers; the smaller goes first."""
         return self.ticket, self.token
+
+
+class _Stated(NamedTuple):
+    ticket: int
+    token: str
+    lease_ms: int
+    who: Identity
+    since_ms: int
+
+
+@lru_cache(maxsize=4096)
+def _stated(name: str) -> _Stated:
+    # What a name says that is understood.
+    ticket, rest = ("0", name.split(".", 8)[1:]) if name.startswith("read.") else (name[6:22], name.split(".", 9)[2:])
+    token, lease_ms, pid, start, kernel, uid, since_ms, host = rest
+    who = Identity(pid=int(pid), start=int(start), kernel=kernel, uid=int(uid), host=_decode_host(host))
+    return _Stated(int(ticket, 16), token, int(lease_ms), who, int(since_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +204,7 @@ _GONE: Final = re.compile(r"gone\.[0-9a-f]{1,64}", re.ASCII)
 _BEAT: Final = re.compile(rf"beat\.(?P<beat>{_COUNT})", re.ASCII)
 
 
+@lru_cache(maxsize=4096)
 def parse_announcement(name: str) -> Announcement | None:
     """Read an announcement's name; ``None`` for a name of another shape. Never raises."""
     if len(name) > NAME_MAX_BYTES or not name.startswith(("read.", "write.")):

@@ -41,6 +41,8 @@ class Mutant:
     rule: str
     #: The kind of random runs that are to find it, any if ``None``.
     kind: str | None
+    #: A run that finds it, if that takes long otherwise. It is played first; when it has aged, the others must find it.
+    run: int
     _change: Changes
 
     @contextmanager
@@ -54,10 +56,10 @@ class Mutant:
 MUTANTS: dict[str, Mutant] = {}
 
 
-def _mutant(rule: str, *, kind: str | None = None) -> Callable[[Changes], Changes]:
+def _mutant(rule: str, *, kind: str | None = None, run: int = 0) -> Callable[[Changes], Changes]:
     def register(change: Changes) -> Changes:
         name = change.__name__
-        MUTANTS[name] = Mutant(name, rule, kind, change)
+        MUTANTS[name] = Mutant(name, rule, kind, run, change)
         return change
 
     return register
@@ -222,7 +224,7 @@ def removed_says_enoent(stack: ExitStack) -> None:
 # -- number the grant -------------------------------------------------------------------------------------------------
 
 
-@_mutant("a number is granted only after a fresh listing shows that it is the highest", kind="mixed")
+@_mutant("a number is granted only after a fresh listing shows that it is the highest", kind="mixed", run=879)
 def trust_first_listing(stack: ExitStack) -> None:
     def number_the_grant(self: Participant, listing: Any) -> bool:
         number = listing.highest_generation + 1
@@ -240,7 +242,7 @@ def trust_first_listing(stack: ExitStack) -> None:
     _replace(stack, Participant, _number_the_grant=number_the_grant)
 
 
-@_mutant("a number that could not be made is not ours")
+@_mutant("a number that could not be made is not ours", run=517)
 def taken_number_is_fine(stack: ExitStack) -> None:
     make = Participant._try_mkdir
 
@@ -423,7 +425,9 @@ def ghost_proves_the_hold(stack: ExitStack) -> None:
 # -- several senders, and many holds ----------------------------------------------------------------------------------
 
 
-@_mutant("a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession")
+@_mutant(
+    "a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession", run=528
+)
 def resume_without_the_unheard_beat(stack: ExitStack) -> None:
     resume = Participant.resume.__func__  # type: ignore[attr-defined]
 
@@ -452,7 +456,7 @@ def hand_over_and_forget(stack: ExitStack) -> None:
     _replace(stack, Participant, hand_over=lambda self: self._unheard)
 
 
-@_mutant("the name of a first heartbeat that nobody heard of is not used again", kind="succession")
+@_mutant("the name of a first heartbeat that nobody heard of is not used again", kind="succession", run=372)
 def first_beat_again(stack: ExitStack) -> None:
     def next_beat(self: Participant, sent: float) -> int:
         return 0 if self._beat is None else self._beat + 1
@@ -541,7 +545,7 @@ def half_an_eviction_is_a_change(stack: ExitStack) -> None:
     _replace(stack, Participant, _look_and_judge=judge_as_if_never_seen)
 
 
-@_mutant("who is proven dead need not be watched for a lease")
+@_mutant("who is proven dead need not be watched for a lease", run=237)
 def wait_for_the_proven_dead(stack: ExitStack) -> None:
     judge = Participant._look_and_judge
     _replace(

@@ -203,7 +203,7 @@ class Parent:
         self._deaths = deaths
         self._starts = 0
         self._wait_for_word()
-        self.scheduler.keep(self.held, oversee=self._oversee)
+        self.scheduler.keep(self.held, act=self._oversee)
         self._start()
 
     def release(self) -> None:
@@ -235,11 +235,21 @@ class Parent:
         if self.judged.ended or self.judged.lost:
             return
         if self._starts < STARTS_MAX:
-            self._start()
+            self.held.due = shipped_hold.now()
+            self.scheduler.keep(self.held, act=self._bridge, line=1)
         else:
             self.run.log.say(self.group.name, "BEATS BY ITSELF NOW")
             self.held.due = shipped_hold.now()
             self.scheduler.keep(self.held)
+
+    def _bridge(self, hold: shipped_hold.Hold) -> Beat:
+        outcome = hold.beat()
+        self._beaten(hold, outcome)
+        if outcome is not Beat.LOST and not self.judged.ended:
+            self._wait_for_word()
+            self.scheduler.keep(hold, act=self._oversee)
+            self._start()
+        return outcome
 
     def _start(self) -> None:
         self._starts += 1

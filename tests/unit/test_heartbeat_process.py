@@ -240,6 +240,20 @@ def test_a_helper_that_is_killed_is_replaced_and_the_hold_goes_on(stage: Stage, 
     actor.do("proxy.__exit__(None, None, None)")
 
 
+def test_a_hold_need_not_wait_for_a_helper_that_is_slow_to_start(stage: Stage, path: Path) -> None:
+    # The first word of a helper is missed after 1.5 intervals, which are 112 s; the next helpers need 300 s to start.
+    actor = stage.actor(f"lock = {lock(interval_s=75, lease_s=600)}; proxy = lock.acquire_write()", host="there")
+    helper = helper_of(actor)
+    assert beat_of(path) is None
+    actor.do("from nfsrwlock_core.holding import heartbeat_process as module")
+    actor.do("module._START = 'import time; time.sleep(300)'")
+    os.kill(helper, signal.SIGKILL)
+    wait_until(lambda: beat_of(path) is not None, timeout=60)
+    assert actor.do("lock.lease_remaining") > 600 * 0.9 - 65
+    actor.do("proxy.__exit__(None, None, None)")
+    assert announcements(path) == []
+
+
 def test_any_number_of_helpers_that_have_beaten_are_replaced(stage: Stage, path: Path) -> None:
     # As in a hold of weeks, on a machine that stands still now and then.
     actor = holder(stage)

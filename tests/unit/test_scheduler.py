@@ -166,7 +166,7 @@ def test_only_a_few_ask_at_a_time_how_what_another_process_beats_for_fares(stage
 
     holds = [a_hold(stage, MemoryFiles(stage.server)) for _ in range(50)]
     for hold in holds:
-        scheduler.keep(hold, oversee=oversee)
+        scheduler.keep(hold, act=oversee)
     wait_until(lambda: len(asked) == AT_ONCE)
     after_the_others(stage, scheduler)
     assert len(asked) == AT_ONCE

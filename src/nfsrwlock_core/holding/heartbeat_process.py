@@ -13,7 +13,8 @@ announcement gone, or is removed with it.
 
 The helper may hang in a file-system call, be stopped, or be killed. None of that may hang this process, nor leave a
 hold without beats: when no word of a beat has come half an interval after it was due, the helper is asked; messages and
-answers are waited for a bounded time, after which it is replaced.
+answers are waited for a bounded time, after which it is replaced. On a busy machine the next helper may take longer to
+start than a lease has left, so a thread of this process sends one beat for each hold before it hands the hold over.
 """
 
 from __future__ import annotations
@@ -89,16 +90,19 @@ class Helper:
 
     def keep(self, hold: Hold) -> None:
         """Let the helper beat for ``hold``, starting it if need be."""
-        hold.due = _overdue(hold)
-        hold.catch_up = partial(self._catch_up, hold)
-        self._scheduler.keep(hold, oversee=self._oversee)
+        self._watch(hold)
         with self._lock:
             hold.key = next(self._numbers)
             self._holds[hold.key] = hold
             if self._socket is None:
                 self._start()
-            else:
+            if hold.key in self._holds:
                 self._send(_order(hold))
+
+    def _watch(self, hold: Hold) -> None:
+        hold.due = _overdue(hold)
+        hold.catch_up = partial(self._catch_up, hold)
+        self._scheduler.keep(hold, act=self._oversee)
 
     def drop(self, hold: Hold) -> None:
         """Take ``hold`` back; afterwards the helper sends no beat for it any more."""
@@ -194,8 +198,15 @@ class Helper:
             there.close()
         here.setblocking(False)
         self._socket, self._process = here, process
-        for hold in self._holds.values():
-            self._send(_order(hold))
+
+    def _bridge(self, hold: Hold) -> Beat:
+        outcome = hold.beat()
+        with self._lock:
+            # Whatever came of it, the helper goes on from here; unless the hold was given back meanwhile.
+            if outcome is not Beat.LOST and self._holds.get(hold.key) is hold:
+                self._watch(hold)
+                self._send(_order(hold))
+        return outcome
 
     def _send(self, message: dict[str, Any]) -> None:
         data = json.dumps(message).encode() + b"\n"
@@ -216,6 +227,9 @@ class Helper:
         if self._starts < _STARTS_MAX:
             logger.warning("the heartbeat process has ended unexpectedly; starting another one")
             self._start()
+            for hold in self._holds.values():
+                hold.due = now()
+                self._scheduler.keep(hold, act=self._bridge, line=hold.device)
         else:
             self._fall_back(RuntimeError(f"it ended {self._starts} times"))
 

@@ -33,7 +33,7 @@ _AT_ONCE: Final = 4
 #: The line of holds that another process beats for.
 _OVERSEEN: Final = None
 
-_Oversee = Callable[[Hold], None]
+_Act = Callable[[Hold], Beat | None]
 
 
 @dataclass(eq=False, slots=True)
@@ -42,7 +42,7 @@ class _Kept:
 
     hold: Hold | None
     line: int | None
-    act: Callable[[Hold], Beat | None]
+    act: _Act
     #: Its one valid entry on the agenda.
     at: float = 0.0
     #: In line, or being beaten for.
@@ -73,11 +73,12 @@ class Scheduler:
         self._steps = 0
         self._on_beat = on_beat
 
-    def keep(self, hold: Hold, *, oversee: _Oversee | None = None) -> None:
+    def keep(self, hold: Hold, *, act: _Act | None = None, line: int | None = _OVERSEEN) -> None:
         """
         Begin to beat for ``hold``, or, if something else beats for it, only to watch its lease.
 
-        :param oversee: called instead of a heartbeat when the hold's ``due`` has come; sets the next, as a beat does
+        :param act: called instead of a heartbeat when the hold's ``due`` has come; sets the next, as a beat does
+        :param line: the device of the file system that ``act`` may hang on, if it calls one
         :raises RuntimeError: if no thread can be started; then nothing is kept
         """
         with self._lock:
@@ -86,7 +87,7 @@ class Scheduler:
                 thread.start()
                 self._thread = thread
             self.forget(hold)
-            kept = _Kept(hold, hold.device, self._beat) if oversee is None else _Kept(hold, _OVERSEEN, oversee)
+            kept = _Kept(hold, hold.device, self._beat) if act is None else _Kept(hold, line, act)
             self._kept[id(hold)] = kept
             self._plan(kept, hold)
 
