@@ -192,7 +192,7 @@ def checked(
     return Settings(
         lock_file=text,
         lock_path=lock_path_of(text, lock_dir),
-        timeout=_time(timeout),
+        timeout=seconds("timeout", timeout),
         blocking=boolean("blocking", blocking),
         is_singleton=boolean("is_singleton", is_singleton),
         heartbeat_interval=interval,
@@ -213,18 +213,14 @@ def checked_timeout(timeout: float, *, blocking: bool) -> float:
     :raises ValueError: if a blocking call gets ``nan``, or a negative number other than -1
     """
     boolean("blocking", blocking)
-    if not blocking:
-        seconds("timeout", timeout)
-        return 0.0
-    value = _time(timeout)
-    return -1.0 if value >= _FOREVER_S else value
-
-
-def _time(timeout: float) -> float:
     value = seconds("timeout", timeout)
-    if math.isnan(value) or (value < 0 and value != -1):
-        raise ValueError(f"timeout must be a non-negative number or -1, not {timeout!r}")
-    return value
+    if not blocking:
+        return 0.0
+    if math.isnan(value):
+        raise ValueError("timeout must be a number of seconds, not nan")
+    if value < 0 and value != -1:
+        raise ValueError(f"timeout must be a non-negative number or -1, not {value!r}")
+    return -1.0 if value >= _FOREVER_S else value
 
 
 def boolean(name: str, value: bool) -> bool:
@@ -258,5 +254,5 @@ def _positive(name: str, value: float) -> float:
     if not math.isfinite(number) or number <= 0:
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
     if number > threading.TIMEOUT_MAX:
-        raise ValueError(f"{name} must be at most {threading.TIMEOUT_MAX:g} s, got {value!r}")
+        raise ValueError(f"{name} must not exceed threading.TIMEOUT_MAX ({threading.TIMEOUT_MAX:g} s), got {value!r}")
     return number

@@ -26,10 +26,7 @@ _OPTIONS: Final = frozenset(Options.__annotations__) | {"timeout", "is_singleton
 
 class _Registry:
     def __init__(self) -> None:
-        self.lock = threading.RLock()
         self.classes: list[OnePerPath] = []
-        #: What the thread that has the lock is constructing.
-        self.making: set[tuple[OnePerPath, str]] = set()
         #: Every lock object, for a forked child to void.
         self.all: WeakValueDictionary[int, SoftReadWriteLock] = WeakValueDictionary()
 
@@ -41,11 +38,18 @@ class OnePerPath(type):
     """Gives each class of locks its registry, and returns the instance that a path has already."""
 
     _instances: WeakValueDictionary[str, SoftReadWriteLock]
+    #: Of one class, for a constructor may take its time.
+    _turn: threading.RLock
+    #: The paths for which the thread that has the turn is constructing.
+    _making: set[str]
 
-    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> None:
-        super().__init__(name, bases, namespace)
-        cls._instances = WeakValueDictionary()
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **keywords: Any) -> None:
+        super().__init__(name, bases, namespace, **keywords)
+        cls._begin()
         _registry.classes.append(cls)
+
+    def _begin(cls) -> None:
+        cls._instances, cls._turn, cls._making = WeakValueDictionary(), threading.RLock(), set()
 
     if not TYPE_CHECKING:  # which would believe this signature instead of the constructor's
 
@@ -55,7 +59,7 @@ class OnePerPath(type):
             if options.get("is_singleton", True) is not True:
                 return make()
             path = lock_path_of(lock_file, options.get("lock_dir"))
-            with _registry.lock:
+            with cls._turn:
                 instance = cls._instances.get(path)
                 if instance is None:
                     return cls._make(path, make)
@@ -72,17 +76,16 @@ class OnePerPath(type):
         return Signature(list(signature(constructor).parameters.values())[1:])
 
     def _make(cls, path: str, make: Callable[[], SoftReadWriteLock]) -> SoftReadWriteLock:
-        key = (cls, path)
-        if key in _registry.making:
+        if path in cls._making:
             raise RuntimeError(
-                f"{cls.__name__} for {path!r} is being constructed by this very thread: its constructor must not ask "
-                "for the same lock; use is_singleton=False for a lock of its own"
+                f"Singleton lock construction is already active in this very thread, of {cls.__name__} for {path!r}: its "
+                "constructor must not ask for the same lock; use is_singleton=False for a lock of its own"
             )
-        _registry.making.add(key)
+        cls._making.add(path)
         try:
             instance = cls._instances[path] = make()
         finally:
-            _registry.making.discard(key)
+            cls._making.discard(path)
         return instance
 
 
@@ -93,7 +96,7 @@ def register(lock: SoftReadWriteLock) -> None:
 
 def offer(lock: SoftReadWriteLock) -> None:
     """Make ``lock`` its path's one object, unless there is one."""
-    with _registry.lock:
+    with type(lock)._turn:
         type(lock)._instances.setdefault(lock.lock_path, lock)
 
 
@@ -110,7 +113,8 @@ def _refuse_other_contract(old: Settings, new: Settings) -> None:
         if not joins:
             raise ValueError(
                 f"the lock on {new.lock_file!r} exists in this process with {name}={getattr(old, name)!r}, which "
-                f"cannot be changed to {getattr(new, name)!r}; use is_singleton=False for a lock of its own"
+                f"cannot be changed to a different {name}, {getattr(new, name)!r}; use is_singleton=False for a lock of "
+                "its own"
             )
 
 
@@ -119,13 +123,11 @@ def _same_seconds(one: float, other: float) -> bool:
 
 
 def _reset_after_fork() -> None:
-    # Another thread of the parent may have held the registry's lock, and all its locks are the parent's.
+    # Another thread of the parent may have had a class's turn, and all its locks are the parent's.
     inherited = list(_registry.all.values())
-    _registry.lock = threading.RLock()
-    _registry.making = set()
     _registry.all = WeakValueDictionary()
     for cls in _registry.classes:
-        cls._instances = WeakValueDictionary()
+        cls._begin()
     for lock in inherited:
         lock._void()
 

@@ -271,19 +271,11 @@ def test_bad_settings_are_refused_at_construction(
         subject(tmp_path / "data", is_singleton=is_singleton, **settings)
 
 
-@pytest.mark.parametrize("subject", [OURS, OURS_ASYNC], ids=["ours", "ours-async"])
-@pytest.mark.parametrize("blocking", [True, False])
-@pytest.mark.parametrize("timeout", [-2, -0.5, math.nan])
-def test_different_a_timeout_that_is_no_time_is_refused_by_the_constructor_as_it_was_given(
-    subject: Subject, timeout: float, blocking: bool, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=f"timeout must be a non-negative number or -1, not {timeout}$"):
-        subject(tmp_path / "data", timeout, blocking=blocking)
-
-
-@pytest.mark.parametrize("subject", [theirs(FILELOCK), theirs(FILELOCK_ASYNC, name="filelock-async")])
+@of_all
 @story
-async def test_different_filelock_refuses_such_a_timeout_in_the_acquire(subject: Subject, tmp_path: Path) -> None:
+async def test_a_negative_or_nan_timeout_is_refused_by_the_acquire_not_by_the_constructor(
+    subject: Subject, tmp_path: Path
+) -> None:
     for number, timeout in enumerate([-2, math.nan]):
         lock = subject(tmp_path / f"data{number}", timeout)
         with pytest.raises(ValueError, match="timeout"):
@@ -738,11 +730,36 @@ def test_a_constructor_that_asks_for_the_same_lock_is_refused(tmp_path: Path) ->
                 One(lock_file)
 
     depends = True
-    with pytest.raises(RuntimeError, match=r"One for .* is being constructed") as caught:
+    with pytest.raises(RuntimeError, match=r"construction is already active .* of One for") as caught:
         One(tmp_path / "data")
     assert not isinstance(caught.value, RecursionError)
     depends = False
     assert One(tmp_path / "data") is One(tmp_path / "data")  # nothing is left of the first attempt
+
+
+def test_a_slow_constructor_delays_no_other_class_and_classes_may_have_keywords(tmp_path: Path) -> None:
+    class Labelled:
+        def __init_subclass__(cls, *, label: str = "") -> None:
+            cls.label = label
+
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(nfsrwlock.SoftReadWriteLock, Labelled, label="slow"):
+        def __init__(self, lock_file: Path) -> None:
+            entered.set()
+            assert go_on.wait(60)
+            super().__init__(lock_file)
+
+    assert Slow.label == "slow"
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(Slow, tmp_path / "data")
+        assert entered.wait(60)
+        try:
+            other = nfsrwlock.SoftReadWriteLock(tmp_path / "data")
+            assert nfsrwlock.SoftReadWriteLock(tmp_path / "data") is other
+        finally:
+            go_on.set()
+        assert Slow(tmp_path / "data") is slow.result()
 
 
 @story
