@@ -78,8 +78,8 @@ class OnePerPath(type):
     def _make(cls, path: str, make: Callable[[], SoftReadWriteLock]) -> SoftReadWriteLock:
         if path in cls._making:
             raise RuntimeError(
-                f"Singleton lock construction is already active in this very thread, of {cls.__name__} for {path!r}: its "
-                "constructor must not ask for the same lock; use is_singleton=False for a lock of its own"
+                f"Singleton lock construction is already active in this very thread, of {cls.__name__} for {path!r}; "
+                "the constructor must not ask for the same lock: use is_singleton=False for a lock of its own"
             )
         cls._making.add(path)
         try:
@@ -113,8 +113,8 @@ def _refuse_other_contract(old: Settings, new: Settings) -> None:
         if not joins:
             raise ValueError(
                 f"the lock on {new.lock_file!r} exists in this process with {name}={getattr(old, name)!r}, which "
-                f"cannot be changed to a different {name}, {getattr(new, name)!r}; use is_singleton=False for a lock of "
-                "its own"
+                f"cannot be changed to a different {name}: {getattr(new, name)!r}; use is_singleton=False for another "
+                "object"
             )
 
 
