@@ -3,7 +3,8 @@
 The same lock for asyncio. The event loop makes no file-system call: each step runs in a thread, each pause on the loop.
 
 Each task has a hold of its own, announced on disk like that of a process of its own, so tasks share and exclude each
-other by the very same protocol; there is no second set of rules in memory.
+other by the very same protocol; there is no second set of rules in memory. Only a hold that is kept (``linger=``) may
+serve several tasks.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, finalize, r
 from .errors import LockError, LockLostError, LockNotHeldError
 from .holding import keeper
 from .holding.hold import Hold, HoldStatus, logger
+from .holding.kept import Use
 from .holding.waiting import GRACE_S, Attempt, Io, Pause, Steps, Unanswered, acquiring
 from .lock import OnWait
 from .names import Mode
@@ -40,6 +42,7 @@ _R = TypeVar("_R")
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class _TaskHold:
+    use: Use
     hold: Hold
     mode: Mode
     task: ref[asyncio.Task[Any]]
@@ -49,18 +52,18 @@ class _TaskHold:
     forgotten: finalize[..., _TaskHold] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.forgotten = finalize(self, _end_forgotten, self.hold)
+        self.forgotten = finalize(self, _end_forgotten, self.use, self.hold)
         self.forgotten.atexit = False  # the keeper releases what is held then
 
 
-def _end_forgotten(hold: Hold) -> None:
+def _end_forgotten(use: Use, hold: Hold) -> None:
     if hold.pid == os.getpid():
         logger.warning(
             "the lock on %r is given back: the task that took it has ended without releasing it, and no block or "
             "variable refers to the hold",
             hold.lock_file,
         )
-        keeper.release_soon(hold)
+        workers.submit(use.end, hold)
 
 
 class _Table:
@@ -200,6 +203,7 @@ class AsyncSoftReadWriteLock(HasSettings):
         heartbeat: Heartbeat = "thread",
         share: Share = "user",
         lock_dir: AnyPath | None = None,
+        linger: float = 0.0,
         loop: asyncio.AbstractEventLoop | None = None,
         executor: Executor | None = None,
     ) -> None:
@@ -215,6 +219,7 @@ class AsyncSoftReadWriteLock(HasSettings):
             heartbeat=heartbeat,
             share=share,
             lock_dir=lock_dir,
+            linger=linger,
         )
         self._set_up(settings, loop, executor)
 
@@ -360,28 +365,31 @@ class AsyncSoftReadWriteLock(HasSettings):
         if (held := self._table.holds.get(task)) is not None:
             self._enter_again(held, mode)
             return AsyncAcquireReturnProxy(self, held)
-        attempt: Attempt = await self._settled(
-            Attempt,
-            self._settings,
-            mode,
-            watch=self._table.watch,
-            device=self._table.device,
-            on_wait=on_wait,
-            cancelled=lambda: self._closed,
-        )
-        try:
-            hold = await self._drive(acquiring(attempt, timeout=limit, blocking=blocking))
-        except TimeoutError:
-            self._refuse_if_unusable()
-            raise
+        use = Use(self._settings, mode, self)
+        hold = use.join()
+        if hold is None:
+            attempt: Attempt = await self._settled(
+                Attempt,
+                self._settings,
+                mode,
+                watch=self._table.watch,
+                device=self._table.device,
+                on_wait=on_wait,
+                cancelled=lambda: self._closed,
+            )
+            try:
+                hold = await self._drive(acquiring(attempt, timeout=limit, blocking=blocking))
+            except TimeoutError:
+                self._refuse_if_unusable()
+                raise
         # No await may come between the grant and this entry, or a cancellation would lose the hold.
-        held = _TaskHold(hold, mode, ref(task), {id(self): 1})
+        held = _TaskHold(use, hold, mode, ref(task), {id(self): 1})
         self._table.enter(task, held)
         self._table.device = hold.device
         self._latest_compromise = None
-        hold.owner = self
         try:
-            await self._settled(keeper.keep, hold, self._settings.heartbeat)
+            if use.hold is None:
+                await self._settled(use.begin, hold)
             self._refuse_if_unusable()
         except BaseException:
             await self._end(held)
@@ -443,6 +451,8 @@ class AsyncSoftReadWriteLock(HasSettings):
             return None  # close() and a release at the same time
         held.levels.clear()
         self._latest_compromise = held.hold.compromise
+        if held.use.leave():
+            return held.hold.error()
         try:
             if await self._settled(keeper.release, held.hold):
                 return None

@@ -19,8 +19,8 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from .errors import LockError, LockLostError, LockNotHeldError
-from .holding import keeper
 from .holding.hold import Hold, HoldStatus
+from .holding.kept import Use
 from .holding.waiting import Attempt, acquiring, run
 from .inspection import WaitInfo
 from .names import Mode
@@ -29,6 +29,7 @@ from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
 from .singletons import OnePerPath, offer, register
 from .system.directory import Share
 from .system.paths import AnyPath
+from .system.workers import submit
 from .witness import HoldWitness
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ OnWait = Callable[[WaitInfo], None]
 class _Held:
     """What exists only while the lock is held."""
 
+    use: Use
     hold: Hold
     mode: Mode
     writer: int | None
@@ -111,6 +113,10 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
     :param share: ``"user"``: only processes of one user take part; ``"group"``: members of the parent directory's group
     :param lock_dir: a directory to keep the lock in, for data in directories that cannot be written: its absolute path,
         the same for every process that shares the lock. Default: the environment's ``NFSRWLOCK_DIR``
+    :param linger: for how many seconds from its grant, 10 at most, a shared hold may be kept after its release, for
+        this process's next read with equal settings, which then makes no file-system call. It is kept if the lock was
+        released less than that ago before. A writer elsewhere waits that much longer at most, one of this process not
+        at all
     :raises TypeError: if a setting is of the wrong type
     :raises ValueError: if settings are out of range or contradict each other or the path's existing instance
     """
@@ -129,6 +135,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         heartbeat: Heartbeat = "thread",
         share: Share = "user",
         lock_dir: AnyPath | None = None,
+        linger: float = 0.0,
     ) -> None:
         self._set_up(
             checked(
@@ -143,6 +150,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 heartbeat=heartbeat,
                 share=share,
                 lock_dir=lock_dir,
+                linger=linger,
             )
         )
 
@@ -379,25 +387,28 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
     def _acquire_anew(
         self, mode: Mode, timeout: float, blocking: bool, on_wait: OnWait | None, taken: list[Mode]
     ) -> None:
-        attempt = Attempt(
-            self._settings,
-            mode,
-            watch=self._watch,
-            device=self._device,
-            on_wait=on_wait,
-            cancelled=lambda: self._closed,
-        )
+        use = Use(self._settings, mode, self)
+        attempt: Attempt | None = None
         hold: Hold | None = None
         done = False
         try:
-            hold = run(acquiring(attempt, timeout=timeout, blocking=blocking))
-            hold.owner = self
-            self._device = hold.device
+            hold = use.join()
+            if hold is None:
+                attempt = Attempt(
+                    self._settings,
+                    mode,
+                    watch=self._watch,
+                    device=self._device,
+                    on_wait=on_wait,
+                    cancelled=lambda: self._closed,
+                )
+                hold = run(acquiring(attempt, timeout=timeout, blocking=blocking))
+                self._device = hold.device
             with self._internal:
                 self._refuse_if_closed()
-                keeper.keep(hold, self.heartbeat)
+                use.begin(hold)
                 me = threading.get_ident()
-                self._held = _Held(hold, mode, me if mode is Mode.WRITE else None, {me: 1})
+                self._held = _Held(use, hold, mode, me if mode is Mode.WRITE else None, {me: 1})
                 self._latest_compromise = None
                 taken.append(mode)
             done = True
@@ -408,9 +419,9 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             if not done:  # also when a signal's exception came right after the grant: nobody would ever release it
                 taken.clear()
                 self._held = None
-                if hold is not None:
-                    keeper.release(hold)
-                attempt.settle()
+                use.end(hold)
+                if attempt is not None:
+                    attempt.settle()
 
     def _take_turn(self, limit: float) -> bool:
         # One thread of the process at a time waits on disk; the others wait for it here.
@@ -509,7 +520,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 return held.hold.error()
             self._latest_compromise = held.hold.compromise
             self._held = None
-        if keeper.release(held.hold):
+        if held.use.end():
             return None
         self._latest_compromise = held.hold.compromise or self._latest_compromise
         return held.hold.lost_error()
@@ -522,7 +533,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 if held.levels:
                     return
                 self._held = None
-        keeper.release_soon(held.hold)
+        submit(held.use.end)
 
     def _decide(self, held: _Held, *, force: bool) -> _GivenBack:
         me = threading.get_ident()

@@ -23,6 +23,8 @@ Heartbeat = Literal["thread", "process"]
 _NUMBERS: Final = (Real, Decimal)
 #: A holder beats at least this often in its lease, so that two beats may fail before it runs out.
 _BEATS_PER_LEASE: Final = 3
+#: Who waits for a writer's turn waits for what is kept, too.
+_LINGER_MAX_S: Final = 10.0
 #: A time-out as long as this (150 years where the system allows it) is none: longer ones overflow the system's clocks.
 _FOREVER_S: Final = threading.TIMEOUT_MAX / 2
 
@@ -38,6 +40,7 @@ class Options(TypedDict, total=False):
     heartbeat: Heartbeat
     share: Share
     lock_dir: AnyPath | None
+    linger: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ class Settings:
     heartbeat: Heartbeat
     share: Share
     lock_dir: str | None = field(compare=False)
+    linger: float = 0.0
 
     @property
     def beat_interval(self) -> float:
@@ -121,6 +125,11 @@ class HasSettings:
         return self._settings.share
 
     @property
+    def linger(self) -> float:
+        """How long after its grant a shared hold may be kept beyond its release, seconds; 0: none is."""
+        return self._settings.linger
+
+    @property
     def lock_dir(self) -> str | None:
         """The directory of locks as it was given, ``None`` if the lock lives where the default says."""
         return self._settings.lock_dir
@@ -163,6 +172,7 @@ def checked(
     heartbeat: Heartbeat,
     share: Share,
     lock_dir: AnyPath | None,
+    linger: float = 0.0,
 ) -> Settings:
     """
     Return the settings, or say what is wrong with them.
@@ -187,6 +197,8 @@ def checked(
     for name, value, allowed in (("heartbeat", heartbeat, get_args(Heartbeat)), ("share", share, get_args(Share))):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if not 0 <= seconds("linger", linger) <= _LINGER_MAX_S:
+        raise ValueError(f"linger must be between 0 and {_LINGER_MAX_S:g} seconds, got {linger!r}")
     standstill()  # what the environment says must be a number, too
     text = os.fsdecode(lock_file)
     return Settings(
@@ -202,6 +214,7 @@ def checked(
         heartbeat=heartbeat,
         share=share,
         lock_dir=None if lock_dir is None else os.fsdecode(lock_dir),
+        linger=float(linger),
     )
 
 

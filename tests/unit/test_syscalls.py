@@ -31,7 +31,7 @@ ALLOWED = {
 CYCLES = """
 import os
 from nfsrwlock import SoftReadWriteLock
-lock = SoftReadWriteLock("data")
+lock = SoftReadWriteLock("data", linger={linger})
 for _ in range(3):
     os.path.lexists("/marks-the-beginning")
     lock.acquire_{mode}({timeout})
@@ -53,11 +53,12 @@ def can_trace() -> bool:
     return subprocess.run(["strace", "-qq", "-e", "trace=none", "true"], capture_output=True).returncode == 0
 
 
-def calls_of_the_latest_cycle(directory: Path, mode: str, timeout: float) -> list[str]:
+def calls_of_the_latest_cycle(directory: Path, mode: str, timeout: float, linger: float) -> list[str]:
     """The system calls of the third cycle, one a line: by then the directory is there and all is imported."""
     log = directory / "strace.log"
+    code = CYCLES.format(mode=mode, timeout=timeout, linger=linger)
     subprocess.run(
-        ["strace", "-f", "-qq", "-o", str(log), sys.executable, "-c", CYCLES.format(mode=mode, timeout=timeout)],
+        ["strace", "-f", "-qq", "-o", str(log), sys.executable, "-c", code],
         cwd=directory,
         check=True,
     )
@@ -90,12 +91,20 @@ def test_a_cycle_of_a_writer_makes_no_more_than_thirty(tmp_path: Path) -> None:
     assert set(names(calls)) <= ALLOWED, calls
 
 
+def test_a_read_that_joins_a_kept_hold_makes_no_system_call_on_files(tmp_path: Path) -> None:
+    if not can_trace():
+        pytest.skip("strace is not there, or may not trace")
+    # The first is not kept; the second is; the third joins it.
+    assert file_calls(tmp_path, "read", -1, linger=10) == []
+    assert file_calls(tmp_path, "read", 5, linger=10) == []
+
+
 def names(calls: list[str]) -> list[str]:
     return [call.partition("(")[0] for call in calls]
 
 
-def file_calls(directory: Path, mode: str, timeout: float) -> list[str]:
-    calls = calls_of_the_latest_cycle(directory, mode, timeout)
+def file_calls(directory: Path, mode: str, timeout: float, linger: float = 0) -> list[str]:
+    calls = calls_of_the_latest_cycle(directory, mode, timeout, linger)
     return [call for call in calls if not NO_FILES.fullmatch(call.partition("(")[0]) and "marks-the-" not in call]
 
 
@@ -120,6 +129,15 @@ def test_a_reader_announces_lists_and_withdraws(stage: Stage, form: str) -> None
     actor.do("armed = True; lock.acquire_read(); acquired = list(heard); lock.release(); armed = False")
     assert actor.do("acquired") == ["open", "os.mkdir", "os.listdir"]
     assert actor.do("heard") == ["open", "os.mkdir", "os.listdir", "open", "os.rmdir"]
+
+
+@pytest.mark.parametrize("form", ["thread", "process"])
+def test_a_reader_that_joins_a_kept_hold_asks_nothing(stage: Stage, form: str) -> None:
+    actor = stage.actor(AUDITED.format(form=form))
+    actor.do(f"lock = SoftReadWriteLock('data', heartbeat={form!r}, linger=10, is_singleton=False)")
+    actor.do("for _ in range(2):\n    with lock.read_lock(): pass")
+    actor.do("armed = True\nfor _ in range(50):\n    with lock.read_lock(): lock.check()\narmed = False")
+    assert actor.do("heard") == []
 
 
 def test_a_writer_announces_lists_numbers_and_lists_again(stage: Stage) -> None:

@@ -126,7 +126,7 @@ class Scheduler:
     def _plan(self, kept: _Kept, hold: Hold) -> None:
         # A lease has run out only after its end, and what is planned must lie ahead.
         expiry = math.inf if hold.next_expiry is None else math.nextafter(hold.next_expiry, math.inf)
-        kept.at = expiry if kept.is_in_line else min(expiry, hold.due)
+        kept.at = min(expiry, hold.ends, math.inf if kept.is_in_line else hold.due)
         if kept.at < math.inf:
             heapq.heappush(self._agenda, (kept.at, next(self._numbers), kept))
             if self._wakes_at > kept.at:
@@ -173,6 +173,9 @@ class Scheduler:
                 hold.telling = True
                 # In a worker: the owner's callback may take its time, and must not depend on the file server.
                 calls.append(partial(self._tell, kept, hold))
+            if hold.ends <= moment and hold.at_end is not None:
+                hold.ends = math.inf
+                calls.append(hold.at_end)
             if hold.due <= moment and not kept.is_in_line:
                 kept.is_in_line = True
                 line = self._lines.setdefault(kept.line, [])
@@ -201,7 +204,7 @@ class Scheduler:
                 hold.due = now() + hold.participant.interval / 10
             with self._lock:
                 kept.is_in_line = False
-                if outcome is Beat.LOST:
+                if outcome is Beat.LOST and hold.ends == math.inf:
                     self.forget(hold)
                 elif kept.hold is not None:
                     self._plan(kept, hold)

@@ -12,6 +12,7 @@ itself earlier: no clock decides anything about others.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -51,9 +52,6 @@ class Hold:
     :param on_compromise: called once each time the hold becomes suspect or lost, from a thread of this package
     """
 
-    #: What must not be garbage while the lock is held, because only through it can the lock be released.
-    owner: object = None
-
     def __init__(
         self,
         participant: Participant,
@@ -77,6 +75,13 @@ class Hold:
         self.key: int = -1
         self.due: float = participant.lease.renewed + participant.interval
         self.ended: bool = False
+        #: Its uses; see :mod:`~nfsrwlock_core.holding.kept`.
+        self.users: set[object] = set()
+        #: It is kept, and nobody uses it.
+        self.is_idle: bool = False
+        #: When the scheduler calls :attr:`at_end`, on the clock of the leases.
+        self.ends: float = math.inf
+        self.at_end: Callable[[], None] | None = None
         #: Somebody is about to call :meth:`tell_owner`.
         self.telling: bool = False
         self._telling_lock = threading.RLock()
@@ -189,7 +194,7 @@ class Hold:
             self._told = "lost" if status is HoldStatus.LOST else "suspect"
         logger.warning("%s", self._error_of(status))  # of then: a heartbeat may have restored it meanwhile
         self.due = min(self.due, now())  # where the clocks say that there was a pause, one can be sent at once
-        if self._on_compromise is None:
+        if self._on_compromise is None or self.is_idle:
             return
         self.callback_thread = threading.get_ident()
         try:

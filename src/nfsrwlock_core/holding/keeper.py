@@ -43,6 +43,7 @@ class _Keepers:
         self.has_finalizer = False
         #: Taken while the interpreter exits, when no thread that beats can be started any more.
         self.without_beat: dict[int, Hold] = {}
+        self.is_exiting = False
 
     def get_helper(self) -> Helper:
         """Return this process's end of its heartbeat process; few programs need it, so it is imported late."""
@@ -140,7 +141,13 @@ def _release_later(participant: Participant) -> None:
             return
 
 
+def is_exiting() -> bool:
+    """Whether all holds have been released because the process ends: nothing is kept from now on."""
+    return _keepers.is_exiting
+
+
 def _release_all() -> None:
+    _keepers.is_exiting = True
     done: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def last_words(holds: list[Hold]) -> None:

@@ -31,6 +31,7 @@ from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.mounts import mountpoint
 from nfsrwlock_core.system.process import current_identity, is_dead
 
+from . import kept
 from .held import SelfWait
 from .hold import Hold, logger
 
@@ -174,6 +175,8 @@ class Attempt:
     def _step(self) -> Hold | None:
         participant = self._participant
         wall_clock.look()
+        if self.mode is Mode.WRITE:
+            kept.make_way(self.settings.lock_path)
         try:
             self._files.open()
             evictions = -1
