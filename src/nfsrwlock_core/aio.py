@@ -400,8 +400,8 @@ class AsyncSoftReadWriteLock(HasSettings):
         if held.mode is not mode:
             direction = "downgrade" if mode is Mode.READ else "upgrade"
             raise RuntimeError(
-                f"cannot take the {mode.value} lock on {self.lock_file!r}: this task holds a {held.mode.value} lock, "
-                f"and {direction} is not allowed"
+                f"cannot take the {mode.value} lock on {self.lock_file!r}: this task holds a {held.mode.value} lock; "
+                f"{direction} not allowed"
             )
         if (error := held.hold.error()) is not None:
             raise error
@@ -409,9 +409,7 @@ class AsyncSoftReadWriteLock(HasSettings):
 
     def _refuse_if_unusable(self) -> None:
         if self._pid != os.getpid():
-            raise RuntimeError(
-                f"the lock on {self.lock_file!r} was inherited through fork() and is void; make a new one in the child"
-            )
+            raise RuntimeError(f"the lock on {self.lock_file!r} was invalidated by fork(); make a new one in the child")
         if self._closed:
             raise RuntimeError(f"the lock on {self.lock_file!r} has been closed")
 
@@ -430,7 +428,7 @@ class AsyncSoftReadWriteLock(HasSettings):
         if mine is not None and (id(self) in mine.levels or not force):
             await self._give_back(mine, force=force)
         elif not force:
-            raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: this task does not hold it")
+            raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: it is not held by this task")
         for held in self._table.taken_through(self, by_tasks=False) if force else ():
             await self._give_back(held, force=True)
 
@@ -438,7 +436,9 @@ class AsyncSoftReadWriteLock(HasSettings):
         if self._pid != os.getpid():
             return None
         if id(self) not in held.levels:
-            raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: this task does not hold it")
+            raise LockNotHeldError(
+                f"cannot release the lock on {self.lock_file!r}: it is not held by this task through this wrapper"
+            )
         left = 0 if force else held.levels[id(self)] - 1
         if left:
             held.levels[id(self)] = left

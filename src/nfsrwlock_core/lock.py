@@ -409,6 +409,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 use.begin(hold)
                 me = threading.get_ident()
                 self._held = _Held(use, hold, mode, me if mode is Mode.WRITE else None, {me: 1})
+                use.threads = self._held.levels
                 self._latest_compromise = None
                 taken.append(mode)
             done = True
@@ -441,7 +442,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 direction = "downgrade" if mode is Mode.READ else "upgrade"
                 raise RuntimeError(
                     f"cannot take the {mode.value} lock on {self.lock_file!r}: this instance holds a "
-                    f"{held.mode.value} lock, and {direction} is not allowed{_holders(held, me)}"
+                    f"{held.mode.value} lock; {direction} not allowed{_holders(held, me)}"
                 )
             if mode is Mode.WRITE and held.writer != me:
                 raise RuntimeError(
@@ -455,9 +456,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
     def _refuse_after_fork(self) -> None:
         if self._pid != os.getpid():
-            raise RuntimeError(
-                f"the lock on {self.lock_file!r} was inherited through fork() and is void; make a new one in the child"
-            )
+            raise RuntimeError(f"the lock on {self.lock_file!r} was invalidated by fork(); make a new one in the child")
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -541,10 +540,8 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             return _GivenBack(held, None, 0)
         if me not in held.levels:
             if me != held.hold.callback_thread:
-                whose = f"thread {held.writer}" if held.writer is not None else "other threads"
-                raise LockNotHeldError(
-                    f"cannot release the lock on {self.lock_file!r} in thread {me}: it is held by {whose}"
-                )
+                whose = f"while it is held by thread {held.writer}" if held.writer else "which does not hold it"
+                raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r} in thread {me}, {whose}")
             me = next(iter(held.levels))  # on_compromise may release what it was told is lost
         return _GivenBack(held, me, held.levels[me] - 1)
 

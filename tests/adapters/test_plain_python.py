@@ -413,7 +413,7 @@ def test_a_forked_child_is_told_that_a_file_lock_is_void(tmp_path: Path) -> None
             try:
                 lock.acquire()
             except RuntimeError as error:
-                os._exit(0 if "inherited through fork" in str(error) and lock.lock_counter == 0 else 1)
+                os._exit(0 if "invalidated by fork" in str(error) and lock.lock_counter == 0 else 1)
             os._exit(2)
         assert os.waitpid(pid, 0)[1] == 0
         lock.check()

@@ -74,3 +74,44 @@ except LeaseExpiredError:
     lock.release()"""
     assert run(at_exit, tmp_path) == "done"
     assert announcements(tmp_path / "data") == []
+
+
+DAEMON = """
+import asyncio, atexit, os, threading
+atexit.register(lambda: print(len([name for name in os.listdir("data.rwlock") if name[0] in "rw"])))
+from nfsrwlock import AsyncSoftReadWriteLock, LockSet, SoftReadWriteLock
+
+held, end = threading.Event(), threading.Event()
+
+def work():
+    with SoftReadWriteLock("data").{mode}_lock():
+        held.set()
+        end.wait()
+
+def work_in_a_loop():
+    async def hold():
+        async with AsyncSoftReadWriteLock("data").{mode}_lock():
+            held.set()
+            await asyncio.Event().wait()
+    asyncio.run(hold())
+
+thread = threading.Thread(target={target}, daemon=True)
+thread.start()
+held.wait()
+"""
+
+
+@pytest.mark.parametrize("mode", ["read", "write"])
+@pytest.mark.parametrize("target", ["work", "work_in_a_loop"])
+def test_a_daemon_thread_keeps_its_lock_until_the_process_has_ended(tmp_path: Path, target: str, mode: str) -> None:
+    code = DAEMON.format(target=target, mode=mode)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
+    # Whose thread has ended needs it no more; nor does anybody once the process is dead.
+    code = f"{code}SoftReadWriteLock('other').acquire_write()\n".replace('"data.rwlock"', '"other.rwlock"')
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")

@@ -245,9 +245,9 @@ def test_a_forked_child_is_told_that_the_set_is_its_parents(a: Path) -> None:
     with LockSet(write=a) as held:
 
         def take() -> str:
-            with pytest.raises(RuntimeError, match="inherited through fork"):
+            with pytest.raises(RuntimeError, match="invalidated by fork"):
                 held.acquire()
-            with pytest.raises(RuntimeError, match="inherited through fork"), held:
+            with pytest.raises(RuntimeError, match="invalidated by fork"), held:
                 pass
             return held.status
 

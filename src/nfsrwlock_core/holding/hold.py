@@ -28,6 +28,8 @@ from nfsrwlock_core.system.clock import now, wall_clock
 if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
+    from .kept import Use
+
 logger: Final = logging.getLogger("nfsrwlock")
 
 
@@ -76,7 +78,7 @@ class Hold:
         self.due: float = participant.lease.renewed + participant.interval
         self.ended: bool = False
         #: Its uses; see :mod:`~nfsrwlock_core.holding.kept`.
-        self.users: set[object] = set()
+        self.users: set[Use] = set()
         #: It is kept, and nobody uses it.
         self.is_idle: bool = False
         #: When the scheduler calls :attr:`at_end`, on the clock of the leases.

@@ -166,8 +166,11 @@ def _release_all() -> None:
 
 
 def _release_several(holds: list[Hold]) -> None:
+    # A daemon thread goes on to the very end of the process, under its lock: that ends by the process's death.
+    daemons = {thread.ident for thread in threading.enumerate() if thread.daemon}
     for hold in holds:
-        release(hold)
+        if all(daemons.isdisjoint(use.threads) for use in hold.users):
+            release(hold)
 
 
 def _reset_after_fork() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -51,6 +52,8 @@ class Use:
         self._settings: Final = settings
         self._linger: Final = settings.linger if mode is Mode.READ else 0.0
         self._owner: Final = owner
+        #: Which threads may be working under the hold, by their ids.
+        self.threads: Collection[int] = (threading.get_ident(),)
         #: What is used, once it is.
         self.hold: Hold | None = None
 

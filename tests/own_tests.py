@@ -1,0 +1,33 @@
+"""What it takes to run another project's own tests on this project's classes."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+
+import pytest
+
+#: Arguments of pytest: none of this project's settings and plugins.
+PLAIN = ["-c", os.devnull, "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:timeout"]
+
+
+class Coroutines:
+    """Runs tests and fixtures that are coroutines, each in a loop of its own, instead of a plugin."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
+        if not inspect.iscoroutinefunction(pyfuncitem.obj):
+            return None
+        names = pyfuncitem._fixtureinfo.argnames
+        asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+        return True
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest) -> object:
+        if not inspect.iscoroutinefunction(fixturedef.func):
+            return None
+        names = fixturedef.argnames
+        value = asyncio.run(fixturedef.func(**{name: request.getfixturevalue(name) for name in names}))
+        fixturedef.cached_result = (value, fixturedef.cache_key(request), None)
+        return value
