@@ -6,17 +6,18 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.options import PATH, holding, positive_span, request
-from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, in_options
+from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
 from nfsrwlock.cli.signals import end_as_if_by
 from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.text import PROGRAM, flush, say
-from nfsrwlock_core import LockError, LockPathError
+from nfsrwlock_core import LockError
 
 _CODES = """
 \b
@@ -44,16 +45,8 @@ Exit codes:
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        click.echo(f"{PROGRAM} {__version__}")
-        context.exit()
-
-
 @click.group(context_settings=_SETTINGS, epilog=_CODES)
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
-)
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s", help="Show the version.")
 def cli() -> None:
     """Shared and exclusive locks on files and directories, across all hosts of a network file system."""
 
@@ -116,10 +109,15 @@ def _hold(pid: int | None, **options: Any) -> int:
     return hold(request(**options), os.getppid() if pid is None else pid)
 
 
+_lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+_number = partial(click.option, show_default=True, metavar="N")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+
+
 @cli.command("status", context_settings=_SETTINGS)
 @click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
-@click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+@_lock_dir
+@_as_json
 @click.option("--watch", is_flag=True, help="Go on showing it until interrupted.")
 def _status(paths: tuple[str, ...], lock_dir: str | None, as_json: bool, watch: bool) -> int:
     """
@@ -139,7 +137,7 @@ def _status(paths: tuple[str, ...], lock_dir: str | None, as_json: bool, watch: 
 @click.option("--token", metavar="T", help="Only the holder or waiter whose token is, or begins with, T (see status).")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Also those whose process is alive on this host.")
-@click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+@_lock_dir
 def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str | None) -> int:
     """
     Take the lock on PATH away from its holders.
@@ -152,48 +150,25 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     return break_holders(path, token, lock_dir, yes=yes, force=force)
 
 
-# Paths are unprocessed: click would look at them right away, and hang with the file server.
 @cli.command("doctor", context_settings=_SETTINGS, epilog=_DOCTOR_CODES)
-@click.argument("paths", nargs=-1, type=click.UNPROCESSED, metavar="PATH...")
-@click.option("--lock-dir", type=click.UNPROCESSED, metavar="DIR", help="Where locks are kept, if not beside the data.")
+@click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
+@_lock_dir
 @click.option(
     "--peer", is_flag=True, help="Test together with a second node: prints the command to run there, and waits."
 )
 @click.option("--join", metavar="TOKEN", help="Be that second node.")
+@_number("--rounds", type=click.IntRange(10, 10_000), default=400, help="Rounds of each race.")
+@_number("--processes", type=click.IntRange(2, 64), default=2, help="Processes that race, on each host.")
 @click.option(
-    "--rounds",
-    type=click.IntRange(10, 10_000),
-    default=400,
-    show_default=True,
-    metavar="N",
-    help="Rounds of each race.",
-)
-@click.option(
-    "--processes",
-    type=click.IntRange(2, 64),
-    default=2,
-    show_default=True,
-    metavar="N",
-    help="Processes that race, on each host.",
-)
-@click.option(
-    "-t",
-    "--timeout",
+    *("-t", "--timeout"),
     type=positive_span,
     metavar="TIME",
     help="Give up after that time: of waiting for the other node (--peer 300, --join 10), or for the file system to "
     "answer (60).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+@_as_json
 def _doctor(
-    paths: tuple[str, ...],
-    lock_dir: str | None,
-    peer: bool,
-    join: str | None,
-    rounds: int,
-    processes: int,
-    timeout: float | None,
-    as_json: bool,
+    paths: tuple[str, ...], lock_dir: str | None, join: str | None, timeout: float | None, **options: Any
 ) -> int:
     """
     Find out whether the file system at PATH... is fit for locks.
@@ -206,15 +181,13 @@ def _doctor(
 
     if not paths:
         raise CliError("no path given: nfsrwlock doctor PATH...")
-    if (peer or join is not None) and len(paths) > 1:
+    if (options["peer"] or join is not None) and len(paths) > 1:
         raise CliError("two nodes can test one path at a time; give one PATH with --peer or --join")
     if join is not None:
-        if peer:
+        if options["peer"]:
             raise CliError("--peer is for the first node and --join for the second; use one of them")
         return doctor.join(join, paths[0], lock_dir, timeout)
-    return doctor.doctor(
-        paths, lock_dir, peer=peer, timeout=timeout, as_json=as_json, rounds=rounds, processes=processes
-    )
+    return doctor.doctor(paths, lock_dir, timeout=timeout, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -229,17 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = cli.main(args=None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
         return int(result or 0)
-    except CliError as error:
-        say(str(error))
-        return error.code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return Exit.BAD_INPUT
     except click.ClickException as error:
         say(_with_help_hint(error))
-        return Exit.BAD_INPUT
-    except (LockPathError, ValueError) as error:
-        say(in_options(str(error)))
         return Exit.BAD_INPUT
     except Interrupted as interruption:
         return _interrupted(interruption.signum)
@@ -247,15 +214,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _interrupted(signal.SIGINT)
     except BrokenPipeError:
         return _without_reader()
-    except (
-        SystemExit
-    ) as end:  # click and rich end so where nobody reads what they print; so does shell completion, with 0
+    except SystemExit as end:  # click and rich end so where nobody reads what they print; so does completion, with 0
         if end.code != 1:
             raise
         return _without_reader()
-    except (LockError, OSError) as error:
-        say(in_options(str(error)))
-        return Exit.FAILED
+    except (CliError, LockError, OSError, ValueError) as error:
+        failure = as_cli_error(error)
+        say(str(failure))
+        return failure.code
 
 
 def _fill_standard_streams() -> None:

@@ -4,75 +4,59 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import click
 
-from nfsrwlock.cli.keeper import OnExpiry, Request
+from nfsrwlock.cli.keeper import Request
 from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.leash import OnExpiry
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def positive_span(value: str) -> float:
     """Parse a time span that is longer than nothing and ends; return seconds."""
-    seconds = _seconds(value)
-    if not (0 < seconds < math.inf):
-        raise click.BadParameter(f"{value!r} is not a time of more than 0, such as 90, 90s, 5m, 2h or 1d")
-    return seconds
+    return _span(value, "more than 0", lambda seconds: 0 < seconds < math.inf)
 
 
 def span(value: str) -> float:
     """Parse a time span that may be 0 or ``inf``; return seconds."""
-    seconds = _seconds(value)
-    if not seconds >= 0:
-        raise click.BadParameter(f"{value!r} is not a time of 0 or more, such as 90, 90s, 5m, 2h or 1d")
-    return seconds
+    return _span(value, "0 or more", lambda seconds: seconds >= 0)
 
 
-def _seconds(value: str) -> float:
+def _span(value: str, bounds: str, is_within: Callable[[float], bool]) -> float:
     number = value.rstrip("abcdefghijklmnopqrstuvwxyz") or value  # inf has no unit
-    unit = value[len(number) :]
     try:
-        return float(number) * _UNITS[unit]
+        seconds = float(number) * _UNITS[value[len(number) :]]
     except (KeyError, ValueError):
-        return math.inf if value == "inf" else math.nan
+        seconds = math.inf if value == "inf" else math.nan
+    if not is_within(seconds):
+        raise click.BadParameter(f"{value!r} is not a time of {bounds}, such as 90, 90s, 5m, 2h or 1d")
+    return seconds
 
 
 #: As it was given. ``click.Path`` would look at the file: it refuses what this user may lock but not read, and it hangs
 #: on a server that is away before any time-out counts.
 PATH = click.UNPROCESSED
 
+_lock_on = partial(click.option, multiple=True, type=PATH, metavar="PATH")
+_time = partial(click.option, type=positive_span, metavar="TIME")
+
 _OPTIONS = [
-    click.option(
-        *("-r", "--read", "-s", "--shared", "read"),
-        multiple=True,
-        type=PATH,
-        metavar="PATH",
-        help="Hold a shared lock on PATH.",
-    ),
-    click.option(
-        *("-w", "--write", "-x", "--exclusive", "write"),
-        multiple=True,
-        type=PATH,
-        metavar="PATH",
-        help="Hold the exclusive lock on PATH.",
-    ),
-    click.option(
-        "-t",
-        "--timeout",
+    _lock_on("-r", "--read", "-s", "--shared", "read", help="Hold a shared lock on PATH."),
+    _lock_on("-w", "--write", "-x", "--exclusive", "write", help="Hold the exclusive lock on PATH."),
+    _time(
+        *("-t", "--timeout"),
         type=span,
-        metavar="TIME",
         help="Give up after waiting for that time, with exit code 75; 0 does not wait. Without it: wait forever. "
         "A time is a number of seconds, or has a unit: 90s, 5m, 2h, 1d.",
     ),
     click.option("-n", "--nonblock", is_flag=True, help="Do not wait: the same as --timeout 0."),
     click.option(
-        "-E",
-        "--conflict-exit-code",
+        *("-E", "--conflict-exit-code", "conflict_code"),
         type=click.IntRange(0, 255),
         default=int(Exit.TIMED_OUT),
         show_default=True,
@@ -80,26 +64,12 @@ _OPTIONS = [
         help="The exit code when the locks could not be had in time.",
     ),
     click.option("--verbose", is_flag=True, help="Report how long it took to get the locks."),
-    click.option(
-        "--heartbeat",
-        type=positive_span,
-        metavar="TIME",
-        help="Time between two heartbeats (30 s, or a third of --stale).",
-    ),
-    click.option(
+    _time("--heartbeat", help="Time between two heartbeats (30 s, or a third of --stale)."),
+    _time(
         "--stale",
-        type=positive_span,
-        metavar="TIME",
         help="The lease: after so much silence, other hosts may evict this holder (three times --heartbeat).",
     ),
-    click.option(
-        "--poll",
-        type=positive_span,
-        default="0.25",
-        show_default=True,
-        metavar="TIME",
-        help="Time between two looks while waiting.",
-    ),
+    _time("--poll", default="0.25", show_default=True, help="Time between two looks while waiting."),
     click.option(
         "--share",
         type=click.Choice(["user", "group"]),
@@ -139,15 +109,13 @@ def request(
     write: tuple[str, ...],
     timeout: float | None,
     nonblock: bool,
-    conflict_exit_code: int,
-    verbose: bool,
     heartbeat: float | None,
     stale: float | None,
     poll: float,
-    share: str,
+    share: Literal["user", "group"],
     lock_dir: str | None,
-    parents: bool,
     on_expiry: str,
+    **others: Any,
 ) -> Request:
     """
     Check the options and put them together.
@@ -158,35 +126,20 @@ def request(
         raise CliError("nothing to lock: name at least one path with --read PATH or --write PATH")
     if nonblock and timeout:
         raise CliError("--nonblock does not wait, and --timeout does; use one of them")
-    beat, lease = _intervals(heartbeat, stale)
-    for path in (*write, *read):
-        _check_text(path)
+    if not all((*write, *read)):
+        raise CliError("an empty path cannot be locked: check the variable in --read or --write")
+    beat = heartbeat if heartbeat is not None else 30.0 if stale is None else stale / 3
     return Request(
         read=read,
         write=write,
-        timeout=0.0 if nonblock else -1.0 if timeout is None or math.isinf(timeout) else timeout,
-        conflict_code=conflict_exit_code,
-        verbose=verbose,
         on_expiry=OnExpiry(on_expiry),
-        parents=parents,
         settings={
+            "timeout": 0.0 if nonblock else -1.0 if timeout is None or math.isinf(timeout) else timeout,
             "heartbeat_interval": beat,
-            "stale_threshold": lease,
+            "stale_threshold": 3 * beat if stale is None else stale,
             "poll_interval": poll,
             "share": share,
             "lock_dir": lock_dir,
         },
+        **others,
     )
-
-
-def _intervals(heartbeat: float | None, stale: float | None) -> tuple[float, float]:
-    beat = heartbeat if heartbeat is not None else 30.0 if stale is None else stale / 3
-    lease = stale if stale is not None else 3 * beat
-    return beat, lease
-
-
-def _check_text(path: str) -> None:
-    if not path:
-        raise CliError("an empty path cannot be locked: check the variable in --read or --write")
-    if "\0" in path:
-        raise CliError("a path cannot contain a null byte")

@@ -15,7 +15,7 @@ from nfsrwlock.text import printable
 from nfsrwlock_core import lock_home
 
 
-def check_directories(paths: Iterable[str], lock_dir: str | None) -> None:
+def check_directories(paths: Iterable[str], lock_dir: str | os.PathLike[str] | None) -> None:
     """
     Make sure that there is a directory for each lock: a missing one is more often a typing error than a wish.
 
@@ -26,14 +26,12 @@ def check_directories(paths: Iterable[str], lock_dir: str | None) -> None:
     home = lock_home(lock_dir)
     for path in paths:
         directory = home or os.path.dirname(path.rstrip("/")) or os.curdir
-        if os.path.isdir(directory):
-            continue
-        subject = "the lock directory" if home else f"the directory of {printable(path)}"
-        if os.path.lexists(directory):
-            raise CliError(f"{printable(directory)}, {subject}, is not a directory; correct the path")
-        raise CliError(
-            f"{printable(directory)}, {subject}, does not exist; correct the path, or have it made with --parents"
-        )
+        if not os.path.isdir(directory):
+            subject = "the lock directory" if home else f"the directory of {printable(path)}"
+            problem = "does not exist; correct the path, or have it made with --parents"
+            if os.path.lexists(directory):
+                problem = "is not a directory; correct the path"
+            raise CliError(f"{printable(directory)}, {subject}, {problem}")
 
 
 def find_program(name: str) -> str:
@@ -42,17 +40,11 @@ def find_program(name: str) -> str:
 
     :raises CliError: with code 127 if it does not exist, 126 if it cannot be executed
     """
-    if os.sep in name:
-        if not os.path.exists(name):
-            raise CliError(f"{name}: no such file or directory", Exit.NOT_FOUND)
-        if os.path.isdir(name):
-            raise CliError(f"{name}: is a directory", Exit.NOT_EXECUTABLE)
-        if not os.access(name, os.X_OK):
-            raise CliError(f"{name}: permission denied (not executable)", Exit.NOT_EXECUTABLE)
-        return name
-    found = shutil.which(name)
-    if found is not None:
+    if (found := shutil.which(name)) is not None:
         return found
+    if os.sep in name and os.path.isdir(name):
+        raise CliError(f"{name}: is a directory", Exit.NOT_EXECUTABLE)
     if name and (unusable := shutil.which(name, mode=os.F_OK)) is not None:
         raise CliError(f"{unusable}: permission denied (not executable)", Exit.NOT_EXECUTABLE)
-    raise CliError(f"{name}: command not found", Exit.NOT_FOUND)
+    reason = "no such file or directory" if os.sep in name else "command not found"
+    raise CliError(f"{name}: {reason}", Exit.NOT_FOUND)
