@@ -24,14 +24,13 @@ from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.process import current_identity
 
 _PREFIX: Final = ".nfsrwlock-doctor-"
-_TOKEN: Final = re.compile(r"[0-9a-f]{12}")
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _REMOVAL_SECONDS: Final = 5.0
 
 
 def is_token(text: str) -> bool:
     """Whether ``text`` can be the token of a scratch directory."""
-    return _TOKEN.fullmatch(text) is not None
+    return re.fullmatch(r"[0-9a-f]{12}", text) is not None
 
 
 def scratch_path(home: str, token: str) -> str:
@@ -41,45 +40,38 @@ def scratch_path(home: str, token: str) -> str:
 
 def scratches_in(home: str) -> list[str]:
     """Return the scratch directories in ``home``: of doctors that work now, or were killed."""
-    with suppress(OSError):
-        names = sorted(name for name in os.listdir(home) if name.startswith(_PREFIX))
-        return [os.path.join(home, name) for name in names if is_token(name.removeprefix(_PREFIX))]
+    with suppress(OSError):  # a directory that may be written, but not listed
+        tokens = (name.removeprefix(_PREFIX) for name in sorted(os.listdir(home)) if name.startswith(_PREFIX))
+        return [scratch_path(home, token) for token in tokens if is_token(token)]
     return []
 
 
 class Scratch:
-    """
-    A scratch directory that exists.
-
-    :param path: of the directory
-    :raises OSError: it cannot be opened, or is a symbolic link
-    """
+    """A scratch directory that exists; ``OSError`` if it cannot be opened, or is a symbolic link."""
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
         self.token: Final = os.path.basename(path).removeprefix(_PREFIX)
         self.fd: Final = os.open(path, _OPEN_FLAGS)
-        pinned = f"/proc/self/fd/{self.fd}"
+        pinned = f"/proc/self/fd/{self.fd}/."  # with the dot, it is no link that O_NOFOLLOW would refuse
         #: A path that leads to this very directory, also in a child that inherits :attr:`fd`; needs Linux's ``/proc``.
         self.root: Final = pinned if os.path.isdir(pinned) else path
+        self.files: Final = LockDirectory(self.root)
 
     @classmethod
     def make(cls, home: str) -> Self:
-        """
-        Make one, signed with who made it, as an announcement is, for whoever finds it left behind.
-
-        :raises OSError: it cannot be made, or somebody put something else in its place
-        """
+        """Make one, signed with who made it, as an announcement is, for whoever finds it left behind."""
         path = scratch_path(home, secrets.token_hex(6))
         os.mkdir(path, 0o700)
         scratch = cls(path)
         try:
-            # Private, and this user's: the lock's own check. The "/." is for O_NOFOLLOW, which refuses /proc's links.
-            LockDirectory(f"{scratch.root}/.").open()
-            me, now = current_identity(), time.time_ns() // 1_000_000
-            name = announcement_name(Mode.READ, token=fresh_token(), ticket=0, lease_ms=1, who=me, since_ms=now)
+            scratch.files.open()  # private, and this user's: the lock's own check
+            scratch.files.close()
+            token, me, now = fresh_token(), current_identity(), time.time_ns() // 1_000_000
             with suppress(OSError):  # a full disk is found out by what follows
-                os.mkdir(name, 0o700, dir_fd=scratch.fd)
+                scratch.files.mkdir(
+                    announcement_name(Mode.READ, token=token, ticket=0, lease_ms=1, who=me, since_ms=now)
+                )
         except BaseException:
             scratch.close()
             with suppress(OSError):
@@ -99,10 +91,8 @@ class Scratch:
         while True:
             with suppress(OSError):  # another process may just be making its last names there
                 self._remove_once()
-            if not os.path.lexists(self.path):
-                return True
-            if time.monotonic() > deadline:
-                return False
+            if not os.path.lexists(self.path) or time.monotonic() > deadline:
+                return not os.path.lexists(self.path)
             time.sleep(0.1)
 
     def _remove_once(self) -> None:
@@ -124,16 +114,16 @@ class Scratch:
         os.close(self.fd)
 
 
-def read(path: str) -> bytes:
-    """Open a file below a scratch directory, read it, close it."""
-    with open(path, "rb", opener=_without_links) as file:
-        return file.read()
-
-
 def write(path: str, content: bytes) -> None:
     """Write a file below a scratch directory, and close it."""
     with open(path, "wb", opener=_without_links) as file:
         file.write(content)
+
+
+def read(path: str) -> bytes:
+    """Open a file below a scratch directory, read it, close it."""
+    with open(path, "rb", opener=_without_links) as file:
+        return file.read()
 
 
 def _without_links(path: str, flags: int) -> int:
@@ -146,19 +136,13 @@ def write_json(path: str, content: dict[str, Any]) -> None:
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """
-    Return what another process had written and closed before it said so.
-
-    :raises CliError: it cannot be read here
-    """
-    try:
+    """Return what another process had written and closed before it said so; ``CliError`` if it is not there to read."""
+    with suppress(ValueError):
         content = json.loads(read(path))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise CliError(
-            "a file that another process had written and closed before it said so is not to be read here: this file "
-            "system does not show what others write, and data under a lock may be missing or old",
-            Exit.FAILED,
-        )
-    return content
+        if isinstance(content, dict):
+            return content
+    raise CliError(
+        "a file that another process had written and closed before it said so is not to be read here: this file system "
+        "does not show what others write, and data under a lock may be missing or old",
+        Exit.FAILED,
+    )
