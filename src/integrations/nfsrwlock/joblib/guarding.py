@@ -7,24 +7,27 @@ It imports the core and no joblib, so it serves any way to run children, and cos
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Self, Unpack
 
 from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import (
+    AsyncSoftReadWriteLock,
     DeadlockError,
     HoldWitness,
     LockNotHeldError,
-    LockSet,
     SoftReadWriteLock,
     WaitInfo,
     inspect,
 )
 
-from .parents import Mode, Standing, end, parent_processes, stand, standing_around
+from .around import Held, Mode, end, held_around, note
+from .driving import at_once, done
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -41,10 +44,9 @@ class Wish:
 class Borrow(Exception):
     """A parent process holds a path shared, and a writer between it and us waits: its hold must do for us, too."""
 
-    def __init__(self, lock_path: str, witness: HoldWitness) -> None:
-        super().__init__(lock_path)
-        self.lock_path = lock_path
-        self.witness = witness
+    def __init__(self, hold: Held) -> None:
+        super().__init__(hold)
+        self.hold = hold
 
 
 def wishes_of(read: Paths, write: Paths, options: LockOptions) -> list[Wish]:
@@ -80,13 +82,13 @@ def several(paths: Paths, name: str) -> Iterable[str | os.PathLike[str]]:
     return paths
 
 
-def parents_hold_for(wish: Wish) -> Standing | None:
+def hold_around(wish: Wish) -> Held | None:
     """
     Return the hold around the calling code that covers ``wish``, ``None`` if there is none around it.
 
     :raises DeadlockError: if there is one that conflicts with it
     """
-    around = list(standing_around(wish.lock_path))
+    around = list(held_around(wish.lock_path))
     for hold in around:
         if hold.mode == "read" == wish.mode or (hold.is_callers and hold.mode == "write"):
             return hold
@@ -101,23 +103,21 @@ def parents_hold_for(wish: Wish) -> Standing | None:
     raise DeadlockError(_message(wish, hold.mode, hold.pid))
 
 
-def refuse_parents(wishes: dict[str, Wish], options: LockOptions, info: WaitInfo) -> None:
+def refuse_parents(wish: Wish, options: LockOptions, info: WaitInfo) -> None:
     """
     Look, while waiting, whether a process above this one is in the way; it cannot let go before this one is done.
 
     :raises DeadlockError: if it holds a path that is asked for in conflict with it
     :raises Borrow: if it holds shared what is to be read, and only a waiting writer stands between
     """
-    parents = parent_processes()
-    wish = next(wish for wish in wishes.values() if wish.path == info.lock_file)
     for peer in info.blockers:
-        is_parent = peer.same_kernel and peer.alive and peer.pid in parents
-        if is_parent and peer.state == "holding" and not wish.mode == "read" == peer.mode:
+        if peer.state == "holding" and peer.is_ancestor and not wish.mode == "read" == peer.mode:
             raise DeadlockError(_message(wish, peer.mode, peer.pid))
     if info.mode == "read" and info.blockers:
         for peer in inspect(wish.path, lock_dir=options.get("lock_dir")).holders:
-            if peer.mode == "read" and peer.same_kernel and peer.alive and peer.pid in parents:
-                raise Borrow(wish.lock_path, HoldWitness(wish.path, wish.lock_path, peer.name))
+            if peer.mode == "read" and peer.is_ancestor:
+                witness = HoldWitness(wish.path, wish.lock_path, peer.name)
+                raise Borrow(Held(wish.lock_path, "read", None, witness))
 
 
 def _message(wish: Wish, mode: str, pid: int | None) -> str:
@@ -132,24 +132,25 @@ class Guard:
     """
     Locks that are held for a ``with`` block, to be passed to the children that work in it; made by :func:`guard`.
 
-    In the process that entered it, it is a set of locks. A copy that was pickled, or inherited through ``fork``, while
+    In the process that entered it, it holds locks. A copy that was pickled, or inherited through ``fork``, while
     it was held is not a hold: it can only be asked, by :meth:`check`, whether that hold still stands.
     """
 
-    def __init__(self, read: Paths, write: Paths, options: LockOptions) -> None:
-        self._options: Final = options
-        self._wishes: Final = wishes_of(read, write, options)
-        self._set_up(())
+    _kind: type[SoftReadWriteLock | AsyncSoftReadWriteLock] = SoftReadWriteLock
 
-    def _set_up(self, witnesses: tuple[HoldWitness, ...]) -> None:
-        self._pid = os.getpid() if not witnesses else 0
-        #: By what another process checks the hold.
-        self._witnesses = witnesses
-        self._locks: LockSet | None = None
-        self._standing: list[Standing] = []
-        #: Holds of others that cover what this one asks for.
-        self._around: list[Standing | HoldWitness] = []
-        self._is_entered = False
+    def __init__(self, read: Paths, write: Paths, options: LockOptions) -> None:
+        self._set_up(wishes_of(read, write, options), options)
+
+    def _set_up(self, wishes: list[Wish], options: LockOptions, witnesses: tuple[HoldWitness, ...] = ()) -> None:
+        self._wishes = wishes
+        self._options = options
+        #: What is held, and holds of others that cover what is asked for. In a copy all are others'.
+        self._own: list[Held] = []
+        self._around = [Held(witness.lock_path, "read", None, witness) for witness in witnesses]
+        #: The process that has entered it, the locks that it has, or is about to have, and what ends its block.
+        self._pid = 0
+        self._locks: list[Any] = []
+        self._stack = AsyncExitStack()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrived, (self._wishes, self._options, self.witnesses())
@@ -170,7 +171,7 @@ class Guard:
 
     def witnesses(self) -> tuple[HoldWitness, ...]:
         """Return by what other processes check each of the holds; empty if it is not held."""
-        return self._witnesses
+        return tuple(hold.witness for hold in (*self._own, *self._around) if hold.witness is not None)
 
     def check(self) -> None:
         """
@@ -183,125 +184,94 @@ class Guard:
         :raises LockLostError: if a lock is no longer held, or its lease has run out
         :raises LockNotHeldError: if the guard was not entered
         """
-        if self._pid == os.getpid():
-            if not self._is_entered:
-                raise LockNotHeldError(f"{self!r} is not entered: use it in a with statement")
-            if self._locks is not None:
-                self._locks.check()
-            for hold in self._around:
-                hold.check()
-            return
-        if not self._witnesses:
-            raise LockNotHeldError(f"{self!r} was not entered before it was passed on")
-        for witness in self._witnesses:
-            witness.check()
+        if not (self._own or self._around):
+            raise LockNotHeldError(f"{self!r} is not entered: use it in a with statement, and pass it on inside")
+        for hold in (*self._own, *self._around):
+            hold.check()
 
     def __enter__(self) -> Self:
-        if self._pid != os.getpid():
-            if not self._witnesses:
-                self._set_up(())  # a copy that was never held is a guard like any other
-            else:
-                raise DeadlockError(f"{self!r} is held by the process that passed it on; a copy can only be checked")
-        if self._is_entered:
-            raise RuntimeError(f"{self!r} is entered already; make another guard for another block")
-        own: dict[str, Wish] = {}
-        around: list[Standing | HoldWitness] = []
-        for wish in self._wishes:
-            hold = parents_hold_for(wish)
-            if hold is None:
-                own[wish.lock_path] = wish
-            else:
-                around.append(hold)
-        try:
-            locks = self._acquire(own, around)
-            self._around, self._is_entered = around, True
-            mine = {} if locks is None else {lock.lock_path: lock for lock in locks.locks}
-            witnesses = [lock.witness() for lock in mine.values()]
-            for outer in around:
-                witnesses += _witnesses_of(outer)
-            self._witnesses = tuple(witnesses)
-            self._standing = [
-                Standing(wish.lock_path, wish.mode, partial(_check_any, mine[path], self._witness_of(path)))
-                for path, wish in own.items()
-            ]
-            stand(self._standing)
-            return self
-        except BaseException:
-            self._abandon()
-            raise
-
-    def _acquire(self, own: dict[str, Wish], around: list[Standing | HoldWitness]) -> LockSet | None:
-        while own:
-            # Noted before it is held, so that a signal's exception right after the grant leaves nothing behind.
-            self._locks = locks = LockSet(
-                [wish.path for wish in own.values() if wish.mode == "read"],
-                [wish.path for wish in own.values() if wish.mode == "write"],
-                **self._options,
-            )
-            try:
-                return locks.acquire(on_wait=partial(refuse_parents, own, self._options))
-            except Borrow as borrow:
-                self._locks = None
-                del own[borrow.lock_path]
-                around.append(borrow.witness)
-        return None
-
-    def _abandon(self) -> None:
-        # Whatever of it there is: not entered, or left half-way.
-        end(self._standing)
-        self._standing, self._is_entered, self._around, self._witnesses = [], False, [], ()
-        for lock in () if self._locks is None else self._locks.locks:
-            lock.release(force=True)
-        self._locks = None
-
-    def _witness_of(self, lock_path: str) -> HoldWitness:
-        return next(witness for witness in self._witnesses if witness.lock_path == lock_path)
+        at_once(self._enter())
+        return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._pid == os.getpid():
-            self._leave(exc_value)
+            at_once(self._leave(exc_type, exc_value, traceback))
 
-    def _leave(self, exception: BaseException | None) -> None:
+    async def _enter(self) -> None:
+        if self._own or self._around:
+            if self._pid != os.getpid():
+                raise DeadlockError(f"{self!r} is held by the process that passed it on; a copy can only be checked")
+            raise RuntimeError(f"{self!r} is entered already; make another guard for another block")
+        self._pid = os.getpid()
+        limit = self._options.get("timeout", -1)
+        deadline = time.monotonic() + limit
         try:
-            end(self._standing)
+            for wish in self._wishes:
+                if (outer := hold_around(wish)) is not None:
+                    self._around.append(outer)
+                else:
+                    await self._take(wish, limit if limit < 0 else max(deadline - time.monotonic(), 0.0))
+            note(*self._own)
+        except BaseException:
+            await self._abandon()
+            raise
+
+    async def _take(self, wish: Wish, limit: float) -> None:
+        lock: Any = self._kind(wish.path, is_singleton=False, **self._options)
+        # Noted before it is held, so that a signal's exception right after the grant leaves nothing behind.
+        self._locks.append(lock)
+        acquire = lock.acquire_write if wish.mode == "write" else lock.acquire_read
+        try:
+            grant = await done(acquire(limit, on_wait=partial(refuse_parents, wish, self._options)))
+        except Borrow as borrow:
+            self._around.append(borrow.hold)
+        else:
+            self._stack.push_async_exit(partial(_end_block, grant))
+            of_thread = isinstance(lock, SoftReadWriteLock)
+            witness = lock.witness() if of_thread else None
+            self._own.append(Held(wish.lock_path, wish.mode, lock if of_thread else grant, witness))
+
+    async def _leave(self, *exception: Any) -> None:
+        try:
+            end(*self._own)
             try:
-                if exception is None:
-                    for hold in self._around:
-                        hold.check()
+                for hold in self._around if exception[1] is None else ():
+                    hold.check()
             finally:
-                if self._locks is not None:
-                    self._locks.__exit__(type(exception) if exception is not None else None, exception, None)
+                await self._stack.__aexit__(*exception)
         finally:
-            self._abandon()
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        # Whatever of it there is: not entered, or left half-way.
+        end(*self._own)
+        for lock in self._locks:
+            await done(lock.release(force=True))
+        self._set_up(self._wishes, self._options)
 
 
-def _check_any(lock: SoftReadWriteLock, witness: HoldWitness) -> None:
-    # In a forked child the lock is void, and its parent's hold is what counts.
-    if witness_is_needed(lock):
-        witness.check()
-    else:
-        lock.check()
+class TaskGuard(Guard):
+    """A guard for the block of a task, which waits on its loop."""
+
+    _kind = AsyncSoftReadWriteLock
+
+    async def __aenter__(self) -> Self:
+        await self._enter()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._leave(*exception)
 
 
-def witness_is_needed(lock: SoftReadWriteLock) -> bool:
-    """Whether ``lock`` was taken by another process than this one."""
-    return lock.lease_remaining is None
-
-
-def _witnesses_of(hold: Standing | HoldWitness) -> list[HoldWitness]:
-    if isinstance(hold, HoldWitness):
-        return [hold]
-    arguments = getattr(hold.check, "args", ())
-    return [argument for argument in arguments if isinstance(argument, HoldWitness)]
+async def _end_block(grant: Any, *exception: Any) -> None:
+    await done((grant.__exit__ if hasattr(grant, "__exit__") else grant.__aexit__)(*exception))
 
 
 def _arrived(wishes: list[Wish], options: LockOptions, witnesses: tuple[HoldWitness, ...]) -> Guard:
     copy = Guard.__new__(Guard)
-    copy._options = options  # type: ignore[misc]  # as the constructor does
-    copy._wishes = wishes  # type: ignore[misc]
-    copy._set_up(witnesses)
+    copy._set_up(wishes, options, witnesses)
     return copy
 
 
