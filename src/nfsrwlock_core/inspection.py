@@ -23,7 +23,7 @@ from .protocol.removal import evict
 from .protocol.watch import Watch
 from .system.directory import MOVE_AWAY, LockDirectory
 from .system.paths import lock_path_of
-from .system.process import is_dead, is_same_kernel
+from .system.process import ancestors, is_dead, is_same_kernel
 
 #: The text of a symbolic link has 1,024 bytes on XFS, and more elsewhere.
 _RECORD_MAX_BYTES: Final = 1000
@@ -71,6 +71,12 @@ class PeerInfo:
     command: str | None = None
     job: str | None = None
     understood: bool = True
+
+    @property
+    def is_ancestor(self) -> bool:
+        """Whether its process lives above the calling one, which it may wait for; as far as this machine tells."""
+        above = {pid for pid, _ in ancestors()} - {os.getpid()} if self.same_kernel and self.alive else ()
+        return self.pid in above
 
     def describe(self) -> str:
         """Return one line about this participant, for messages."""

@@ -150,15 +150,15 @@ def test_the_wipe_of_a_changed_function_passes_by_what_is_in_use_and_nobody_take
 ) -> None:
     old = stage.actor("from joblib_scene import *", path=HERE, PYTHONDONTWRITEBYTECODE="1")
     assert old.do(f"[cached({writer!r}, 'work')(x) for x in (1, 2, 3)]") == [[1, 1], [2, 1], [3, 1]]
-    old.do("f = cached('item', 'work'); reader = f.store_backend.reader((f.func_id, f._get_args_id(1)))")
-    old.do("reader.enter(); pass")
+    old.do("f = cached('item', 'work'); reader = f.store_backend.lock_for((f.func_id, f._get_args_id(1)))")
+    old.do("reader.acquire_read(); pass")
     (tmp_path / "functions.py").write_text(CHANGED)
     new = stage.actor("from joblib_scene import *; f = cached('item', 'work')", path=HERE)
     assert new.do("f(2)") == [2, 2, "changed"]
     assert items(tmp_path) == 2, "the new one, and the one in use"
     assert old.do("f(1)") == [1, 1]
     assert items(tmp_path) == 2, "it was loaded by whom it is for, and not computed"
-    old.do("reader.leave()")
+    old.do("reader.release()")
     assert new.do("f(1)") == [1, 2, "changed"]
 
 

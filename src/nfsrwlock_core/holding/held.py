@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from nfsrwlock_core.errors import DeadlockError
 from nfsrwlock_core.names import Announcement, Identity, Mode
-from nfsrwlock_core.system.process import current_identity, is_same_kernel, parent_of, start_of
+from nfsrwlock_core.system.process import ancestors, current_identity, is_same_kernel, start_of
 
 from .hold import logger
 
@@ -45,17 +45,6 @@ def hold_for(pid: int) -> None:
     """
     with suppress(AttributeError, OSError, ValueError, IndexError):
         os.memfd_create(f"{_MARK}{pid}.{start_of(pid)}")
-
-
-def ancestors() -> set[tuple[int, int]]:
-    """Return the ids and start times of this process and those above it; as far as this machine tells (Linux)."""
-    found: set[tuple[int, int]] = set()
-    pid = os.getpid()
-    with suppress(OSError, ValueError, IndexError):
-        while pid > 0 and (one := (pid, start_of(pid))) not in found:
-            found.add(one)
-            pid = parent_of(pid)
-    return found
 
 
 class SelfWait:

@@ -120,6 +120,17 @@ def parent_of(pid: int) -> int:
     return int(_fields_of(pid)[1])
 
 
+def ancestors() -> set[tuple[int, int]]:
+    """Return the ids and start times of this process and those above it; as far as this machine tells (Linux)."""
+    found: set[tuple[int, int]] = set()
+    pid = os.getpid()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        while pid > 0 and (one := (pid, start_of(pid))) not in found:
+            found.add(one)
+            pid = parent_of(pid)
+    return found
+
+
 def _fields_of(pid: int) -> list[str]:
     # proc(5): the command may hold spaces and parentheses, so the fields are counted from the last ")".
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:

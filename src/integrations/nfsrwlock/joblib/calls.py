@@ -1,29 +1,31 @@
 """
-One cached call and the lock of its item: one text for threads and for tasks.
+Whoever uses an item of a store, and the item's lock meanwhile: one text for threads and for tasks.
 
-What a call does (:mod:`nfsrwlock.joblib.memory`) is written once, as a coroutine. In a task it waits on the loop. In a
+What is done (:mod:`nfsrwlock.joblib.memory`) is written once, as a coroutine. In a task it waits on the loop. In a
 thread nothing of it suspends but the computation, which :meth:`ThreadCall.run` makes.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import types
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
+from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nfsrwlock_core import AsyncSoftReadWriteLock, DeadlockError, SoftReadWriteLock, Timeout, WaitInfo
 
 from . import mapping
-from .holding import CanCheck, Held, Mode, enter, held, holds, mark, restore
-from .lingering import Reader, make_way
-from .parents import Standing, end, parent_processes, stand, standing_around
-from .store import CallId, LockingStoreBackend, Signature
+from .around import Held, Mode, end, held, held_around, note
+
+if TYPE_CHECKING:
+    from .store import CallId, LockingStoreBackend, Signature
 
 _R = TypeVar("_R")
-OnWait = Callable[[WaitInfo], None]
 
 
 class Taken(Enum):
@@ -37,12 +39,10 @@ class Taken(Enum):
     MAPPED_HERE = "mapped here"
 
 
-class _Appeared(Exception):
-    pass
-
-
-class _MappedHere(Exception):
-    pass
+class _EndsWait(Exception):
+    def __init__(self, taken: Taken) -> None:
+        super().__init__(taken)
+        self.taken = taken
 
 
 class Call:
@@ -54,12 +54,16 @@ class Call:
     :param function: what is to be computed, without parameters; in a task it gives an awaitable
     """
 
-    def __init__(self, store: LockingStoreBackend, call_id: CallId, function: Callable[[], Any]) -> None:
-        self._store: Final = store
-        self.call_id: Final = call_id
-        self._function: Final = function
-        self._lock_file: Final = store.lock_file(call_id)
-        self._before: Final = holds()
+    def __init__(self, store: LockingStoreBackend, call_id: CallId, function: Callable[[], Any] | None = None) -> None:
+        self._store = store
+        self.call_id = call_id
+        self._function: Any = function
+        self._lock: Any = self._new_lock()
+        self._lock_file: str = self._lock.lock_file
+        #: What is held for it, as long as it is.
+        self._held: Held | None = None
+        #: A memory map's hold, which it reads under instead of its own.
+        self._borrowed: mapping.MapHold | None = None
         #: It runs inside a computation that holds the same lock exclusively.
         self._is_inside = False
 
@@ -73,56 +77,82 @@ class Call:
         self._is_inside = outer is not None  # a function under one lock may call itself with other arguments
 
     async def take(
-        self, mode: Mode, *, seen: Signature | None = None, until_changed: bool = False, tag: str | None = None
+        self,
+        mode: Mode,
+        *,
+        blocking: bool = True,
+        seen: Signature | None = None,
+        until_changed: bool = False,
+        tag: str | None = None,
     ) -> Taken:
         """
         Take the item's lock.
 
+        :param blocking: whether to wait for it
         :param seen: the item as it was found unfit
         :param until_changed: something else in its place ends the waiting
         :param tag: what items stored under the hold are marked with
+        :raises Timeout: if it could not be had in time
         """
         if self._is_inside:
-            restore(self._before)
-            if tag is not None:
-                mark(self._lock_file, tag)
+            outer = held(self._lock_file)
+            assert outer is not None
+            self._note(replace(outer, tag=tag or outer.tag))
             return Taken.YES
+        acquire = self._lock.acquire_read if mode == "read" else self._lock.acquire_write
         try:
-            if mode == "read":
-                lock = await self._acquire_read()
-            else:
-                lock = await self._acquire_write(partial(self._look, seen, until_changed))
-        except _Appeared:
-            return Taken.APPEARED
-        except _MappedHere:
-            return Taken.MAPPED_HERE
-        enter(self._lock_file, Held(mode, lock, tag))
+            grant = await _done(acquire(blocking=blocking, on_wait=partial(self._look, mode, seen, until_changed)))
+        except _EndsWait as ended:
+            if self._borrowed is None:
+                return ended.taken
+            by = self._borrowed.lock
+        else:
+            by = grant if isinstance(self, TaskCall) else self._lock
+        self._note(Held(self._lock_file, mode, by, tag=tag))
         return Taken.YES
 
-    def _look(self, seen: Signature | None, until_changed: bool, info: WaitInfo) -> None:
-        now = self._store.signature(self.call_id) if until_changed else None
-        if now is not None and now != seen:
-            raise _Appeared
-        if mapping.is_mapped_here(self._lock_file):
-            raise _MappedHere
+    def _look(self, mode: Mode, seen: Signature | None, until_changed: bool, info: WaitInfo) -> None:
+        if mode == "read":
+            self._borrowed = mapping.borrow(self._lock_file)
+            if self._borrowed is not None:
+                raise _EndsWait(Taken.YES)
+        else:
+            now = self._store.signature(self.call_id) if until_changed else None
+            if now is not None and now != seen:
+                raise _EndsWait(Taken.APPEARED)
+            if mapping.is_mapped_here(self._lock_file):
+                raise _EndsWait(Taken.MAPPED_HERE)
         self._refuse_parents(info)
 
     def _refuse_parents(self, info: WaitInfo) -> None:
         # A function computes under one lock, so children that it waits for can neither load nor compute its items.
         if self._store.granularity == "item":
             return
-        pids = parent_processes()
-        above = [peer.pid for peer in info.blockers if peer.mode == "write" and peer.alive and peer.pid in pids]
-        if above or any(standing_around(self._lock_file)):
+        above = [peer.pid for peer in info.blockers if peer.mode == "write" and peer.is_ancestor]
+        if above or any(held_around(self._lock_file)):
             raise DeadlockError(
                 f"{self.call_id[0]!r} is called by a child of its own computation in process "
                 f"{above[0] if above else os.getpid()}, which holds the function's one lock and would wait for itself "
                 "for ever; use granularity='item'"
             )
 
+    def _note(self, hold: Held) -> None:
+        self._forget()
+        self._held = hold
+        note(hold)
+
+    def _forget(self) -> None:
+        if self._held is not None:
+            end(self._held)
+            self._held = None
+
     async def give(self) -> None:
         """Give the lock back, if it is held."""
-        raise NotImplementedError
+        self._forget()
+        if self._borrowed is not None:
+            borrowed, self._borrowed = self._borrowed, None
+            borrowed.leave()
+        await _done(self._lock.release(force=True))
 
     async def keep(self, maps: list[Any]) -> bool:
         """
@@ -130,30 +160,33 @@ class Call:
 
         :returns: whether that was possible
         """
-        # The hold of a computation around this call is exclusive.
-        return not self._is_inside and self._keep(maps)
+        if self._is_inside:
+            return False  # the hold of the computation around this call is exclusive
+        if (borrowed := self._borrowed) is not None:
+            mapping.keep_for(maps, borrowed.lock, borrowed.leave)
+            self._borrowed = None
+        elif (lock := self._lock_for_maps()) is not None:
+            mapping.keep_for(maps, lock, partial(lock.release, force=True))
+            self._lock = self._new_lock() if lock is self._lock else self._lock
+        else:
+            return False
+        self._forget()
+        return True
 
     async def compute(self) -> Any:
         """Call the function and return what it returns."""
         raise NotImplementedError
 
-    def _keep(self, maps: list[Any]) -> bool:
+    def _new_lock(self) -> Any:
         raise NotImplementedError
 
-    async def _acquire_read(self) -> CanCheck:
-        raise NotImplementedError
-
-    async def _acquire_write(self, on_wait: OnWait) -> CanCheck:
+    def _lock_for_maps(self) -> SoftReadWriteLock | None:
+        # A lock that is held shared, and may be released in any thread.
         raise NotImplementedError
 
 
 class ThreadCall(Call):
     """A call by a thread."""
-
-    _reader: Reader | None = None
-    _lock: SoftReadWriteLock | None = None
-    #: The hold on a function's one lock, for threads that its computation starts.
-    _standing: Sequence[Standing] = ()
 
     def run(self, steps: Coroutine[Callable[[], Any], Any, _R]) -> _R:
         """Run the steps, which suspend for nothing but the computation, and return their result."""
@@ -175,46 +208,21 @@ class ThreadCall(Call):
             answer = error = None  # they may refer to this frame, which would keep memory maps alive
             try:
                 steps.close()
-                self._give_now()
+                at_once(self.give())
             except BaseException:
-                self._give_now()  # a signal's exception came in between, and nobody would ever give it back
+                at_once(self.give())  # a signal's exception came in between, and nobody would ever give it back
                 raise
 
     async def compute(self) -> Any:
         """Call the function in this thread, as near to its caller as can be: it may call itself many levels deep."""
         return await _in_run(self._function)
 
-    async def _acquire_read(self) -> CanCheck:
-        self._reader = self._store.reader(self.call_id)
-        return self._reader.enter(self._refuse_parents)
+    def _new_lock(self) -> Any:
+        return self._store.lock_for(self.call_id)
 
-    async def _acquire_write(self, on_wait: OnWait) -> CanCheck:
-        self._lock = lock = self._store.lock_for(self.call_id)
-        make_way(lock.lock_path)
-        lock.acquire_write(on_wait=on_wait)
-        if self._store.granularity == "function":
-            self._standing = [Standing(self._lock_file, "write", lock.check)]
-            stand(self._standing)
+    def _lock_for_maps(self) -> SoftReadWriteLock:
+        lock: SoftReadWriteLock = self._lock
         return lock
-
-    def _keep(self, maps: list[Any]) -> bool:
-        restore(self._before)
-        if self._reader is not None:
-            mapping.keep_for(maps, self._lock_file, self._reader.lock, self._reader.leave)
-            self._reader = None  # it is the maps' now
-        return True
-
-    async def give(self) -> None:  # noqa: D102 - see Call
-        self._give_now()
-
-    def _give_now(self) -> None:
-        restore(self._before)
-        if self._standing:
-            end(list(self._standing))
-        if self._reader is not None:
-            self._reader.leave()
-        if self._lock is not None:
-            self._lock.release(force=True)
 
 
 @types.coroutine
@@ -222,13 +230,23 @@ def _in_run(function: Callable[[], _R]) -> Generator[Callable[[], _R], _R, _R]:
     return (yield function)
 
 
+def at_once(steps: Coroutine[Any, Any, _R]) -> _R:
+    """Run what a :class:`ThreadCall` does, which suspends for nothing."""
+    try:
+        steps.send(None)
+    except StopIteration as end:
+        result: _R = end.value
+        return result
+    raise AssertionError("a thread's call suspends for its computation alone")
+
+
+async def _done(result: Any) -> Any:
+    # The locks for threads and for tasks have the same methods, and only those for tasks are waited for.
+    return await result if inspect.isawaitable(result) else result
+
+
 class TaskCall(Call):
     """A call by an asyncio task: it waits on the loop, without a thread."""
-
-    def __init__(self, store: LockingStoreBackend, call_id: CallId, function: Callable[[], Any]) -> None:
-        super().__init__(store, call_id, function)
-        self._lock: Final = AsyncSoftReadWriteLock(self._lock_file, is_singleton=False, **store.lock_options)
-        self._loan = mapping.Loan(self._lock_file)
 
     async def run(self, steps: Coroutine[Any, Any, _R]) -> _R:
         """Run the steps and return their result."""
@@ -243,38 +261,13 @@ class TaskCall(Call):
         """Call the function and wait for what it gives."""
         return await self._function()
 
-    async def _acquire_read(self) -> CanCheck:
-        try:
-            await self._lock.acquire_read(on_wait=self._look_while_reading)
-        except mapping.Borrowed:
-            assert self._loan.lock is not None
-            return self._loan.lock
-        return self._lock
+    def _new_lock(self) -> Any:
+        return self._store.lock_for(self.call_id, AsyncSoftReadWriteLock)
 
-    def _look_while_reading(self, info: WaitInfo) -> None:
-        self._loan.instead_of_waiting(info)
-        self._refuse_parents(info)
-
-    async def _acquire_write(self, on_wait: OnWait) -> CanCheck:
-        make_way(self._lock.lock_path)
-        await self._lock.acquire_write(on_wait=on_wait)
-        return self._lock
-
-    def _keep(self, maps: list[Any]) -> bool:
-        if (borrowed := self._loan.lock) is not None:
-            loan, self._loan = self._loan, mapping.Loan(self._lock_file)
-            mapping.keep_for(maps, self._lock_file, borrowed, loan.give_back)
-            return True
+    def _lock_for_maps(self) -> SoftReadWriteLock | None:
         # A task's hold ends with the task, and maps may outlive it: they get their own, unless somebody waits to write.
-        own = self._store.lock_for(self.call_id)
-        try:
+        own: SoftReadWriteLock = self._store.lock_for(self.call_id)
+        with suppress(Timeout):
             own.acquire_read(blocking=False)
-        except Timeout:
-            return False
-        mapping.keep_for(maps, self._lock_file, own, partial(own.release, force=True))
-        return True
-
-    async def give(self) -> None:  # noqa: D102 - see Call
-        restore(self._before)
-        self._loan.give_back()
-        await self._lock.release(force=True)
+            return own
+        return None

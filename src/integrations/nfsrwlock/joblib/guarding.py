@@ -11,20 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Self, Unpack
 
 from nfsrwlock.options import LockOptions, refuse_unknown
-from nfsrwlock_core import (
-    DeadlockError,
-    HoldWitness,
-    LockNotHeldError,
-    LockSet,
-    SoftReadWriteLock,
-    WaitInfo,
-    inspect,
-)
+from nfsrwlock_core import DeadlockError, HoldWitness, LockNotHeldError, LockSet, SoftReadWriteLock, WaitInfo, inspect
 
-from .parents import Mode, Standing, end, parent_processes, stand, standing_around
+from .around import Held, Mode, end, held_around, note
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -41,10 +33,9 @@ class Wish:
 class Borrow(Exception):
     """A parent process holds a path shared, and a writer between it and us waits: its hold must do for us, too."""
 
-    def __init__(self, lock_path: str, witness: HoldWitness) -> None:
-        super().__init__(lock_path)
-        self.lock_path = lock_path
-        self.witness = witness
+    def __init__(self, hold: Held) -> None:
+        super().__init__(hold)
+        self.hold = hold
 
 
 def wishes_of(read: Paths, write: Paths, options: LockOptions) -> list[Wish]:
@@ -80,13 +71,13 @@ def several(paths: Paths, name: str) -> Iterable[str | os.PathLike[str]]:
     return paths
 
 
-def parents_hold_for(wish: Wish) -> Standing | None:
+def hold_around(wish: Wish) -> Held | None:
     """
     Return the hold around the calling code that covers ``wish``, ``None`` if there is none around it.
 
     :raises DeadlockError: if there is one that conflicts with it
     """
-    around = list(standing_around(wish.lock_path))
+    around = list(held_around(wish.lock_path))
     for hold in around:
         if hold.mode == "read" == wish.mode or (hold.is_callers and hold.mode == "write"):
             return hold
@@ -108,16 +99,15 @@ def refuse_parents(wishes: dict[str, Wish], options: LockOptions, info: WaitInfo
     :raises DeadlockError: if it holds a path that is asked for in conflict with it
     :raises Borrow: if it holds shared what is to be read, and only a waiting writer stands between
     """
-    parents = parent_processes()
     wish = next(wish for wish in wishes.values() if wish.path == info.lock_file)
     for peer in info.blockers:
-        is_parent = peer.same_kernel and peer.alive and peer.pid in parents
-        if is_parent and peer.state == "holding" and not wish.mode == "read" == peer.mode:
+        if peer.state == "holding" and peer.is_ancestor and not wish.mode == "read" == peer.mode:
             raise DeadlockError(_message(wish, peer.mode, peer.pid))
     if info.mode == "read" and info.blockers:
         for peer in inspect(wish.path, lock_dir=options.get("lock_dir")).holders:
-            if peer.mode == "read" and peer.same_kernel and peer.alive and peer.pid in parents:
-                raise Borrow(wish.lock_path, HoldWitness(wish.path, wish.lock_path, peer.name))
+            if peer.mode == "read" and peer.is_ancestor:
+                witness = HoldWitness(wish.path, wish.lock_path, peer.name)
+                raise Borrow(Held(wish.lock_path, "read", None, witness))
 
 
 def _message(wish: Wish, mode: str, pid: int | None) -> str:
@@ -137,19 +127,14 @@ class Guard:
     """
 
     def __init__(self, read: Paths, write: Paths, options: LockOptions) -> None:
-        self._options: Final = options
-        self._wishes: Final = wishes_of(read, write, options)
-        self._set_up(())
-
-    def _set_up(self, witnesses: tuple[HoldWitness, ...]) -> None:
-        self._pid = os.getpid() if not witnesses else 0
-        #: By what another process checks the hold.
-        self._witnesses = witnesses
+        self._options = options
+        self._wishes = wishes_of(read, write, options)
         self._locks: LockSet | None = None
-        self._standing: list[Standing] = []
-        #: Holds of others that cover what this one asks for.
-        self._around: list[Standing | HoldWitness] = []
-        self._is_entered = False
+        #: What it has taken, and holds of others that cover what it asks for. All are others' in a copy.
+        self._own: list[Held] = []
+        self._around: list[Held] = []
+        #: The process that has entered it.
+        self._pid = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrived, (self._wishes, self._options, self.witnesses())
@@ -170,7 +155,7 @@ class Guard:
 
     def witnesses(self) -> tuple[HoldWitness, ...]:
         """Return by what other processes check each of the holds; empty if it is not held."""
-        return self._witnesses
+        return tuple(hold.witness for hold in (*self._own, *self._around) if hold.witness is not None)
 
     def check(self) -> None:
         """
@@ -183,54 +168,34 @@ class Guard:
         :raises LockLostError: if a lock is no longer held, or its lease has run out
         :raises LockNotHeldError: if the guard was not entered
         """
-        if self._pid == os.getpid():
-            if not self._is_entered:
-                raise LockNotHeldError(f"{self!r} is not entered: use it in a with statement")
-            if self._locks is not None:
-                self._locks.check()
-            for hold in self._around:
-                hold.check()
-            return
-        if not self._witnesses:
-            raise LockNotHeldError(f"{self!r} was not entered before it was passed on")
-        for witness in self._witnesses:
-            witness.check()
+        if not (self._own or self._around):
+            raise LockNotHeldError(f"{self!r} is not entered: use it in a with statement, and pass it on inside")
+        for hold in (*self._own, *self._around):
+            hold.check()
 
     def __enter__(self) -> Self:
-        if self._pid != os.getpid():
-            if not self._witnesses:
-                self._set_up(())  # a copy that was never held is a guard like any other
-            else:
+        if self._own or self._around:
+            if self._pid != os.getpid():
                 raise DeadlockError(f"{self!r} is held by the process that passed it on; a copy can only be checked")
-        if self._is_entered:
             raise RuntimeError(f"{self!r} is entered already; make another guard for another block")
+        self._pid = os.getpid()
         own: dict[str, Wish] = {}
-        around: list[Standing | HoldWitness] = []
-        for wish in self._wishes:
-            hold = parents_hold_for(wish)
-            if hold is None:
-                own[wish.lock_path] = wish
-            else:
-                around.append(hold)
         try:
-            locks = self._acquire(own, around)
-            self._around, self._is_entered = around, True
-            mine = {} if locks is None else {lock.lock_path: lock for lock in locks.locks}
-            witnesses = [lock.witness() for lock in mine.values()]
-            for outer in around:
-                witnesses += _witnesses_of(outer)
-            self._witnesses = tuple(witnesses)
-            self._standing = [
-                Standing(wish.lock_path, wish.mode, partial(_check_any, mine[path], self._witness_of(path)))
-                for path, wish in own.items()
-            ]
-            stand(self._standing)
+            for wish in self._wishes:
+                if (hold := hold_around(wish)) is None:
+                    own[wish.lock_path] = wish
+                else:
+                    self._around.append(hold)
+            self._acquire(own)
+            for lock in () if self._locks is None else self._locks.locks:
+                self._own.append(Held(lock.lock_path, own[lock.lock_path].mode, lock, lock.witness()))
+            note(*self._own)
             return self
         except BaseException:
             self._abandon()
             raise
 
-    def _acquire(self, own: dict[str, Wish], around: list[Standing | HoldWitness]) -> LockSet | None:
+    def _acquire(self, own: dict[str, Wish]) -> None:
         while own:
             # Noted before it is held, so that a signal's exception right after the grant leaves nothing behind.
             self._locks = locks = LockSet(
@@ -239,69 +204,42 @@ class Guard:
                 **self._options,
             )
             try:
-                return locks.acquire(on_wait=partial(refuse_parents, own, self._options))
+                locks.acquire(on_wait=partial(refuse_parents, own, self._options))
+                return
             except Borrow as borrow:
                 self._locks = None
-                del own[borrow.lock_path]
-                around.append(borrow.witness)
-        return None
+                del own[borrow.hold.name]
+                self._around.append(borrow.hold)
 
     def _abandon(self) -> None:
         # Whatever of it there is: not entered, or left half-way.
-        end(self._standing)
-        self._standing, self._is_entered, self._around, self._witnesses = [], False, [], ()
+        end(*self._own)
+        self._own, self._around = [], []
         for lock in () if self._locks is None else self._locks.locks:
             lock.release(force=True)
         self._locks = None
 
-    def _witness_of(self, lock_path: str) -> HoldWitness:
-        return next(witness for witness in self._witnesses if witness.lock_path == lock_path)
-
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._pid == os.getpid():
-            self._leave(exc_value)
-
-    def _leave(self, exception: BaseException | None) -> None:
+        if self._pid != os.getpid():
+            return
         try:
-            end(self._standing)
+            end(*self._own)
             try:
-                if exception is None:
-                    for hold in self._around:
-                        hold.check()
+                for hold in self._around if exc_value is None else ():
+                    hold.check()
             finally:
                 if self._locks is not None:
-                    self._locks.__exit__(type(exception) if exception is not None else None, exception, None)
+                    self._locks.__exit__(exc_type, exc_value, traceback)
         finally:
             self._abandon()
 
 
-def _check_any(lock: SoftReadWriteLock, witness: HoldWitness) -> None:
-    # In a forked child the lock is void, and its parent's hold is what counts.
-    if witness_is_needed(lock):
-        witness.check()
-    else:
-        lock.check()
-
-
-def witness_is_needed(lock: SoftReadWriteLock) -> bool:
-    """Whether ``lock`` was taken by another process than this one."""
-    return lock.lease_remaining is None
-
-
-def _witnesses_of(hold: Standing | HoldWitness) -> list[HoldWitness]:
-    if isinstance(hold, HoldWitness):
-        return [hold]
-    arguments = getattr(hold.check, "args", ())
-    return [argument for argument in arguments if isinstance(argument, HoldWitness)]
-
-
 def _arrived(wishes: list[Wish], options: LockOptions, witnesses: tuple[HoldWitness, ...]) -> Guard:
     copy = Guard.__new__(Guard)
-    copy._options = options  # type: ignore[misc]  # as the constructor does
-    copy._wishes = wishes  # type: ignore[misc]
-    copy._set_up(witnesses)
+    copy._options, copy._wishes, copy._locks, copy._own, copy._pid = options, wishes, None, [], 0
+    copy._around = [Held(witness.lock_path, "read", None, witness) for witness in witnesses]
     return copy
 
 

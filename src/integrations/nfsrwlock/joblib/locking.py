@@ -14,10 +14,10 @@ from contextlib import AsyncExitStack
 from typing import Any, ParamSpec, TypeVar, Unpack, cast
 
 from nfsrwlock.options import LockOptions, refuse_unknown
-from nfsrwlock_core import AsyncSoftReadWriteLock, HoldWitness
+from nfsrwlock_core import AsyncSoftReadWriteLock
 
-from .guarding import Borrow, Guard, Paths, Wish, parents_hold_for, refuse_parents, several, wishes_of
-from .parents import Standing, end, stand
+from .around import Held, end, note
+from .guarding import Borrow, Guard, Paths, Wish, hold_around, refuse_parents, several, wishes_of
 
 PathsOrFunction = Paths | Callable[..., Paths]
 
@@ -178,18 +178,15 @@ def _coroutine(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> C
         limit = options.get("timeout", -1)
         deadline = time.monotonic() + limit
         async with AsyncExitStack() as stack:
-            around: list[Standing | HoldWitness] = []
-            standing: list[Standing] = []
+            around: list[Held] = []
+            own: list[Held] = []
             for wish in wishes:
-                outer = parents_hold_for(wish)
                 left = limit if limit < 0 else max(deadline - time.monotonic(), 0.0)
+                outer = hold_around(wish)
                 hold = outer or await _taken(stack, wish, options, left)
-                if outer is None and isinstance(hold, Standing):
-                    standing.append(hold)
-                else:
-                    around.append(hold)
-            stack.callback(end, standing)
-            stand(standing)
+                (around if hold is outer or hold.lock is None else own).append(hold)
+            stack.callback(end, *own)
+            note(*own)
             result = await func(*args, **kwargs)
             for each in around:
                 each.check()
@@ -198,12 +195,12 @@ def _coroutine(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> C
     return call
 
 
-async def _taken(stack: AsyncExitStack, wish: Wish, options: LockOptions, limit: float) -> Standing | HoldWitness:
+async def _taken(stack: AsyncExitStack, wish: Wish, options: LockOptions, limit: float) -> Held:
     lock = AsyncSoftReadWriteLock(wish.path, is_singleton=False, **options)
     acquire = lock.acquire_write if wish.mode == "write" else lock.acquire_read
     try:
         grant = await acquire(limit, on_wait=functools.partial(refuse_parents, {wish.lock_path: wish}, options))
     except Borrow as borrow:
-        return borrow.witness
+        return borrow.hold
     await stack.enter_async_context(grant)
-    return Standing(wish.lock_path, wish.mode, lock.check)
+    return Held(wish.lock_path, wish.mode, grant)

@@ -16,13 +16,43 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from nfsrwlock_core import SoftReadWriteLock, WaitInfo
+from nfsrwlock_core import SoftReadWriteLock
 
 _NO_DATA: Final = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.FrameType)
 
 #: The holds of maps that live in this process, by what they lock.
-_living: Final[dict[str, list[_Hold]]] = {}
+_living: Final[dict[str, list[MapHold]]] = {}
 _mutex: Final = threading.RLock()  # re-entrant: a finaliser may run anywhere, in here, too
+
+
+class MapHold:
+    """
+    The hold of memory maps, and of those who borrow it.
+
+    :param lock: by which it is held
+    :param count: of its users
+    :param release: ends it, from whatever thread; in a forked child it must do nothing
+    """
+
+    def __init__(self, lock: SoftReadWriteLock, count: int, release: Callable[[], object]) -> None:
+        self.lock: Final = lock
+        self._count = count
+        self._release: Final = release
+
+    def leave(self) -> None:
+        """End it for one user, and altogether if that was the last one."""
+        with _mutex:
+            self._count -= 1
+            if self._count:
+                return
+            others = [hold for hold in _living.pop(self.lock.lock_file, ()) if hold is not self]
+            if others:
+                _living[self.lock.lock_file] = others
+        self._release()
+
+    def _join(self) -> MapHold:
+        self._count += 1
+        return self
 
 
 def is_mapped_here(lock_file: str) -> bool:
@@ -30,46 +60,28 @@ def is_mapped_here(lock_file: str) -> bool:
     return lock_file in _living
 
 
-class Borrowed(Exception):
-    """Ends a wait: a living memory map of this process holds the lock, and its hold is borrowed."""
-
-
-class Loan:
+def borrow(lock_file: str) -> MapHold | None:
     """
-    The hold of a memory map of this process, kept for a reader, beyond the map's end if need be.
+    Use the hold of a memory map of this process, beyond the map's end if need be; ``None``: there is none.
 
     Whoever reads what this process has mapped already would wait behind a writer that waits for the map.
-
-    :param lock_file: on which it is held
     """
+    with _mutex:
+        return next((hold._join() for hold in list(_living.get(lock_file, ())) if hold.lock.is_locked), None)
 
-    def __init__(self, lock_file: str) -> None:
-        self._lock_file: Final = lock_file
-        self._hold: _Hold | None = None
 
-    @property
-    def lock(self) -> SoftReadWriteLock | None:
-        """The lock by which it is held; ``None`` if nothing is borrowed."""
-        return None if self._hold is None else self._hold.lock
+def keep_for(maps: list[mmap.mmap], lock: SoftReadWriteLock, release: Callable[[], object]) -> None:
+    """
+    Let a shared hold end when the last of ``maps`` is gone.
 
-    def instead_of_waiting(self, info: WaitInfo) -> None:
-        """
-        Take up the loan, if there is a hold that stands. To be called at each pause of an acquire.
-
-        :raises Borrowed: if it is taken up
-        """
-        with _mutex:
-            for hold in list(_living.get(self._lock_file, ())):
-                if hold.lock.is_locked:
-                    hold.count += 1
-                    self._hold = hold
-                    raise Borrowed
-
-    def give_back(self) -> None:
-        """End the loan; does nothing if there is none."""
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            hold.one_less()
+    :param lock: by which it is held
+    :param release: see :class:`MapHold`
+    """
+    hold = MapHold(lock, len(maps), release)
+    with _mutex:
+        _living[lock.lock_file] = [*_living.get(lock.lock_file, ()), hold]
+    for one in maps:
+        weakref.finalize(one, hold.leave).atexit = False  # at exit the core releases what is held
 
 
 def maps_in(value: object) -> list[mmap.mmap]:
@@ -95,38 +107,3 @@ def maps_in(value: object) -> list[mmap.mmap]:
             if getattr(getattr(item, "dtype", None), "hasobject", False):
                 waiting.extend(getattr(item, "flat", ()))
     return list(found.values())
-
-
-class _Hold:
-    def __init__(self, lock_file: str, lock: SoftReadWriteLock, count: int, release: Callable[[], object]) -> None:
-        self._lock_file: Final = lock_file
-        self.lock: Final = lock
-        self.count = count
-        self._release: Final = release
-
-    def one_less(self) -> None:
-        with _mutex:
-            self.count -= 1
-            if self.count:
-                return
-            others = [hold for hold in _living.get(self._lock_file, ()) if hold is not self]
-            if others:
-                _living[self._lock_file] = others
-            else:
-                _living.pop(self._lock_file, None)
-        self._release()
-
-
-def keep_for(maps: list[mmap.mmap], lock_file: str, lock: SoftReadWriteLock, release: Callable[[], object]) -> None:
-    """
-    Let a shared hold end when the last of ``maps`` is gone.
-
-    :param lock_file: on which it is held
-    :param lock: by which it is held
-    :param release: ends it, from whatever thread; in a forked child it must do nothing
-    """
-    hold = _Hold(lock_file, lock, len(maps), release)
-    with _mutex:
-        _living[lock_file] = [*_living.get(lock_file, ()), hold]
-    for one in maps:
-        weakref.finalize(one, hold.one_less).atexit = False  # at exit the core releases what is held

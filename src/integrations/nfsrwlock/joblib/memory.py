@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import joblib
 from joblib._store_backends import CacheWarning
@@ -36,21 +36,15 @@ from joblib.memory import (
 from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import LockLostError
 
+from .around import held
 from .calls import Call, Taken, TaskCall, ThreadCall
-from .holding import held
-from .lingering import LINGER_S
 from .mapping import maps_in
-from .store import TAG, CallId, Granularity, LockingStoreBackend, register_store_backend, tag_of
+from .store import LINGER_S, TAG, CallId, Granularity, LockingStoreBackend, register_store_backend, tag_of
 
 _Call = TypeVar("_Call", bound=Call)
 
-#: Stands for "to be loaded as a memory map once the exclusive lock is given back".
-_TO_BE_MAPPED: Final = object()
-
 #: Set while joblib's own check of a function's code runs: then `clear` is about other code's items only.
 _code_has_changed: ContextVar[bool] = ContextVar("nfsrwlock_joblib_code_has_changed", default=False)
-#: The item that joblib's own code is storing.
-_storing: ContextVar[CallId | None] = ContextVar("nfsrwlock_joblib_storing", default=None)
 
 
 class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has no types
@@ -96,16 +90,16 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
 
     def check_call_in_cache(self, *args: Any, **kwargs: Any) -> bool:
         """Tell whether a call is cached and valid, under its shared lock. Calls and removes nothing."""
-        call_id = (self.func_id, self._get_args_id(*args, **kwargs))
-        if held(self.store_backend.lock_file(call_id)) is not None:
-            return self._is_in_cache_and_valid(call_id)  # asked by its own computation
-        reader = self.store_backend.reader(call_id)
-        try:
-            reader.enter()
-            found = self.store_backend.contains_item(call_id) or self.store_backend.signature(call_id) is not None
-            return found and self._is_valid(call_id)
-        finally:
-            reader.leave()
+        call = self._begun(ThreadCall, args, kwargs)
+        if held(self.store_backend.lock_file(call.call_id)) is not None:
+            return self._is_in_cache_and_valid(call.call_id)  # asked by its own computation
+        return call.run(self._look_up(call))
+
+    async def _look_up(self, call: Call) -> bool:
+        store, call_id = self.store_backend, call.call_id
+        await call.take("read")
+        found = store.contains_item(call_id) or store.signature(call_id) is not None
+        return found and self._is_valid(call_id)
 
     # -- the call -----------------------------------------------------------------------------------------------------
 
@@ -205,27 +199,25 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         store.start_anew(call_id)  # not earlier: if the function had raised, what was there would be as good as before
         # Before the result is there, so that whoever finds it finds its mark, too, even if this process is killed.
         store.store_metadata(call_id, {"duration": time.time() - started, "input_args": {}, "time": started})
-        token = _storing.set(call_id)
-        try:
-            result, metadata = self._after_call(call_id, args, kwargs, shelving, output, started)
-        finally:
-            _storing.reset(token)
-        if result is _TO_BE_MAPPED:
+        # What joblib's _after_call does, which would map the result while the exclusive lock is held.
+        store.dump_item(call_id, output, verbose=self._verbose)
+        duration = time.time() - started
+        if self._verbose > 0:
+            self._print_duration(duration)
+        metadata = self._persist_input(duration, call_id, args, kwargs)
+        if shelving:
+            return self._get_memorized_result(call_id, metadata), metadata
+        if self.mmap_mode is not None:
             await call.give()
             await call.take("read")
             loaded = await self._load(call, call_id, args, kwargs, shelving)
-            result = output if loaded is None else loaded[0]
-        return result, metadata
+            output = output if loaded is None else loaded[0]
+        return output, metadata
 
     def _check_hold(self, call_id: CallId) -> None:
         hold = held(self.store_backend.lock_file(call_id))
         if hold is not None:
-            hold.lock.check()
-
-    def _load_item(self, call_id: CallId, metadata: Any = None) -> Any:
-        if _storing.get() == call_id:
-            return _TO_BE_MAPPED
-        return super()._load_item(call_id, metadata)
+            hold.check()
 
     def _say_what_is_asked(self, call_id: CallId, args: Any, kwargs: Any) -> None:
         if self._verbose < 20:

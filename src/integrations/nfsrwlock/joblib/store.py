@@ -30,11 +30,11 @@ from joblib.memory import register_store_backend as _register
 
 from nfsrwlock.freshness import stat_afresh
 from nfsrwlock.options import LockOptions, lock_option_names
-from nfsrwlock_core import SoftReadWriteLock, Timeout, WaitInfo, make_directories
+from nfsrwlock_core import SoftReadWriteLock, Timeout, make_directories
 
-from . import mapping
-from .holding import Held, enter, held, holds, restore
-from .lingering import LINGER_S, Reader, checked_linger, make_way
+from .around import held
+from .calls import Call, Taken, ThreadCall, at_once
+from .mapping import maps_in
 
 Granularity = Literal["item", "function"]
 CallId = tuple[str, str]
@@ -47,16 +47,15 @@ _ITEM: Final = re.compile(r"[a-f0-9]{32}")
 _OUTPUT: Final = "output.pkl"
 #: How often a directory is made anew that a cleaner removes in the same moment because it is empty.
 _TRIES: Final = 100
+#: How long a result's shared hold may be kept, seconds: hundreds of hits, and a delay that no computation worth storing
+#: notices.
+LINGER_S: Final = 0.25
 
 
 @lru_cache(maxsize=256)
 def tag_of(func_code: str) -> str:
     """Return the digest of a function's source code that its items are marked with."""
     return hashlib.sha256(func_code.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-class _MappedHere(Exception):
-    """The lock is held by a memory map of this very process."""
 
 
 class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # joblib has no types
@@ -81,7 +80,7 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
                 "everybody from computing anything"
             )
         # Others are passed on: joblib lets a backend take what it knows.
-        linger = checked_linger(options.pop("linger", LINGER_S))
+        linger = options.pop("linger", LINGER_S)
         own = {name: options.pop(name) for name in list(options) if name in lock_option_names()}
         # Resolved once: wherever the program goes, its results stay where their locks are.
         super().configure(os.path.realpath(location), verbose=verbose, backend_options=options)
@@ -89,7 +88,8 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         self._linger = linger
         self._options = LockOptions(**own)  # type: ignore[typeddict-item]  # looked at above
         self._root = self.location + _LOCKS
-        of_all = SoftReadWriteLock(self._root, is_singleton=False, **self._options)  # wrong settings are told at once
+        # Wrong settings are refused at once.
+        of_all = SoftReadWriteLock(self._root, is_singleton=False, linger=linger, **self._options)
         self._agree_on_granularity(of_all.lock_path.removesuffix(".rwlock") + ".granularity", of_all.share)
 
     def _agree_on_granularity(self, marker: str, share: Literal["user", "group"]) -> None:
@@ -113,25 +113,16 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     # -- locks --------------------------------------------------------------------------------------------------------
 
-    @property
-    def lock_options(self) -> LockOptions:
-        """The settings of the locks."""
-        options: LockOptions = self._options
-        return options
-
     def lock_file(self, call_id: CallId) -> str:
         """Return the path that names the lock of an item: ``nfsrwlock status`` shows who holds it."""
         last = call_id[1] if self.granularity == "item" else "function"
         return os.path.join(self._root, call_id[0], last)
 
-    def lock_for(self, call_id: CallId) -> SoftReadWriteLock:
+    def lock_for(self, call_id: CallId, kind: Callable[..., Any] = SoftReadWriteLock) -> Any:
         """Return a new lock object for an item: threads exclude each other by the same rules as processes do."""
-        return SoftReadWriteLock(self.lock_file(call_id), is_singleton=False, **self._options)
-
-    def reader(self, call_id: CallId) -> Reader:
-        """Return what an item is read under: its shared lock, or this process's kept hold of it."""
         # A map's hold lasts for as long as the map does; there is nothing to keep after it.
-        return Reader(self.lock_for(call_id), 0.0 if self.mmap_mode is not None else self._linger)
+        linger = 0.0 if self.mmap_mode is not None else self._linger
+        return kind(self.lock_file(call_id), is_singleton=False, linger=linger, **self._options)
 
     def signature(self, call_id: CallId) -> Signature | None:
         """Return by what one stored result differs from another, as the file server says; ``None`` if there is none."""
@@ -140,30 +131,20 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     @contextmanager
     def _exclusively(self, call_id: CallId, *, wait: bool) -> Iterator[None]:
-        # Timeout and _MappedHere say that the item is in use.
+        # Timeout says that the item is in use.
         lock_file = self.lock_file(call_id)
         if (outer := held(lock_file)) is not None:
             if outer.mode == "read":
                 raise Timeout(lock_file, "this very thread reads it")
             yield
             return
-        lock = self.lock_for(call_id)
-        make_way(lock.lock_path)
-        before = holds()
+        call = ThreadCall(self, call_id)
         try:
-            lock.acquire_write(blocking=wait, on_wait=self._refuse_if_mapped_here(lock_file))
-            enter(lock_file, Held("write", lock))
+            if at_once(call.take("write", blocking=wait)) is Taken.MAPPED_HERE:
+                raise Timeout(lock_file, "it is in use by a memory map of this process")
             yield
         finally:
-            restore(before)
-            lock.release(force=True)
-
-    def _refuse_if_mapped_here(self, lock_file: str) -> Any:
-        def refuse(info: WaitInfo) -> None:
-            if mapping.is_mapped_here(lock_file):
-                raise _MappedHere
-
-        return refuse
+            at_once(call.give())
 
     # -- items --------------------------------------------------------------------------------------------------------
 
@@ -175,19 +156,16 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         """
         if held(self.lock_file(call_id)) is not None:
             return super().load_item(call_id, **options)
-        reader = self.reader(call_id)
-        maps = []
-        try:
-            reader.enter()
-            item = super().load_item(call_id, **options)
-            if self.mmap_mode is not None:
-                maps = mapping.maps_in(item)
-                if maps:
-                    mapping.keep_for(maps, self.lock_file(call_id), reader.lock, reader.leave)
-            return item
-        finally:
-            if not maps:
-                reader.leave()
+        call = ThreadCall(self, call_id)
+        return call.run(self._load(call, options))
+
+    async def _load(self, call: Call, options: dict[str, Any]) -> Any:
+        await call.take("read")
+        item = super().load_item(call.call_id, **options)
+        maps = [] if self.mmap_mode is None else maps_in(item)
+        if maps:
+            await call.keep(maps)
+        return item
 
     def load_copy(self, call_id: CallId, **options: Any) -> Any:
         """Load an item into memory even if this store maps items. The caller holds its lock."""
@@ -200,9 +178,8 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         try:
             with self._exclusively(call_id, wait=True):
                 super().dump_item(call_id, item, verbose=verbose)
-        except (_MappedHere, Timeout) as error:
-            reason = "it is in use by a memory map of this process" if isinstance(error, _MappedHere) else error
-            warnings.warn(f"Unable to cache to disk: {reason}.", CacheWarning, stacklevel=2)
+        except Timeout as error:
+            warnings.warn(f"Unable to cache to disk: {error}.", CacheWarning, stacklevel=2)
 
     def _move_item(self, src: str, dst: str) -> None:
         # The moment in which a result becomes visible, and so the last one to make sure that it may.
@@ -210,7 +187,7 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         hold = held(self.lock_file(call_id)) if _ITEM.fullmatch(call_id[1]) else None
         try:
             if hold is not None:
-                hold.lock.check()
+                hold.check()
             os.replace(src, dst)
         except BaseException:
             with suppress(OSError):
@@ -297,7 +274,7 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             with self._exclusively(call_id, wait=False):
                 if keep is None or self.get_metadata(call_id).get(TAG) != keep:
                     self._remove(call_id)
-        except (Timeout, _MappedHere):
+        except Timeout:
             return False
         return True
 
