@@ -21,7 +21,6 @@ from nfsrwlock import (
     DeadlockError,
     LockLostError,
     LockNotHeldError,
-    LockSet,
     SoftReadWriteLock,
     Timeout,
     break_lock,
@@ -209,15 +208,15 @@ def test_a_childs_check_fails_when_its_parent_is_killed_though_the_marker_is_the
 def test_an_exception_right_after_the_locks_were_taken_leaves_them_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    acquire = LockSet.acquire
+    acquire = SoftReadWriteLock.acquire_write
 
-    def interrupted(locks: LockSet, **options: Any) -> None:
-        acquire(locks, **options)
+    def interrupted(lock: SoftReadWriteLock, *limit: float, **options: Any) -> None:
+        acquire(lock, *limit, **options)
         raise KeyboardInterrupt
 
     held = guard(read=tmp_path / "a", write=tmp_path / "b")
     with monkeypatch.context() as patches:
-        patches.setattr(LockSet, "acquire", interrupted)
+        patches.setattr(SoftReadWriteLock, "acquire_write", interrupted)
         with pytest.raises(KeyboardInterrupt), held:
             pass
     assert announcements(tmp_path / "a") == announcements(tmp_path / "b") == []

@@ -7,7 +7,6 @@ thread nothing of it suspends but the computation, which :meth:`ThreadCall.run` 
 
 from __future__ import annotations
 
-import inspect
 import os
 import types
 from collections.abc import Callable, Coroutine, Generator
@@ -21,6 +20,7 @@ from nfsrwlock_core import AsyncSoftReadWriteLock, DeadlockError, SoftReadWriteL
 
 from . import mapping
 from .around import Held, Mode, end, held, held_around, note
+from .driving import at_once, done
 
 if TYPE_CHECKING:
     from .store import CallId, LockingStoreBackend, Signature
@@ -101,7 +101,7 @@ class Call:
             return Taken.YES
         acquire = self._lock.acquire_read if mode == "read" else self._lock.acquire_write
         try:
-            grant = await _done(acquire(blocking=blocking, on_wait=partial(self._look, mode, seen, until_changed)))
+            grant = await done(acquire(blocking=blocking, on_wait=partial(self._look, mode, seen, until_changed)))
         except _EndsWait as ended:
             if self._borrowed is None:
                 return ended.taken
@@ -152,7 +152,7 @@ class Call:
         if self._borrowed is not None:
             borrowed, self._borrowed = self._borrowed, None
             borrowed.leave()
-        await _done(self._lock.release(force=True))
+        await done(self._lock.release(force=True))
 
     async def keep(self, maps: list[Any]) -> bool:
         """
@@ -228,21 +228,6 @@ class ThreadCall(Call):
 @types.coroutine
 def _in_run(function: Callable[[], _R]) -> Generator[Callable[[], _R], _R, _R]:
     return (yield function)
-
-
-def at_once(steps: Coroutine[Any, Any, _R]) -> _R:
-    """Run what a :class:`ThreadCall` does, which suspends for nothing."""
-    try:
-        steps.send(None)
-    except StopIteration as end:
-        result: _R = end.value
-        return result
-    raise AssertionError("a thread's call suspends for its computation alone")
-
-
-async def _done(result: Any) -> Any:
-    # The locks for threads and for tasks have the same methods, and only those for tasks are waited for.
-    return await result if inspect.isawaitable(result) else result
 
 
 class TaskCall(Call):

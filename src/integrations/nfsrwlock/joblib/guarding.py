@@ -7,16 +7,27 @@ It imports the core and no joblib, so it serves any way to run children, and cos
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from nfsrwlock.options import LockOptions, refuse_unknown
-from nfsrwlock_core import DeadlockError, HoldWitness, LockNotHeldError, LockSet, SoftReadWriteLock, WaitInfo, inspect
+from nfsrwlock_core import (
+    AsyncSoftReadWriteLock,
+    DeadlockError,
+    HoldWitness,
+    LockNotHeldError,
+    SoftReadWriteLock,
+    WaitInfo,
+    inspect,
+)
 
 from .around import Held, Mode, end, held_around, note
+from .driving import at_once, done
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -92,14 +103,13 @@ def hold_around(wish: Wish) -> Held | None:
     raise DeadlockError(_message(wish, hold.mode, hold.pid))
 
 
-def refuse_parents(wishes: dict[str, Wish], options: LockOptions, info: WaitInfo) -> None:
+def refuse_parents(wish: Wish, options: LockOptions, info: WaitInfo) -> None:
     """
     Look, while waiting, whether a process above this one is in the way; it cannot let go before this one is done.
 
     :raises DeadlockError: if it holds a path that is asked for in conflict with it
     :raises Borrow: if it holds shared what is to be read, and only a waiting writer stands between
     """
-    wish = next(wish for wish in wishes.values() if wish.path == info.lock_file)
     for peer in info.blockers:
         if peer.state == "holding" and peer.is_ancestor and not wish.mode == "read" == peer.mode:
             raise DeadlockError(_message(wish, peer.mode, peer.pid))
@@ -122,19 +132,25 @@ class Guard:
     """
     Locks that are held for a ``with`` block, to be passed to the children that work in it; made by :func:`guard`.
 
-    In the process that entered it, it is a set of locks. A copy that was pickled, or inherited through ``fork``, while
+    In the process that entered it, it holds locks. A copy that was pickled, or inherited through ``fork``, while
     it was held is not a hold: it can only be asked, by :meth:`check`, whether that hold still stands.
     """
 
+    _kind: type[SoftReadWriteLock | AsyncSoftReadWriteLock] = SoftReadWriteLock
+
     def __init__(self, read: Paths, write: Paths, options: LockOptions) -> None:
+        self._set_up(wishes_of(read, write, options), options)
+
+    def _set_up(self, wishes: list[Wish], options: LockOptions, witnesses: tuple[HoldWitness, ...] = ()) -> None:
+        self._wishes = wishes
         self._options = options
-        self._wishes = wishes_of(read, write, options)
-        self._locks: LockSet | None = None
-        #: What it has taken, and holds of others that cover what it asks for. All are others' in a copy.
+        #: What is held, and holds of others that cover what is asked for. In a copy all are others'.
         self._own: list[Held] = []
-        self._around: list[Held] = []
-        #: The process that has entered it.
+        self._around = [Held(witness.lock_path, "read", None, witness) for witness in witnesses]
+        #: The process that has entered it, the locks that it has, or is about to have, and what ends its block.
         self._pid = 0
+        self._locks: list[Any] = []
+        self._stack = AsyncExitStack()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _arrived, (self._wishes, self._options, self.witnesses())
@@ -174,72 +190,88 @@ class Guard:
             hold.check()
 
     def __enter__(self) -> Self:
+        at_once(self._enter())
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pid == os.getpid():
+            at_once(self._leave(exc_type, exc_value, traceback))
+
+    async def _enter(self) -> None:
         if self._own or self._around:
             if self._pid != os.getpid():
                 raise DeadlockError(f"{self!r} is held by the process that passed it on; a copy can only be checked")
             raise RuntimeError(f"{self!r} is entered already; make another guard for another block")
         self._pid = os.getpid()
-        own: dict[str, Wish] = {}
+        limit = self._options.get("timeout", -1)
+        deadline = time.monotonic() + limit
         try:
             for wish in self._wishes:
-                if (hold := hold_around(wish)) is None:
-                    own[wish.lock_path] = wish
+                if (outer := hold_around(wish)) is not None:
+                    self._around.append(outer)
                 else:
-                    self._around.append(hold)
-            self._acquire(own)
-            for lock in () if self._locks is None else self._locks.locks:
-                self._own.append(Held(lock.lock_path, own[lock.lock_path].mode, lock, lock.witness()))
+                    await self._take(wish, limit if limit < 0 else max(deadline - time.monotonic(), 0.0))
             note(*self._own)
-            return self
         except BaseException:
-            self._abandon()
+            await self._abandon()
             raise
 
-    def _acquire(self, own: dict[str, Wish]) -> None:
-        while own:
-            # Noted before it is held, so that a signal's exception right after the grant leaves nothing behind.
-            self._locks = locks = LockSet(
-                [wish.path for wish in own.values() if wish.mode == "read"],
-                [wish.path for wish in own.values() if wish.mode == "write"],
-                **self._options,
-            )
-            try:
-                locks.acquire(on_wait=partial(refuse_parents, own, self._options))
-                return
-            except Borrow as borrow:
-                self._locks = None
-                del own[borrow.hold.name]
-                self._around.append(borrow.hold)
+    async def _take(self, wish: Wish, limit: float) -> None:
+        lock: Any = self._kind(wish.path, is_singleton=False, **self._options)
+        # Noted before it is held, so that a signal's exception right after the grant leaves nothing behind.
+        self._locks.append(lock)
+        acquire = lock.acquire_write if wish.mode == "write" else lock.acquire_read
+        try:
+            grant = await done(acquire(limit, on_wait=partial(refuse_parents, wish, self._options)))
+        except Borrow as borrow:
+            self._around.append(borrow.hold)
+        else:
+            self._stack.push_async_exit(partial(_end_block, grant))
+            of_thread = isinstance(lock, SoftReadWriteLock)
+            witness = lock.witness() if of_thread else None
+            self._own.append(Held(wish.lock_path, wish.mode, lock if of_thread else grant, witness))
 
-    def _abandon(self) -> None:
-        # Whatever of it there is: not entered, or left half-way.
-        end(*self._own)
-        self._own, self._around = [], []
-        for lock in () if self._locks is None else self._locks.locks:
-            lock.release(force=True)
-        self._locks = None
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._pid != os.getpid():
-            return
+    async def _leave(self, *exception: Any) -> None:
         try:
             end(*self._own)
             try:
-                for hold in self._around if exc_value is None else ():
+                for hold in self._around if exception[1] is None else ():
                     hold.check()
             finally:
-                if self._locks is not None:
-                    self._locks.__exit__(exc_type, exc_value, traceback)
+                await self._stack.__aexit__(*exception)
         finally:
-            self._abandon()
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        # Whatever of it there is: not entered, or left half-way.
+        end(*self._own)
+        for lock in self._locks:
+            await done(lock.release(force=True))
+        self._set_up(self._wishes, self._options)
+
+
+class TaskGuard(Guard):
+    """A guard for the block of a task, which waits on its loop."""
+
+    _kind = AsyncSoftReadWriteLock
+
+    async def __aenter__(self) -> Self:
+        await self._enter()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._leave(*exception)
+
+
+async def _end_block(grant: Any, *exception: Any) -> None:
+    await done((grant.__exit__ if hasattr(grant, "__exit__") else grant.__aexit__)(*exception))
 
 
 def _arrived(wishes: list[Wish], options: LockOptions, witnesses: tuple[HoldWitness, ...]) -> Guard:
     copy = Guard.__new__(Guard)
-    copy._options, copy._wishes, copy._locks, copy._own, copy._pid = options, wishes, None, [], 0
-    copy._around = [Held(witness.lock_path, "read", None, witness) for witness in witnesses]
+    copy._set_up(wishes, options, witnesses)
     return copy
 
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from typing import Any, ParamSpec, TypeVar, Unpack, cast
 
 from nfsrwlock.options import LockOptions, refuse_unknown
-from nfsrwlock_core import AsyncSoftReadWriteLock
 
-from .around import Held, end, note
-from .guarding import Borrow, Guard, Paths, Wish, hold_around, refuse_parents, several, wishes_of
+from .guarding import Guard, Paths, TaskGuard, several, wishes_of
 
 PathsOrFunction = Paths | Callable[..., Paths]
 
@@ -174,33 +170,7 @@ def _function(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> Ca
 def _coroutine(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> Callable[..., Any]:
     @functools.wraps(func)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        wishes = wishes_of(*rule.paths(args, kwargs), options)
-        limit = options.get("timeout", -1)
-        deadline = time.monotonic() + limit
-        async with AsyncExitStack() as stack:
-            around: list[Held] = []
-            own: list[Held] = []
-            for wish in wishes:
-                left = limit if limit < 0 else max(deadline - time.monotonic(), 0.0)
-                outer = hold_around(wish)
-                hold = outer or await _taken(stack, wish, options, left)
-                (around if hold is outer or hold.lock is None else own).append(hold)
-            stack.callback(end, *own)
-            note(*own)
-            result = await func(*args, **kwargs)
-            for each in around:
-                each.check()
-            return result
+        async with TaskGuard(*rule.paths(args, kwargs), options):
+            return await func(*args, **kwargs)
 
     return call
-
-
-async def _taken(stack: AsyncExitStack, wish: Wish, options: LockOptions, limit: float) -> Held:
-    lock = AsyncSoftReadWriteLock(wish.path, is_singleton=False, **options)
-    acquire = lock.acquire_write if wish.mode == "write" else lock.acquire_read
-    try:
-        grant = await acquire(limit, on_wait=functools.partial(refuse_parents, {wish.lock_path: wish}, options))
-    except Borrow as borrow:
-        return borrow.hold
-    await stack.enter_async_context(grant)
-    return Held(wish.lock_path, wish.mode, grant)

@@ -33,7 +33,8 @@ from nfsrwlock.options import LockOptions, lock_option_names
 from nfsrwlock_core import SoftReadWriteLock, Timeout, make_directories
 
 from .around import held
-from .calls import Call, Taken, ThreadCall, at_once
+from .calls import Call, Taken, ThreadCall
+from .driving import at_once
 from .mapping import maps_in
 
 Granularity = Literal["item", "function"]
