@@ -16,44 +16,42 @@ from nfsrwlock.options import LockOptions, refuse_unknown
 from .guarding import Guard, Paths, TaskGuard, several, wishes_of
 
 PathsOrFunction = Paths | Callable[..., Paths]
+_PathsOfCall = Callable[[tuple[Any, ...], dict[str, Any]], tuple[Paths, Paths]]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-
-class _Rule:
-    """Which paths a call locks."""
-
-    def __init__(self, func: Callable[..., Any], read: PathsOrFunction, write: PathsOrFunction) -> None:
-        self._name = _name_of(func)
-        self._signature = inspect.signature(func)
-        self._read = _chosen(read, self._signature, "read")
-        self._write = _chosen(write, self._signature, "write")
-
-    def paths(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Paths, Paths]:
-        """Return the paths to read and to write."""
-        try:
-            bound = self._signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{self._name}(): {error}") from None
-        bound.apply_defaults()
-        given: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
-            if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                given |= value
-            else:
-                given[name] = value
-        return _asked(self._read, given), _asked(self._write, given)
 
 
 def _name_of(func: Callable[..., Any]) -> str:
     return str(getattr(func, "__qualname__", None) or type(func).__qualname__)
 
 
-def _chosen(paths: PathsOrFunction, signature: inspect.Signature, name: str) -> Any:
-    # A function of some of the arguments, by their names, with these names; or the paths themselves.
+def _paths_of(func: Callable[..., Any], read: PathsOrFunction, write: PathsOrFunction) -> _PathsOfCall:
+    # A function of a call's arguments that gives the paths to read and to write.
+    signature = inspect.signature(func)
+    ask_read, ask_write = _asking(read, signature, "read"), _asking(write, signature, "write")
+
+    def paths_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Paths, Paths]:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{_name_of(func)}(): {error}") from None
+        bound.apply_defaults()
+        given: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                given |= value
+            else:
+                given[name] = value
+        return ask_read(given), ask_write(given)
+
+    return paths_of_call
+
+
+def _asking(paths: PathsOrFunction, signature: inspect.Signature, name: str) -> Callable[[dict[str, Any]], Paths]:
+    # A function of the arguments by their names, of which it passes on those that `paths` asks for by these names.
     if not callable(paths):
-        return paths
+        return lambda given: paths
     try:
         wanted = inspect.signature(paths).parameters.values()
     except ValueError:
@@ -70,28 +68,18 @@ def _chosen(paths: PathsOrFunction, signature: inspect.Signature, name: str) -> 
             raise TypeError(
                 f"{name}= asks for an argument {parameter.name!r}, which the locked function does not have: {known}"
             )
-    return _FromArguments(paths, tuple(wanted))
 
-
-class _FromArguments:
-    def __init__(self, function: Callable[..., Paths], parameters: tuple[inspect.Parameter, ...]) -> None:
-        self._function = function
-        self._parameters = parameters
-
-    def __call__(self, given: dict[str, Any]) -> Paths:
+    def ask(given: dict[str, Any]) -> Paths:
         in_order: list[Any] = []
         named: dict[str, Any] = {}
-        for parameter in self._parameters:
-            name = parameter.name
+        for parameter in wanted:
             if parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
-                named |= {name: given[name]} if name in given else {}
-            elif name in given or parameter.default is not inspect.Parameter.empty:
-                in_order.append(given.get(name, parameter.default))
-        return self._function(*in_order, **named)
+                named |= {parameter.name: given[parameter.name]} if parameter.name in given else {}
+            elif parameter.name in given or parameter.default is not inspect.Parameter.empty:
+                in_order.append(given.get(parameter.name, parameter.default))
+        return paths(*in_order, **named)
 
-
-def _asked(paths: Any, given: dict[str, Any]) -> Paths:
-    return cast("Paths", paths(given) if isinstance(paths, _FromArguments) else paths)
+    return ask
 
 
 def locked(
@@ -139,9 +127,9 @@ def locked(
             raise TypeError(f"@locked decorates functions, not {type(func).__name__}")
         if _is(func, inspect.isgeneratorfunction) or _is(func, inspect.isasyncgenfunction):
             raise TypeError("a generator runs after the call that makes it; use guard() in its body")
-        rule = _Rule(func, shared, exclusive)
+        paths = _paths_of(func, shared, exclusive)
         wrapper = _coroutine if _is(func, inspect.iscoroutinefunction) else _function
-        return cast("Callable[_P, _R]", wrapper(func, rule, options))
+        return cast("Callable[_P, _R]", wrapper(func, paths, options))
 
     return decorate
 
@@ -151,10 +139,10 @@ def _is(func: Callable[..., Any], kind: Callable[[Any], bool]) -> bool:
     return kind(func) or kind(inspect.getattr_static(func, "__call__", None))
 
 
-def _function(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> Callable[..., Any]:
+def _function(func: Callable[..., Any], paths: _PathsOfCall, options: LockOptions) -> Callable[..., Any]:
     @functools.wraps(func)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with Guard(*rule.paths(args, kwargs), options):
+        with Guard(*paths(args, kwargs), options):
             result = func(*args, **kwargs)
             if inspect.iscoroutine(result):
                 result.close()
@@ -167,10 +155,10 @@ def _function(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> Ca
     return call
 
 
-def _coroutine(func: Callable[..., Any], rule: _Rule, options: LockOptions) -> Callable[..., Any]:
+def _coroutine(func: Callable[..., Any], paths: _PathsOfCall, options: LockOptions) -> Callable[..., Any]:
     @functools.wraps(func)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        async with TaskGuard(*rule.paths(args, kwargs), options):
+        async with TaskGuard(*paths(args, kwargs), options):
             return await func(*args, **kwargs)
 
     return call

@@ -21,7 +21,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, Literal, get_args
 
 from joblib._store_backends import CacheWarning, FileSystemStoreBackend
@@ -225,19 +225,11 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     def create_location(self, location: str) -> None:
         """Make a directory, also while a cleaner removes those above it that are empty."""
-        for _ in range(_TRIES):
-            with suppress(FileNotFoundError):
-                super().create_location(location)
-                return
-        super().create_location(location)
+        _whatever_cleaners_do(partial(super().create_location, location))
 
     def store_cached_func_code(self, call_id: list[str], func_code: str | None = None) -> None:
         """Store the code of a function, also while a cleaner removes its directory because it is empty."""
-        for _ in range(_TRIES):
-            with suppress(FileNotFoundError):
-                super().store_cached_func_code(call_id, func_code)
-                return
-        super().store_cached_func_code(call_id, func_code)
+        _whatever_cleaners_do(partial(super().store_cached_func_code, call_id, func_code))
 
     # -- removal ------------------------------------------------------------------------------------------------------
 
@@ -355,6 +347,13 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
                         os.unlink(os.path.join(directory, name))
             with suppress(OSError):
                 os.rmdir(directory)
+
+
+def _whatever_cleaners_do(make: Callable[[], None]) -> None:
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            return make()
+    return make()
 
 
 def register_store_backend() -> None:
