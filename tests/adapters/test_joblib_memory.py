@@ -316,7 +316,7 @@ def test_a_function_may_call_itself_with_other_arguments(tmp_path: Path, granula
 
 @pytest.mark.parametrize("mmap_mode", [None, "r"])
 def test_of_eight_tasks_one_computes(tmp_path: Path, mmap_mode: str | None) -> None:
-    memory = Memory(tmp_path / "cache", verbose=0, poll_interval=0.1, mmap_mode=mmap_mode)
+    memory = Memory(tmp_path / "cache", verbose=0, poll_interval=0.1, mmap_mode=mmap_mode, linger=0)
     calls: list[int] = []
 
     @memory.cache(ignore=["calls"])

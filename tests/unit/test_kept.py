@@ -209,6 +209,15 @@ def test_threads_that_read_in_a_loop_share_a_few_holds(path: Path) -> None:
     assert len(announcements(path)) == 1
 
 
+def test_of_several_that_are_granted_at_a_time_one_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = keep(reader(path))
+    # The others have looked before there was one to join.
+    monkeypatch.setattr(kept.Use, "join", lambda self: None)
+    for _ in range(3):
+        read(reader(path))
+        assert announcements(path) == names
+
+
 def test_a_lock_that_was_abandoned_under_a_joined_hold_is_found_again(path: Path) -> None:
     def take() -> None:
         lock = SoftReadWriteLock(path, linger=LONG_S)

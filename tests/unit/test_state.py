@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from actors import in_forked_child
 from nfsrwlock_core import (
     HoldStatus,
     LockBusyError,
@@ -215,6 +216,18 @@ def test_a_process_of_this_machine_that_has_ended_is_shown_as_such(data):
     peer = only(inspect(data).holders)
     assert (peer.alive, peer.same_kernel, peer.evictable_in) == (False, True, 0.0)
     assert "its process has ended" in peer.describe()
+
+
+def test_a_process_above_this_one_is_known_as_an_ancestor(data):
+    lock = SoftReadWriteLock(data)
+
+    def is_ancestor() -> bool:
+        return inspect(data).holders[0].is_ancestor
+
+    with lock.read_lock():
+        assert not is_ancestor(), "nobody is above himself"
+        assert in_forked_child(is_ancestor)
+        assert in_forked_child(lambda: in_forked_child(is_ancestor))
 
 
 def test_a_heartbeat_tells_the_command_and_the_job(data):

@@ -91,8 +91,13 @@ class Use:
                 until = hold.ends = granted + self._linger
                 hold.at_end = partial(_end, self._settings, hold)
         keeper.keep(hold, self._settings.heartbeat)
+        if not until:
+            return
+        known, known_until = _kept.get(self._settings, (None, 0.0))
+        if known is not None and now() < known_until and known.error() is None:
+            return  # granted to another thread or task meanwhile: one is enough
         with _mutex:
-            if until and (len(_kept) < _KEPT_MAX or self._settings in _kept):
+            if len(_kept) < _KEPT_MAX or self._settings in _kept:
                 _kept[self._settings] = hold, until
 
     def leave(self) -> bool:

@@ -91,7 +91,7 @@ def note(*holds: Held) -> None:
 def end(*holds: Held) -> None:
     """Note that they have ended, from whatever context; also where a signal's exception came upon :func:`note`."""
     for hold in holds:
-        hold.ended, hold.task = True, None  # other contexts may go on to refer to it, but not to the task's result
+        hold.ended = True
         with suppress(ValueError):
             _all.remove(hold)
     _around.set(tuple(hold for hold in _around.get() if not hold.ended))
