@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from nfsrwlock.doctor.filesystems import explain, explain_other, scope_of
-from nfsrwlock.doctor.races import RACES, Plan, Player, Record, Result, prepare
+from nfsrwlock.doctor.races import RACES, Plan, Player, Record, prepare
 from nfsrwlock.doctor.report import Check, Level, Report
-from nfsrwlock.doctor.verdicts import judge
+from nfsrwlock.doctor.verdicts import Result, Sight, judge
 from nfsrwlock_core.system import mounts
 from nfsrwlock_core.system.mounts import Mount, mount_from, mount_of, parse_mountinfo, requests_of
 
@@ -37,7 +37,7 @@ def record(player: int) -> Record:
         "nonempty": ["ENOTEMPTY"] * ROUNDS,
     }
     spans = {race.name: [(number, number + 0.001) for number in range(ROUNDS)] for race in RACES}
-    return Record(outcomes=outcomes, spans=spans, listings=listings, data=["new"] * 3, made=500.0, seen=500.01)
+    return Record(outcomes=outcomes, spans=spans, listings=listings)
 
 
 @dataclass
@@ -49,10 +49,10 @@ class Seen:
     result: Result
 
 
-def result(two_hosts: bool = True, wall_ahead: float = 0.0) -> Seen:
+def result(two_hosts: bool = True, ahead: float = 0.0) -> Seen:
     lead, join = record(0), record(1)
-    plan = Plan(ROUNDS, call=0.001, processes=1 if two_hosts else 2, sides=1 + two_hosts, two_hosts=two_hosts)
-    return Seen(lead, join, Result(plan, [lead, join], uncertain=0.001, wall_ahead=wall_ahead))
+    sights = [Sight(data=["new"] * 3, delay=0.01) for _ in range(2)] if two_hosts else []
+    return Seen(lead, join, Result(Plan(ROUNDS, 0.001, players=2), [lead, join], sights, ahead, uncertain=0.001))
 
 
 def judged(seen: Seen) -> dict[str, Check]:
@@ -68,7 +68,7 @@ def test_a_sound_file_system_passes() -> None:
 
 
 def test_times_are_seconds_from_the_start(tmp_path: Path) -> None:
-    plan = Plan(10, call=0.0001, processes=2)
+    plan = Plan(10, call=0.0001, players=2)
     prepare(str(tmp_path), plan, lambda: None)
     start = time.monotonic() - 1000
     seen = Player(str(tmp_path), 0, plan, start, lambda: None).play()
@@ -139,16 +139,16 @@ def test_a_removed_directory_that_was_not_empty_is_unfit() -> None:
     assert judged(seen)["removal"].level is Level.UNFIT
 
 
-@pytest.mark.parametrize(("seen_at", "level"), [(500.01, "ok"), (502.5, "warning"), (None, "warning")])
-def test_a_listing_that_is_late_is_a_warning(seen_at: float | None, level: str) -> None:
+@pytest.mark.parametrize(("delay", "level"), [(0.01, "ok"), (2.5, "warning"), (None, "warning")])
+def test_a_listing_that_is_late_is_a_warning(delay: float | None, level: str) -> None:
     seen = result()
-    seen.lead.seen = seen_at
+    seen.result.sights[0] = Sight(["new"] * 3, delay)
     assert judged(seen)["freshness"].level == level
 
 
 def test_old_data_is_unfit_although_locks_hold() -> None:
     seen = result()
-    seen.join.data[1] = "old"
+    seen.result.sights[1].data[1] = "old"
     check = judged(seen)["data"]
     assert check.level is Level.UNFIT
     report = Report(path="p", home="/p", two_hosts=True, checks=judge(seen.result))
@@ -158,13 +158,13 @@ def test_old_data_is_unfit_although_locks_hold() -> None:
 
 def test_data_that_nobody_read_is_not_called_good() -> None:
     seen = result()
-    seen.lead.data, seen.join.data = [], []
+    seen.result.sights[:] = [Sight([], 0.01)] * 2
     assert judged(seen)["data"].level is Level.WARNING
 
 
 def test_clocks_that_differ_are_a_note() -> None:
-    assert judged(result(wall_ahead=0.5))["clock"].level is Level.OK
-    assert judged(result(wall_ahead=-300.0))["clock"].level is Level.NOTE
+    assert judged(result(ahead=0.5))["clock"].level is Level.OK
+    assert judged(result(ahead=-300.0))["clock"].level is Level.NOTE
 
 
 # What is mounted
@@ -318,17 +318,17 @@ def test_options_of_others_are_explained(fstype: str, options: str, expected: di
 
 def test_the_mount_of_the_second_host_is_mentioned_where_it_differs() -> None:
     plain, nocto = mount("nfs4", NFS4.format("hard")), mount("nfs4", NFS4.format("hard,nocto"))
-    here = explain(plain)
-    assert explain_other(mount_from(plain.to_dict()), "n2", here) == []
-    elsewhere = Mount(plain.fstype, plain.source, "/elsewhere", plain.options)
-    assert explain_other(elsewhere, "n2", here) == []
-    (check,) = explain_other(mount_from(nocto.to_dict()), "n2", here)
+    assert explain_other(mount_from(plain.to_dict()), "n2", plain) == []
+    elsewhere = Mount(plain.fstype, "other:/data", "/elsewhere", plain.options)
+    assert explain_other(elsewhere, "n2", plain) == []
+    (check,) = explain_other(mount_from(nocto.to_dict()), "n2", plain)
     assert (check.name, check.level) == ("option-nocto", "warning")
     assert check.text.startswith("On n2: nocto")
-    (check,) = explain_other(mount("nfs4", NFS3.format("hard")), "n2", here)
+    (check,) = explain_other(mount("nfs4", NFS3.format("hard")), "n2", plain)
     assert check.text.startswith("On n2: NFSv3")
-    (check,) = explain_other(mount_from(None), "n2", here)
+    (check,) = explain_other(mount_from(None), "n2", plain)
     assert check.level is Level.NOTE
+    assert explain_other(nocto, "n2", None)[0].text.startswith("On n2: NFSv4.2")
 
 
 def test_a_verdict_promises_no_more_than_was_tested() -> None:

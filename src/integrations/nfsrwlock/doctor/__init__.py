@@ -1,9 +1,9 @@
 """
 ``nfsrwlock doctor``: is this mount fit for locks?
 
-It asks what is mounted there, what its options mean, what a lock costs, and tries the three demands that the protocol
-makes of a file system (PROTOCOL.md section 6): with two processes of this host or, given ``--peer``, with one process
-here and one on a second node.
+It asks what is mounted there, what its options mean, what a lock costs, and tests the three demands that the protocol
+makes of a file system (PROTOCOL.md section 6): with two processes of this host or, given ``--peer``, with processes
+here and on a second node.
 
 What it does not promise: rounds that went well prove nothing about the ones to come, and what a server loses when it
 crashes (an export that answers before it has written, ``async``) cannot be seen from a client.
@@ -16,16 +16,18 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from concurrent.futures import wait
 from typing import Final
 
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.cli.signals import TERMINATING, Signals
 from nfsrwlock.doctor import rendezvous
-from nfsrwlock.doctor.examination import Examination, Wishes, home_of
+from nfsrwlock.doctor.examination import Examination, home_of, said
 from nfsrwlock.doctor.races import DEFAULT_ROUNDS
 from nfsrwlock.doctor.report import Check, Level, Report, show
 from nfsrwlock.doctor.scratch import is_token
 from nfsrwlock.text import flush, printable, say
+from nfsrwlock_core.system.workers import submit
 
 #: How long the file system may take to answer one call.
 ANSWER_SECONDS: Final = 60.0
@@ -34,6 +36,12 @@ PEER_SECONDS: Final = 300.0
 #: There are thousands of names to remove, and each may take a round trip.
 _CLEAN_UP_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.1
+_HANGS: Final = Check(
+    "answers",
+    Level.UNFIT,
+    "No answer for {silent:.0f} s while {doing}.{left}",
+    "Find out whether the file server is up and can be reached; then try again.",
+)
 
 
 def doctor(
@@ -54,67 +62,57 @@ def doctor(
     :param rounds: of each race
     :param processes: that race, on each host
     """
-    wishes = Wishes(lock_dir, peer, PEER_SECONDS if timeout is None else timeout, rounds, processes)
     patience = ANSWER_SECONDS if timeout is None or peer else timeout
     reports: list[Report] = []
-    errors: list[CliError] = []
+    codes: set[int] = set()
     hangs = False
     for path in dict.fromkeys(paths):
-        examination = Examination(path, wishes)
-        hung = _follow(examination, patience)
-        hangs |= hung
-        if examination.error is not None:
-            errors.append(examination.error)
-            say(str(examination.error))
-        else:
-            reports.append(examination.report)
-            if not as_json:
-                show(examination.report, separated=len(reports) > 1)
+        examination = Examination(path, lock_dir, peer, timeout or PEER_SECONDS, rounds, processes)
+        try:
+            hangs |= _follow(examination, patience)
+        except CliError as error:
+            codes.add(error.code)
+            say(str(error))
+            continue
+        reports.append(examination.report)
+        codes.add(Exit.OK if examination.report.fit else Exit.FAILED)
+        if not as_json:
+            show(examination.report, separated=len(reports) > 1)
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=2))
-    code = _code(reports, errors)
+    code = next(code for code in (Exit.FAILED, Exit.BAD_INPUT, Exit.TIMED_OUT, Exit.OK) if code in codes)
     if hangs:  # what hangs would hang the end of this process, too
         flush()
         os._exit(code)
     return code
 
 
-def _code(reports: list[Report], errors: list[CliError]) -> int:
-    codes = {error.code for error in errors}
-    if any(not report.fit for report in reports):
-        return Exit.FAILED
-    return next((code for code in (Exit.FAILED, Exit.BAD_INPUT) if code in codes), max(codes, default=Exit.OK))
-
-
 def _follow(examination: Examination, patience: float) -> bool:
     """Wait for its end; return whether it hangs instead."""
     with Signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
-        examination.start()
-        while not examination.wait(0):
+        end = submit(examination.run)
+        while not end.done():
             for signum in TERMINATING.intersection(signals.wait(_LOOK_SECONDS)):
-                examination.stop()
-                examination.wait(_CLEAN_UP_SECONDS)
+                examination.stopped.set()
+                wait([end], _CLEAN_UP_SECONDS)
                 if examination.scratch is not None:
                     say(f"could not clean up; remove the directory {printable(examination.scratch)}")
                 raise Interrupted(signum)
             silent = time.monotonic() - examination.since
             if silent > patience:
-                _note_hang(examination, silent)
+                examination.stopped.set()
+                left = f" {printable(examination.scratch)} is left behind." if examination.scratch is not None else ""
+                examination.report.checks.append(_HANGS.of(silent=silent, doing=examination.doing, left=left))
                 return True
+    try:
+        end.result()
+    except CliError:
+        raise
+    except Exception as error:  # what did not come to its end must not end in a verdict
+        internal = f"internal error, please report it: {type(error).__name__}: {error}"
+        what = said(error) if isinstance(error, OSError) else internal
+        raise CliError(f"{printable(examination.path)}: {what}", Exit.FAILED) from None
     return False
-
-
-def _note_hang(examination: Examination, silent: float) -> None:
-    examination.stop()
-    left = f" {printable(examination.scratch)} is left behind." if examination.scratch is not None else ""
-    examination.report.checks.append(
-        Check(
-            "answers",
-            Level.UNFIT,
-            f"No answer for {silent:.0f} s while {examination.doing}.{left}",
-            "Find out whether the file server is up and can be reached; then try again.",
-        )
-    )
 
 
 def join(token: str, path: str, lock_dir: str | None, timeout: float | None) -> int:
@@ -129,7 +127,6 @@ def join(token: str, path: str, lock_dir: str | None, timeout: float | None) -> 
         raise CliError(
             f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node"
         )
-    home = home_of(path, lock_dir)
-    rendezvous.join(token, home, rendezvous.FIND_SECONDS if timeout is None else timeout)
+    rendezvous.join(token, home_of(path, lock_dir), timeout or rendezvous.FIND_SECONDS)
     print("This node's part is done. The first node has the verdict.")
     return Exit.OK

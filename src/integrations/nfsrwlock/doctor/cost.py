@@ -1,4 +1,8 @@
-"""What a lock costs here: cycles of the real lock, timed, and counted in requests where the kernel counts them."""
+"""
+What a lock costs here: cycles of the real lock, timed, and counted in requests where the kernel counts them.
+
+It measures one caller without rivals, on this host and now; what a lock costs under load, it does not say.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,15 @@ _CYCLES: Final = 20
 _ENOUGH_SECONDS: Final = 4.0
 #: From here on, a lock is slow enough for people to ask what is wrong.
 _SLOW_MS: Final = 100.0
+
+_FAST: Final = Check("cost", Level.OK, "Acquire and release, uncontended: {costs}.{note}")
+_SLOW: Final = Check(
+    "cost", Level.NOTE, _FAST.text, "Take few locks and hold them longer; ask what the file server is busy with."
+)
+_WHOSE_REQUESTS: Final = (
+    f" Requests are those of the whole mount, so of {_BATCHES} batches the one with the fewest was taken: the others "
+    "may hold other programs' traffic."
+)
 
 
 def requests_per_round(mountpoint: str, work: Callable[[], object], rounds: int) -> dict[str, float] | None:
@@ -42,64 +55,45 @@ def measure(scratch: str, mount: Mount | None, progress: Callable[[], None]) -> 
     :param progress: called before each cycle; raises to stop
     """
     lock = SoftReadWriteLock(f"{scratch}/cost", lock_dir=scratch, is_singleton=False)
-    mountpoint = mount.mountpoint if mount is not None and mount.is_nfs else None
-    facts: dict[str, dict[str, Any]] = {}
-    parts = []
-    for mode in ("read", "write"):
-        acquire = lock.acquire_read if mode == "read" else lock.acquire_write
-
-        def cycle(acquire: Callable[[], object] = acquire) -> None:
-            progress()
-            acquire()
-            lock.release()
-
-        times, requests = _batches(cycle, mountpoint)
-        ordered = sorted(times)
-        median, late = statistics.median(ordered), ordered[int(len(ordered) * 0.95)]
-        facts[mode] = {"median_ms": round(median, 3), "p95_ms": round(late, 3), "cycles": len(ordered)}
-        part = f"{mode} {median:.2f} ms (95 % within {late:.2f} ms)"
-        if requests is not None:
-            total = round(sum(requests.values()), 2)
-            facts[mode] |= {"requests": total, "requests_by_kind": requests}
-            kinds = ", ".join(f"{kind} {count:g}" for kind, count in sorted(requests.items(), key=lambda one: -one[1]))
-            part += f", {total:g} requests ({kinds})"
-        parts.append(part)
-    slow = facts["read"]["median_ms"] > _SLOW_MS
-    text = f"Acquire and release, uncontended: {'; '.join(parts)}."
-    if mountpoint is not None:
-        text += (
-            f" Requests are those of the whole mount, so of {_BATCHES} batches the one with the fewest was taken: the"
-            " others may hold other programs' traffic."
-        )
-    return Check(
-        "cost",
-        Level.NOTE if slow else Level.OK,
-        text,
-        "Take few locks and hold them longer; ask what the file server is busy with." if slow else "",
-        facts=facts,
-    )
+    mountpoint = mount.mountpoint if mount is not None and mount.is_nfs else ""
+    facts = {
+        "read": _measure(lock.acquire_read, lock.release, mountpoint, progress),
+        "write": _measure(lock.acquire_write, lock.release, mountpoint, progress),
+    }
+    check = _SLOW if facts["read"]["median_ms"] > _SLOW_MS else _FAST
+    costs = "; ".join(f"{mode} {_in_words(cost)}" for mode, cost in facts.items())
+    return check.of(facts, costs=costs, note=_WHOSE_REQUESTS if mountpoint else "")
 
 
-def _batches(work: Callable[[], None], mountpoint: str | None) -> tuple[list[float], dict[str, float] | None]:
+def _measure(
+    acquire: Callable[[], object], release: Callable[[], object], mountpoint: str, progress: Callable[[], None]
+) -> dict[str, Any]:
     times: list[float] = []
 
     def cycle() -> None:
+        progress()
         began = time.perf_counter()
-        work()
+        acquire()
+        release()
         times.append((time.perf_counter() - began) * 1000)
 
     cycle()  # makes the lock directory
-    cycles = max(3, min(_CYCLES, int(_ENOUGH_SECONDS * 1000 / _BATCHES / times[0])))
-    times.clear()
-    least: dict[str, float] | None = None
-    for _ in range(_BATCHES):
-        if mountpoint is None:
-            for _ in range(cycles):
-                cycle()
-            continue
-        requests = requests_per_round(mountpoint, cycle, cycles)
-        if requests is not None and (least is None or sum(requests.values()) < sum(least.values())):
-            least = requests
-    if least is not None:
-        least = {kind: round(count, 2) for kind, count in least.items()}
-    return times, least
+    cycles = max(3, min(_CYCLES, int(_ENOUGH_SECONDS * 1000 / _BATCHES / times.pop())))
+    batches = [requests_per_round(mountpoint, cycle, cycles) for _ in range(_BATCHES)]
+    times.sort()
+    late = times[int(len(times) * 0.95)]
+    cost = {"median_ms": round(statistics.median(times), 3), "p95_ms": round(late, 3), "cycles": len(times)}
+    counted = [batch for batch in batches if batch is not None]
+    if not counted:
+        return cost
+    least = min(counted, key=lambda batch: sum(batch.values()))
+    kinds = {kind: round(count, 2) for kind, count in sorted(least.items(), key=lambda one: -one[1])}
+    return {**cost, "requests": round(sum(least.values()), 2), "requests_by_kind": kinds}
+
+
+def _in_words(cost: dict[str, Any]) -> str:
+    text = f"{cost['median_ms']:.2f} ms (95 % within {cost['p95_ms']:.2f} ms)"
+    if "requests" not in cost:
+        return text
+    kinds = ", ".join(f"{kind} {count:g}" for kind, count in cost["requests_by_kind"].items())
+    return f"{text}, {cost['requests']:g} requests ({kinds})"

@@ -1,87 +1,57 @@
 """
-How two hosts find each other and agree on a start: through the scratch directory itself, so it takes no network.
+How two hosts find each other, race, and look at each other's changes: through the scratch directory, without a network.
 
-What one has to say to the other is a directory that it makes in ``meet``; what is longer is a file that was closed
-before. Whoever waits makes a change of its own there before each look, so a cache of listings, or a mount without
-close-to-open consistency, does not keep them apart.
+What one says to the other is a directory that it makes in ``meet``; what is longer is a file that was closed before.
+Whoever waits makes a change of its own there before each look, so a cache of listings, or a mount without close-to-open
+consistency, does not keep them apart. It does not tell two containers of one host apart from that host: they share its
+caches.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
-import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.players import Players, set_up
-from nfsrwlock.doctor.races import Plan, Record, Result, call_seconds, names_after_a_change
-from nfsrwlock.doctor.scratch import Scratch, read_json, scratch_path, write_json
+from nfsrwlock.doctor.players import Progress, planned, race, set_up
+from nfsrwlock.doctor.races import WARMING_LOOKS, Plan, Record, call_seconds
+from nfsrwlock.doctor.scratch import Scratch, read, read_json, scratch_path, write
+from nfsrwlock.doctor.verdicts import NEWS_SECONDS, Result, Sight
 from nfsrwlock_core.system.directory import LockDirectory
-from nfsrwlock_core.system.mounts import Mount, mount_from, mount_of
+from nfsrwlock_core.system.mounts import mount_of
+from nfsrwlock_core.system.process import current_identity
 
-Progress = Callable[[str], None]
-
-#: Both hosts must have the same: it changes whenever the races do.
-_FORMAT: Final = 2
 #: How long each may wait for the next word of the other.
 ANSWER_SECONDS: Final = 60.0
 #: How long the second node looks for the first one's directory.
 FIND_SECONDS: Final = 10.0
 _PINGS: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """
-    The second node.
-
-    :param same_kernel: whether it is this very host, behind the same cache
-    :param mount: what it has mounted there
-    """
-
-    host: str
-    same_kernel: bool
-    mount: Mount | None
-
-
-def host_name() -> str:
-    """Return what this host calls itself."""
-    return os.environ.get("NFSRWLOCK_HOST") or socket.gethostname()
-
-
-def _kernel() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return socket.gethostname()
+_FILES: Final = 3
+_WARMING_SECONDS: Final = 0.1
 
 
 class _Table:
-    """Where they talk."""
+    """Where the two talk: node 0, which leads, and node 1."""
 
-    def __init__(self, scratch: Scratch, progress: Progress = lambda _doing: None) -> None:
+    def __init__(self, scratch: Scratch, side: int, progress: Progress) -> None:
+        self.root: Final = scratch.root
+        self.side: Final = side
         self._files = LockDirectory(f"{scratch.root}/meet")
         self._mark = f"look.{secrets.token_hex(4)}"
-        self._progress = progress
+        self.progress = progress
 
     def say(self, name: str, content: dict[str, Any] | None = None) -> None:
         if content is not None:
-            write_json(f"{self._files.path}/{name}.json", content)
+            write(f"{self._files.path}/{name}.json", json.dumps(content).encode())
         self._files.mkdir(name)
 
     def content(self, name: str) -> dict[str, Any]:
-        """
-        Return what the other node has said with ``name``.
-
-        :raises CliError: it cannot be read here
-        """
         return read_json(f"{self._files.path}/{name}.json")
 
     def look_for(self, beginning: str, doing: str, seconds: float, pause: float = 0.0) -> str | None:
@@ -89,8 +59,11 @@ class _Table:
         limit = time.monotonic() + seconds
         while True:
             last = time.monotonic() > limit
-            self._progress(doing)
-            said = sorted(name for name in names_after_a_change(self._files, self._mark) if not name.endswith(".json"))
+            self.progress(doing)
+            self._files.mkdir(self._mark)  # so that no cache of this client's can be in the way of what follows
+            said = sorted(name for name in self._files.listdir() if not name.endswith(".json"))
+            with suppress(FileNotFoundError):
+                self._files.rmdir(self._mark)
             for name in said:
                 if name.startswith(beginning):
                     return name.removeprefix(beginning)
@@ -100,37 +73,44 @@ class _Table:
                 return None
             time.sleep(pause)
 
-    def hear(self, beginning: str, doing: str, otherwise: str) -> str:
+    def hear(self, beginning: str, doing: str) -> str:
         """
         Wait for a name that begins so, and return the rest of it.
 
-        :param otherwise: what is wrong if it does not come
         :raises CliError: it did not come
         """
         rest = self.look_for(beginning, doing, ANSWER_SECONDS)
         if rest is None:
+            other = ("second", "first")[self.side]
             raise CliError(
-                f"the other node joined, but {otherwise} (after {ANSWER_SECONDS:g} s): it has ended, or listings do "
-                "not show what the other host makes; see what it says there, and try again",
+                f"the {other} node does not react (for {ANSWER_SECONDS:g} s, while {doing}): it has ended, or listings "
+                "do not show what the other host makes; see what it says there, and try again",
                 Exit.FAILED,
             )
         return rest
 
+    def meet(self, point: str) -> None:
+        """Wait until both have come to this point."""
+        self.say(f"{point}.{self.side}")
+        self.hear(f"{point}.{1 - self.side}", "comparing what both see")
+
 
 def invite(scratch: Scratch) -> None:
     """Make the place where the two talk; before the other is told where that is."""
-    os.mkdir(f"{scratch.root}/meet", 0o700)
+    scratch.mkdir("meet")
 
 
-def lead(scratch: Scratch, rounds: int, processes: int, wait_seconds: float, progress: Progress) -> tuple[Result, Peer]:
+def lead(
+    scratch: Scratch, rounds: int, processes: int, wait_seconds: float, progress: Progress
+) -> tuple[Result, dict[str, Any]]:
     """
-    Wait for the second node, race with it, and return what all players saw.
+    Wait for the second node, race with it, and return what both saw, and what the second node said of itself.
 
     :param wait_seconds: how long it may take to come
     :param progress: called every now and then, with what is being done; raises to stop
     :raises CliError: it did not come, or did not stay
     """
-    table = _Table(scratch, progress)
+    table = _Table(scratch, 0, progress)
     try:
         who = table.look_for("join.", "waiting for the second node", wait_seconds, 0.2)
         if who is None:
@@ -140,46 +120,82 @@ def lead(scratch: Scratch, rounds: int, processes: int, wait_seconds: float, pro
                 "locks cannot work",
                 Exit.TIMED_OUT,
             )
-        about = table.content(f"join.{who}")
-        if about.get("format") != _FORMAT:
+        peer = table.content(f"join.{who}")
+        if peer.get("version") != __version__:
             raise CliError(
-                f"{about.get('host')} has nfsrwlock {about.get('version')}, whose rounds differ from those of "
-                f"{__version__}; install one version on both"
+                f"{peer.get('host')} has nfsrwlock {peer.get('version')}, this host has {__version__}; install one "
+                "version on both"
             )
         table.say(f"with.{who}")
-        peer = Peer(str(about["host"]), about["kernel"] == _kernel(), mount_from(about["mount"]))
         ahead, uncertain = _compare_clocks(table)
-        call = max(call_seconds(scratch.root), about["call_seconds"])
-        plan = Plan(rounds, call, processes, sides=2, two_hosts=not peer.same_kernel)
+        plan = Plan(rounds, max(call_seconds(scratch.root), peer["call_seconds"]), 2 * processes)
         set_up(scratch, plan, progress)
-        table.say("plan", asdict(plan))
-        players = Players(scratch, range(processes), progress)
-        try:
-            table.hear("ready", "waiting for the second node's processes", "has started no processes")
-            start = time.monotonic() + max(0.1, 100 * call) + uncertain
-            table.say(f"go.{(start + ahead) * 1e9:.0f}")
-            records = players.play(start)
-        finally:
-            players.end()
-        table.hear("done", "waiting for the second node's results", "has not finished its rounds")
-        records += [Record(**record) for record in table.content("done")["records"]]
-        wall_ahead = about["wall_minus_monotonic"] - (time.time() - time.monotonic()) + ahead
-        return Result(plan, records, uncertain, wall_ahead), peer
+        for name in ("data", "news-0", "news-1"):
+            scratch.mkdir(name)
+        table.say("plan")
+
+        def agree() -> float:
+            table.hear("ready", "waiting for the second node's processes")
+            wait = max(0.1, 100 * plan.call) + uncertain
+            start = time.monotonic() + wait
+            table.say(f"go.{(time.time() + wait + ahead) * 1e9:.0f}")
+            return start
+
+        records = race(scratch, range(processes), agree, progress)
+        sight = _look(table)
+        table.hear("done", "waiting for the second node's results")
+        done = table.content("done")
+        records += [Record(**record) for record in done["records"]]
+        is_other_host = peer["kernel"] != _kernel()
+        sights = [sight, Sight(**done["sight"])] if is_other_host else []
+        return Result(plan, records, sights, ahead, uncertain), peer
     finally:
         with suppress(OSError):
             table.say("end")
 
 
 def _compare_clocks(table: _Table) -> tuple[float, float]:
-    """By how much the other's monotonic clock is ahead of this one's, and by how much that may be wrong, seconds."""
+    """By how much the other's clock is ahead of this one's, and by how much that may be wrong, seconds."""
     best = (0.0, float("inf"))
     for number in range(_PINGS):
-        asked = time.monotonic()
+        asked, began = time.time(), time.monotonic()
         table.say(f"ping.{number}")
-        theirs = int(table.hear(f"pong.{number}.", "comparing clocks", "does not answer")) / 1e9
-        answered = time.monotonic()
-        best = min(best, (theirs - (asked + answered) / 2, (answered - asked) / 2), key=lambda one: one[1])
+        theirs = int(table.hear(f"pong.{number}.", "comparing clocks")) / 1e9
+        half = (time.monotonic() - began) / 2
+        best = min(best, (theirs - asked - half, half), key=lambda one: one[1])
     return best
+
+
+def _look(table: _Table) -> Sight:
+    """Return what this host sees of what the other writes and makes; both do the same, in step."""
+    own, other = table.side, 1 - table.side
+    data = []
+    for number in range(_FILES):
+        mine, theirs = (f"{table.root}/data/{side}.{number}" for side in (own, other))
+        write(mine, b"old\n")
+        table.meet(f"old.{number}")
+        for _ in range(WARMING_LOOKS):
+            read(theirs)  # now this client has the old version
+            time.sleep(_WARMING_SECONDS)
+        table.meet(f"read.{number}")
+        write(mine, b"new\n")
+        # The word lies elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
+        table.meet(f"new.{number}")
+        data.append("new" if read(theirs) == b"new\n" else "old")
+    here, there = (LockDirectory(f"{table.root}/news-{side}") for side in (own, other))
+    for _ in range(WARMING_LOOKS):
+        here.listdir()
+        time.sleep(_WARMING_SECONDS)
+    table.meet("listed")
+    there.mkdir("news")
+    table.meet("news")
+    began = time.monotonic()
+    while "news" not in here.listdir():
+        table.progress("looking for the other node's news")
+        if time.monotonic() > began + NEWS_SECONDS:
+            return Sight(data, None)
+        time.sleep(0.02)
+    return Sight(data, time.monotonic() - began)
 
 
 def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
@@ -191,36 +207,33 @@ def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
     :raises CliError: nobody waits there, or the first node has gone
     """
     scratch = _find(token, home, find_seconds)
-    table = _Table(scratch)
+    table = _Table(scratch, 1, lambda _doing: None)
     try:
-        me = secrets.token_hex(4)
-        mount = mount_of(home)
+        me, mount = secrets.token_hex(4), mount_of(home)
         about = {
-            "format": _FORMAT,
             "version": __version__,
-            "host": host_name(),
+            "host": current_identity().host,
             "kernel": _kernel(),
-            "wall_minus_monotonic": time.time() - time.monotonic(),
             "call_seconds": call_seconds(scratch.root),
             "mount": None if mount is None else mount.to_dict(),
         }
         table.say(f"join.{me}", about)
-        table.hear(f"join.{me}", "joining", "this node does not see its own name")
-        if table.hear("with.", "waiting for the first node", "the first node does not react") != me:
+        if table.hear("with.", "waiting for the first node") != me:
             raise CliError("another node has joined already: run 'nfsrwlock doctor --peer' anew for each pair")
         for number in range(_PINGS):
-            table.hear(f"ping.{number}", "comparing clocks", "does not go on")
-            table.say(f"pong.{number}.{time.monotonic_ns()}")
-        table.hear("plan", "waiting for the plan", "has no plan")
-        plan = Plan(**table.content("plan"))
-        players = Players(scratch, range(plan.processes, plan.players), lambda _doing: None)
-        try:
+            table.hear(f"ping.{number}", "comparing clocks")
+            table.say(f"pong.{number}.{time.time_ns()}")
+        table.hear("plan", "waiting for the plan")
+        players = planned(scratch.root).players
+
+        def agree() -> float:
             table.say("ready")
-            start = int(table.hear("go.", "waiting for the start", "does not begin")) / 1e9
-            records = players.play(start)
-        finally:
-            players.end()
-        table.say("done", {"records": [asdict(record) for record in records]})
+            start = int(table.hear("go.", "waiting for the start")) / 1e9
+            return time.monotonic() + start - time.time()
+
+        records = race(scratch, range(players // 2, players), agree, lambda _doing: None)
+        sight = _look(table)
+        table.say("done", {"records": [asdict(record) for record in records], "sight": asdict(sight)})
     except FileNotFoundError:
         raise CliError("the first node has ended, and has cleaned up", Exit.FAILED) from None
     except CliError as error:
@@ -242,3 +255,12 @@ def _find(token: str, home: str, seconds: float) -> Scratch:
             )
         time.sleep(0.1)
     return Scratch(path)
+
+
+def _kernel() -> str:
+    # Not the engine's fingerprint of a kernel, which differs between two containers: these share a cache of listings.
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return current_identity().host

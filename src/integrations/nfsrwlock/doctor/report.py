@@ -1,13 +1,17 @@
-"""What ``doctor`` finds out: one :class:`Check` per question, the verdict that follows from them, how it is shown."""
+"""
+What ``doctor`` finds: one :class:`Check` per question, the verdict that follows from them, and how people see it.
+
+A verdict promises no more than was tested: what one host cannot tell, it does not claim.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from nfsrwlock.text import PROGRAM, one_line, printable
 
@@ -17,10 +21,11 @@ Basis = Literal["measured", "lab", "documented"]
 #: Between which processes locks can work at all: those of this host, or those of several.
 Scope = Literal["host", "hosts"]
 
-
 #: The questions that are not about the locks, but about the data that they guard.
 ABOUT_DATA: Final = frozenset({"data", "option-nocto"})
-
+#: The remedies that several checks share.
+ELSEWHERE: Final = "Keep locks on another file system with --lock-dir (or NFSRWLOCK_DIR)."
+TRY_AGAIN: Final = "Find out why, and try again."
 
 _WIDTH_WITHOUT_TERMINAL: Final = 110
 
@@ -42,7 +47,7 @@ class Level(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Check:
     """
-    One finding.
+    One finding; or, with ``{names}`` in its text, what :meth:`of` makes findings from.
 
     :param name: of the question; stable, for programs
     :param level: how much the answer matters
@@ -59,6 +64,11 @@ class Check:
     basis: Basis = "measured"
     facts: dict[str, Any] = field(default_factory=dict)
 
+    def of(self, facts: dict[str, Any] | None = None, /, **words: object) -> Self:
+        """Return it with ``facts``; these and ``words`` stand in its text for their names."""
+        facts = facts or {}
+        return replace(self, text=self.text.format(**{**facts, **words}), facts=facts)
+
 
 @dataclass(slots=True)
 class Report:
@@ -66,7 +76,7 @@ class Report:
     What was found out about one path.
 
     :param path: as it was asked for
-    :param home: the directory in which the lock directories lie; empty if the file system did not even tell that
+    :param home: the directory in which the lock directories lie; empty if the file system did not even answer that
     :param lock_path: where the lock on ``path`` would live; ``None`` for a directory, which stands for what is in it
     :param scope: between which processes locks can work here
     :param two_hosts: whether two hosts took part
@@ -104,38 +114,28 @@ class Report:
     @property
     def verdict(self) -> str:
         """All of it in a sentence or two."""
-        if not self.fit:
-            bad = list(dict.fromkeys(check.name for check in self.checks if check.level is Level.UNFIT))
-            if not {*bad} - ABOUT_DATA:
-                return f"UNFIT: locks hold here, but data read under them may be old ({', '.join(bad)})."
+        bad = list(dict.fromkeys(check.name for check in self.checks if check.level is Level.UNFIT))
+        if bad and ABOUT_DATA.issuperset(bad):
+            return f"UNFIT: locks hold here, but data read under them may be old ({', '.join(bad)})."
+        if bad:
             return f"UNFIT: do not rely on locks here ({', '.join(bad)})."
-        warned = " There are warnings." if self.level is Level.WARNING else ""
         if self.scope == "host":
-            return f"FIT for the processes of this host, and for no others: other hosts cannot see these locks.{warned}"
-        if self.two_hosts:
-            return f"FIT: two hosts kept all demands of the protocol.{warned}"
-        return (
-            "FIT as far as one host can tell: its processes share one cache, so what another host sees was not tested."
-            + warned
-        )
+            text = "FIT for the processes of this host, and for no others: other hosts cannot see these locks."
+        elif self.two_hosts:
+            text = "FIT: two hosts kept all demands of the protocol."
+        else:
+            text = (
+                "FIT as far as one host can tell: its processes share one cache, so what another host sees was not "
+                "tested."
+            )
+        return f"{text} There are warnings." if self.level is Level.WARNING else text
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values, for JSON."""
-        return {
-            "path": self.path,
-            "home": self.home,
-            "lock_path": self.lock_path,
-            "fit": self.fit,
-            "level": str(self.level),
-            "verdict": self.verdict,
-            "remedies": self.remedies,
-            "scope": self.scope,
-            "two_hosts": self.two_hosts,
-            "host": self.host,
-            "peer": self.peer,
-            "file_system": self.file_system,
-            "checks": [{**asdict(check), "level": str(check.level)} for check in self.checks],
-        }
+        plain = asdict(self)
+        checks = plain.pop("checks")
+        judged = {"fit": self.fit, "level": self.level, "verdict": self.verdict, "remedies": self.remedies}
+        return {**plain, **judged, "checks": checks}
 
 
 _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.UNFIT: "bold red"}
@@ -154,15 +154,8 @@ def show(report: Report, *, separated: bool) -> None:
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
     to = Console(highlight=False, width=width)
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(ratio=1)
-    for check in report.checks:
-        text = Text(one_line(check.text) + _BASES[check.basis])
-        if check.remedy:
-            text.append(f"\n→ {one_line(check.remedy)}")
-        table.add_row(Text(str(check.level), style=_STYLES[check.level]), check.name, text)
+    if separated:
+        to.print()
     headline = Text(printable(report.path), style="bold")
     if report.lock_path is not None:
         headline.append(f": its lock would be {printable(report.lock_path)}", style="not bold")
@@ -170,9 +163,14 @@ def show(report: Report, *, separated: bool) -> None:
         headline.append(f": locks live in {printable(report.home)}", style="not bold")
     if report.peer is not None:
         headline.append(f"; seen from {printable(report.host)} and {printable(report.peer)}", style="not bold")
-    if separated:
-        to.print()
     to.print(headline)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1)
+    for check in report.checks:
+        text = one_line(check.text) + _BASES[check.basis] + (f"\n→ {one_line(check.remedy)}" if check.remedy else "")
+        table.add_row(Text(str(check.level), style=_STYLES[check.level]), check.name, Text(text))
     to.print(table)
     to.print(Text(one_line(report.verdict), style=_STYLES[report.level]))
     if report.fit and report.scope == "hosts" and not report.two_hosts:

@@ -42,8 +42,8 @@ def scratch_path(home: str, token: str) -> str:
 def scratches_in(home: str) -> list[str]:
     """Return the scratch directories in ``home``: of doctors that work now, or were killed."""
     with suppress(OSError):
-        names = sorted(name for name in os.listdir(home) if name.startswith(_PREFIX))
-        return [os.path.join(home, name) for name in names if is_token(name.removeprefix(_PREFIX))]
+        tokens = sorted(name.removeprefix(_PREFIX) for name in os.listdir(home) if name.startswith(_PREFIX))
+        return [scratch_path(home, token) for token in tokens if is_token(token)]
     return []
 
 
@@ -59,7 +59,7 @@ class Scratch:
         self.path: Final = path
         self.token: Final = os.path.basename(path).removeprefix(_PREFIX)
         self.fd: Final = os.open(path, _OPEN_FLAGS)
-        pinned = f"/proc/self/fd/{self.fd}"
+        pinned = f"/proc/self/fd/{self.fd}/."  # with the dot, it is no link that O_NOFOLLOW would refuse
         #: A path that leads to this very directory, also in a child that inherits :attr:`fd`; needs Linux's ``/proc``.
         self.root: Final = pinned if os.path.isdir(pinned) else path
 
@@ -74,12 +74,11 @@ class Scratch:
         os.mkdir(path, 0o700)
         scratch = cls(path)
         try:
-            # Private, and this user's: the lock's own check. The "/." is for O_NOFOLLOW, which refuses /proc's links.
-            LockDirectory(f"{scratch.root}/.").open()
+            LockDirectory(scratch.root).open()  # private, and this user's: the lock's own check
             me, now = current_identity(), time.time_ns() // 1_000_000
             name = announcement_name(Mode.READ, token=fresh_token(), ticket=0, lease_ms=1, who=me, since_ms=now)
             with suppress(OSError):  # a full disk is found out by what follows
-                os.mkdir(name, 0o700, dir_fd=scratch.fd)
+                scratch.mkdir(name)
         except BaseException:
             scratch.close()
             with suppress(OSError):
@@ -93,16 +92,18 @@ class Scratch:
             return None
         return next((one.who for one in parse_listing(os.listdir(self.fd)).announcements.values()), None)
 
+    def mkdir(self, name: str) -> None:
+        """Make a directory in it."""
+        os.mkdir(name, 0o700, dir_fd=self.fd)
+
     def remove(self) -> bool:
         """Remove it with what is in it; return whether it is gone."""
         deadline = time.monotonic() + _REMOVAL_SECONDS
         while True:
             with suppress(OSError):  # another process may just be making its last names there
                 self._remove_once()
-            if not os.path.lexists(self.path):
-                return True
-            if time.monotonic() > deadline:
-                return False
+            if not os.path.lexists(self.path) or time.monotonic() > deadline:
+                return not os.path.lexists(self.path)
             time.sleep(0.1)
 
     def _remove_once(self) -> None:
@@ -140,25 +141,18 @@ def _without_links(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def write_json(path: str, content: dict[str, Any]) -> None:
-    """Write what :func:`read_json` reads."""
-    write(path, json.dumps(content).encode())
-
-
 def read_json(path: str) -> dict[str, Any]:
     """
     Return what another process had written and closed before it said so.
 
     :raises CliError: it cannot be read here
     """
-    try:
+    with suppress(ValueError):
         content = json.loads(read(path))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise CliError(
-            "a file that another process had written and closed before it said so is not to be read here: this file "
-            "system does not show what others write, and data under a lock may be missing or old",
-            Exit.FAILED,
-        )
-    return content
+        if isinstance(content, dict):
+            return content
+    raise CliError(
+        "a file that another process had written and closed before it said so is not to be read here: this file system "
+        "does not show what others write, and data under a lock may be missing or old",
+        Exit.FAILED,
+    )

@@ -1,4 +1,8 @@
-"""What the races tell: from what all players saw to findings. Reads records and touches nothing."""
+"""
+What the races and the looks at another host show: from what was seen to findings. Touches no file.
+
+A finding says what was seen, not what is so: a demand that was kept in all rounds may be broken in the next.
+"""
 
 from __future__ import annotations
 
@@ -6,99 +10,127 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from nfsrwlock.doctor.races import (
-    DONE,
-    LIST,
-    MAKE,
-    NEWS_SECONDS,
-    REMOVALS,
-    ROUNDS_PER_DIRECTORY,
-    Race,
-    Record,
-    Result,
-)
-from nfsrwlock.doctor.report import Check, Level
+from nfsrwlock.doctor.races import DEMANDS, DONE, ROUNDS_PER_DIRECTORY, Demand, Plan, Race, Record
+from nfsrwlock.doctor.report import ELSEWHERE, Check, Level
 
-#: What a call that came second is told. EBUSY and ESTALE come from NFS clients, for what another one has removed.
+#: How long a fresh listing may take to show what the other host made, before it counts as late.
+NEWS_SECONDS: Final = 4.0
+#: What a call that came second is answered. EBUSY and ESTALE come from NFS clients, for what another one has removed.
 _LATE: Final = {"EEXIST", "ENOENT", "ENOTEMPTY", "EBUSY", "ESTALE"}
-_ELSEWHERE: Final = (
-    "Keep locks on another file system (--lock-dir or NFSRWLOCK_DIR), or do not lock between hosts here."
+_PROMPT_SECONDS: Final = 1.0
+_PROMPT: Final = Check("freshness", Level.OK, "A fresh listing shows what the other host made within {most:.2f} s.")
+_STALE: Final = Check(
+    "freshness",
+    Level.WARNING,
+    "A fresh listing shows what the other host made {late} s later, if this one changes nothing there itself. Locks "
+    "stay safe, for a change of one's own precedes the listing that decides a grant; but a waiter learns late that a "
+    "lock is free, and 'nfsrwlock status' shows the past.",
+    "On NFS, mount without nocto; elsewhere, turn caching of directory listings off.",
+)
+_DATA: Final = Check(
+    "data",
+    Level.OK,
+    "What one host wrote and closed, the other read when it opened the file, {read} times of {read}.",
+)
+_OLD_DATA: Final = Check(
+    "data",
+    Level.UNFIT,
+    "{old} of {read} times a host that opened a file, after the other had written and closed it and said so, read the "
+    "old version. Locks hold here, but data read under them may be old.",
+    "On NFS, mount without nocto; elsewhere, turn caching of file data off.",
+)
+_NO_DATA: Final = Check("data", Level.WARNING, "The other host's files were not announced in time to be read.")
+_CLOCK: Final = Check(
+    "clock",
+    Level.OK,
+    "The clocks of the two hosts differ by {off:.2f} s (known to {known_to_s:.3f} s). Locks never compare clocks{but}.",
 )
 
 
 @dataclass(frozen=True, slots=True)
-class _Demand:
+class Sight:
     """
-    What is asked by races that only so many calls of a round may win.
+    What one host saw of the other.
 
-    :param name: of the check
-    :param tried: what the players did
-    :param kept: what is so if none of the races was broken
-    :param broken: what it means if one was
+    :param data: of each file that the other has written and closed: whether the ``"new"`` or the ``"old"`` version
+        was read
+    :param delay: how long a fresh listing did not show what the other had made, seconds; ``None`` for too long
     """
 
-    name: str
-    races: tuple[Race, ...]
-    tried: str
-    kept: str
-    broken: str
+    data: list[str]
+    delay: float | None
 
 
-_DEMANDS: Final = (
-    _Demand(
-        "mkdir",
-        (MAKE,),
-        tried="made one name at once",
-        kept="never were two told that they had made it (demand a)",
-        broken="mkdir is not atomic here (demand a)",
-    ),
-    _Demand(
-        "removal",
-        REMOVALS,
-        tried="tried rename against unlink and rmdir, create against rmdir, and rmdir of what is not empty",
-        kept="never did both succeed, and no directory with an entry was removed (demand c)",
-        broken="A live holder could be evicted here (demand c)",
-    ),
-)
+@dataclass(frozen=True, slots=True)
+class Result:
+    """
+    What was seen.
+
+    :param records: of all players, in the order of their numbers
+    :param sights: of two hosts, what each saw of the other; empty if there is only one
+    :param ahead: the second host's clock minus the first one's, seconds
+    :param uncertain: by how much that may be wrong, seconds
+    """
+
+    plan: Plan
+    records: list[Record]
+    sights: list[Sight] = field(default_factory=list)
+    ahead: float = 0.0
+    uncertain: float = 0.0
 
 
 def judge(result: Result) -> list[Check]:
-    """Return the findings about the three demands, and, of two hosts, about what they see of each other."""
-    mkdir, removal = (_one_winner(result, demand) for demand in _DEMANDS)
-    checks = [mkdir, _listing(result), removal]
-    if result.plan.two_hosts:
-        checks += [_freshness(result), _data(result), _clock(result)]
-    return checks
+    """Return the findings about the demands, and, of two hosts, about what they see of each other."""
+    checks = [_demand(result, demand) for demand in DEMANDS]
+    return [*checks, _freshness(result), _data(result), _clock(result)] if result.sights else checks
 
 
-def _one_winner(result: Result, demand: _Demand) -> Check:
+def _demand(result: Result, demand: Demand) -> Check:
     facts = _closeness(result, demand.races[0])
-    wrong, neither = [], 0
+    broken, neither, ends = [], 0, Counter[str]()
     for race in demand.races:
-        wins = [ends.count(DONE) for ends in _ends(result, race)]
-        count = facts[race.fact] = sum(won > (race.winners or 0) for won in wins)
-        if count:
-            wrong.append(f"{count} times {race.broken}")
-        if race.winners:
-            neither += wins.count(0)
-    facts["neither"] = neither
-    begin = f"{_who(result)} {demand.tried}, {_times(facts)}: "
-    if wrong:
-        return Check(demand.name, Level.UNFIT, f"{begin}{'; '.join(wrong)}. {demand.broken}.", _ELSEWHERE, facts=facts)
-    lost = (
-        f" {neither} times no call succeeded: a reply was lost, or a client's cache of missing names answered. The "
-        "locks look into both, so neither does harm."
+        rounds = list(zip(*(record.outcomes[race.name] for record in result.records), strict=True))
+        ends.update(itertools.chain.from_iterable(rounds))
+        if race.winners is None:
+            counts = [*_missed(result)]
+        else:
+            wins = [outcomes.count(DONE) for outcomes in rounds]
+            counts = [sum(won > race.winners for won in wins)]
+            neither += wins.count(0) if race.winners else 0
+        facts |= dict(zip(race.broken, counts, strict=True))
+        broken += [f"{facts[fact]} times {what}" for fact, what in race.broken.items() if facts[fact]]
+    odd = {name: count for name, count in ends.most_common() if name not in {DONE, *_LATE}}
+    facts |= {"neither": neither, **({"errors": odd} if odd else {})}
+    known = f", clocks known to {facts['clock_known_to_ms']:.1f} ms" if facts["clock_known_to_ms"] else ""
+    begin = (
+        f"{_players(result)} {demand.tried}, {facts['rounds']} times (half of them within "
+        f"{facts['median_apart_ms']:.2f} ms{known}): "
     )
-    text = f"{begin}{demand.kept}.{lost if neither else ''}"
-    return _with_errors(
-        result, demand.races, Check(demand.name, Level.NOTE if neither else Level.OK, text, facts=facts)
-    )
+    if broken:
+        return Check(demand.name, Level.UNFIT, f"{begin}{'; '.join(broken)}. {demand.lost}.", ELSEWHERE, facts=facts)
+    text = f"{begin}{demand.kept}.{'' if result.sights else demand.alone}"
+    if neither:
+        text += (
+            f" {neither} times no call succeeded: a reply was lost, or a client's cache of missing names answered. The "
+            "locks look into both, so neither does harm."
+        )
+    if odd:
+        text += f" But calls failed: {', '.join(f'{name} {count} times' for name, count in odd.items())}."
+        remedy = "Find out why the file system answers with errors; locks try again, data may suffer."
+        return Check(demand.name, Level.WARNING, text, remedy, facts=facts)
+    return Check(demand.name, Level.NOTE if neither else Level.OK, text, facts=facts)
 
 
-def _listing(result: Result) -> Check:
+def _players(result: Result) -> str:
+    players = result.plan.players
+    return f"{players // 2} processes on each of two hosts" if result.sights else f"{players} processes here"
+
+
+def _missed(result: Result) -> Iterator[int]:
+    """How many pairs of listings missed each other's name, and how many listings their own maker's."""
     missed, own = 0, 0
     for first in range(0, result.plan.rounds, ROUNDS_PER_DIRECTORY):
         seen = [_seen(record, player, first) for player, record in enumerate(result.records)]
@@ -111,60 +143,19 @@ def _listing(result: Result) -> Check:
             for mine, seen_here in here.items()
             for theirs, seen_there in there.items()
         )
-    facts = {**_closeness(result, LIST), "missed": missed, "own_missed": own}
-    begin = f"{_who(result)} listed, made a name each and listed again, {_times(facts)}: "
-    if missed or own:
-        parts = [f"{missed} pairs of listings missed each other's name"] if missed else []
-        parts += [f"{own} listings missed the name that their own maker had just made"] if own else []
-        text = f"{begin}{' and '.join(parts)}. Two holders would not notice each other here (demand b)."
-        return Check("listing", Level.UNFIT, text, _ELSEWHERE, facts=facts)
-    shared = " They share this host's caches, so this says little about a second host."
-    text = f"{begin}no two listings missed each other's names (demand b).{'' if result.plan.two_hosts else shared}"
-    return _with_errors(result, (LIST,), Check("listing", Level.OK, text, facts=facts))
+    yield from (missed, own)
 
 
 def _seen(record: Record, player: int, first: int) -> dict[str, set[str]]:
     """What a player saw right after it had made each of its names in one directory."""
-    ends = record.outcomes[LIST.name][first : first + ROUNDS_PER_DIRECTORY]
+    ends = record.outcomes["list"][first : first + ROUNDS_PER_DIRECTORY]
     return {f"{player}.{number}": set(record.listings[number]) for number, end in enumerate(ends, first) if end == DONE}
-
-
-def _ends(result: Result, race: Race) -> Iterator[tuple[str, ...]]:
-    """How all calls ended, round by round."""
-    return zip(*(record.outcomes[race.name] for record in result.records), strict=True)
-
-
-def _with_errors(result: Result, races: tuple[Race, ...], check: Check) -> Check:
-    """Mention calls that neither succeeded nor came second."""
-    ends = itertools.chain.from_iterable(itertools.chain.from_iterable(_ends(result, race) for race in races))
-    odd = Counter(end for end in ends if end != DONE and end not in _LATE)
-    if not odd:
-        return check
-    listed = ", ".join(f"{name} {count} times" for name, count in odd.most_common())
-    return Check(
-        check.name,
-        Level.WARNING,
-        f"{check.text} But calls failed: {listed}.",
-        "Find out why the file system answers with errors; locks try again, data may suffer.",
-        facts={**check.facts, "errors": dict(odd)},
-    )
-
-
-def _who(result: Result) -> str:
-    plan = result.plan
-    return f"{plan.processes} processes on each of two hosts" if plan.two_hosts else f"{plan.players} processes here"
-
-
-def _times(facts: dict[str, Any]) -> str:
-    known = f", clocks known to {facts['clock_known_to_ms']:.1f} ms" if facts["clock_known_to_ms"] else ""
-    return f"{facts['rounds']} times (half of them within {facts['median_apart_ms']:.2f} ms{known})"
 
 
 def _closeness(result: Result, race: Race) -> dict[str, Any]:
     """How close the rounds of a race were: in how many all calls overlapped, and how far apart they began."""
     rounds = list(zip(*(record.spans[race.name] for record in result.records), strict=True))
-    begins = [[begin for begin, _ in spans] for spans in rounds]
-    ends = [[end for _, end in spans] for spans in rounds]
+    begins, ends = ([[span[which] for span in spans] for spans in rounds] for which in (0, 1))
     return {
         "rounds": len(rounds),
         "overlapping": sum(max(begin) <= min(end) for begin, end in zip(begins, ends, strict=True)),
@@ -173,56 +164,25 @@ def _closeness(result: Result, race: Race) -> dict[str, Any]:
     }
 
 
-def _reporters(result: Result) -> tuple[Record, Record]:
-    """The players that also tried what only two hosts can tell, one on each."""
-    return result.records[0], result.records[result.plan.processes]
-
-
 def _freshness(result: Result) -> Check:
-    here, there = _reporters(result)
-    delays = [
-        None if looker.seen is None or maker.made is None else max(0.0, looker.seen - maker.made)
-        for looker, maker in ((here, there), (there, here))
-    ]
-    facts = {"delays_s": [None if delay is None else round(delay, 3) for delay in delays], "limit_s": NEWS_SECONDS}
-    known = [delay for delay in delays if delay is not None]
-    if len(known) == len(delays) and max(known) < 1.0:
-        text = f"A fresh listing shows what the other host made within {max(known):.2f} s."
-        return Check("freshness", Level.OK, text, facts=facts)
-    late = f"{max(known):.1f} s later" if len(known) == len(delays) else f"more than {NEWS_SECONDS:g} s later"
-    return Check(
-        "freshness",
-        Level.WARNING,
-        f"A fresh listing shows what the other host made {late}, if this one changes nothing there itself. Locks "
-        "stay safe, for what decides a grant is listed after a change of one's own; but who waits learns late that a "
-        "lock is free, and 'nfsrwlock status' shows the past.",
-        "On NFS, mount without nocto; elsewhere, turn caching of directory listings off.",
-        facts=facts,
-    )
+    delays = [sight.delay for sight in result.sights]
+    facts = {"delays_s": [delay and round(delay, 3) for delay in delays], "limit_s": NEWS_SECONDS}
+    most = max(float("inf") if delay is None else delay for delay in delays)
+    late = f"{most:.1f}" if most < NEWS_SECONDS else f"more than {NEWS_SECONDS:g}"
+    return (_PROMPT if most < _PROMPT_SECONDS else _STALE).of(facts, most=most, late=late)
 
 
 def _data(result: Result) -> Check:
-    read = [one for record in _reporters(result) for one in record.data]
-    old = read.count("old")
-    facts = {"read": len(read), "old": old}
-    if old:
-        text = (
-            f"{old} of {len(read)} times a host that opened a file, after the other had written and closed it and said "
-            "so, read the old version. Locks hold here, but data read under them may be old."
-        )
-        remedy = "On NFS, mount without nocto; elsewhere, turn caching of file data off."
-        return Check("data", Level.UNFIT, text, remedy, facts=facts)
-    if not read:
-        text = "The other host's files were not announced in time to be read."
-        return Check("data", Level.WARNING, text, facts=facts)
-    text = f"What one host wrote and closed, the other read when it opened the file, {len(read)} times of {len(read)}."
-    return Check("data", Level.OK, text, facts=facts)
+    read = [one for sight in result.sights for one in sight.data]
+    facts = {"read": len(read), "old": read.count("old")}
+    return (_OLD_DATA if facts["old"] else _DATA if read else _NO_DATA).of(facts)
 
 
 def _clock(result: Result) -> Check:
-    off, known = abs(result.wall_ahead), result.uncertain
-    odd = off > 1 + known
-    others = "; programs that compare time stamps, such as make, do" if odd else ""
-    text = f"The clocks of the two hosts differ by {off:.2f} s (known to {known:.3f} s). Locks do not care{others}."
-    facts = {"apart_s": round(result.wall_ahead, 3), "known_to_s": round(known, 3)}
-    return Check("clock", Level.NOTE if odd else Level.OK, text, facts=facts)
+    facts = {"apart_s": round(result.ahead, 3), "known_to_s": round(result.uncertain, 3)}
+    off = abs(result.ahead)
+    if off <= 1 + result.uncertain:
+        return _CLOCK.of(facts, off=off, but="")
+    return replace(_CLOCK, level=Level.NOTE).of(
+        facts, off=off, but="; programs that compare time stamps, such as make, do"
+    )
