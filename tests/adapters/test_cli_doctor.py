@@ -36,9 +36,12 @@ def examine(scene: Scene, *arguments: str, **environment: str) -> tuple[int, dic
 
 def lying(scene: Scene, lie: str, *arguments: str) -> tuple[int, dict[str, Any]]:
     """What is said of a file system that lies."""
-    path = os.pathsep.join(filter(None, [str(LIES), os.environ.get("PYTHONPATH")]))
-    code, report, _ = examine(scene, "--rounds", "60", *arguments, ".", LIE=lie, PYTHONPATH=path)
+    code, report, _ = examine(scene, "--rounds", "60", *arguments, ".", **environment_of(lie))
     return code, report
+
+
+def environment_of(lie: str) -> dict[str, str]:
+    return {"LIE": lie, "PYTHONPATH": os.pathsep.join(filter(None, [str(LIES), os.environ.get("PYTHONPATH")]))}
 
 
 def level(report: dict[str, Any], name: str) -> str:
@@ -264,6 +267,26 @@ def test_two_processes_that_are_told_of_each_other_meet_and_leave_nothing_behind
     # It is told apart from a second node by its kernel.
     assert (report["two_hosts"], level(report, "peer")) == (False, "warning")
     assert report["peer"] == report["host"]
+    assert os.listdir(scene.directory) == []
+
+
+@pytest.mark.parametrize(
+    ("lie", "unlike"),
+    [
+        ("it is another host", {}),
+        ("it is another host, where files stay old", {"data": "unfit"}),
+        ("it is another host, where listings stay old", {"freshness": "warning"}),
+    ],
+)
+def test_two_hosts_look_at_each_others_changes(scene: Scene, lie: str, unlike: dict[str, str]) -> None:
+    leader, token = start_peer(scene, "--json", "--rounds", "20", ".")
+    joined = scene.run("doctor", "--join", token, ".", NFSRWLOCK_HOST="n2", **environment_of(lie))
+    assert (joined.returncode, joined.stderr) == (0, "")
+    stdout, _ = leader.communicate(timeout=2 * PATIENCE_S)
+    (report,) = json.loads(stdout)
+    assert (report["two_hosts"], report["peer"], leader.returncode) == (True, "n2", "data" in unlike)
+    seen = {name: level(report, name) for name in ("mkdir", "listing", "removal", "freshness", "data", "clock")}
+    assert seen == dict.fromkeys(seen, "ok") | unlike
     assert os.listdir(scene.directory) == []
 
 

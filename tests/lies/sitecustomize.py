@@ -6,7 +6,9 @@ Each lie replaces one call of the operating system, and only for the names that 
 
 from __future__ import annotations
 
+import builtins
 import errno
+import io
 import os
 import re
 import shutil
@@ -98,6 +100,25 @@ def mkdir_hangs(path: Any, *args: Any, **kwargs: Any) -> None:
     _mkdir(path, *args, **kwargs)
 
 
+_open_file = builtins.open
+
+
+def boot_id_of_another_host(path: Any, *args: Any, **kwargs: Any) -> Any:
+    if str(path).endswith("/boot_id"):
+        return io.StringIO("another host's")
+    return _open_file(path, *args, **kwargs)
+
+
+def files_stay_old(path: Any, *args: Any, **kwargs: Any) -> Any:
+    if "/data/0." in str(path):  # of the first host, as the second one sees it
+        return io.BytesIO(b"old\n")
+    return boot_id_of_another_host(path, *args, **kwargs)
+
+
+def listings_stay_old(path: Any = ".") -> list[str]:
+    return [] if str(path).endswith("/news-1") else _listdir(path)
+
+
 def _tell(lie: str) -> None:
     if lie == "mkdir succeeds twice":
         os.mkdir = mkdir_succeeds_twice
@@ -119,6 +140,12 @@ def _tell(lie: str) -> None:
         os.open = files_look_empty
     elif lie == "mkdir hangs":
         os.mkdir = mkdir_hangs
+    elif lie == "it is another host":
+        builtins.open = boot_id_of_another_host
+    elif lie == "it is another host, where files stay old":
+        builtins.open = files_stay_old
+    elif lie == "it is another host, where listings stay old":
+        builtins.open, os.listdir = boot_id_of_another_host, listings_stay_old
     elif lie == "the second process dies":
         if sys.orig_argv[-1] == "1":
             os._exit(3)

@@ -23,7 +23,7 @@ SHUTIL = "chown copy copy2 copyfile copymode copystat copytree make_archive move
 PATH = """chmod glob hardlink_to iterdir lchmod mkdir open read_bytes read_text rename rglob rmdir symlink_to touch
     unlink walk write_bytes write_text"""
 #: Objects that have methods of these names and are no paths: each is a ``Files``, such as the doctor's races have.
-NO_PATHS = "files self.files self._files self place self._place swap first nonempty other flags at"
+NO_PATHS = "files self.files self._files scratch.files there"
 
 #: What can be swapped, and what stops it.
 INSIDE = "nothing: relative to a descriptor of the lock directory, which was opened with O_NOFOLLOW and checked"
@@ -94,18 +94,10 @@ TABLE = {
     "integrations/nfsrwlock/cli/app.py": {
         "open(descriptor, 'w' if descriptor else 'r', closefd=False)": "nothing: a descriptor",
     },
-    "integrations/nfsrwlock/doctor/races.py": {
-        "os.mkdir(f'{directory}/timed.{os.getpid()}', 448)": SCRATCH,
-        "os.rmdir(f'{directory}/timed.{os.getpid()}')": SCRATCH,
-        "os.mkdir(f'{root}/{name}', 448)": SCRATCH,
-    },
-    "integrations/nfsrwlock/doctor/rendezvous.py": {"os.mkdir(f'{scratch.root}/meet', 448)": SCRATCH},
     "integrations/nfsrwlock/doctor/scratch.py": {
         "os.mkdir(path, 448)": MADE,
         "os.open(path, _OPEN_FLAGS)": LAST,
         "os.open(self.path, _OPEN_FLAGS)": LAST,
-        "LockDirectory(f'{scratch.root}/.').open()": SCRATCH,
-        "os.mkdir(name, 448, dir_fd=scratch.fd)": INSIDE,
         "os.listdir(self.fd)": INSIDE,
         "os.listdir(fd)": INSIDE,
         "os.unlink(name, dir_fd=fd)": INSIDE,

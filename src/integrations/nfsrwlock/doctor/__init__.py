@@ -36,12 +36,6 @@ PEER_SECONDS: Final = 300.0
 #: There are thousands of names to remove, and each may take a round trip.
 _CLEAN_UP_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.1
-_HANGS: Final = Check(
-    "answers",
-    Level.UNFIT,
-    "No answer for {silent:.0f} s while {doing}.{left}",
-    "Find out whether the file server is up and can be reached; then try again.",
-)
 
 
 def doctor(
@@ -102,7 +96,9 @@ def _follow(examination: Examination, patience: float) -> bool:
             if silent > patience:
                 examination.stopped.set()
                 left = f" {printable(examination.scratch)} is left behind." if examination.scratch is not None else ""
-                examination.report.checks.append(_HANGS.of(silent=silent, doing=examination.doing, left=left))
+                text = f"No answer for {silent:.0f} s while {examination.doing}.{left}"
+                remedy = "Find out whether the file server is up and can be reached; then try again."
+                examination.report.checks.append(Check("answers", Level.UNFIT, text, remedy))
                 return True
     try:
         end.result()

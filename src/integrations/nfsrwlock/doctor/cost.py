@@ -21,15 +21,6 @@ _ENOUGH_SECONDS: Final = 4.0
 #: From here on, a lock is slow enough for people to ask what is wrong.
 _SLOW_MS: Final = 100.0
 
-_FAST: Final = Check("cost", Level.OK, "Acquire and release, uncontended: {costs}.{note}")
-_SLOW: Final = Check(
-    "cost", Level.NOTE, _FAST.text, "Take few locks and hold them longer; ask what the file server is busy with."
-)
-_WHOSE_REQUESTS: Final = (
-    f" Requests are those of the whole mount, so of {_BATCHES} batches the one with the fewest was taken: the others "
-    "may hold other programs' traffic."
-)
-
 
 def requests_per_round(mountpoint: str, work: Callable[[], object], rounds: int) -> dict[str, float] | None:
     """
@@ -60,9 +51,15 @@ def measure(scratch: str, mount: Mount | None, progress: Callable[[], None]) -> 
         "read": _measure(lock.acquire_read, lock.release, mountpoint, progress),
         "write": _measure(lock.acquire_write, lock.release, mountpoint, progress),
     }
-    check = _SLOW if facts["read"]["median_ms"] > _SLOW_MS else _FAST
-    costs = "; ".join(f"{mode} {_in_words(cost)}" for mode, cost in facts.items())
-    return check.of(facts, costs=costs, note=_WHOSE_REQUESTS if mountpoint else "")
+    text = (
+        f"Acquire and release, uncontended: {'; '.join(f'{mode} {_in_words(cost)}' for mode, cost in facts.items())}."
+    )
+    if mountpoint:
+        text += f" The whole mount's requests are counted; this is the batch of {_BATCHES} with the fewest."
+    if facts["read"]["median_ms"] <= _SLOW_MS:
+        return Check("cost", Level.OK, text, facts=facts)
+    remedy = "Take few locks and hold them longer; ask what the file server is busy with."
+    return Check("cost", Level.NOTE, text, remedy, facts=facts)
 
 
 def _measure(

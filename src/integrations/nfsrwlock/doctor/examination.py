@@ -16,50 +16,22 @@ import threading
 import time
 from concurrent.futures import CancelledError
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from nfsrwlock.cli.outcome import CliError, in_options
 from nfsrwlock.doctor import cost, filesystems, players, rendezvous
-from nfsrwlock.doctor.races import Plan, call_seconds
+from nfsrwlock.doctor.races import Plan, call_seconds, prepare
 from nfsrwlock.doctor.report import TRY_AGAIN, Check, Level, Report
 from nfsrwlock.doctor.scratch import Scratch, scratches_in
 from nfsrwlock.doctor.verdicts import Result, judge
-from nfsrwlock.text import PROGRAM, printable, say
+from nfsrwlock.text import printable
 from nfsrwlock_core import LockError, lock_home
 from nfsrwlock_core.system.mounts import Mount, mount_from, mount_of
 from nfsrwlock_core.system.paths import lock_path_of
 from nfsrwlock_core.system.process import current_identity, is_dead, is_same_kernel
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM})
-
-_SPACE: Final = Check(
-    "space", Level.OK, "{mib:,.0f} MiB and {inodes} inodes free. Acquiring a lock needs one inode; releasing it, none."
-)
 _FREE_SOME: Final = "Free some space or inodes."
-_PERMISSION: Final = Check(
-    "permission", Level.OK, "You can make locks here. With --share group they would be for group {group}{but}.{mapped}"
-)
-_REFUSED: Final = Check(
-    "permission",
-    Level.UNFIT,
-    "No lock can be made in {home}: {why}.",
-    "Ask for write permission, or keep locks elsewhere with --lock-dir (or NFSRWLOCK_DIR).",
-)
-_ROOT: Final = " (an NFS server usually maps root to nobody: try as the user who will take the locks)"
-_REMOVED: Final = Check("leftover", Level.NOTE, "A doctor that was killed had left {paths} behind; it is removed.")
-_DOUBTFUL: Final = Check("leftover", Level.NOTE, "{paths}: of a doctor that works elsewhere now, or was killed there.")
-_LEFT: Final = Check("leftover", Level.WARNING, "{path} could not be removed.")
-_PROCESSES: Final = Check("processes", Level.UNFIT, "Processes of this host could not be compared: {error}.")
-_ROUNDS: Final = Check("rounds", Level.UNFIT, "The rounds ended early: the file system answers {error}.", TRY_AGAIN)
-_NO_COST: Final = Check("cost", Level.UNFIT, "A lock could not be taken: {error}.", TRY_AGAIN)
-_SAME_HOST: Final = Check(
-    "peer",
-    Level.WARNING,
-    "The second node is this very host (one kernel, one cache), so nothing was tested between hosts.",
-    "Run the command on another host.",
-)
 
 
 @dataclass
@@ -125,8 +97,8 @@ class Examination:
             if scratch.remove():
                 self.scratch = None
             else:
-                left = replace(_LEFT, remedy=f"rm -r {shlex.quote(scratch.path)}")
-                report.checks.append(left.of(path=printable(scratch.path)))
+                text = f"{printable(scratch.path)} could not be removed."
+                report.checks.append(Check("leftover", Level.WARNING, text, f"rm -r {shlex.quote(scratch.path)}"))
             scratch.close()
 
     def _progress(self, doing: str) -> None:
@@ -138,32 +110,33 @@ class Examination:
         try:
             if self.peer:
                 return self._race_with_peer(scratch, mount)
-            plan = Plan(self.rounds, call_seconds(scratch.root), self.processes)
-            players.set_up(scratch, plan, self._progress)
-            records = players.race(scratch, range(plan.players), lambda: time.monotonic() + 0.05, self._progress)
+            plan = Plan(self.rounds, call_seconds(scratch.files), self.processes)
+            prepare(scratch.root, plan, lambda: self._progress("preparing the rounds"))
+            records = players.play(scratch, range(plan.players), lambda: time.monotonic() + 0.05, self._progress)
             return judge(Result(plan, records))
         except CliError as error:
             if self.peer:
                 raise
-            return [_PROCESSES.of(error=error)]
+            return [Check("processes", Level.UNFIT, f"Processes of this host could not be compared: {error}.")]
         except OSError as error:
-            return [_ROUNDS.of(error=said(error))]
+            text = f"The rounds ended early: the file system answers {said(error)}."
+            return [Check("rounds", Level.UNFIT, text, TRY_AGAIN)]
 
     def _race_with_peer(self, scratch: Scratch, mount: Mount | None) -> list[Check]:
-        rendezvous.invite(scratch)
-        command = f"{PROGRAM} doctor --join {scratch.token} {shlex.quote(printable(self.report.home))}"
-        say(f"on a second node, as the same user, run: {command}")
-        say("(if the directory is mounted elsewhere there, give its path there)")
         result, peer = rendezvous.lead(scratch, self.rounds, self.processes, self.wait_seconds, self._progress)
         self.report.peer, self.report.two_hosts = peer["host"], bool(result.sights)
         other = filesystems.explain_other(mount_from(peer["mount"]), peer["host"], mount)
-        return [*other, *judge(result), *([] if result.sights else [_SAME_HOST])]
+        checks = [*other, *judge(result)]
+        if not result.sights:
+            text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
+            checks.append(Check("peer", Level.WARNING, text, "Run the command on another host."))
+        return checks
 
     def _cost(self, scratch: Scratch, mount: Mount | None) -> Check:
         try:
             return cost.measure(scratch.root, mount, lambda: self._progress("measuring the cost"))
         except (LockError, OSError) as error:
-            return _NO_COST.of(error=error)
+            return Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", TRY_AGAIN)
 
 
 def home_of(path: str, lock_dir: str | None) -> str:
@@ -201,17 +174,21 @@ def said(error: OSError) -> str:
 def _space(home: str) -> Check:
     found = os.statvfs(home)
     free, inodes = found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
-    check = _SPACE
+    level = Level.OK
     if (found.f_blocks and free < 2**20) or (inodes is not None and inodes < 100):
-        check = replace(_SPACE, level=Level.WARNING, remedy=_FREE_SOME)
+        level = Level.WARNING
     if (found.f_blocks and not free) or inodes == 0:
-        check = replace(_SPACE, level=Level.UNFIT, remedy=_FREE_SOME, text=f"Full: {_SPACE.text}")
+        level = Level.UNFIT
     known = "an unknown number of" if inodes is None else inodes
-    return check.of({"free_bytes": free, "free_inodes": inodes}, mib=free / 2**20, inodes=known)
+    text = (
+        f"{free / 2**20:,.0f} MiB and {known} inodes free. Acquiring a lock needs one inode; releasing it needs none."
+    )
+    remedy = "" if level is Level.OK else _FREE_SOME
+    return Check("space", level, text, remedy, facts={"free_bytes": free, "free_inodes": inodes})
 
 
 def _left_behind(home: str) -> list[Check]:
-    removed, doubtful = [], []
+    removed, doubtful, checks = [], [], []
     for path in scratches_in(home):
         who, gone = None, False
         with suppress(OSError), closing(Scratch(path)) as scratch:
@@ -221,15 +198,24 @@ def _left_behind(home: str) -> list[Check]:
             removed.append(path)
         elif who is None or not is_same_kernel(who) or is_dead(who):
             doubtful.append(path)
-    remedy = f"If none works here any more: rm -r {shlex.join(doubtful)}"
-    found = ((_REMOVED, removed), (replace(_DOUBTFUL, remedy=remedy), doubtful))
-    return [check.of(paths=", ".join(map(printable, paths))) for check, paths in found if paths]
+    if removed:
+        text = f"A doctor that was killed had left this behind; it is removed: {printable(shlex.join(removed))}."
+        checks.append(Check("leftover", Level.NOTE, text))
+    if doubtful:
+        text = f"Of a doctor that works elsewhere now, or was killed there: {printable(shlex.join(doubtful))}."
+        remedy = f"If none works here any more: rm -r {shlex.join(doubtful)}"
+        checks.append(Check("leftover", Level.NOTE, text, remedy))
+    return checks
 
 
 def _refused(home: str, error: OSError) -> Check:
-    check = replace(_REFUSED, remedy=_FREE_SOME) if error.errno in _FULL else _REFUSED
-    root = _ROOT if error.errno in _FORBIDDEN and os.geteuid() == 0 else ""
-    return check.of(home=printable(home), why=f"{said(error)}{root}")
+    remedy = "Ask for write permission, or keep locks elsewhere with --lock-dir (or NFSRWLOCK_DIR)."
+    why = said(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = _FREE_SOME
+    elif error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() == 0:
+        why += " (an NFS server usually maps root to nobody: try as the user who will take the locks)"
+    return Check("permission", Level.UNFIT, f"No lock can be made in {printable(home)}: {why}.", remedy)
 
 
 def _permission(home: str, scratch: Scratch) -> Check:
@@ -237,12 +223,11 @@ def _permission(home: str, scratch: Scratch) -> Check:
     group = str(about.st_gid)
     with suppress(KeyError):
         group = f"{grp.getgrgid(about.st_gid).gr_name} ({group})"
-    but, mapped = "", ""
+    text = f"You can make locks here. With --share group they would be for group {group}"
     if os.geteuid() != 0 and about.st_gid not in {os.getegid(), *os.getgroups()}:
-        but += ", of which you are no member"
+        text += ", of which you are no member"
     if not about.st_mode & 0o020:
-        but += ", whose members may not make any here (no group write permission)"
-    if owner != os.geteuid():
-        mapped = f" The file server takes you for user {owner}."
-    check = replace(_PERMISSION, level=Level.NOTE) if mapped else _PERMISSION
-    return check.of({"group": group, "owner": owner}, but=but, mapped=mapped)
+        text += ", whose members may not make any here (no group write permission)"
+    mapped = owner != os.geteuid()
+    text += f". The file server takes you for user {owner}." if mapped else "."
+    return Check("permission", Level.NOTE if mapped else Level.OK, text, facts={"group": group, "owner": owner})

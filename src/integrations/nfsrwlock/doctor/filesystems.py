@@ -1,5 +1,5 @@
 """
-What a file system's type and mount options mean for locks: two tables, and nothing is tried here.
+What a file system's type and mount options mean for locks. Nothing is tried here.
 
 Each row says where it comes from: this project's own NFS cluster, or the documentation, tried by nobody here.
 Sources: nfs(5); Linux fs/nfs/dir.c (``nfs_lookup_verify_inode``); sshfs(1); mount.cifs(8); mount.lustre(8);
@@ -8,6 +8,7 @@ Documentation/filesystems/9p.rst; the README of s3fs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -23,31 +24,22 @@ _TRY: Final = "Find out with two hosts: nfsrwlock doctor --peer PATH."
 
 
 def _type(level: Level, text: str, remedy: str = "", basis: Basis = "documented") -> Check:
-    return Check("file-system", level, "{where}: " + text, remedy, basis)
+    return Check("file-system", level, text, remedy, basis)
 
 
 _LOCAL: Final = _type(Level.NOTE, "local to this host. Other hosts cannot see it, unless this host exports it to them.")
 _IN_MEMORY: Final = replace(_LOCAL, text=f"{_LOCAL.text} Its content is gone after a restart.")
 _OVERLAY: Final = _type(
     Level.NOTE,
-    "an overlay is seen by this host alone, and by this container alone if it is a container's own; other containers "
-    "see other files under the same path.",
+    "seen by this host alone, or by this container alone; other containers see other files under the same path.",
     "Between containers, keep data and locks in a volume that they share.",
 )
-_NFS3: Final = _type(
-    Level.OK,
-    "keeps demands (a) to (c). A client may hold an old listing until it makes a change itself (NFSv3 goes by time "
-    f"stamps); waiters do so now and then. {_CRASH}",
-    basis="lab",
-)
+_NFS3_CACHE: Final = "A client may hold an old listing until it makes a change itself; waiters do so now and then."
 _NFS4: Final = _type(Level.OK, f"keeps demands (a) to (c). {_CRASH}", basis="lab")
 _CLUSTER: Final = _type(Level.OK, "keeps all demands by its documentation; this project has not tried it.")
-_GUEST: Final = _type(
-    Level.WARNING, "shared between a host and its guests. Nothing is known about the caches on either side.", _TRY
-)
+_GUEST: Final = _type(Level.WARNING, "shared by a host with its guests. Nothing is known about their caches.", _TRY)
 _SMB: Final = _type(Level.WARNING, "SMB. Whether a listing right after an own mkdir is fresh is not known.", _TRY)
 _FUSE: Final = _type(Level.WARNING, "a file system in user space; what it promises is up to its makers.", _TRY)
-_UNKNOWN: Final = _type(Level.WARNING, "nothing is known about it here.", _TRY)
 
 #: By the kernel's name for it; NFS with its version.
 _TYPES: Final[dict[str, Check]] = {
@@ -56,13 +48,13 @@ _TYPES: Final[dict[str, Check]] = {
     **dict.fromkeys(("ramfs", "tmpfs"), _IN_MEMORY),
     "overlay": _OVERLAY,
     "nfs2": _type(Level.WARNING, "NFSv2 was never tried.", "Mount with vers=4.2 or vers=3."),
-    "nfs3": _NFS3,
+    "nfs3": replace(_NFS4, text=f"keeps demands (a) to (c). {_NFS3_CACHE} {_CRASH}"),
     **dict.fromkeys(("beegfs", "ceph", "fuse.ceph", "fuse.ceph-fuse", "gfs2", "gpfs", "lustre", "ocfs2"), _CLUSTER),
     **dict.fromkeys(("9p", "drvfs", "hostfs", "vboxsf", "virtiofs"), _GUEST),
     **dict.fromkeys(("cifs", "smb3"), _SMB),
     "fuse.sshfs": _type(
         Level.WARNING,
-        "sshfs caches attributes and listings for 20 s by default, and hosts do not hear of each other's changes.",
+        "caches attributes and listings for 20 s by default, and hosts do not hear of each other's changes.",
         f"Mount with -o dir_cache=no. {_TRY}",
     ),
     "fuse.s3fs": _type(
@@ -71,113 +63,15 @@ _TYPES: Final[dict[str, Check]] = {
         ELSEWHERE,
     ),
 }
-
-
-def _option(name: str, level: Level, text: str, remedy: str = "", basis: Basis = "documented") -> Check:
-    return Check(f"option-{name}", level, text, remedy, basis)
-
-
-_NOCTO: Final = (
-    "nocto: opening a directory or a file does not ask the server whether the cached copy is fresh. The listing that "
-    "decides a grant still is, for it comes after a change of one's own. But who waits learns of changes up to {value} "
-    "s late, unless a change of its own comes first (28 s were seen for plain listings). "
-)
-_NOCTO_3: Final = "And on NFSv3 a file that another host had changed was read in its old version, every time."
-_NOCTO_4: Final = "On NFSv4 a file that was opened anew was still read in its new version, every time."
-_REMOUNT: Final = "Mount without nocto."
-
-#: What to say of the options that matter or are thought to.
-_OPTIONS: Final[dict[str, Check]] = {
-    "ro": _option("ro", Level.UNFIT, "Mounted read-only: no lock can be made here.", ELSEWHERE, "measured"),
-    "nocto, NFSv3": _option("nocto", Level.UNFIT, f"{_NOCTO}{_NOCTO_3}", _REMOUNT, "lab"),
-    "nocto, NFSv4": _option("nocto", Level.WARNING, f"{_NOCTO}{_NOCTO_4}", _REMOUNT, "lab"),
-    "noac": _option(
-        "noac",
-        Level.NOTE,
-        "noac (or actimeo=0): attributes are not cached. The locks do not need this, and it is expensive: 29 requests "
-        "for a read lock instead of 4.",
-        basis="lab",
-    ),
-    "actimeo": _option(
-        "actimeo",
-        Level.OK,
-        "Attribute cache times {value}: locks do not depend on them, for every listing opens its directory anew.",
-    ),
-    "lookupcache": _option(
-        "lookupcache",
-        Level.NOTE,
-        "lookupcache={value}: not needed by the locks, which rest on no looked-up name; does no harm.",
-    ),
-    "soft": _option(
-        "soft",
-        Level.WARNING,
-        "{value}: a call fails after about {fails_after_s:g} s without an answer (timeo={timeo}, retrans={retrans}), "
-        "which is {compared} than the default lease of {lease:g} s, and may still be carried out later. Locks allow "
-        "for that. Data may not: a write that fails so is lost, and few programs check.",
-        "Mount with hard, the default.",
-    ),
-    "local_lock": _option(
-        "local_lock", Level.OK, "local_lock={value}: about flock and fcntl, which are not used here."
-    ),
-    "flock": _option("flock", Level.OK, "{value}: about flock and fcntl, which are not used here."),
-    "cache, SMB": _option(
-        "cache",
-        Level.WARNING,
-        "cache=loose: this host does not ask the server whether its copy is fresh, by mount.cifs(8).",
-        "Mount with cache=strict.",
-    ),
-    "cache, 9p": _option(
-        "cache",
-        Level.WARNING,
-        "cache={value}: meant for mounts that nobody else changes, by the kernel's documentation.",
-        "Mount with cache=none.",
-    ),
-}
 _CACHE_TIMES: Final = {"acregmin": 3, "acregmax": 60, "acdirmin": 30, "acdirmax": 60}
-
-
-def _values(mount: Mount) -> dict[str, object]:
-    """What the mount sets, by row of the table; false where there is nothing to say."""
-    given, text = mount.options.keys(), mount.text
-    found: dict[str, object] = {"ro": "ro" in given}
-    if mount.is_nfs:
-        late = "nocto" in given and (mount.number("acdirmax") or 60)
-        times = {name: mount.number(name) for name in _CACHE_TIMES if name in given}
-        lookups = text("lookup_cache") or text("lookupcache")
-        local = (text("local_lock") or "none").replace("none", "all (nolock)" if "nolock" in given else "")
-        found["nocto, NFSv3" if text("vers") in ("2", "3") else "nocto, NFSv4"] = late
-        found["noac"] = "noac" in given or times.get("acdirmax") == 0
-        if not found["noac"] and any(_CACHE_TIMES[name] != seconds for name, seconds in times.items()):
-            found["actimeo"] = ", ".join(f"{name}={text(name)}" for name in times)
-        found["lookupcache"] = lookups in ("none", "pos", "positive") and lookups
-        found["soft"] = next((name for name in ("softerr", "soft") if name in given), "")
-        found["local_lock"] = local
-    elif mount.fstype == "lustre":
-        found["flock"] = ", ".join(sorted({"flock", "localflock", "noflock"} & given))
-    elif mount.fstype in ("cifs", "smb3"):
-        found["cache, SMB"] = text("cache") == "loose"
-    elif mount.fstype == "9p":
-        found["cache, 9p"] = text("cache") in ("loose", "fscache") and text("cache")
-    return found
-
-
-def _explain_option(row: str, value: object, mount: Mount) -> Check:
-    if row != "soft":
-        return _OPTIONS[row].of(value=value)
-    timeo, retrans = mount.number("timeo") or 600, mount.number("retrans")
-    retrans = 2 if retrans is None else retrans
-    seconds = timeo / 10 * (1 + retrans)
-    compared = "longer" if seconds > _LEASE_SECONDS else "less"
-    return _OPTIONS[row].of(
-        {"fails_after_s": seconds}, value=value, timeo=timeo, retrans=retrans, compared=compared, lease=_LEASE_SECONDS
-    )
 
 
 def _type_of(mount: Mount) -> tuple[str, Check]:
     if mount.is_nfs:
         version = mount.text("vers") or "?"
         return f"NFSv{version}", _TYPES.get(f"nfs{version}", _NFS4)
-    return mount.fstype, _TYPES.get(mount.fstype, _FUSE if mount.fstype.startswith("fuse") else _UNKNOWN)
+    unknown = _type(Level.WARNING, "nothing is known about it here.", _TRY)
+    return mount.fstype, _TYPES.get(mount.fstype, _FUSE if mount.fstype.startswith("fuse") else unknown)
 
 
 def scope_of(mount: Mount | None) -> Scope:
@@ -191,15 +85,74 @@ def explain(mount: Mount | None) -> list[Check]:
         text = "This system does not report which file system this is, so nothing is known about it."
         return [Check("file-system", Level.NOTE, text, _TRY)]
     name, known = _type_of(mount)
-    checks = [known.of(where=f"{name} from {mount.source}, mounted at {mount.mountpoint}")]
-    return checks + [_explain_option(row, value, mount) for row, value in _values(mount).items() if value]
+    where = f"{name} from {mount.source}, mounted at {mount.mountpoint}"
+    return [replace(known, text=f"{where}: {known.text}"), *_options(mount)]
 
 
 def explain_other(mount: Mount | None, host: str, here: Mount | None) -> list[Check]:
     """Return what the mount of a second host, named ``host``, means as far as that is not what ``here`` means."""
-    checks = explain(mount)
     # It may be mounted elsewhere there, and its server go by another name: that alone is no difference.
     moved = replace(mount, source=here.source, mountpoint=here.mountpoint) if mount and here else mount
-    known = explain(here)
-    compared = zip(checks, explain(moved), strict=True)
+    known, compared = explain(here), zip(explain(mount), explain(moved), strict=True)
     return [replace(check, text=f"On {host}: {check.text}") for check, alike in compared if alike not in known]
+
+
+def _option(name: str, level: Level, text: str, remedy: str = "", basis: Basis = "documented") -> Check:
+    return Check(f"option-{name}", level, text, remedy, basis)
+
+
+def _options(mount: Mount) -> Iterator[Check]:
+    cache = mount.text("cache")
+    if "ro" in mount.options:
+        yield _option("ro", Level.UNFIT, "Mounted read-only: no lock can be made here.", ELSEWHERE, "measured")
+    if mount.is_nfs:
+        yield from _nfs_options(mount)
+    if mount.fstype == "lustre":
+        for name in {"flock", "localflock", "noflock"} & mount.options.keys():
+            yield _option("flock", Level.OK, f"{name}: about flock and fcntl, which are not used here.")
+    if mount.fstype in ("cifs", "smb3") and cache == "loose":
+        text = "cache=loose: this host does not ask the server whether its copy is fresh, by mount.cifs(8)."
+        yield _option("cache", Level.WARNING, text, "Mount with cache=strict.")
+    if mount.fstype == "9p" and cache in ("loose", "fscache"):
+        text = f"cache={cache}: meant for mounts that nobody else changes, by the kernel's documentation."
+        yield _option("cache", Level.WARNING, text, "Mount with cache=none.")
+
+
+def _nfs_options(mount: Mount) -> Iterator[Check]:
+    given = mount.options.keys()
+    if "nocto" in given:
+        old = mount.text("vers") in ("2", "3")
+        seen = "on NFSv3 every file that another host had changed" if old else "on NFSv4 no file that was opened anew"
+        text = (
+            "nocto: opening a directory or a file does not ask the server whether the cached copy is fresh. Locks "
+            "hold, for a change of one's own precedes the listing that decides. But waiters learn of changes up to "
+            f"{mount.number('acdirmax') or 60} s late (28 s were seen), and {seen} was read in its old version."
+        )
+        yield _option("nocto", Level.UNFIT if old else Level.WARNING, text, "Mount without nocto.", "lab")
+    times = {name: mount.number(name) for name in _CACHE_TIMES if name in given}
+    if "noac" in given or times.get("acdirmax") == 0:
+        text = "noac (or actimeo=0): not needed by the locks, and expensive: 29 requests for a read lock instead of 4."
+        yield _option("noac", Level.NOTE, text, basis="lab")
+    elif any(_CACHE_TIMES[name] != seconds for name, seconds in times.items()):
+        stated = ", ".join(f"{name}={mount.text(name)}" for name in times)
+        yield _option(
+            "actimeo", Level.OK, f"{stated}: locks do not depend on it; each listing opens its directory anew."
+        )
+    if (lookup := mount.text("lookup_cache") or mount.text("lookupcache")) in ("none", "pos", "positive"):
+        text = f"lookupcache={lookup}: not needed by the locks, which rest on no looked-up name; does no harm."
+        yield _option("lookupcache", Level.NOTE, text)
+    if kind := next((name for name in ("softerr", "soft") if name in given), ""):
+        timeo, retrans = mount.number("timeo") or 600, mount.number("retrans")
+        seconds = timeo / 10 * (1 + (2 if retrans is None else retrans))
+        compared = "longer" if seconds > _LEASE_SECONDS else "less"
+        text = (
+            f"{kind}: a call fails after about {seconds:g} s without an answer, which is {compared} than the default "
+            f"lease of {_LEASE_SECONDS:g} s, and may still be carried out later. Locks allow for that. Data may not: a "
+            "write that fails so is lost, and few programs check."
+        )
+        check = _option("soft", Level.WARNING, text, "Mount with hard, the default.")
+        yield replace(check, facts={"fails_after_s": seconds})
+    local = mount.text("local_lock") or "none"
+    if local != "none" or "nolock" in given:
+        text = f"local_lock={local} or nolock: about flock and fcntl, which are not used here."
+        yield _option("local_lock", Level.OK, text)

@@ -1,5 +1,5 @@
 """
-The processes that race on this host. They are told what to do by a plan in the scratch directory.
+The processes that race on this host. They find out what to do from a plan in the scratch directory.
 
 Each prints what it saw as JSON, and signs of life in between. So it ends soon after the process that started it,
 however that ended: then nobody reads what it prints.
@@ -17,8 +17,8 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.races import Plan, Player, Record, prepare
-from nfsrwlock.doctor.scratch import Scratch, read_json, write
+from nfsrwlock.doctor.races import Record, planned, race
+from nfsrwlock.doctor.scratch import Scratch
 
 _SIGN_OF_LIFE_SECONDS: Final = 0.2
 _END_SECONDS: Final = 5.0
@@ -26,24 +26,9 @@ _END_SECONDS: Final = 5.0
 Progress = Callable[[str], None]
 
 
-def set_up(scratch: Scratch, plan: Plan, progress: Progress) -> None:
-    """Write down the plan, and make what its rounds need; before any player is started."""
-    write(f"{scratch.root}/plan.json", json.dumps(asdict(plan)).encode())
-    prepare(scratch.root, plan, lambda: progress("preparing the rounds"))
-
-
-def planned(root: str) -> Plan:
+def play(scratch: Scratch, numbers: range, agree: Callable[[], float], progress: Progress) -> list[Record]:
     """
-    Return the plan that :func:`set_up` wrote.
-
-    :raises CliError: it cannot be read here
-    """
-    return Plan(**read_json(f"{root}/plan.json"))
-
-
-def race(scratch: Scratch, numbers: range, agree: Callable[[], float], progress: Progress) -> list[Record]:
-    """
-    Start players, let them race, and return what they saw.
+    Start players, let them race as it was prepared, and return what they saw.
 
     :param numbers: of the players on this host
     :param agree: called when they are ready; returns when the first round begins, on this host's monotonic clock
@@ -72,9 +57,8 @@ def race(scratch: Scratch, numbers: range, agree: Callable[[], float], progress:
 
 def _start(scratch: Scratch, number: int) -> subprocess.Popen[str]:
     # -P: where the user happens to be is no place to import from.
-    play = "from nfsrwlock.doctor.players import main; main()"
-    command = [sys.executable, "-P", "-c", play, scratch.root, str(number)]
-    pipe = subprocess.PIPE
+    code = "from nfsrwlock.doctor.players import main; main()"
+    command, pipe = [sys.executable, "-P", "-c", code, scratch.root, str(number)], subprocess.PIPE
     try:
         return subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, pass_fds=(scratch.fd,)
@@ -91,11 +75,10 @@ def _answer(process: subprocess.Popen[str], doing: str, progress: Progress) -> d
     if not line:
         raise CliError("a process has ended before its time; find out what killed it, and try again", Exit.FAILED)
     answer: dict[str, Any] = json.loads(line)
-    if "errno" in answer:
-        raise OSError(answer["errno"], answer["error"])
-    if "error" in answer:
-        raise CliError(answer["error"], Exit.FAILED)
-    return answer
+    if "error" not in answer:
+        return answer
+    number, text = answer["error"]
+    raise CliError(text, Exit.FAILED) if number is None else OSError(number, text)
 
 
 def main() -> None:
@@ -113,8 +96,7 @@ def main() -> None:
         plan = planned(root)
         print("{}", flush=True)
         if start := sys.stdin.readline():
-            print(json.dumps(asdict(Player(root, number, plan, float(start), progress).play())), flush=True)
-    except CliError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
-    except OSError as error:
-        print(json.dumps({"errno": error.errno, "error": error.strerror}), flush=True)
+            print(json.dumps(asdict(race(root, number, plan, float(start), progress))), flush=True)
+    except (CliError, OSError) as error:
+        known = (error.errno, error.strerror) if isinstance(error, OSError) else (None, str(error))
+        print(json.dumps({"error": known}), flush=True)

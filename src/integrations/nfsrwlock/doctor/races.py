@@ -15,9 +15,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
+from nfsrwlock.doctor.scratch import read_json, write_json
 from nfsrwlock_core.system.directory import LockDirectory
 
 #: What a call that succeeded is noted as; others by the name of their error, such as ``EEXIST``.
@@ -26,71 +27,45 @@ DONE: Final = "done"
 DEFAULT_ROUNDS: Final = 400
 #: So many rounds share a directory: its listing grows, and is warm from the round before.
 ROUNDS_PER_DIRECTORY: Final = 20
-#: How many times a directory or a file is looked at to warm a client's caches: a Linux NFS client was seen to ask the
-#: server once more after its first look at a directory.
+#: How often to look until a cache is warm: a Linux NFS client was seen to ask once more after its first look.
 WARMING_LOOKS: Final = 3
-#: Time between two rounds, in times of a call; and the part of it that is for warming the caches.
+#: Time between two rounds, in times of a call, and the part of it in which the caches are warmed.
 _PERIOD_CALLS: Final = 10
 _WARMING_PART: Final = 0.6
-_LEAST_CALL_SECONDS: Final = 0.0002
-_MOST_CALL_SECONDS: Final = 0.1
 #: Sleep is late by about this much; the rest of the wait for the start of a round is spent awake.
 _SLEEP_IS_LATE_SECONDS: Final = 0.0002
 _LONGEST_SLEEP_SECONDS: Final = 0.2
-
-#: A call in a directory; the numbers are those of the round and of the player.
-Call = Callable[[LockDirectory, int, int], None]
-
-
-def _announce(at: LockDirectory, number: int, _player: int) -> None:
-    at.mkdir(str(number))
-
-
-def _announce_with_beat(at: LockDirectory, number: int, _player: int) -> None:
-    at.mkdir(str(number))
-    at.create(f"{number}/beat.3", b"{}")
-
-
-def _remove(at: LockDirectory, number: int, _player: int) -> None:
-    at.rmdir(str(number))
-
-
-def _make_same(at: LockDirectory, number: int, _player: int) -> None:
-    at.mkdir(f"same.{number}")
-
-
-def _make_own(at: LockDirectory, number: int, player: int) -> None:
-    at.mkdir(f"{player}.{number}")
 
 
 @dataclass(frozen=True, slots=True)
 class Race:
     """
-    One kind of race. In each round, the players make their calls at the same time.
+    One kind of race: in each round, the players make their calls at the same time.
+
+    A call is a method of :class:`LockDirectory` with its names; ``{n}`` is the round, ``{p}`` the player.
 
     :param name: also the beginning of its directories' names
-    :param holder: what one player calls, another one each round
-    :param others: what all others call
-    :param broken: by the name of a count, what it counts that must not happen, in words
-    :param prepare: what is made beforehand for each round
+    :param holder: the call of one player, another one each round
+    :param others: the call of all others
+    :param broken: what must not happen, in words, by the name of its count
+    :param made: calls that prepare a round
     :param winners: how many of the calls may succeed in a round; ``None``: all, and each player lists the directory
         before its call and after it
     """
 
     name: str
-    holder: Call
-    others: Call
+    holder: str
+    others: str
     broken: dict[str, str]
-    prepare: Call | None = None
+    made: tuple[str, ...] = ()
     winners: int | None = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """
-    One demand of the protocol.
+    One demand of the protocol, and the check of that name.
 
-    :param name: of the check
     :param tried: what the players did
     :param kept: what was not seen to happen
     :param lost: what it means if it was
@@ -105,28 +80,23 @@ class Demand:
     alone: str = ""
 
 
+_EMPTY: Final = ("mkdir {n}",)
+_WITH_BEAT: Final = ("mkdir {n}", "create {n}/beat.3")
+_MISSED: Final = {
+    "missed": "two listings missed each other's name",
+    "own_missed": "a listing missed the name that its own maker had just made",
+}
 DEMANDS: Final = (
     Demand(
         "mkdir",
-        (Race("mkdir", _make_same, _make_same, {"both": "several processes were told that they had made it"}),),
+        (Race("mkdir", "mkdir same.{n}", "mkdir same.{n}", {"both": "several processes were told that they made it"}),),
         tried="made one name at once",
         kept="never were two told that they had made it (demand a)",
         lost="mkdir is not atomic here (demand a)",
     ),
     Demand(
         "listing",
-        (
-            Race(
-                "list",
-                _make_own,
-                _make_own,
-                {
-                    "missed": "two listings missed each other's name",
-                    "own_missed": "a listing missed the name that its own maker had just made",
-                },
-                winners=None,
-            ),
-        ),
+        (Race("list", "mkdir {p}.{n}", "mkdir {p}.{n}", _MISSED, winners=None),),
         tried="listed, made a name each and listed again",
         kept="no two listings missed each other's names (demand b)",
         lost="Two holders would not notice each other here (demand b)",
@@ -137,31 +107,31 @@ DEMANDS: Final = (
         (
             Race(
                 "unlink",
-                lambda at, number, _: at.rename(f"{number}/beat.3", f"{number}/beat.4"),
-                lambda at, number, _: at.unlink(f"{number}/beat.3"),
+                "rename {n}/beat.3 {n}/beat.4",
+                "unlink {n}/beat.3",
                 {"moved_and_removed": "rename and unlink of one name both succeeded"},
-                prepare=_announce_with_beat,
+                _WITH_BEAT,
             ),
             Race(
                 "create",
-                lambda at, number, _: at.create(f"{number}/beat.0", b"{}"),
-                _remove,
+                "create {n}/beat.0",
+                "rmdir {n}",
                 {"filled_and_removed": "a beat was made in a directory that rmdir removed"},
-                prepare=_announce,
+                _EMPTY,
             ),
             Race(
                 "rmdir",
-                lambda at, number, _: at.rename(str(number), f"gone.{number}"),
-                _remove,
+                "rename {n} gone.{n}",
+                "rmdir {n}",
                 {"renamed_and_removed": "rename and rmdir of one directory both succeeded"},
-                prepare=_announce,
+                _EMPTY,
             ),
             Race(
                 "nonempty",
-                _remove,
-                _remove,
+                "rmdir {n}",
+                "rmdir {n}",
                 {"nonempty_removed": "rmdir removed a directory with a beat in it"},
-                prepare=_announce_with_beat,
+                _WITH_BEAT,
                 winners=0,
             ),
         ),
@@ -176,13 +146,7 @@ RACES: Final = tuple(race for demand in DEMANDS for race in demand.races)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """
-    What is to be done.
-
-    :param rounds: of each race
-    :param call: how long a call takes here, seconds
-    :param players: how many take part, on all hosts
-    """
+    """How many ``rounds`` of each race how many ``players`` on all hosts run, if a ``call`` takes so many seconds."""
 
     rounds: int
     call: float
@@ -191,16 +155,16 @@ class Plan:
     @property
     def period(self) -> float:
         """Seconds between two rounds."""
-        return _PERIOD_CALLS * min(max(self.call, _LEAST_CALL_SECONDS), _MOST_CALL_SECONDS)
+        return _PERIOD_CALLS * min(max(self.call, 0.0002), 0.1)
 
 
 @dataclass(slots=True)
 class Record:
     """
-    What one player saw; times are seconds from the start. Comes from its process as JSON.
+    What one player saw; comes from its process as JSON.
 
     :param outcomes: by race, how this player's call ended in each round
-    :param spans: by race, when the call began and ended
+    :param spans: by race, when the call began and ended, seconds from the start
     :param listings: what each round's listing showed, in rounds of the race "list"
     """
 
@@ -209,9 +173,9 @@ class Record:
     listings: list[list[str]] = field(default_factory=list)
 
 
-def call_seconds(directory: str) -> float:
+def call_seconds(files: LockDirectory) -> float:
     """Return the median time of one change in a directory, seconds."""
-    files, name, times = LockDirectory(directory), f"timed.{secrets.token_hex(4)}", []
+    name, times = f"timed.{secrets.token_hex(4)}", []
     for _ in range(10):
         began = time.monotonic()
         files.mkdir(name)
@@ -221,12 +185,57 @@ def call_seconds(directory: str) -> float:
 
 
 def prepare(root: str, plan: Plan, progress: Callable[[], None]) -> None:
-    """Make what the rounds need, before the players begin."""
+    """Write down the plan, and make what its rounds need; before any player is started."""
+    write_json(f"{root}/plan.json", asdict(plan))
     for race in RACES:
         for number, files in _rounds(root, race, plan):
             progress()
-            if race.prepare is not None:
-                race.prepare(files, number, 0)
+            for call in race.made:
+                _do(files, call, number, 0)
+
+
+def planned(root: str) -> Plan:
+    """Return the plan that was prepared; ``CliError`` if it cannot be read here."""
+    return Plan(**read_json(f"{root}/plan.json"))
+
+
+def race(root: str, player: int, plan: Plan, start: float, progress: Callable[[], None]) -> Record:
+    """
+    Take part in all races, and return what was seen.
+
+    :param root: the scratch directory
+    :param start: of the first round, on this host's monotonic clock
+    :param progress: called every now and then
+    """
+    record = Record()
+    for index, kind in enumerate(RACES):
+        outcomes = record.outcomes[kind.name] = []
+        spans = record.spans[kind.name] = []
+        for number, files in _rounds(root, kind, plan):
+            due = start + (index * plan.rounds + number) * plan.period
+            _sleep_until(due - _WARMING_PART * plan.period, progress)
+            # A little early or late, so that over the rounds each player is the first now and then.
+            due += random.uniform(-0.5, 0.5) * min(plan.call, plan.period / 5)
+            looks = 0
+            # Also puts a listing beside the mkdir of another process that shares this client's cache.
+            while kind.winners is None and (looks < WARMING_LOOKS or time.monotonic() < due):
+                progress()
+                files.listdir()
+                looks += 1
+            if kind.made:
+                with suppress(OSError):  # who comes late finds it removed
+                    files.listdir(str(number))
+            _sleep_until(due, progress)
+            began = time.monotonic()
+            try:
+                _do(files, kind.holder if number % plan.players == player else kind.others, number, player)
+                outcomes.append(DONE)
+            except OSError as error:
+                outcomes.append(errno.errorcode.get(error.errno or 0, str(error.errno)))
+            spans.append((began - start, time.monotonic() - start))
+            if kind.winners is None:
+                record.listings.append(sorted(files.listdir()))
+    return record
 
 
 def _rounds(root: str, race: Race, plan: Plan) -> Iterator[tuple[int, LockDirectory]]:
@@ -240,69 +249,15 @@ def _rounds(root: str, race: Race, plan: Plan) -> Iterator[tuple[int, LockDirect
             files.close()
 
 
-class Player:
-    """
-    One of those who race.
-
-    :param root: the scratch directory
-    :param number: which one
-    :param start: of the first round, on this host's monotonic clock
-    :param progress: called every now and then
-    """
-
-    def __init__(self, root: str, number: int, plan: Plan, start: float, progress: Callable[[], None]) -> None:
-        self._root = root
-        self._number = number
-        self._plan = plan
-        self._start = start
-        self._progress = progress
-
-    def play(self) -> Record:
-        """Take part, to the end."""
-        record, plan = Record(), self._plan
-        for index, race in enumerate(RACES):
-            outcomes = record.outcomes[race.name] = []
-            spans = record.spans[race.name] = []
-            for number, files in _rounds(self._root, race, plan):
-                # A little early or late, so that over the rounds each player is the first now and then.
-                jitter = random.uniform(-0.5, 0.5) * min(plan.call, plan.period / 5)
-                due = (index * plan.rounds + number) * plan.period
-                self._sleep_until(due - plan.period * _WARMING_PART)
-                self._warm(race, number, files, due + jitter)
-                self._sleep_until(due + jitter)
-                call = race.holder if number % plan.players == self._number else race.others
-                began = self._now()
-                outcomes.append(_outcome(call, files, number, self._number))
-                spans.append((began, self._now()))
-                if race.winners is None:
-                    record.listings.append(sorted(files.listdir()))
-        return record
-
-    def _warm(self, race: Race, number: int, files: LockDirectory, due: float) -> None:
-        looks = 0
-        # Also puts a listing beside the mkdir of another process that shares this client's cache.
-        while race.winners is None and (looks < WARMING_LOOKS or self._now() < due):
-            self._progress()
-            files.listdir()
-            looks += 1
-        if race.prepare is not None:
-            with suppress(OSError):  # who comes late finds it removed
-                files.listdir(str(number))
-
-    def _now(self) -> float:
-        return time.monotonic() - self._start
-
-    def _sleep_until(self, due: float) -> None:
-        self._progress()
-        while (left := due - self._now()) > 0:
-            if left > _SLEEP_IS_LATE_SECONDS:
-                time.sleep(min(left - _SLEEP_IS_LATE_SECONDS, _LONGEST_SLEEP_SECONDS))
-                self._progress()
+def _do(files: LockDirectory, call: str, number: int, player: int) -> None:
+    method, *names = call.format(n=number, p=player).split()
+    record = [b"{}"] if method == "create" else []
+    getattr(files, method)(*names, *record)
 
 
-def _outcome(call: Call, files: LockDirectory, number: int, player: int) -> str:
-    try:
-        call(files, number, player)
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, str(error.errno))
-    return DONE
+def _sleep_until(due: float, progress: Callable[[], None]) -> None:
+    progress()
+    while (left := due - time.monotonic()) > 0:
+        if left > _SLEEP_IS_LATE_SECONDS:
+            time.sleep(min(left - _SLEEP_IS_LATE_SECONDS, _LONGEST_SLEEP_SECONDS))
+            progress()

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 from nfsrwlock.text import PROGRAM, one_line, printable
 
@@ -47,7 +47,7 @@ class Level(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Check:
     """
-    One finding; or, with ``{names}`` in its text, what :meth:`of` makes findings from.
+    One finding.
 
     :param name: of the question; stable, for programs
     :param level: how much the answer matters
@@ -64,25 +64,16 @@ class Check:
     basis: Basis = "measured"
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def of(self, facts: dict[str, Any] | None = None, /, **words: object) -> Self:
-        """Return it with ``facts``; these and ``words`` stand in its text for their names."""
-        facts = facts or {}
-        return replace(self, text=self.text.format(**{**facts, **words}), facts=facts)
-
 
 @dataclass(slots=True)
 class Report:
     """
-    What was found out about one path.
+    What was found out about one path, as ``--json`` prints it.
 
-    :param path: as it was asked for
     :param home: the directory in which the lock directories lie; empty if the file system did not even answer that
     :param lock_path: where the lock on ``path`` would live; ``None`` for a directory, which stands for what is in it
-    :param scope: between which processes locks can work here
-    :param two_hosts: whether two hosts took part
     :param file_system: facts about the mount, see :meth:`nfsrwlock_core.system.mounts.Mount.to_dict`
-    :param host: name of this host
-    :param peer: name of the other host that took part
+    :param host: name of this host; ``peer``: of the other one that took part
     """
 
     path: str
@@ -115,20 +106,16 @@ class Report:
     def verdict(self) -> str:
         """All of it in a sentence or two."""
         bad = list(dict.fromkeys(check.name for check in self.checks if check.level is Level.UNFIT))
-        if bad and ABOUT_DATA.issuperset(bad):
-            return f"UNFIT: locks hold here, but data read under them may be old ({', '.join(bad)})."
         if bad:
-            return f"UNFIT: do not rely on locks here ({', '.join(bad)})."
+            data = "locks hold here, but data read under them may be old"
+            what = data if ABOUT_DATA.issuperset(bad) else "do not rely on locks here"
+            return f"UNFIT: {what} ({', '.join(bad)})."
+        tested = " as far as one host can tell: its processes share one cache, so what another host sees was not tested"
+        if self.two_hosts:
+            tested = ": two hosts kept all demands of the protocol"
         if self.scope == "host":
-            text = "FIT for the processes of this host, and for no others: other hosts cannot see these locks."
-        elif self.two_hosts:
-            text = "FIT: two hosts kept all demands of the protocol."
-        else:
-            text = (
-                "FIT as far as one host can tell: its processes share one cache, so what another host sees was not "
-                "tested."
-            )
-        return f"{text} There are warnings." if self.level is Level.WARNING else text
+            tested = " for the processes of this host, and for no others: other hosts cannot see these locks"
+        return f"FIT{tested}.{' There are warnings.' if self.level is Level.WARNING else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values, for JSON."""
@@ -139,11 +126,7 @@ class Report:
 
 
 _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.UNFIT: "bold red"}
-_BASES: Final[dict[Basis, str]] = {
-    "measured": "",
-    "lab": " [seen on this project's NFS cluster]",
-    "documented": " [by documentation]",
-}
+_BASES: Final = {"measured": "", "lab": " [seen on this project's NFS cluster]", "documented": " [by documentation]"}
 
 
 def show(report: Report, *, separated: bool) -> None:

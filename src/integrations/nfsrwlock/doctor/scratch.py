@@ -24,14 +24,13 @@ from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.process import current_identity
 
 _PREFIX: Final = ".nfsrwlock-doctor-"
-_TOKEN: Final = re.compile(r"[0-9a-f]{12}")
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _REMOVAL_SECONDS: Final = 5.0
 
 
 def is_token(text: str) -> bool:
     """Whether ``text`` can be the token of a scratch directory."""
-    return _TOKEN.fullmatch(text) is not None
+    return re.fullmatch(r"[0-9a-f]{12}", text) is not None
 
 
 def scratch_path(home: str, token: str) -> str:
@@ -41,19 +40,12 @@ def scratch_path(home: str, token: str) -> str:
 
 def scratches_in(home: str) -> list[str]:
     """Return the scratch directories in ``home``: of doctors that work now, or were killed."""
-    with suppress(OSError):
-        tokens = sorted(name.removeprefix(_PREFIX) for name in os.listdir(home) if name.startswith(_PREFIX))
-        return [scratch_path(home, token) for token in tokens if is_token(token)]
-    return []
+    paths = [os.path.join(home, name) for name in sorted(os.listdir(home)) if name.startswith(_PREFIX)]
+    return [path for path in paths if is_token(path.rpartition("-")[2])]
 
 
 class Scratch:
-    """
-    A scratch directory that exists.
-
-    :param path: of the directory
-    :raises OSError: it cannot be opened, or is a symbolic link
-    """
+    """A scratch directory that exists; ``OSError`` if it cannot be opened, or is a symbolic link."""
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
@@ -62,23 +54,22 @@ class Scratch:
         pinned = f"/proc/self/fd/{self.fd}/."  # with the dot, it is no link that O_NOFOLLOW would refuse
         #: A path that leads to this very directory, also in a child that inherits :attr:`fd`; needs Linux's ``/proc``.
         self.root: Final = pinned if os.path.isdir(pinned) else path
+        self.files: Final = LockDirectory(self.root)
 
     @classmethod
     def make(cls, home: str) -> Self:
-        """
-        Make one, signed with who made it, as an announcement is, for whoever finds it left behind.
-
-        :raises OSError: it cannot be made, or somebody put something else in its place
-        """
+        """Make one, signed with who made it, as an announcement is, for whoever finds it left behind."""
         path = scratch_path(home, secrets.token_hex(6))
         os.mkdir(path, 0o700)
         scratch = cls(path)
         try:
-            LockDirectory(scratch.root).open()  # private, and this user's: the lock's own check
-            me, now = current_identity(), time.time_ns() // 1_000_000
-            name = announcement_name(Mode.READ, token=fresh_token(), ticket=0, lease_ms=1, who=me, since_ms=now)
+            scratch.files.open()  # private, and this user's: the lock's own check
+            scratch.files.close()
+            token, me, now = fresh_token(), current_identity(), time.time_ns() // 1_000_000
             with suppress(OSError):  # a full disk is found out by what follows
-                scratch.mkdir(name)
+                scratch.files.mkdir(
+                    announcement_name(Mode.READ, token=token, ticket=0, lease_ms=1, who=me, since_ms=now)
+                )
         except BaseException:
             scratch.close()
             with suppress(OSError):
@@ -91,10 +82,6 @@ class Scratch:
         if os.fstat(self.fd).st_uid != os.geteuid():
             return None
         return next((one.who for one in parse_listing(os.listdir(self.fd)).announcements.values()), None)
-
-    def mkdir(self, name: str) -> None:
-        """Make a directory in it."""
-        os.mkdir(name, 0o700, dir_fd=self.fd)
 
     def remove(self) -> bool:
         """Remove it with what is in it; return whether it is gone."""
@@ -125,28 +112,29 @@ class Scratch:
         os.close(self.fd)
 
 
-def read(path: str) -> bytes:
-    """Open a file below a scratch directory, read it, close it."""
-    with open(path, "rb", opener=_without_links) as file:
-        return file.read()
-
-
 def write(path: str, content: bytes) -> None:
     """Write a file below a scratch directory, and close it."""
     with open(path, "wb", opener=_without_links) as file:
         file.write(content)
 
 
+def read(path: str) -> bytes:
+    """Open a file below a scratch directory, read it, close it."""
+    with open(path, "rb", opener=_without_links) as file:
+        return file.read()
+
+
 def _without_links(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def read_json(path: str) -> dict[str, Any]:
-    """
-    Return what another process had written and closed before it said so.
+def write_json(path: str, content: dict[str, Any]) -> None:
+    """Write what :func:`read_json` reads."""
+    write(path, json.dumps(content).encode())
 
-    :raises CliError: it cannot be read here
-    """
+
+def read_json(path: str) -> dict[str, Any]:
+    """Return what another process had written and closed before it said so; ``CliError`` if it is not there to read."""
     with suppress(ValueError):
         content = json.loads(read(path))
         if isinstance(content, dict):

@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from nfsrwlock.doctor.races import DEMANDS, DONE, ROUNDS_PER_DIRECTORY, Demand, Plan, Race, Record
@@ -18,36 +17,9 @@ from nfsrwlock.doctor.report import ELSEWHERE, Check, Level
 
 #: How long a fresh listing may take to show what the other host made, before it counts as late.
 NEWS_SECONDS: Final = 4.0
+_PROMPT_SECONDS: Final = 1.0
 #: What a call that came second is answered. EBUSY and ESTALE come from NFS clients, for what another one has removed.
 _LATE: Final = {"EEXIST", "ENOENT", "ENOTEMPTY", "EBUSY", "ESTALE"}
-_PROMPT_SECONDS: Final = 1.0
-_PROMPT: Final = Check("freshness", Level.OK, "A fresh listing shows what the other host made within {most:.2f} s.")
-_STALE: Final = Check(
-    "freshness",
-    Level.WARNING,
-    "A fresh listing shows what the other host made {late} s later, if this one changes nothing there itself. Locks "
-    "stay safe, for a change of one's own precedes the listing that decides a grant; but a waiter learns late that a "
-    "lock is free, and 'nfsrwlock status' shows the past.",
-    "On NFS, mount without nocto; elsewhere, turn caching of directory listings off.",
-)
-_DATA: Final = Check(
-    "data",
-    Level.OK,
-    "What one host wrote and closed, the other read when it opened the file, {read} times of {read}.",
-)
-_OLD_DATA: Final = Check(
-    "data",
-    Level.UNFIT,
-    "{old} of {read} times a host that opened a file, after the other had written and closed it and said so, read the "
-    "old version. Locks hold here, but data read under them may be old.",
-    "On NFS, mount without nocto; elsewhere, turn caching of file data off.",
-)
-_NO_DATA: Final = Check("data", Level.WARNING, "The other host's files were not announced in time to be read.")
-_CLOCK: Final = Check(
-    "clock",
-    Level.OK,
-    "The clocks of the two hosts differ by {off:.2f} s (known to {known_to_s:.3f} s). Locks never compare clocks{but}.",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +27,7 @@ class Sight:
     """
     What one host saw of the other.
 
-    :param data: of each file that the other has written and closed: whether the ``"new"`` or the ``"old"`` version
-        was read
+    :param data: of each file that the other wrote and closed, whether its ``"new"`` or its ``"old"`` version was read
     :param delay: how long a fresh listing did not show what the other had made, seconds; ``None`` for too long
     """
 
@@ -89,47 +60,38 @@ def judge(result: Result) -> list[Check]:
 
 
 def _demand(result: Result, demand: Demand) -> Check:
-    facts = _closeness(result, demand.races[0])
-    broken, neither, ends = [], 0, Counter[str]()
+    facts, neither, ends = _closeness(result, demand.races[0]), 0, Counter[str]()
     for race in demand.races:
         rounds = list(zip(*(record.outcomes[race.name] for record in result.records), strict=True))
         ends.update(itertools.chain.from_iterable(rounds))
-        if race.winners is None:
-            counts = [*_missed(result)]
-        else:
-            wins = [outcomes.count(DONE) for outcomes in rounds]
-            counts = [sum(won > race.winners for won in wins)]
-            neither += wins.count(0) if race.winners else 0
+        wins = [outcomes.count(DONE) for outcomes in rounds]
+        neither += wins.count(0) if race.winners else 0
+        counts = _missed(result) if race.winners is None else (sum(won > race.winners for won in wins),)
         facts |= dict(zip(race.broken, counts, strict=True))
-        broken += [f"{facts[fact]} times {what}" for fact, what in race.broken.items() if facts[fact]]
+    broken = [
+        f"{facts[fact]} times {what}" for race in demand.races for fact, what in race.broken.items() if facts[fact]
+    ]
     odd = {name: count for name, count in ends.most_common() if name not in {DONE, *_LATE}}
-    facts |= {"neither": neither, **({"errors": odd} if odd else {})}
-    known = f", clocks known to {facts['clock_known_to_ms']:.1f} ms" if facts["clock_known_to_ms"] else ""
+    facts |= {"neither": neither, "errors": odd}
+    known = f", clocks known to {facts['clock_known_to_ms']:.1f} ms" if result.sights else ""
+    players = f"{result.plan.players // 2} processes on each of two hosts"
     begin = (
-        f"{_players(result)} {demand.tried}, {facts['rounds']} times (half of them within "
-        f"{facts['median_apart_ms']:.2f} ms{known}): "
+        f"{players if result.sights else f'{result.plan.players} processes here'} {demand.tried}, {facts['rounds']} "
+        f"times (half of them within {facts['median_apart_ms']:.2f} ms{known}): "
     )
     if broken:
         return Check(demand.name, Level.UNFIT, f"{begin}{'; '.join(broken)}. {demand.lost}.", ELSEWHERE, facts=facts)
-    text = f"{begin}{demand.kept}.{'' if result.sights else demand.alone}"
+    level, remedy, text = Level.OK, "", f"{begin}{demand.kept}.{'' if result.sights else demand.alone}"
     if neither:
-        text += (
-            f" {neither} times no call succeeded: a reply was lost, or a client's cache of missing names answered. The "
-            "locks look into both, so neither does harm."
-        )
+        level = Level.NOTE
+        text += f" {neither} times no call succeeded, which does no harm: a reply was lost, or a stale cache answered."
     if odd:
+        level, remedy = Level.WARNING, "Find out why calls fail; locks try again, data may suffer."
         text += f" But calls failed: {', '.join(f'{name} {count} times' for name, count in odd.items())}."
-        remedy = "Find out why the file system answers with errors; locks try again, data may suffer."
-        return Check(demand.name, Level.WARNING, text, remedy, facts=facts)
-    return Check(demand.name, Level.NOTE if neither else Level.OK, text, facts=facts)
+    return Check(demand.name, level, text, remedy, facts=facts)
 
 
-def _players(result: Result) -> str:
-    players = result.plan.players
-    return f"{players // 2} processes on each of two hosts" if result.sights else f"{players} processes here"
-
-
-def _missed(result: Result) -> Iterator[int]:
+def _missed(result: Result) -> tuple[int, int]:
     """How many pairs of listings missed each other's name, and how many listings their own maker's."""
     missed, own = 0, 0
     for first in range(0, result.plan.rounds, ROUNDS_PER_DIRECTORY):
@@ -143,7 +105,7 @@ def _missed(result: Result) -> Iterator[int]:
             for mine, seen_here in here.items()
             for theirs, seen_there in there.items()
         )
-    yield from (missed, own)
+    return missed, own
 
 
 def _seen(record: Record, player: int, first: int) -> dict[str, set[str]]:
@@ -154,12 +116,13 @@ def _seen(record: Record, player: int, first: int) -> dict[str, set[str]]:
 
 def _closeness(result: Result, race: Race) -> dict[str, Any]:
     """How close the rounds of a race were: in how many all calls overlapped, and how far apart they began."""
-    rounds = list(zip(*(record.spans[race.name] for record in result.records), strict=True))
-    begins, ends = ([[span[which] for span in spans] for spans in rounds] for which in (0, 1))
+    rounds = [
+        list(zip(*spans, strict=True)) for spans in zip(*(r.spans[race.name] for r in result.records), strict=True)
+    ]
     return {
         "rounds": len(rounds),
-        "overlapping": sum(max(begin) <= min(end) for begin, end in zip(begins, ends, strict=True)),
-        "median_apart_ms": round(statistics.median(max(begin) - min(begin) for begin in begins) * 1000, 3),
+        "overlapping": sum(max(begins) <= min(ends) for begins, ends in rounds),
+        "median_apart_ms": round(statistics.median(max(begins) - min(begins) for begins, _ in rounds) * 1000, 3),
         "clock_known_to_ms": round(result.uncertain * 1000, 3),
     }
 
@@ -167,22 +130,41 @@ def _closeness(result: Result, race: Race) -> dict[str, Any]:
 def _freshness(result: Result) -> Check:
     delays = [sight.delay for sight in result.sights]
     facts = {"delays_s": [delay and round(delay, 3) for delay in delays], "limit_s": NEWS_SECONDS}
-    most = max(float("inf") if delay is None else delay for delay in delays)
-    late = f"{most:.1f}" if most < NEWS_SECONDS else f"more than {NEWS_SECONDS:g}"
-    return (_PROMPT if most < _PROMPT_SECONDS else _STALE).of(facts, most=most, late=late)
+    most = max(NEWS_SECONDS if delay is None else delay for delay in delays)
+    if most < _PROMPT_SECONDS:
+        text = f"A fresh listing shows what the other host made within {most:.2f} s."
+        return Check("freshness", Level.OK, text, facts=facts)
+    return Check(
+        "freshness",
+        Level.WARNING,
+        f"A fresh listing shows what the other host made {most:.1f} s late or later, if this host changes nothing "
+        "there. Locks stay safe, for a change of one's own precedes the listing that decides; but waiters learn late "
+        "that a lock is free, and 'nfsrwlock status' shows the past.",
+        "On NFS, mount without nocto; elsewhere, turn caching of directory listings off.",
+        facts=facts,
+    )
 
 
 def _data(result: Result) -> Check:
     read = [one for sight in result.sights for one in sight.data]
-    facts = {"read": len(read), "old": read.count("old")}
-    return (_OLD_DATA if facts["old"] else _DATA if read else _NO_DATA).of(facts)
+    old = read.count("old")
+    if not old:
+        text = f"What one host wrote and closed, the other read when it opened the file, {len(read)} times."
+        return Check("data", Level.OK if read else Level.WARNING, text, facts={"read": len(read), "old": old})
+    return Check(
+        "data",
+        Level.UNFIT,
+        f"{old} of {len(read)} times a host that opened a file, after the other had written and closed it and said so, "
+        "read the old version. Locks hold here, but data read under them may be old.",
+        "On NFS, mount without nocto; elsewhere, turn caching of file data off.",
+        facts={"read": len(read), "old": old},
+    )
 
 
 def _clock(result: Result) -> Check:
-    facts = {"apart_s": round(result.ahead, 3), "known_to_s": round(result.uncertain, 3)}
-    off = abs(result.ahead)
-    if off <= 1 + result.uncertain:
-        return _CLOCK.of(facts, off=off, but="")
-    return replace(_CLOCK, level=Level.NOTE).of(
-        facts, off=off, but="; programs that compare time stamps, such as make, do"
-    )
+    off, known = abs(result.ahead), result.uncertain
+    odd = off > 1 + known
+    others = "; programs that compare time stamps, such as make, do" if odd else ""
+    text = f"The clocks of the two hosts differ by {off:.2f} s (known to {known:.3f} s). Locks do not care{others}."
+    facts = {"apart_s": round(result.ahead, 3), "known_to_s": round(known, 3)}
+    return Check("clock", Level.NOTE if odd else Level.OK, text, facts=facts)
