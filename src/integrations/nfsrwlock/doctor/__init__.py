@@ -61,7 +61,7 @@ def doctor(
     codes: set[int] = set()
     hangs = False
     for path in dict.fromkeys(paths):
-        examination = Examination(path, lock_dir, peer, timeout or PEER_SECONDS, rounds, processes)
+        examination = Examination(path, lock_dir, (timeout or PEER_SECONDS) if peer else None, rounds, processes)
         try:
             hangs |= _follow(examination, patience)
         except CliError as error:

@@ -40,16 +40,14 @@ class Examination:
     Looks at one path; :attr:`report` has the answer, as far as it has come.
 
     :param lock_dir: where locks are kept, if not beside the data
-    :param peer: wait for a second node
-    :param wait_seconds: for how long
+    :param peer_seconds: how long to wait for a second node; ``None``: do without one
     :param rounds: of each race
     :param processes: that race, on each host
     """
 
     path: str
     lock_dir: str | None
-    peer: bool
-    wait_seconds: float
+    peer_seconds: float | None
     rounds: int
     processes: int
     #: What it does, and since when.
@@ -108,22 +106,22 @@ class Examination:
 
     def _race(self, scratch: Scratch, mount: Mount | None) -> list[Check]:
         try:
-            if self.peer:
-                return self._race_with_peer(scratch, mount)
+            if self.peer_seconds is not None:
+                return self._race_with_peer(scratch, mount, self.peer_seconds)
             plan = Plan(self.rounds, call_seconds(scratch.files), self.processes)
             prepare(scratch.root, plan, lambda: self._progress("preparing the rounds"))
             records = players.play(scratch, range(plan.players), lambda: time.monotonic() + 0.05, self._progress)
             return judge(Result(plan, records))
         except CliError as error:
-            if self.peer:
+            if self.peer_seconds is not None:
                 raise
             return [Check("processes", Level.UNFIT, f"Processes of this host could not be compared: {error}.")]
         except OSError as error:
             text = f"The rounds ended early: the file system answers {said(error)}."
             return [Check("rounds", Level.UNFIT, text, TRY_AGAIN)]
 
-    def _race_with_peer(self, scratch: Scratch, mount: Mount | None) -> list[Check]:
-        result, peer = rendezvous.lead(scratch, self.rounds, self.processes, self.wait_seconds, self._progress)
+    def _race_with_peer(self, scratch: Scratch, mount: Mount | None, seconds: float) -> list[Check]:
+        result, peer = rendezvous.lead(scratch, self.rounds, self.processes, seconds, self._progress)
         self.report.peer, self.report.two_hosts = peer["host"], bool(result.sights)
         other = filesystems.explain_other(mount_from(peer["mount"]), peer["host"], mount)
         checks = [*other, *judge(result)]

@@ -40,8 +40,10 @@ def scratch_path(home: str, token: str) -> str:
 
 def scratches_in(home: str) -> list[str]:
     """Return the scratch directories in ``home``: of doctors that work now, or were killed."""
-    paths = [os.path.join(home, name) for name in sorted(os.listdir(home)) if name.startswith(_PREFIX)]
-    return [path for path in paths if is_token(path.rpartition("-")[2])]
+    with suppress(OSError):  # a directory that may be written, but not listed
+        tokens = (name.removeprefix(_PREFIX) for name in sorted(os.listdir(home)) if name.startswith(_PREFIX))
+        return [scratch_path(home, token) for token in tokens if is_token(token)]
+    return []
 
 
 class Scratch:

@@ -134,15 +134,14 @@ def _freshness(result: Result) -> Check:
     if most < _PROMPT_SECONDS:
         text = f"A fresh listing shows what the other host made within {most:.2f} s."
         return Check("freshness", Level.OK, text, facts=facts)
-    return Check(
-        "freshness",
-        Level.WARNING,
-        f"A fresh listing shows what the other host made {most:.1f} s late or later, if this host changes nothing "
-        "there. Locks stay safe, for a change of one's own precedes the listing that decides; but waiters learn late "
-        "that a lock is free, and 'nfsrwlock status' shows the past.",
-        "On NFS, mount without nocto; elsewhere, turn caching of directory listings off.",
-        facts=facts,
+    late = f"more than {NEWS_SECONDS:g}" if None in delays else f"{most:.1f}"
+    text = (
+        f"A fresh listing shows what the other host made {late} s later, if this host changes nothing there. Locks "
+        "stay safe, for a change of one's own precedes the listing that decides; but waiters learn late that a lock is "
+        "free, and 'nfsrwlock status' shows the past."
     )
+    remedy = "On NFS, mount without nocto; elsewhere, turn caching of directory listings off."
+    return Check("freshness", Level.WARNING, text, remedy, facts=facts)
 
 
 def _data(result: Result) -> Check:
