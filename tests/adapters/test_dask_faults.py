@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,10 +32,11 @@ from adapters.dask_tasks import (
     wait_until,
     work_alone,
 )
-from nfsrwlock import inspect
+from nfsrwlock import SoftReadWriteLock, inspect
 from nfsrwlock.dask import Lock, RWLock, install
-from nfsrwlock.dask.activity import Activity, read_journal
-from nfsrwlock.dask.plugins import TOPIC, NannyEviction, WorkerLocks, evict_dead
+from nfsrwlock.dask.activity import activity
+from nfsrwlock.dask.journal import Entry, Left, evict_dead, read_journal
+from nfsrwlock.dask.plugins import TOPIC
 
 #: So long that no test here waits for one: what ends a hold earlier is not the lease.
 LONG: dict[str, Any] = {"heartbeat_interval": "30s", "stale_threshold": "90s", "heartbeat": "thread"}
@@ -124,26 +126,27 @@ def test_the_usual_death_of_a_worker_is_an_event_though_its_heartbeat_process_cl
 
 
 def test_a_journal_says_what_is_held_and_awaited(tmp_path: Path) -> None:
-    activity, path = Activity(), str(tmp_path / "journal")
+    path, held, waiter = str(tmp_path / "journal"), Lock(tmp_path / "held"), RWLock(tmp_path / "awaited").read
     activity.open_journal(path)
-    with activity.waiting("read", "/released", None) as released:
+    with Lock(tmp_path / "released"):
         pass
-    activity.leave(released, is_lost=False)
-    with activity.waiting("write", "/held", None) as held:
-        pass
-    with activity.waiting("read", "/awaited", "/locks"):
-        left = read_journal(path)
-        assert left is not None
-        assert (left.pid, left.is_alive) == (os.getpid(), True)
-        assert left.entries == {(True, "write", "/held", None), (False, "read", "/awaited", "/locks")}
-    with pytest.raises(KeyError), activity.waiting("read", "/in vain", None):
-        raise KeyError
-    activity.close_journal(path)
-    assert os.path.exists(path)  # somebody may look after our death
-    for use in activity.uses(held=True):
-        activity.leave(use, is_lost=False)
-    assert activity.uses(held=False) == []
-    assert held not in activity.uses(held=True)
+    rival = SoftReadWriteLock(tmp_path / "awaited", is_singleton=False)
+    with held:
+        with rival.write_lock():
+            assert waiter.acquire(timeout="50ms") is False
+            thread = threading.Thread(target=waiter.acquire)
+            thread.start()
+            left = Left(
+                os.getpid(), True, {Entry(True, "write", held.path, None), Entry(False, "read", waiter.path, None)}
+            )
+            wait_until(lambda: read_journal(path) == left)
+        thread.join()
+        entries = {Entry(True, "write", held.path, None), Entry(True, "read", waiter.path, None)}
+        assert read_journal(path) == Left(os.getpid(), True, entries)
+        waiter.release()
+        activity.close_journal(path)
+        assert os.path.exists(path)  # somebody may look after our death
+    assert (activity.held, activity.awaited) == ([], [])
     assert not os.path.exists(path)
 
 
@@ -162,12 +165,27 @@ def test_a_zombie_counts_as_dead(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, not reaped
         (evicted,) = evict_dead(journal, 5)
-        assert evicted["mode"] == "write"
+        assert evicted.mode == "write"
         assert not is_held(path)
     finally:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_who_is_killed_between_the_grant_and_its_note_has_held_the_lock(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from nfsrwlock import SoftReadWriteLock; from nfsrwlock.dask.journal import Entry, Journal\n"
+        "journal = Journal(sys.argv[1] + '.journal'); journal.write([Entry(False, 'write', sys.argv[1], None)])\n"
+        "SoftReadWriteLock(sys.argv[1]).acquire_write(); print('held', flush=True); time.sleep(60)\n"
+    )
+    path = tmp_path / "x"
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        process.kill()
+    assert [(entry.mode, entry.path) for entry in evict_dead(f"{path}.journal", 5)] == [("write", str(path))]
+    assert not is_held(path)
 
 
 def test_removing_a_worker_that_lives_takes_no_lock_from_its_task_until_it_is_dead(client: Any, tmp_path: Path) -> None:
@@ -255,9 +273,10 @@ def _measured(dask_scheduler: Any) -> bool:
 def _tell_of_a_wait() -> str:
     from distributed import get_worker
 
-    from nfsrwlock.dask.activity import Use, activity
+    from nfsrwlock.dask.activity import activity
 
-    activity.report("waited", Use("read", "/x", None), seconds=1.0)
+    for listener in activity.listeners:
+        listener({"action": "waited", "mode": "read", "path": "/x", "seconds": 1.0})
     return get_worker().address
 
 
@@ -287,12 +306,14 @@ def test_locks_that_are_just_taken_are_no_events(client: Any, tmp_path: Path) ->
 
 
 def _installed(dask_worker: Any) -> list[int]:
-    from nfsrwlock.dask import prometheus
+    from prometheus_client import REGISTRY
+
     from nfsrwlock.dask.activity import activity
 
     named = [name for name in (*dask_worker.metrics, *dask_worker.handlers) if "nfsrwlock" in name]
     journal = f"{dask_worker.local_directory}.nfsrwlock"
-    return [len(named), len(activity.listeners), len(prometheus._collectors), os.path.exists(journal)]
+    metrics = {family.name for family in REGISTRY.collect() if "nfsrwlock" in family.name}
+    return [len(named), len(activity.listeners), len(metrics), os.path.exists(journal)]
 
 
 def _nanny_handlers(dask_worker: Any) -> int:
@@ -301,13 +322,13 @@ def _nanny_handlers(dask_worker: Any) -> int:
 
 def test_installing_twice_uninstalling_and_installing_again_leave_one_or_none(client: Any) -> None:
     install(client)
-    assert list(client.run(_installed).values()) == [[3, 1, 1, True]] * 2
-    client.unregister_worker_plugin(WorkerLocks.name)
-    client.unregister_worker_plugin(NannyEviction.name, nanny=True)
+    assert list(client.run(_installed).values()) == [[3, 1, 4, True]] * 2
+    client.unregister_worker_plugin("nfsrwlock-worker")
+    client.unregister_worker_plugin("nfsrwlock-nanny", nanny=True)
     assert list(client.run(_installed).values()) == [[0, 0, 0, False]] * 2
     assert list(client.run(_nanny_handlers, nanny=True).values()) == [0] * 2
     install(client)
-    assert list(client.run(_installed).values()) == [[3, 1, 1, True]] * 2
+    assert list(client.run(_installed).values()) == [[3, 1, 4, True]] * 2
     assert list(client.run(_nanny_handlers, nanny=True).values()) == [1] * 2
 
 
@@ -315,7 +336,7 @@ def test_the_plugin_s_end_releases_nothing(client: Any, tmp_path: Path) -> None:
     path, go = tmp_path / "x", tmp_path / "go"
     holder = client.submit(hold_until, Lock(path), str(go), pure=False)
     wait_until(lambda: is_held(path))
-    client.unregister_worker_plugin(WorkerLocks.name)
+    client.unregister_worker_plugin("nfsrwlock-worker")
     assert is_held(path)
     go.touch()
     holder.result()

@@ -171,7 +171,7 @@ TABLE = {
         "os.unlink(aside)": NAME,
         "shutil.rmtree(aside, ignore_errors=True)": RMTREE,
     },
-    "integrations/nfsrwlock/dask/activity.py": {
+    "integrations/nfsrwlock/dask/journal.py": {
         "os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 384)": JOURNAL,
         "open(path, encoding='ascii')": JOURNAL,
         "os.unlink(path)": JOURNAL,

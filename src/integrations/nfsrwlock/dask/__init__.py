@@ -14,8 +14,7 @@ except ImportError as error:
     raise ImportError("nfsrwlock.dask needs dask.distributed: pip install 'nfsrwlock[dask]'") from error
 
 from .combine import CombinedLock, combine
-from .lock import Lock
+from .lock import Lock, RWLock
 from .plugins import install
-from .rwlock import RWLock
 
 __all__ = ["CombinedLock", "Lock", "RWLock", "combine", "install"]

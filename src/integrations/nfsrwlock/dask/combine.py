@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-import threading
 import time
 from collections.abc import Generator
 from typing import Any, Final, Protocol, runtime_checkable
@@ -24,10 +23,9 @@ from filelock import BaseFileLock
 from nfsrwlock import FileLock
 from nfsrwlock_core import LockNotHeldError, Timeout
 
-from .awaiting import LockMethods, run_in_thread
+from .calls import LockMethods, run_in_thread
 from .context import Caller, thread_caller
-from .lock import Lock
-from .rwlock import RWLock
+from .lock import Lock, RWLock
 
 
 @runtime_checkable
@@ -59,8 +57,8 @@ class CombinedLock(LockMethods):
     def __init__(self, locks: tuple[Any, ...]) -> None:
         #: The members, in the order in which they are taken.
         self.locks: Final = locks
-        self._mutex = threading.Lock()
-        self._taken = 0
+        # One entry for each time that it is held through this object: others may hold the process's locks.
+        self._holds: list[bool] = []
 
     def __repr__(self) -> str:
         return f"combine({', '.join(map(repr, self.locks))})"
@@ -82,7 +80,7 @@ class CombinedLock(LockMethods):
 
     def locked(self) -> bool:
         """Whether any of the members is locked. Takes file-system calls."""
-        return self._taken > 0 or any(map(_is_locked, self.locks))
+        return bool(self._holds) or any(map(_is_locked, self.locks))
 
     def check(self) -> None:
         """Make sure that the caller still holds all locks on files; see :meth:`Lock.check`."""
@@ -91,47 +89,37 @@ class CombinedLock(LockMethods):
                 lock.check()
 
     async def _acquire(self, caller: Caller, blocking: bool, seconds: float | None) -> bool:
-        if caller.is_coroutine:
-            self._refuse_thread_locks()
+        for lock in self.locks:
+            if caller.is_coroutine and not isinstance(lock, Lock | DistributedLock):
+                raise TypeError(
+                    f"{lock!r} is a thread's lock and would block the event loop; take {self!r} in a thread, not in a "
+                    "coroutine"
+                )
         deadline = None if seconds is None or seconds < 0 else time.monotonic() + seconds
         taken: list[Any] = []
         try:
             for lock in self.locks:
                 if not await _take(lock, caller, blocking, deadline):
-                    if blocking and seconds is None:
-                        # dask.array.store and others do not look at the result of an acquire that may wait.
-                        raise Timeout(repr(lock), "its acquire() returned False although it was to wait")
-                    await _release_all(taken, caller)
-                    return False
+                    raise Timeout(repr(lock), "its acquire() returned False although it was to wait")
                 taken.append(lock)
-        except BaseException:
+        except BaseException as error:
             await _release_all(taken, caller)
+            # dask.array.store and others do not look at the result of an acquire that may wait.
+            if isinstance(error, Timeout) and (not blocking or seconds is not None):
+                return False
             raise
-        self._count(1)
+        self._holds.append(True)
         return True
 
     async def _release(self, caller: Caller, *, is_unwinding: bool = False) -> bool:
-        self._count(-1)
+        try:
+            self._holds.pop()
+        except IndexError:
+            raise LockNotHeldError(f"Released too often: {self!r} is not held through this object") from None
         results, error = await _release_all(self.locks, caller)
         if error is not None and not is_unwinding:
             raise error
         return all(result is not False for result in results)
-
-    def _count(self, by: int) -> None:
-        # A lock of the process may be held by others, through other combinations: what was not taken through this
-        # object must not be given back through it.
-        with self._mutex:
-            if self._taken + by < 0:
-                raise LockNotHeldError(f"Released too often: {self!r} is not held through this object")
-            self._taken += by
-
-    def _refuse_thread_locks(self) -> None:
-        for lock in self.locks:
-            if not isinstance(lock, Lock | DistributedLock):
-                raise TypeError(
-                    f"{lock!r} is a thread's lock and would block the event loop; take {self!r} in a thread, not in a "
-                    "coroutine"
-                )
 
 
 def combine(*locks: Any) -> CombinedLock:
@@ -223,7 +211,7 @@ async def _release_all(locks: Any, caller: Caller) -> tuple[list[Any], Exception
 def _is_locked(lock: Any) -> bool:
     if isinstance(lock, Lock):
         return lock._is_locked()
-    if hasattr(lock, "locked") and not isinstance(lock, _FILE_LOCKS):
+    if hasattr(lock, "locked"):
         return bool(lock.locked())
     if run_in_thread(_take(lock, thread_caller(), False, None)):
         lock.release()

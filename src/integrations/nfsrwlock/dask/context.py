@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from distributed import Client, Nanny, Scheduler, Worker, get_worker
 from distributed.utils import thread_state  # type: ignore[attr-defined]
 
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """
-    Who takes a lock: a thread, and on a worker the one run of a task in it; or an asyncio task.
-
-    Pools use threads again, so a thread alone would mix up a task with those that ran in it before.
-    """
-
-    who: threading.Thread | asyncio.Task[Any]
-    run: tuple[Any, float] | None = None
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """
-    Who calls a lock's method.
+    Who calls a lock's method, and owns what it takes: a thread, on a worker for one run of a task; or an asyncio task.
 
-    :param owner: of what it takes
+    Pools use threads again, so a thread alone would mix up a task with those that ran in it before.
+
     :param key: of the Dask task that it is, ``None`` if it is none, or a method of an actor
-    :param is_coroutine: it awaits; a caller in a thread blocks
     """
 
-    owner: Owner
-    key: Any
-    is_coroutine: bool
+    who: threading.Thread | asyncio.Task[Any]
+    run: tuple[Any, float] | None = None
+    key: Any = field(default=None, compare=False)
+
+    @property
+    def is_coroutine(self) -> bool:
+        """Whether it awaits; a caller in a thread blocks."""
+        return not isinstance(self.who, threading.Thread)
+
+    async def call(self, function: Callable[[], _R]) -> _R:
+        """Call what touches files: for a coroutine in a thread, since the event loop must not wait for a server."""
+        return await asyncio.to_thread(function) if self.is_coroutine else function()
 
 
 def thread_caller() -> Caller:
@@ -45,7 +45,7 @@ def thread_caller() -> Caller:
     run = None if key is None else (key, getattr(thread_state, "start_time", 0.0))
     # What stands there during an actor's method is no task's key: it can be neither cancelled nor rescheduled.
     is_task = not getattr(thread_state, "actor", False)
-    return Caller(Owner(threading.current_thread(), run), key if is_task else None, is_coroutine=False)
+    return Caller(threading.current_thread(), run, key if is_task else None)
 
 
 def task_caller() -> Caller:
@@ -61,7 +61,7 @@ def task_caller() -> Caller:
     if worker is not None:
         # Nothing else tells: distributed sets no key for coroutines, but names the asyncio task by it.
         key = next((key for key in list(worker.active_keys) if f"execute({key!r})" == task.get_name()), None)
-    return Caller(Owner(task), key, is_coroutine=True)
+    return Caller(task, key=key)
 
 
 def caller_here() -> Caller:
@@ -80,11 +80,6 @@ def current_worker() -> Worker | None:
         return None
 
 
-def is_on_worker() -> bool:
-    """Whether this process runs a Dask worker."""
-    return current_worker() is not None or bool(Worker._instances)
-
-
 def is_on_dask_loop(loop: Any = None) -> bool:
     """
     Whether the caller runs on the event loop of Dask, which it must not block.
@@ -99,6 +94,6 @@ def is_on_dask_loop(loop: Any = None) -> bool:
     except RuntimeError:
         return False
     loops = [loop, *(server.loop for kind in (Worker, Nanny, Scheduler) for server in list(kind._instances))]
-    with contextlib.suppress(ValueError):  # no client
+    with suppress(ValueError):  # no client
         loops.append(Client.current().loop)  # type: ignore[no-untyped-call]
     return any(getattr(candidate, "asyncio_loop", None) is running for candidate in loops)

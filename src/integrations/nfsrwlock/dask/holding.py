@@ -1,27 +1,35 @@
 """
-A hold that was taken in a thread or in a coroutine, and that ends wherever its owner likes.
+A hold, from the wish to its end, taken in a thread or in a coroutine; and what a task does while it waits.
 
 ``distributed.Lock`` is bound to no thread: whoever has the object may release it. The core's sets and its asynchronous
 locks offer that; :class:`Hold` makes the two alike.
+
+A worker has few threads. If all of them wait for a lock whose holder needs one of them (it submitted tasks of its own,
+or its own next step is queued behind), nothing moves any more. ``"block"`` takes that risk; ``"reschedule"`` gives the
+thread back and lets the task start over later; ``"secede"`` leaves the pool, which then starts another thread. Neither
+does anything outside of a task that runs in a worker's thread. A coroutine that waits takes no thread in any case.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import threading
-from collections.abc import Callable
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final
 
-from nfsrwlock_core import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock, LockLostError, LockSet, WaitInfo
+from distributed import Reschedule, Worker, secede
+from distributed.metrics import context_meter
+from distributed.threadpoolexecutor import thread_state
+from distributed.worker_state_machine import SecedeEvent
 
-from .activity import Use, activity
-from .context import Caller, Owner, current_worker, is_on_worker
+from nfsrwlock_core import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock, LockLostError, LockSet, Timeout, WaitInfo
+
+from .activity import LONG_WAIT_S, activity
+from .context import Caller, current_worker
 from .settings import Settings
-
-OnWait = Callable[[WaitInfo], None]
 
 #: How often it is looked whether a task that holds a lock has ended, seconds.
 _LOOK_S: Final = 1.0
@@ -29,167 +37,164 @@ _LOOK_S: Final = 1.0
 
 class Hold:
     """
-    A hold. ``levels`` counts how often its owner has taken it; it ends with the last one.
+    A lock that a caller waits for and then holds.
 
-    :param held: a set that was taken in a thread, or what a coroutine was granted
+    :param taker: the id of the object through which it is taken
     """
 
-    def __init__(self, settings: Settings, owner: Owner, held: LockSet | AsyncAcquireReturnProxy) -> None:
+    def __init__(self, settings: Settings, caller: Caller, taker: str) -> None:
         self.settings: Final = settings
-        self.owner: Final = owner
-        self.levels: int = 1
-        self.pid: Final = os.getpid()
-        #: What the process's activity knows of it.
-        self.use: Use
-        self._held: Final = held
+        self.caller: Final = caller
+        #: By which objects it was taken, once for each time. It ends with the last one.
+        self.takers: Final = [taker]
+        self._granted: LockSet | AsyncAcquireReturnProxy
+        self._worker: Final = current_worker()
+        self._started: Final = time.monotonic()
+        self._next_report_s = LONG_WAIT_S
+        self._has_paused = False
+
+    def waited_s(self) -> float:
+        """Return how long it has waited so far."""
+        return time.monotonic() - self._started
 
     def check(self) -> None:
         """Raise what is wrong with the hold, if anything is; costs no file-system call."""
-        self._held.check()
+        self._granted.check()
 
-    async def leave(self, *, is_coroutine: bool) -> None:
+    async def take(self, seconds: float) -> None:
         """
-        Give one level back.
+        Take the lock as the settings say.
 
-        :param is_coroutine: the caller awaits; else nothing here suspends
+        :param seconds: 0: do not wait; -1: no limit
+        :raises Timeout: if it could not be had in time
+        :raises distributed.Reschedule: if the task is to start over, or was cancelled
+        """
+        with activity.waiting(self), context_meter.meter("nfsrwlock-wait"):
+            self._granted = await self._take_as_asked(seconds)
+            try:
+                self._refuse_if_cancelled()
+            except Reschedule:
+                with suppress(LockLostError):
+                    await self._give_back(self.caller)
+                raise
+
+    async def end(self, caller: Caller) -> None:
+        """
+        Give the lock back.
+
+        :param caller: who does that, anybody
         :raises LockLostError: if the hold was lost
         """
-        if not _give_back_level(self):
-            self.check()
-            return
         is_lost = False
         try:
-            if isinstance(self._held, AsyncAcquireReturnProxy):
-                await (self._held.end() if is_coroutine else _on_own_loop(self._held))
-            elif is_coroutine:
-                await asyncio.to_thread(self._held.__exit__, None, None, None)
-            else:
-                self._held.__exit__(None, None, None)
+            await self._give_back(caller)
         except LockLostError:
             is_lost = True
             raise
         finally:
-            activity.leave(self.use, is_lost=is_lost)
+            activity.leave(self, is_lost=is_lost)
 
+    async def _give_back(self, caller: Caller) -> None:
+        granted = self._granted
+        if isinstance(granted, LockSet):
+            await caller.call(lambda: granted.__exit__(None, None, None))
+        elif caller.is_coroutine:
+            await granted.end()
+        else:
+            # The loop on which it was taken may have ended, or may be waiting for this very call.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, granted.end()).result()
 
-async def _on_own_loop(proxy: AsyncAcquireReturnProxy) -> None:
-    # The loop on which it was taken may have ended, or may be waiting for this very call.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, proxy.end()).result()
-
-
-class Taker:
-    """Makes the holds of one view."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings: Final = settings
-        # By form of heartbeat. Each hold has a set of its own, made from one of these, which have resolved the path.
-        self._sets: dict[str, LockSet] = {}
-
-    async def take(self, caller: Caller, seconds: float, on_wait: OnWait) -> Hold:
+    def collect_after_task(self) -> None:
         """
-        Take the lock.
+        Look for garbage if the caller, a task, ends without having given the lock back.
 
-        :param seconds: 0: do not wait; -1: no limit
-        :raises Timeout: if it could not be had in time
+        The error of a task refers to its variables, and Dask's report of the error to itself, so that only the garbage
+        collector ends them, and with them the lock's object. In a worker that has nothing to do it does not run.
         """
-        settings, heartbeat = self._settings, self._heartbeat()
-        if caller.is_coroutine:
-            # In a thread: it resolves the path, and the file server may hang.
-            lock = await asyncio.to_thread(
-                AsyncSoftReadWriteLock,
-                settings.path,
-                is_singleton=False,
-                heartbeat=heartbeat,
-                **settings.core_arguments(),
+        worker = self._worker
+        if worker is None or self.caller.key is None:
+            return
+
+        def look() -> None:
+            if self.takers and self.caller.key in worker.active_keys:
+                worker.loop.call_later(_LOOK_S, look)
+            elif self.takers:
+                gc.collect()
+
+        worker.loop.add_callback(worker.loop.call_later, _LOOK_S, look)
+
+    # -- how it waits -------------------------------------------------------------------------------------------------
+
+    async def _take_as_asked(self, seconds: float) -> LockSet | AsyncAcquireReturnProxy:
+        policy = self.settings.on_contention
+        if seconds != 0 and policy != "block" and self._is_in_pool():
+            if policy == "reschedule" and seconds < 0:
+                try:
+                    return await self._take(self.settings.reschedule_after)
+                except Timeout as busy:
+                    raise Reschedule(str(busy)) from None
+            if policy == "secede":
+                try:
+                    return await self._take(0)
+                except Timeout:
+                    secede()  # type: ignore[no-untyped-call]
+        return await self._take(seconds)
+
+    def _is_in_pool(self) -> bool:
+        # A thread that has seceded stays outside: going back would mean to wait for a thread while holding the lock.
+        return (
+            not self.caller.is_coroutine
+            and self.caller.key is not None
+            and self._worker is not None
+            and getattr(thread_state, "executor", None) is not None
+            and bool(getattr(thread_state, "proceed", False))
+        )
+
+    async def _take(self, seconds: float) -> LockSet | AsyncAcquireReturnProxy:
+        settings = self.settings
+        heartbeat: Any = settings.heartbeat
+        if heartbeat == "auto":
+            heartbeat = "process" if self._worker is not None or Worker._instances else "thread"
+        if not self.caller.is_coroutine:
+            held = LockSet.joined([_lock_set(settings, heartbeat)])
+            return held.acquire(seconds, blocking=seconds != 0, on_wait=self._before_pause)
+        lock = await self.caller.call(  # it resolves the path
+            lambda: AsyncSoftReadWriteLock(
+                settings.path, is_singleton=False, heartbeat=heartbeat, **settings.core_arguments()
             )
-            acquire = lock.acquire_write if settings.mode == "write" else lock.acquire_read
-            proxy = await acquire(seconds, blocking=seconds != 0, on_wait=on_wait)
-            return Hold(settings, caller.owner, proxy)
-        if heartbeat not in self._sets:
-            self._sets[heartbeat] = LockSet(
-                heartbeat=heartbeat, **{settings.mode: settings.path, **settings.core_arguments()}
-            )
-        held = LockSet.joined([self._sets[heartbeat]])
-        held.acquire(seconds, blocking=seconds != 0, on_wait=on_wait)
-        return Hold(settings, caller.owner, held)
+        )
+        acquire = lock.acquire_write if settings.mode == "write" else lock.acquire_read
+        return await acquire(seconds, blocking=seconds != 0, on_wait=self._before_pause)
 
-    def _heartbeat(self) -> Any:
-        if self._settings.heartbeat == "auto":
-            return "process" if is_on_worker() else "thread"
-        return self._settings.heartbeat
+    def _before_pause(self, info: WaitInfo) -> None:
+        if (seconds := self.waited_s()) >= self._next_report_s:
+            self._next_report_s *= 10
+            blockers = [peer.describe() for peer in info.blockers[:5]]
+            activity.report("waiting", self, seconds=round(seconds, 3), blockers=blockers)
+        is_first, self._has_paused = not self._has_paused, True
+        self._refuse_if_cancelled()
+        key = self.caller.key
+        if is_first and self.caller.is_coroutine and self._worker is not None and key is not None:
+            # Dask runs no more coroutines and threads at a time than a worker has threads, so a coroutine that waits
+            # would keep out the tasks that the holder waits for.
+            now = time.time()
+            seconds = now - (self._worker.state.tasks[key].start_time or now)
+            self._worker.handle_stimulus(SecedeEvent(key=key, compute_duration=seconds, stimulus_id=f"secede-{now}"))
 
-
-def collect_after(caller: Caller, hold: Hold) -> None:
-    """
-    Look for garbage if ``caller``, a task, ends without having given ``hold`` back.
-
-    The error of a task refers to its variables, and Dask's report of the error to itself, so that only the garbage
-    collector ends them, and with them the lock's object. In a worker that has nothing to do it does not run.
-    """
-    worker, key = current_worker(), caller.key
-    if worker is None or key is None:
-        return
-
-    def look() -> None:
-        if hold.levels and key in worker.active_keys:
-            worker.loop.call_later(_LOOK_S, look)
-        elif hold.levels:
-            gc.collect()
-
-    worker.loop.add_callback(worker.loop.call_later, _LOOK_S, look)
+    def _refuse_if_cancelled(self) -> None:
+        # Dask lets tasks that it has cancelled run to their end, coroutines included. One that does not have to wait
+        # may go on; one that waited should not get the lock any more.
+        if not self._has_paused or self._worker is None or self.caller.key is None:
+            return
+        task = self._worker.state.tasks.get(self.caller.key)
+        if task is None or task.state == "cancelled":
+            # Should the task be wanted again by the time that this arrives, it starts over and nobody sees an error.
+            raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
 
 
-# -- what this process holds: a reader finds its own hold again, through whatever object it was taken ------------------
-
-_holds: dict[str, list[Hold]] = {}
-_lock = threading.RLock()
-
-
-def enter(hold: Hold) -> None:
-    """Note a new hold."""
-    with _lock:
-        _holds.setdefault(hold.settings.lock_path, []).append(hold)
-
-
-def join(lock_path: str, owner: Owner) -> Hold | None:
-    """
-    Return the hold that ``owner`` has, one level higher; ``None`` if it has none.
-
-    :raises LockLostError: if it was lost
-    """
-    with _lock:
-        hold = next((hold for hold in _holds.get(lock_path, ()) if hold.owner == owner), None)
-        if hold is not None:
-            hold.check()
-            hold.levels += 1
-        return hold
-
-
-def is_reader(lock_path: str, owner: Owner) -> bool:
-    """Whether ``owner`` holds the lock shared."""
-    with _lock:
-        return any(hold.owner == owner and hold.settings.mode == "read" for hold in _holds.get(lock_path, ()))
-
-
-def _give_back_level(hold: Hold) -> bool:
-    # Returns whether it was the last one.
-    with _lock:
-        hold.levels -= 1
-        if hold.levels:
-            return False
-        holds = _holds.get(hold.settings.lock_path, [])
-        if hold in holds:
-            holds.remove(hold)
-        if not holds:
-            _holds.pop(hold.settings.lock_path, None)
-    return True
-
-
-def _reset_after_fork() -> None:
-    global _lock  # noqa: PLW0603 - another thread of the parent may have held it
-    _lock = threading.RLock()
-    _holds.clear()
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)
+@lru_cache(maxsize=1000)
+def _lock_set(settings: Settings, heartbeat: Any) -> LockSet:
+    # Never held itself: it has resolved the path for those that are joined from it.
+    paths: dict[str, Any] = {settings.mode: settings.path}
+    return LockSet(**paths, heartbeat=heartbeat, **settings.core_arguments())

@@ -7,23 +7,22 @@ two objects with one name exclude each other wherever they are.
 
 from __future__ import annotations
 
-import asyncio
+import copy
 import logging
 import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from typing import Any, Final, Unpack
 
 from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
-from . import contention, holding
-from .awaiting import LockMethods, run_in_thread
-from .context import Caller, Owner, caller_here, is_on_dask_loop
-from .holding import Hold, Taker
+from .activity import activity
+from .calls import LockMethods, run_in_thread
+from .context import Caller, caller_here, is_on_dask_loop, thread_caller
+from .holding import Hold
 from .names import encoded, fresh_name, path_of
 from .settings import Mode, Options, Settings, settings_of
 
@@ -76,9 +75,6 @@ class Lock(LockMethods):
         self.id = uuid.uuid4().hex
         self._settings = settings
         self._loop = loop
-        self._taker = Taker(settings)
-        self._mutex = threading.Lock()
-        self._holds: list[Hold] = []
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -143,15 +139,15 @@ class Lock(LockMethods):
 
         A snapshot, for people: by the time it is returned it may be wrong.
         """
-        return self._run(lambda caller: _unblocking(caller, self._is_locked), "locked")
+        return self._run(lambda caller: caller.call(self._is_locked), "locked")
 
     def get_value(self) -> Any:
         """Return how many hold the lock, readers included, wherever they are. On Dask's loop, await the result."""
-        return self._run(lambda caller: _unblocking(caller, lambda: len(self._holders())), "get_value")
+        return self._run(lambda caller: caller.call(lambda: len(self._holders())), "get_value")
 
     def register(self, **_: object) -> Any:
         """Do nothing: a lock on files need not be registered. On Dask's loop, await the result."""
-        return self._run(lambda caller: _unblocking(caller, lambda: None), "register")
+        return self._run(lambda caller: caller.call(lambda: None), "register")
 
     def close(self) -> Any:
         """
@@ -171,20 +167,22 @@ class Lock(LockMethods):
         :raises LeaseExpiredError: if the lease has run out, so that somebody may have
         :raises LockNotHeldError: if the lock is not held through this object
         """
-        owner, holds = caller_here().owner, self._own_holds()
-        mine = [hold for hold in holds if hold.owner == owner] or holds
-        if not mine:
+        caller, holds = caller_here(), activity.through(self.id)
+        if not holds:
             raise LockNotHeldError(f"the lock on {self.path!r} is not held through this object")
-        for hold in mine:
+        for hold in [hold for hold in holds if hold.caller == caller] or holds:
             hold.check()
 
     def __del__(self) -> None:
         # Nobody can release it any more, as after an exception in a task: the heartbeat would keep it for ever.
-        if sys.is_finalizing() or "_holds" not in self.__dict__:
+        if sys.is_finalizing() or not activity.through(self.__dict__.get("id", "")):
             return  # at the interpreter's end all holds are released
-        for hold in self._own_holds():
-            logger.warning("the lock on %r was held by an object that is no more; it is given back", self.path)
-            threading.Thread(target=_abandon, args=(hold,), daemon=True).start()
+        logger.warning("the lock on %r was held by an object that is no more; it is given back", self.path)
+        threading.Thread(target=self._abandon, daemon=True).start()
+
+    def _abandon(self) -> None:
+        with suppress(LockLostError):
+            run_in_thread(self._close(thread_caller()))
 
     # -- how: one story, of which nothing suspends for a caller in a thread -------------------------------------------
 
@@ -194,40 +192,33 @@ class Lock(LockMethods):
     async def _acquire(self, caller: Caller, blocking: bool, seconds: float | None) -> bool:
         may_fail = not blocking or seconds is not None
         wanted = (self._settings.timeout if seconds is None else seconds) if blocking else 0.0
-        hold = self._joined(caller.owner, wanted)
-        if hold is None:
-            try:
-                hold = await contention.take(self._taker, self._settings, caller, wanted)
-            except Timeout:
-                if may_fail:
-                    return False
-                raise
-            holding.enter(hold)
-            holding.collect_after(caller, hold)
-        with self._mutex:
-            self._holds.append(hold)
-        return True
-
-    def _joined(self, owner: Owner, seconds: float) -> Hold | None:
-        # Waiting behind a writer who waits for us would never end, and a thread cannot overlap with itself.
-        if self.mode == "read":
-            return holding.join(self.lock_path, owner)
-        if seconds < 0 and holding.is_reader(self.lock_path, owner):
+        # A reader who waits behind a writer who waits for it would never end, and a thread cannot overlap with itself.
+        if self.mode == "read" and activity.join(caller, self.lock_path, self.id):
+            return True
+        if wanted < 0 and (own := activity.of(caller, self.lock_path)) and own.settings.mode == "read":
             raise DeadlockError(
                 f"cannot take the write lock on {self.path!r}: the caller holds it shared, and would wait for itself; "
                 "release the read lock first"
             )
-        return None
+        hold = Hold(self._settings, caller, self.id)
+        try:
+            await hold.take(wanted)
+        except Timeout:
+            if may_fail:
+                return False
+            raise
+        hold.collect_after_task()
+        return True
 
     async def _release(self, caller: Caller, *, is_unwinding: bool = False) -> bool:
-        with self._mutex:
-            holds = self._own_holds()
-            if not holds:
-                raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
-            hold = next((hold for hold in reversed(holds) if hold.owner == caller.owner), holds[0])
-            self._holds.remove(hold)
+        if (found := activity.strike_out(caller, self.id)) is None:
+            raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
+        hold, is_over = found
         try:
-            await hold.leave(is_coroutine=caller.is_coroutine)
+            if is_over:
+                await hold.end(caller)
+            else:
+                hold.check()
         except LockLostError:
             if not is_unwinding:
                 raise
@@ -236,16 +227,13 @@ class Lock(LockMethods):
 
     async def _close(self, caller: Caller) -> None:
         first: LockLostError | None = None
-        while self._own_holds():
+        while activity.through(self.id):
             try:
                 await self._release(caller)
             except LockLostError as error:
                 first = first or error
         if first is not None:
             raise first
-
-    def _own_holds(self) -> list[Hold]:
-        return [hold for hold in self._holds if hold.pid == os.getpid()]  # after a fork they are the parent's
 
     def _is_locked(self) -> bool:
         return any(peer.mode != "read" or self.mode == "write" for peer in self._holders())
@@ -259,10 +247,40 @@ class _KeyLock(Lock):
         return False
 
 
-async def _unblocking(caller: Caller, call: Callable[[], Any]) -> Any:
-    return await asyncio.to_thread(call) if caller.is_coroutine else call()
+@dataclass(frozen=True, init=False, repr=False)
+class RWLock:
+    """
+    A reader/writer lock on one path, as two views: ``read`` and ``write``, each a :class:`Lock`.
 
+    Parameters and errors are those of :class:`Lock`.
+    """
 
-def _abandon(hold: Hold) -> None:
-    with suppress(LockLostError):
-        run_in_thread(hold.leave(is_coroutine=False))
+    #: The view that shares the path with other readers.
+    read: Lock
+    #: The view that has the path alone.
+    write: Lock
+
+    def __init__(self, name: Any = None, **options: Unpack[Options]) -> None:
+        if "mode" in options:
+            raise TypeError("an RWLock has both modes: take its read or its write")
+        name = fresh_name() if name is None else name
+        modes: tuple[Mode, ...] = ("read", "write")
+        for mode in modes:
+            options["mode"] = mode
+            object.__setattr__(self, mode, Lock(name, **options))
+
+    @property
+    def name(self) -> Any:
+        """As it was given."""
+        return self.write.name
+
+    @property
+    def path(self) -> str:
+        """The path that is protected, canonical and absolute."""
+        return self.write.path
+
+    def __copy__(self) -> RWLock:
+        return copy.deepcopy(self)  # a copy holds nothing
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"

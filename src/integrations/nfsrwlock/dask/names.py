@@ -13,7 +13,7 @@ import uuid
 from typing import Any, Final
 from urllib.parse import quote
 
-from .settings import configured, directory_of
+from .settings import configured, configured_directory
 
 #: The core adds a suffix of its own; names in a directory have 255 bytes on the file systems that matter.
 _NAME_MAX_BYTES: Final = 180
@@ -36,14 +36,13 @@ def path_of(name: Any) -> str:
     if name in ("", b""):
         raise ValueError("a lock's name must not be empty")
     file_name = encoded(name) if isinstance(name, str) else _encoded_value(name)
-    root = configured("root", None)
-    if root is None:
+    if configured("root") is None:
         raise ValueError(
             f"the lock's name {name!r} is no path, and there is no directory for such locks; write ./{name} if a file "
             "is meant, or let 'nfsrwlock.root' in Dask's configuration (DASK_NFSRWLOCK__ROOT) name a directory that "
             "all workers share"
         )
-    return os.path.join(directory_of("root", root), file_name)
+    return os.path.join(configured_directory("root"), file_name)
 
 
 def _encoded_value(name: Any) -> str:

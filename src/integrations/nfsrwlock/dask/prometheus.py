@@ -9,44 +9,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-import prometheus_client
-from distributed import Worker
-from distributed.http.prometheus import PrometheusCollector
+import dask.config
+from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from .activity import activity
 
 
-class _Collector(PrometheusCollector):
-    def __init__(self, worker: Worker) -> None:
-        super().__init__(worker)  # type: ignore[no-untyped-call]
-        self.subsystem = "worker"
-
+class _Collector(Collector):
     def collect(self) -> Iterator[Metric]:
-        for state in ("held", "awaited"):
-            gauge = GaugeMetricFamily(self._name(state), f"Locks {state}.", labels=["mode"])
-            modes = [use.mode for use in activity.uses(held=state == "held")]
+        namespace = dask.config.get("distributed.dashboard.prometheus.namespace")
+        prefix = f"{namespace}_worker_nfsrwlock_" if namespace else "worker_nfsrwlock_"
+        for state, holds in (("held", activity.held), ("awaited", activity.awaited)):
+            gauge = GaugeMetricFamily(f"{prefix}{state}", f"Locks {state}.", labels=["mode"])
+            modes = [hold.settings.mode for hold in list(holds)]
             for mode in ("read", "write"):
                 gauge.add_metric([mode], modes.count(mode))
             yield gauge
-        yield CounterMetricFamily(self._name("wait"), "Time spent waiting.", activity.waited_s(), unit="seconds")
-        yield CounterMetricFamily(self._name("lost"), "Holds that were lost.", activity.losses)
-
-    def _name(self, name: str) -> str:
-        return str(self.build_name(f"nfsrwlock_{name}"))  # type: ignore[no-untyped-call]
+        yield CounterMetricFamily(f"{prefix}wait", "Time spent waiting.", activity.waited_s(), unit="seconds")
+        yield CounterMetricFamily(f"{prefix}lost", "Holds that were lost.", activity.losses)
 
 
-_collectors: Final[list[_Collector]] = []
+_collector: Final = _Collector()
 
 
-def show(worker: Worker) -> None:
-    """Add the metrics to those of the process, once: workers of one process have one page."""
-    if not _collectors:
-        _collectors.append(_Collector(worker))
-        prometheus_client.REGISTRY.register(_collectors[0])
+def show() -> None:
+    """Add the metrics to those of the process: all its workers have one page."""
+    REGISTRY.register(_collector)
 
 
 def hide() -> None:
     """Remove the metrics again."""
-    while _collectors:
-        prometheus_client.REGISTRY.unregister(_collectors.pop())
+    REGISTRY.unregister(_collector)

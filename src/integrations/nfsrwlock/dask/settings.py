@@ -24,7 +24,7 @@ Time = float | str | timedelta
 
 
 class Options(TypedDict, total=False):
-    """What a :class:`~nfsrwlock.dask.Lock` is made with beside its name."""
+    """What a :class:`~nfsrwlock.dask.Lock` is made with beside its name, times in all of Dask's forms."""
 
     mode: Mode
     timeout: Time | None
@@ -61,7 +61,7 @@ class Settings:
     """
 
     path: str
-    lock_path: str
+    lock_path: str = ""
     lock_dir: str | None
     mode: Mode
     timeout: float
@@ -75,13 +75,8 @@ class Settings:
 
     def core_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments that every lock class of the core takes."""
-        return {
-            "heartbeat_interval": self.heartbeat_interval,
-            "stale_threshold": self.stale_threshold,
-            "poll_interval": self.poll_interval,
-            "share": self.share,
-            "lock_dir": self.lock_dir,
-        }
+        names = ("heartbeat_interval", "stale_threshold", "poll_interval", "share", "lock_dir")
+        return {name: getattr(self, name) for name in names}
 
     def at(self, path: str) -> Settings:
         """
@@ -94,19 +89,19 @@ class Settings:
 
 
 @contextmanager
-def _told_where_from() -> Iterator[None]:
-    # The core speaks of its arguments; whoever gave none must learn where the value comes from.
+def _naming_configuration() -> Iterator[None]:
+    # The errors name arguments; whoever gave none must learn where the value comes from.
     try:
         yield
     except (TypeError, ValueError) as error:
-        own = {key: value for key in DEFAULTS if (value := configured(key, None)) != DEFAULTS[key]}
+        own = {key: value for key in DEFAULTS if (value := configured(key)) != DEFAULTS[key]}
         if own:
             said = ", ".join(f"nfsrwlock.{key}: {value!r}" for key, value in own.items())
             error.add_note(f"Where the lock's arguments leave it open, Dask's configuration counts, which says {said}")
         raise
 
 
-@_told_where_from()
+@_naming_configuration()
 def settings_of(path: str, options: Options) -> Settings:
     """
     Return the settings, or say what is wrong with them. ``None`` stands for what Dask's configuration says.
@@ -114,68 +109,62 @@ def settings_of(path: str, options: Options) -> Settings:
     :raises TypeError: if one is unknown, or of the wrong type
     :raises ValueError: if one is out of range, or two contradict each other
     """
+    known = sorted(Options.__annotations__)
     for name in options:
-        if name not in Options.__annotations__:
-            known = ", ".join(sorted(Options.__annotations__))
-            raise TypeError(f"Lock got an unexpected keyword argument {name!r}; lock settings are: {known}")
-    mode = _one_of("mode", options.get("mode", "write"), Mode)
-    contention = _one_of("on_contention", configured("on-contention", options.get("on_contention")), OnContention)
-    beat = _one_of("heartbeat", configured("heartbeat", options.get("heartbeat")), Heartbeat)
-    timeout = options.get("timeout")
-    stale = configured("stale-threshold", options.get("stale_threshold"))
-    directory = options.get("lock_dir")
-    if directory is None and (of_configuration := configured("lock-dir", None)) is not None:
-        directory = directory_of("lock-dir", of_configuration)
+        if name not in known:
+            raise TypeError(f"Lock got an unexpected keyword argument {name!r}; lock settings are: {', '.join(known)}")
+
+    def chosen(name: str) -> Any:
+        given = options.get(name)
+        return configured(name.replace("_", "-")) if given is None else given
+
+    timeout, stale, directory = options.get("timeout"), chosen("stale_threshold"), options.get("lock_dir")
+    if directory is None and configured("lock-dir") is not None:
+        directory = configured_directory("lock-dir")
     home = lock_home(directory)  # what this process's environment says now holds wherever the lock is unpickled
-    arguments: dict[str, Any] = {
-        "heartbeat_interval": seconds(
-            "heartbeat_interval", configured("heartbeat-interval", options.get("heartbeat_interval"))
-        ),
-        "stale_threshold": None if stale is None else seconds("stale_threshold", stale),
-        "poll_interval": seconds("poll_interval", configured("poll-interval", options.get("poll_interval"))),
-        "share": configured("share", options.get("share")),
-        "lock_dir": None if home is None else os.path.abspath(home),
-    }
-    settings = Settings(
+    return Settings(
         path=path,
-        lock_path="",
-        mode=mode,
+        lock_dir=None if home is None else os.path.abspath(home),
+        mode=_one_of("mode", options.get("mode", "write"), Mode),
         timeout=-1.0 if timeout is None else limit("timeout", timeout),
-        heartbeat=beat,
-        on_contention=contention,
-        reschedule_after=positive("reschedule-after", configured("reschedule-after", None)),
-        **arguments,
-    )
-    return settings.at(path)
+        heartbeat=_one_of("heartbeat", chosen("heartbeat"), Heartbeat),
+        heartbeat_interval=seconds("heartbeat_interval", chosen("heartbeat_interval")),
+        stale_threshold=None if stale is None else seconds("stale_threshold", stale),
+        poll_interval=seconds("poll_interval", chosen("poll_interval")),
+        share=chosen("share"),
+        on_contention=_one_of("on_contention", chosen("on_contention"), OnContention),
+        reschedule_after=configured_time("reschedule-after"),
+    ).at(path)
 
 
-def directory_of(key: str, value: Any) -> str:
+def configured(key: str) -> Any:
+    """Return what Dask's configuration says now."""
+    return dask.config.get(f"nfsrwlock.{key}", DEFAULTS[key])
+
+
+def configured_directory(key: str) -> str:
     """
-    Return the directory that Dask's configuration names, ``~`` expanded.
+    Return a directory that Dask's configuration names, ``~`` expanded.
 
     :raises ValueError: if it is no absolute path: it would be another directory in every process
     """
+    value = configured(key)
     path = os.path.expanduser(os.fsdecode(value)) if isinstance(value, str | os.PathLike) else ""
     if not os.path.isabs(path):
         raise ValueError(f"nfsrwlock.{key} in Dask's configuration must be an absolute path, got {value!r}")
     return os.path.abspath(path)
 
 
-def positive(key: str, value: object) -> float:
+def configured_time(key: str) -> float:
     """
     Return a time of Dask's configuration as seconds.
 
     :raises ValueError: if it is no time above 0
     """
-    number = seconds(f"nfsrwlock.{key}", value)
+    number = seconds(f"nfsrwlock.{key}", configured(key))
     if not 0 < number < math.inf:
-        raise ValueError(f"nfsrwlock.{key} must be positive and finite, got {value!r}")
+        raise ValueError(f"nfsrwlock.{key} must be positive and finite, got {configured(key)!r}")
     return number
-
-
-def configured(key: str, given: Any) -> Any:
-    """Return ``given``, or what Dask's configuration says now if that is ``None``."""
-    return dask.config.get(f"nfsrwlock.{key}", DEFAULTS[key]) if given is None else given
 
 
 def seconds(name: str, value: object) -> float:
@@ -185,14 +174,15 @@ def seconds(name: str, value: object) -> float:
     :raises ValueError: if it is none
     :raises TypeError: if it is of a type that is none
     """
+    wrong = f"{name} must be a time such as 1.5, '200ms' or a timedelta, got {value!r}"
     if isinstance(value, bool):
-        raise TypeError(f"{name} must be a time, not a bool")
+        raise TypeError(wrong)
     try:
         return float(parse_timedelta(cast("float | str | timedelta", value)))  # its errors are what is wanted
     except (KeyError, OverflowError, ValueError):
-        raise ValueError(f"{name} must be a time such as 1.5, '200ms' or a timedelta, got {value!r}") from None
+        raise ValueError(wrong) from None
     except (AttributeError, TypeError):
-        raise TypeError(f"{name} must be a time such as 1.5, '200ms' or a timedelta, got {value!r}") from None
+        raise TypeError(wrong) from None
 
 
 def limit(name: str, value: object) -> float:

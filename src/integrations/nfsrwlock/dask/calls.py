@@ -1,12 +1,13 @@
 """
-What the locks share: one story for callers in threads, who block, and for coroutines on Dask's event loop, who await.
+``distributed.Lock``'s methods, once for callers in threads, who block, and for coroutines on Dask's loop, who await.
 
-The story is a coroutine. For a caller in a thread nothing in it suspends, so it runs to its end at once.
+What a method does is a coroutine. For a caller in a thread nothing in it suspends, so it runs to its end at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -64,7 +65,7 @@ class LockMethods:
         Give the lock back: the caller's own hold if it has one, else the oldest. On Dask's loop, await the result.
 
         :returns: ``True``; ``False`` if a member of a combination says so
-        :raises RuntimeError: if the lock is not held through this object
+        :raises LockNotHeldError: if the lock is not held through this object
         :raises LockLostError: if the hold was lost before, so that what was done under it may overlap with others
         """
         return self._run(self._release, "release")
@@ -115,40 +116,39 @@ class Awaitable(Steps):
     """
     A coroutine that refuses to be asked whether it is true, for it would say yes although nothing has happened yet.
 
-    :param steps: makes the coroutine that is awaited
+    :param make: returns the coroutine that is awaited
     :param call: what it is the result of, for the error
-    :param is_try: it is an acquire that does not wait: it is false, for who does not await it does not get the lock. So
-        does the end of a file of xarray's, which Python may call on any thread, the loop's as well
+    :param is_try: it is an acquire that does not wait. It is false: whoever does not await it does not get the lock.
+        xarray asks so at the end of a file, which Python may call on any thread, the loop's as well
     """
 
-    def __init__(self, steps: Callable[[], Steps], call: str, *, is_try: bool = False) -> None:
-        self._make = steps
+    def __init__(self, make: Callable[[], Steps], call: str, *, is_try: bool) -> None:
+        self._make = make
         self._call = call
         self._is_try = is_try
-        # Made now, so that Python warns if it is never awaited; but nobody need await what was only tried.
-        self._made = None if is_try else steps()
+        if not is_try:
+            _ = self._steps  # made now, so that Python warns if it is never awaited
+
+    @cached_property
+    def _steps(self) -> Steps:
+        return self._make()
 
     def __bool__(self) -> bool:
         if self._is_try:
             return False
         raise RuntimeError(f"on Dask's event loop {self._call} must be awaited: nothing has been done yet")
 
-    def _steps(self) -> Steps:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
-
     def __await__(self) -> Generator[Any, None, Any]:
-        return self._steps().__await__()
+        return self._steps.__await__()
 
     def send(self, value: Any) -> Any:
         """See ``collections.abc.Coroutine``."""
-        return self._steps().send(value)
+        return self._steps.send(value)
 
     def throw(self, *error: Any) -> Any:
         """See ``collections.abc.Coroutine``."""
-        return self._steps().throw(*error)
+        return self._steps.throw(*error)
 
     def close(self) -> None:
         """See ``collections.abc.Coroutine``."""
-        self._steps().close()
+        self._steps.close()

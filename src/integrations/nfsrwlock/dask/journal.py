@@ -1,0 +1,138 @@
+"""
+What a process holds and waits for, written down so that somebody can look after it when it was killed.
+
+Only a process whose death the kernel confirms is evicted: it has its journal locked (flock(2)) as long as it lives, and
+the core's :func:`nfsrwlock.break_lock` refuses whatever is alive.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from nfsrwlock_core import LockError, break_lock, inspect
+
+logger: Final = logging.getLogger("nfsrwlock.dask")
+
+_LOOK_S: Final = 0.05
+
+
+class Entry(NamedTuple):
+    """A lock that a process holds or waits for."""
+
+    is_held: bool
+    mode: str
+    path: str
+    lock_dir: str | None
+
+
+class Left(NamedTuple):
+    """What a journal says of the process that wrote it, which lives or is dead."""
+
+    pid: int
+    is_alive: bool
+    entries: set[Entry]
+
+
+class Journal:
+    """
+    The file, written by the process that it is about.
+
+    Where it cannot be written, locks are taken all the same.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path: Final = path
+        self._file: int | None = None
+        #: Nobody writes it any more once nothing is held and awaited.
+        self.is_ending = False
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            logger.warning("cannot write %r, so that the locks of this process end by their leases: %s", path, error)
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Replace what it says."""
+        if self._file is not None:
+            # What is left of a longer text comes after the end of the line.
+            with suppress(OSError):
+                os.pwrite(self._file, json.dumps([os.getpid(), *entries]).encode() + b"\n", 0)
+
+    def close(self) -> None:
+        """Write it no more."""
+        if self._file is not None:
+            os.close(self._file)
+
+    def remove(self) -> None:
+        """Write it no more and remove it."""
+        self.close()
+        _remove(self._path)
+
+
+def evict_dead(path: str, patience: float) -> list[Entry]:
+    """
+    Evict the process that wrote the journal at ``path`` as soon as the kernel says that it is dead; never before.
+
+    What that process held may have been released meanwhile by its heartbeat process, or been evicted by who waits for
+    it: that counts as well. Afterwards the journal is removed.
+
+    :param patience: seconds after which a process that lives is left alone
+    :returns: the locks that it held when it died
+    """
+    deadline = time.monotonic() + patience
+    while (left := read_journal(path)) is not None:
+        if not left.is_alive:
+            held = [entry for entry in left.entries if _evict(entry, left.pid)]
+            _remove(path)
+            return held
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(_LOOK_S)
+    return []
+
+
+def read_journal(path: str) -> Left | None:
+    """Return what the journal at ``path`` says; ``None`` if there is none, or none that is whole."""
+    try:
+        with open(path, encoding="ascii") as file:
+            is_alive = _is_locked(file.fileno())
+            pid, *entries = json.loads(file.readline())
+    except (OSError, ValueError):
+        return None
+    return Left(pid, is_alive, {Entry(*entry) for entry in entries})
+
+
+def _is_locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _evict(entry: Entry, pid: int) -> bool:
+    # Returns whether the process has held the lock and has no claim on it any more.
+    is_held = entry.is_held  # its heartbeat process may have released it since
+    try:
+        state = inspect(entry.path, lock_dir=entry.lock_dir)
+        ours = [peer for peer in (*state.holders, *state.waiters) if peer.pid == pid and peer.same_kernel]
+        for peer in ours:
+            if peer.alive is False:
+                is_held = is_held or peer in state.holders  # granted, but killed before it could note that
+                break_lock(entry.path, token=peer.token, lock_dir=entry.lock_dir)
+    except (LockError, OSError) as error:
+        logger.info("the lock on %r cannot be looked at: %s", entry.path, error)
+        return False
+    return is_held and not any(peer.alive for peer in ours)
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
