@@ -188,6 +188,37 @@ def test_who_is_killed_between_the_grant_and_its_note_has_held_the_lock(tmp_path
     assert not is_held(path)
 
 
+def test_who_has_closed_its_files_but_is_not_dead_yet_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a process that is being killed, for a moment.
+    program = (
+        "import sys, time; from nfsrwlock.dask import Lock; from nfsrwlock.dask.journal import Entry, Journal\n"
+        "journal = Journal(sys.argv[1] + '.journal'); journal.write([Entry(True, 'write', sys.argv[1], None)])\n"
+        "lock = Lock(sys.argv[1]); lock.acquire(); journal.close(); print('held', flush=True); time.sleep(60)\n"
+    )
+    path, is_looked_at = tmp_path / "x", threading.Event()
+    evicted: list[Any] = []
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        state = inspect(*arguments, **options)
+        is_looked_at.set()
+        return state
+
+    monkeypatch.setattr("nfsrwlock.dask.journal.inspect", look)
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        looker = threading.Thread(target=lambda: evicted.extend(evict_dead(f"{path}.journal", PATIENCE_S)))
+        looker.start()
+        assert is_looked_at.wait(PATIENCE_S)
+        assert is_held(path)
+        process.kill()
+    looker.join()
+    assert [entry.path for entry in evicted] == [str(path)]
+    assert not is_held(path)
+
+
 def test_removing_a_worker_that_lives_takes_no_lock_from_its_task_until_it_is_dead(client: Any, tmp_path: Path) -> None:
     path, go = tmp_path / "x", tmp_path / "go"
     holder = client.submit(hold_until, Lock(path, **LONG), str(go), pure=False)

@@ -84,15 +84,18 @@ def evict_dead(path: str, patience: float) -> list[Entry]:
     it: that counts as well. Afterwards the journal is removed.
 
     :param patience: seconds after which a process that lives is left alone
-    :returns: the locks that it held when it died
+    :returns: the locks that it held when it died; nothing if somebody else has removed the journal
     """
     deadline = time.monotonic() + patience
+    held: set[Entry] = set()
     while (left := read_journal(path)) is not None:
+        is_over = time.monotonic() >= deadline
         if not left.is_alive:
-            held = [entry for entry in left.entries if _evict(entry, left.pid)]
-            _remove(path)
-            return held
-        if time.monotonic() >= deadline:
+            # A process that is killed closes its files, the journal too, a moment before it counts as dead.
+            claims = {entry for entry in left.entries if not _evict(entry, left.pid, held)}
+            if not claims or is_over:
+                return list(held - claims) if _remove(path) else []
+        elif is_over:
             break
         time.sleep(_LOOK_S)
     return []
@@ -117,22 +120,27 @@ def _is_locked(file: int) -> bool:
     return False
 
 
-def _evict(entry: Entry, pid: int) -> bool:
-    # Returns whether the process has held the lock and has no claim on it any more.
-    is_held = entry.is_held  # its heartbeat process may have released it since
+def _evict(entry: Entry, pid: int, held: set[Entry]) -> bool:
+    # Returns whether the process has no claim on the lock any more, and notes in `held` that it had it.
+    if entry.is_held:
+        held.add(entry)
     try:
         state = inspect(entry.path, lock_dir=entry.lock_dir)
         ours = [peer for peer in (*state.holders, *state.waiters) if peer.pid == pid and peer.same_kernel]
         for peer in ours:
+            if peer in state.holders:
+                held.add(entry)  # it may have been killed before it could write that down
             if peer.alive is False:
-                is_held = is_held or peer in state.holders  # granted, but killed before it could note that
                 break_lock(entry.path, token=peer.token, lock_dir=entry.lock_dir)
     except (LockError, OSError) as error:
         logger.info("the lock on %r cannot be looked at: %s", entry.path, error)
         return False
-    return is_held and not any(peer.alive for peer in ours)
+    return not any(peer.alive for peer in ours)
 
 
-def _remove(path: str) -> None:
-    with suppress(OSError):
+def _remove(path: str) -> bool:
+    try:
         os.unlink(path)
+    except OSError:
+        return False
+    return True
