@@ -101,6 +101,35 @@ def test_a_refused_release_says_which_thread_holds_the_lock(path: Path, thread: 
         thread.do(lock.release)
 
 
+@pytest.mark.parametrize("mode", ["read", "write"])
+def test_what_an_acquire_returned_gives_back_its_own_level_in_any_thread(path: Path, thread: Thread, mode: str) -> None:
+    lock = SoftReadWriteLock(path)
+    acquire = lock.acquire_read if mode == "read" else lock.acquire_write
+    levels = [thread.do(acquire), thread.do(acquire)]
+    levels[0].__exit__(None, None, None)
+    assert lock.is_locked
+    thread.do(lock.release)
+    assert announcements(path) == []
+    with pytest.raises(LockNotHeldError):
+        levels[1].__exit__(None, None, None)
+
+
+def test_a_thread_that_gives_up_waiting_for_its_turn_lets_the_next_one_have_it(path: Path, thread: Thread) -> None:
+    lock, other = SoftReadWriteLock(path, poll_interval=0.02), Thread()
+    with single(path).write_lock():
+        waits = threading.Event()
+        first = thread.tell(lock.acquire_read, 0.5, on_wait=lambda _: waits.set())
+        assert waits.wait(30)
+        with pytest.raises(Timeout, match="another thread"):
+            lock.acquire_read(0.01)
+        last = other.tell(lock.acquire_read, 30)
+        with pytest.raises(Timeout):
+            first.result(30)
+    assert last.result(30).lock is lock
+    other.do(lock.release)
+    other.end()
+
+
 @pytest.mark.parametrize(("held", "asked"), [("read", "write"), ("write", "read"), ("write", "write")])
 def test_a_second_thread_on_one_object_reads_who_holds_it_and_what_to_do(
     path: Path, thread: Thread, held: str, asked: str
