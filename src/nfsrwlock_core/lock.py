@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
 OnWait = Callable[[WaitInfo], None]
+Until = Callable[[], bool]
 
 
 class AcquireReturnProxy:
@@ -241,7 +242,12 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
     # -- acquire ------------------------------------------------------------------------------------------------------
 
     def acquire_read(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> AcquireReturnProxy:
         """
         Take the lock shared. Re-entrant: if this instance holds it shared already, its level is raised.
@@ -249,6 +255,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         :param timeout: seconds; ``None``: the instance's; -1: no limit
         :param blocking: ``False``: do not wait; ``None``: as the instance says
         :param on_wait: called before each pause while waiting
+        :param until: asked before each pause; once it returns true, the waiting ends with :class:`Timeout`
         :returns: a proxy that releases the lock at the end of a ``with`` block
         :raises Timeout: if it could not be had in time; says who holds it
         :raises LockPathError: if the lock cannot live at its path
@@ -257,10 +264,15 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         :raises TypeError: if ``timeout`` or ``blocking`` is of the wrong type
         :raises ValueError: if ``timeout`` is ``nan``, or negative and not -1
         """
-        return self._acquire(Mode.READ, timeout, blocking, on_wait)
+        return self._acquire(Mode.READ, timeout, blocking, on_wait, until)
 
     def acquire_write(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> AcquireReturnProxy:
         """
         Take the lock exclusively. Re-entrant in the thread that holds it.
@@ -269,36 +281,51 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
         :raises RuntimeError: if this instance holds it shared, or another thread holds it exclusively
         """
-        return self._acquire(Mode.WRITE, timeout, blocking, on_wait)
+        return self._acquire(Mode.WRITE, timeout, blocking, on_wait, until)
 
     @contextmanager
     def read_lock(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> Iterator[None]:
         """
         Hold the lock shared for a ``with`` block. Parameters and errors are those of :meth:`acquire_read`.
 
         :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
         """
-        yield from self._block(Mode.READ, timeout, blocking, on_wait)
+        yield from self._block(Mode.READ, timeout, blocking, on_wait, until)
 
     @contextmanager
     def write_lock(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> Iterator[None]:
         """
         Hold the lock exclusively for a ``with`` block. Parameters and errors are those of :meth:`acquire_write`.
 
         :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
         """
-        yield from self._block(Mode.WRITE, timeout, blocking, on_wait)
+        yield from self._block(Mode.WRITE, timeout, blocking, on_wait, until)
 
     def _block(
-        self, mode: Mode, timeout: float | None, blocking: bool | None, on_wait: OnWait | None
+        self,
+        mode: Mode,
+        timeout: float | None,
+        blocking: bool | None,
+        on_wait: OnWait | None,
+        until: Until | None,
     ) -> Iterator[None]:
         level = AcquireReturnProxy(self)
         try:
-            self._acquire(mode, timeout, blocking, on_wait, level)
+            self._acquire(mode, timeout, blocking, on_wait, until, level)
             try:
                 yield
             except BaseException:
@@ -318,6 +345,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         timeout: float | None,
         blocking: bool | None,
         on_wait: OnWait | None,
+        until: Until | None,
         level: AcquireReturnProxy | None = None,
     ) -> AcquireReturnProxy:
         self._refuse_after_fork()
@@ -331,7 +359,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             self._wait_for_turn(level, limit)
             if self._held is None or not self._join(mode, level):
                 left = max(limit - (time.monotonic() - started), 0.0) if limit > 0 else limit
-                self._acquire_anew(mode, left, blocking, on_wait, level)
+                self._acquire_anew(mode, left, blocking, on_wait, until, level)
             self._end_turn(level)
             return level
         except BaseException:
@@ -383,7 +411,13 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 following._called.put(None)
 
     def _acquire_anew(
-        self, mode: Mode, timeout: float, blocking: bool, on_wait: OnWait | None, level: AcquireReturnProxy
+        self,
+        mode: Mode,
+        timeout: float,
+        blocking: bool,
+        on_wait: OnWait | None,
+        until: Until | None,
+        level: AcquireReturnProxy,
     ) -> None:
         level._use = use = Use(self._settings, mode, self)
         hold = use.join()
@@ -394,7 +428,8 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 watch=self._watch,
                 device=self._device,
                 on_wait=on_wait,
-                cancelled=lambda: self._closed,
+                until=until,
+                is_closed=lambda: self._closed,
             )
             try:
                 hold = run(acquiring(level._attempt, timeout=timeout, blocking=blocking))

@@ -13,7 +13,7 @@ from typing import Any, Final, Self, Unpack
 
 from .errors import LockLostError, LockNotHeldError
 from .holding.hold import HoldStatus
-from .lock import OnWait, SoftReadWriteLock
+from .lock import OnWait, SoftReadWriteLock, Until
 from .names import Mode
 from .settings import Options, checked_timeout
 from .system.paths import AnyPath, canonical
@@ -170,7 +170,12 @@ class LockSet:
     # -- take and leave -----------------------------------------------------------------------------------------------
 
     def acquire(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> Self:
         """
         Take all locks, or none.
@@ -178,6 +183,7 @@ class LockSet:
         :param timeout: seconds for all together; ``None``: as the set says; -1: no limit
         :param blocking: ``False``: do not wait; ``None``: as the set says
         :param on_wait: called before each pause while waiting
+        :param until: asked before each pause; once it returns true, the waiting ends with :class:`Timeout`
         :returns: the set, which releases itself at the end of a ``with`` block
         :raises Timeout: if not all could be had in time
         :raises LockPathError: if a lock cannot live at its path
@@ -185,14 +191,21 @@ class LockSet:
         """
         me = object()
         try:
-            self._acquire(me, timeout, blocking, on_wait)
+            self._acquire(me, timeout, blocking, on_wait, until)
             self._enters = threading.get_ident()
             return self
         except BaseException:
             self._give_back(me, [])  # all: a signal's exception may have come right after one was taken
             raise
 
-    def _acquire(self, me: object, timeout: float | None, blocking: bool | None, on_wait: OnWait | None) -> None:
+    def _acquire(
+        self,
+        me: object,
+        timeout: float | None,
+        blocking: bool | None,
+        on_wait: OnWait | None,
+        until: Until | None,
+    ) -> None:
         first = self.locks[0]
         blocking = first.blocking if blocking is None else blocking
         limit = checked_timeout(first.timeout if timeout is None else timeout, blocking=blocking)
@@ -205,7 +218,7 @@ class LockSet:
         for member in self._members:
             left = -1.0 if limit < 0 else max(deadline - time.monotonic(), 0.0)
             acquire = member.lock.acquire_write if member.mode is Mode.WRITE else member.lock.acquire_read
-            acquire(left, blocking=blocking, on_wait=on_wait)
+            acquire(left, blocking=blocking, on_wait=on_wait, until=until)
         self._is_held = True
 
     def release(self) -> None:
@@ -248,7 +261,7 @@ class LockSet:
             return self
         me = object()
         try:
-            self._acquire(me, None, None, None)
+            self._acquire(me, None, None, None, None)
             return self
         except BaseException:
             self._give_back(me, [])

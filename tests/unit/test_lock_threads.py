@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -15,7 +16,15 @@ import pytest
 
 from actors import Stage, announcements, wait_until
 from interrupts import interrupted_at
-from nfsrwlock import HoldStatus, LockNotHeldError, SoftReadWriteLock, Timeout, break_lock
+from nfsrwlock import (
+    AsyncSoftReadWriteLock,
+    HoldStatus,
+    LockNotHeldError,
+    LockSet,
+    SoftReadWriteLock,
+    Timeout,
+    break_lock,
+)
 from nfsrwlock_core import lock
 
 FORMS = ["thread", "process"]
@@ -176,6 +185,43 @@ def test_a_thread_that_waited_for_its_turn_joins_the_hold_that_another_one_got(p
     other.do(lock.release)
     other.end()
     assert not lock.is_locked
+
+
+@pytest.mark.parametrize("timeout", [-1, 60])
+@pytest.mark.parametrize("form", ["lock", "block", "set", "async", "async block"])
+def test_until_ends_a_wait_as_its_time_limit_does(path: Path, form: str, timeout: float) -> None:
+    events: list[str] = []
+
+    def until() -> bool:
+        events.append("until")
+        return len(events) > 4
+
+    def acquire() -> None:
+        rules: Any = {"timeout": timeout, "until": until, "on_wait": lambda _: events.append("on_wait")}
+        if form == "lock":
+            single(path).acquire_write(**rules)
+        elif form == "set":
+            LockSet(write=path).acquire(**rules)
+        elif form == "block":
+            with single(path).write_lock(**rules):
+                pass
+        else:
+            asyncio.run(acquire_on_a_loop(rules))
+
+    async def acquire_on_a_loop(rules: Any) -> None:
+        lock = AsyncSoftReadWriteLock(path, poll_interval=0.02)
+        if form == "async":
+            await lock.acquire_write(**rules)
+        async with lock.write_lock(**rules):
+            pass
+
+    with single(path).read_lock():
+        with pytest.raises(Timeout, match="it is held by"):
+            acquire()
+        assert events == ["until", "on_wait", "until", "on_wait", "until"]
+        assert len(announcements(path)) == 1
+    with single(path).write_lock(until=lambda: True):  # which is not asked where nothing is in the way
+        pass
 
 
 def test_two_threads_that_want_to_write_get_an_error_not_a_deadlock(path: Path, thread: Thread) -> None:
