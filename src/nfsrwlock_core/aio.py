@@ -26,7 +26,7 @@ from .holding import keeper
 from .holding.hold import Hold, HoldStatus, logger
 from .holding.kept import Use
 from .holding.waiting import GRACE_S, Attempt, Io, Pause, Steps, Unanswered, acquiring
-from .lock import OnWait
+from .lock import OnWait, Until
 from .names import Mode
 from .protocol.watch import Watch
 from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
@@ -330,31 +330,56 @@ class AsyncSoftReadWriteLock(HasSettings):
         return None if task is None else self._table.holds.get(task)
 
     async def acquire_read(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> AsyncAcquireReturnProxy:
         """Take the lock shared for the calling task; see :meth:`SoftReadWriteLock.acquire_read`."""
-        return await self._acquire(Mode.READ, timeout, blocking, on_wait)
+        return await self._acquire(Mode.READ, timeout, blocking, on_wait, until)
 
     async def acquire_write(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> AsyncAcquireReturnProxy:
         """Take the lock exclusively for the calling task; see :meth:`SoftReadWriteLock.acquire_write`."""
-        return await self._acquire(Mode.WRITE, timeout, blocking, on_wait)
+        return await self._acquire(Mode.WRITE, timeout, blocking, on_wait, until)
 
     def read_lock(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> _Block:
         """Hold the lock shared for an ``async with`` block; see :meth:`SoftReadWriteLock.read_lock`."""
-        return _Block(partial(self.acquire_read, timeout, blocking=blocking, on_wait=on_wait))
+        return _Block(partial(self.acquire_read, timeout, blocking=blocking, on_wait=on_wait, until=until))
 
     def write_lock(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> _Block:
         """Hold the lock exclusively for an ``async with`` block; see :meth:`SoftReadWriteLock.write_lock`."""
-        return _Block(partial(self.acquire_write, timeout, blocking=blocking, on_wait=on_wait))
+        return _Block(partial(self.acquire_write, timeout, blocking=blocking, on_wait=on_wait, until=until))
 
     async def _acquire(
-        self, mode: Mode, timeout: float | None, blocking: bool | None, on_wait: OnWait | None
+        self,
+        mode: Mode,
+        timeout: float | None,
+        blocking: bool | None,
+        on_wait: OnWait | None,
+        until: Until | None,
     ) -> AsyncAcquireReturnProxy:
         self._refuse_if_unusable()
         blocking = self.blocking if blocking is None else blocking
@@ -375,7 +400,8 @@ class AsyncSoftReadWriteLock(HasSettings):
                 watch=self._table.watch,
                 device=self._table.device,
                 on_wait=on_wait,
-                cancelled=lambda: self._closed,
+                until=until,
+                is_closed=lambda: self._closed,
             )
             try:
                 hold = await self._drive(acquiring(attempt, timeout=limit, blocking=blocking))

@@ -9,14 +9,13 @@ happens on disk is in :mod:`nfsrwlock_core.protocol.participant`, and the waitin
 from __future__ import annotations
 
 import os
-import sys
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
 
 from .errors import LockError, LockLostError, LockNotHeldError
 from .holding.hold import Hold, HoldStatus
@@ -36,45 +35,26 @@ if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
 OnWait = Callable[[WaitInfo], None]
-
-
-@dataclass(slots=True)
-class _Held:
-    """What exists only while the lock is held."""
-
-    use: Use
-    hold: Hold
-    mode: Mode
-    writer: int | None
-    levels: dict[int, int] = field(default_factory=dict)
-
-    def set_level(self, thread: int | None, level: int) -> None:
-        """Set the level of one thread, or of all; to do it twice is to do it once."""
-        if thread is None:
-            self.levels.clear()
-        elif level:
-            self.levels[thread] = level
-        else:
-            self.levels.pop(thread, None)
-
-
-@dataclass(frozen=True, slots=True)
-class _GivenBack:
-    """What a release has decided to do, noted before it is done."""
-
-    held: _Held
-    thread: int | None
-    level: int
-
-    def do(self) -> None:
-        self.held.set_level(self.thread, self.level)
+Until = Callable[[], bool]
 
 
 class AcquireReturnProxy:
-    """What an acquire returns: leaving a ``with`` block on it releases one level of the lock."""
+    """
+    What an acquire returns: one level of the lock, which the end of a ``with`` block on it gives back, in any thread.
+
+    It exists before it is taken, and giving it back twice does no harm. So an exception that a signal's handler raises
+    at any moment leaves nothing of it behind.
+    """
 
     def __init__(self, lock: SoftReadWriteLock) -> None:
         self.lock: Final = lock
+        self._thread: Final = threading.get_ident()
+        #: What may have left something on disk.
+        self._attempt: Attempt | None = None
+        #: What it is a level of, until it has been given back.
+        self._use: Use | None = None
+        #: Gets an entry when it is this one's turn to wait on disk.
+        self._called: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def __enter__(self) -> SoftReadWriteLock:
         return self.lock
@@ -82,7 +62,9 @@ class AcquireReturnProxy:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.lock._leave_block(exc_value)
+        error = self.lock._release(self)
+        if error is not None and exc_value is None:
+            raise error
 
 
 class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
@@ -157,10 +139,10 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
     def _set_up(self, settings: Settings) -> None:
         super()._set_up(settings)
         self._pid = os.getpid()
-        # Re-entrant, for a signal's handler may use the lock. Who acquires it twice at a time in one thread is refused.
-        self._internal = threading.RLock()
-        self._turn = threading.RLock()
-        self._held: _Held | None = None
+        self._internal = threading.RLock()  # re-entrant, for a signal's handler may use the lock
+        self._held: Use | None = None
+        #: Who acquires it anew, one for each thread. The first waits on disk; the others wait here.
+        self._asking: list[AcquireReturnProxy] = []
         self._latest_compromise: LeaseCompromise | None = None
         self._closed = False
         self._watch = Watch()
@@ -192,7 +174,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
     def status(self) -> HoldStatus:
         """Whether the lock is held by this instance, suspect, lost or free."""
         held = self._held_here()
-        return HoldStatus.FREE if held is None else held.hold.status
+        return HoldStatus.FREE if held is None else held.status
 
     @property
     def lease_remaining(self) -> float | None:
@@ -202,7 +184,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         Negative while it is suspect, 0 once it is lost, ``None`` when not held.
         """
         held = self._held_here()
-        return None if held is None else held.hold.remaining
+        return None if held is None else held.remaining
 
     @property
     def generation(self) -> int | None:
@@ -217,13 +199,14 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         :raises OSError: if the lock directory cannot be read
         """
         held = self._held_here()
-        return None if held is None else held.hold.participant.read_generation()
+        return None if held is None else held.participant.read_generation()
 
     @property
     def compromise(self) -> LeaseCompromise | None:
         """How the latest hold was lost, ``None`` while it stands. Readable until the next hold begins."""
         with self._internal:
-            return self._latest_compromise if self._held is None else self._held.hold.compromise
+            held = self._held_here()
+            return self._latest_compromise if held is None else held.compromise
 
     def check(self) -> None:
         """
@@ -236,7 +219,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         held = self._held_here()
         if held is None:
             raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by this instance")
-        if (error := held.hold.error()) is not None:
+        if (error := held.error()) is not None:
             raise error
 
     def witness(self) -> HoldWitness:
@@ -250,16 +233,21 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         held = self._held_here()
         if held is None:
             raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by this instance")
-        participant = held.hold.participant
+        participant = held.participant
         return HoldWitness(self.lock_file, self.lock_path, participant.name, participant.beats)
 
-    def _held_here(self) -> _Held | None:
-        return self._held if self._pid == os.getpid() else None
+    def _held_here(self) -> Hold | None:
+        return self._held.hold if self._held is not None and self._pid == os.getpid() else None
 
     # -- acquire ------------------------------------------------------------------------------------------------------
 
     def acquire_read(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> AcquireReturnProxy:
         """
         Take the lock shared. Re-entrant: if this instance holds it shared already, its level is raised.
@@ -267,6 +255,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         :param timeout: seconds; ``None``: the instance's; -1: no limit
         :param blocking: ``False``: do not wait; ``None``: as the instance says
         :param on_wait: called before each pause while waiting
+        :param until: asked before each pause; once it returns true, the waiting ends with :class:`Timeout`
         :returns: a proxy that releases the lock at the end of a ``with`` block
         :raises Timeout: if it could not be had in time; says who holds it
         :raises LockPathError: if the lock cannot live at its path
@@ -275,10 +264,15 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         :raises TypeError: if ``timeout`` or ``blocking`` is of the wrong type
         :raises ValueError: if ``timeout`` is ``nan``, or negative and not -1
         """
-        return self._acquire(Mode.READ, timeout, blocking, on_wait)
+        return self._acquire(Mode.READ, timeout, blocking, on_wait, until)
 
     def acquire_write(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> AcquireReturnProxy:
         """
         Take the lock exclusively. Re-entrant in the thread that holds it.
@@ -287,43 +281,60 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
         :raises RuntimeError: if this instance holds it shared, or another thread holds it exclusively
         """
-        return self._acquire(Mode.WRITE, timeout, blocking, on_wait)
+        return self._acquire(Mode.WRITE, timeout, blocking, on_wait, until)
 
     @contextmanager
     def read_lock(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> Iterator[None]:
         """
         Hold the lock shared for a ``with`` block. Parameters and errors are those of :meth:`acquire_read`.
 
         :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
         """
-        yield from self._block(Mode.READ, timeout, blocking, on_wait)
+        yield from self._block(Mode.READ, timeout, blocking, on_wait, until)
 
     @contextmanager
     def write_lock(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> Iterator[None]:
         """
         Hold the lock exclusively for a ``with`` block. Parameters and errors are those of :meth:`acquire_write`.
 
         :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
         """
-        yield from self._block(Mode.WRITE, timeout, blocking, on_wait)
+        yield from self._block(Mode.WRITE, timeout, blocking, on_wait, until)
 
     def _block(
-        self, mode: Mode, timeout: float | None, blocking: bool | None, on_wait: OnWait | None
+        self,
+        mode: Mode,
+        timeout: float | None,
+        blocking: bool | None,
+        on_wait: OnWait | None,
+        until: Until | None,
     ) -> Iterator[None]:
-        taken: list[Mode] = []
-        given_back: list[_GivenBack] = []
+        level = AcquireReturnProxy(self)
         try:
-            self._acquire(mode, timeout, blocking, on_wait, taken)
-            yield
-            error = self._release(False, given_back)
-        except BaseException:
-            if taken and not given_back:
+            self._acquire(mode, timeout, blocking, on_wait, until, level)
+            try:
+                yield
+            except BaseException:
                 with suppress(LockNotHeldError):
-                    self._release(False)
+                    self._release(level)
+                raise
+            error = self._release(level)
+        except BaseException:
+            self._abandon(level)
             raise
         if error is not None:
             raise error
@@ -334,125 +345,115 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         timeout: float | None,
         blocking: bool | None,
         on_wait: OnWait | None,
-        taken: list[Mode] | None = None,
+        until: Until | None,
+        level: AcquireReturnProxy | None = None,
     ) -> AcquireReturnProxy:
-        # `taken` holds the mode exactly while the caller has a level that it must give back. The exception of a
-        # signal's handler may come at any moment, so it is changed together with what it tells about.
         self._refuse_after_fork()
         blocking = self.blocking if blocking is None else blocking
         limit = checked_timeout(self.timeout if timeout is None else timeout, blocking=blocking)
-        taken = [] if taken is None else taken
-        turn = self._turn
-        try:
-            self._acquire_in_turn(turn, mode, limit, blocking, on_wait, taken)
-            return AcquireReturnProxy(self)
-        except BaseException:
-            while _is_mine(turn) and not self._is_acquiring(sys._getframe(1)):
-                turn.release()
-            if taken:
-                taken.clear()
-                self._release(False)
-            raise
-
-    def _acquire_in_turn(
-        self, turn: threading.RLock, mode: Mode, limit: float, blocking: bool, on_wait: OnWait | None, taken: list[Mode]
-    ) -> None:
         started = time.monotonic() if limit > 0 else 0.0
-        if self._enter_again(mode, taken):
-            return
-        if _is_mine(turn) and self._is_acquiring(sys._getframe(2)):
-            raise RuntimeError(f"the lock on {self.lock_file!r} is being acquired by this very thread")
+        level = AcquireReturnProxy(self) if level is None else level
         try:
-            if not self._take_turn(limit):
-                from .compat import Timeout  # noqa: PLC0415 - not needed while all goes well
-
-                raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
-            if not self._enter_again(mode, taken):
+            if self._join(mode, level):
+                return level
+            self._wait_for_turn(level, limit)
+            if self._held is None or not self._join(mode, level):
                 left = max(limit - (time.monotonic() - started), 0.0) if limit > 0 else limit
-                self._acquire_anew(mode, left, blocking, on_wait, taken)
-        finally:
-            # As often as it is ours: not at all if an exception came before we had it, and more than once if a signal's
-            # exception came right here the last time.
-            while _is_mine(turn):
-                turn.release()
-
-    def _is_acquiring(self, frame: FrameType | None) -> bool:
-        # Whether this call comes from within an acquire of this lock: from its on_wait, or from a signal's handler.
-        while frame is not None:
-            if frame.f_code is SoftReadWriteLock._acquire.__code__ and frame.f_locals.get("self") is self:
-                return True
-            frame = frame.f_back
-        return False
-
-    def _acquire_anew(
-        self, mode: Mode, timeout: float, blocking: bool, on_wait: OnWait | None, taken: list[Mode]
-    ) -> None:
-        use = Use(self._settings, mode, self)
-        attempt: Attempt | None = None
-        hold: Hold | None = None
-        done = False
-        try:
-            hold = use.join()
-            if hold is None:
-                attempt = Attempt(
-                    self._settings,
-                    mode,
-                    watch=self._watch,
-                    device=self._device,
-                    on_wait=on_wait,
-                    cancelled=lambda: self._closed,
-                )
-                hold = run(acquiring(attempt, timeout=timeout, blocking=blocking))
-                self._device = hold.device
-            with self._internal:
-                self._refuse_if_closed()
-                use.begin(hold)
-                me = threading.get_ident()
-                self._held = _Held(use, hold, mode, me if mode is Mode.WRITE else None, {me: 1})
-                use.threads = self._held.levels
-                self._latest_compromise = None
-                taken.append(mode)
-            done = True
-        except TimeoutError:
-            self._refuse_if_closed()
+                self._acquire_anew(mode, left, blocking, on_wait, until, level)
+            self._end_turn(level)
+            return level
+        except BaseException:
+            self._abandon(level)
             raise
-        finally:
-            if not done:  # also when a signal's exception came right after the grant: nobody would ever release it
-                taken.clear()
-                self._held = None
-                use.end(hold)
-                if attempt is not None:
-                    attempt.settle()
 
-    def _take_turn(self, limit: float) -> bool:
-        # One thread of the process at a time waits on disk; the others wait for it here.
-        if limit == 0:
-            return self._turn.acquire(blocking=False)
-        return self._turn.acquire(timeout=min(limit, threading.TIMEOUT_MAX) if limit > 0 else -1)
-
-    def _enter_again(self, mode: Mode, taken: list[Mode]) -> bool:
-        # Raises the level of a hold that this instance has; returns whether it has one.
+    def _join(self, mode: Mode, level: AcquireReturnProxy) -> bool:
+        # Adds a level to the hold that this instance has. If it has none, puts the level in line, and returns False.
         with self._internal:
             self._refuse_if_closed()
-            held = self._held
-            if held is None:
+            use, me = self._held, level._thread
+            if use is None:
+                if level not in self._asking:
+                    if any(other._thread == me for other in self._asking):  # from its on_wait, or a signal's handler
+                        raise RuntimeError(f"the lock on {self.lock_file!r} is being acquired by this very thread")
+                    self._asking.append(level)
                 return False
-            me = threading.get_ident()
-            if held.mode is not mode:
+            if use.mode is not mode:
                 direction = "downgrade" if mode is Mode.READ else "upgrade"
                 raise RuntimeError(
                     f"cannot take the {mode.value} lock on {self.lock_file!r}: this instance holds a "
-                    f"{held.mode.value} lock; {direction} not allowed{_holders(held, me)}"
+                    f"{use.mode.value} lock; {direction} not allowed{_holders(use, me)}"
                 )
-            if mode is Mode.WRITE and held.writer != me:
+            if mode is Mode.WRITE and me not in use.levels.values():
                 raise RuntimeError(
-                    f"cannot take the write lock on {self.lock_file!r} in thread {me}{_holders(held, me)}"
+                    f"cannot take the write lock on {self.lock_file!r} in thread {me}{_holders(use, me)}"
                 )
-            if (error := held.hold.error()) is not None:
+            if use.hold is not None and (error := use.hold.error()) is not None:
                 raise error  # joining it would mean to work under a lock that others may hold
-            held.levels[me] = held.levels.get(me, 0) + 1
-            taken.append(mode)
+            level._use = use
+            use.levels[level] = me
             return True
+
+    def _wait_for_turn(self, level: AcquireReturnProxy, limit: float) -> None:
+        deadline = time.monotonic() + limit
+        while self._asking[0] is not level:
+            try:
+                level._called.get(timeout=None if limit < 0 else max(deadline - time.monotonic(), 0.0))
+            except queue.Empty:
+                from .compat import Timeout  # noqa: PLC0415 - not needed while all goes well
+
+                raise Timeout(self.lock_file, "another thread of this process is waiting for it already") from None
+
+    def _end_turn(self, level: AcquireReturnProxy) -> None:
+        with self._internal:
+            if level in self._asking:
+                self._asking.remove(level)
+            for following in self._asking[:1]:
+                following._called.put(None)
+
+    def _acquire_anew(
+        self,
+        mode: Mode,
+        timeout: float,
+        blocking: bool,
+        on_wait: OnWait | None,
+        until: Until | None,
+        level: AcquireReturnProxy,
+    ) -> None:
+        level._use = use = Use(self._settings, mode, self)
+        hold = use.join()
+        if hold is None:
+            level._attempt = Attempt(
+                self._settings,
+                mode,
+                watch=self._watch,
+                device=self._device,
+                on_wait=on_wait,
+                until=until,
+                is_closed=lambda: self._closed,
+            )
+            try:
+                hold = run(acquiring(level._attempt, timeout=timeout, blocking=blocking))
+            except TimeoutError:
+                self._refuse_if_closed()
+                raise
+            self._device = hold.device
+        with self._internal:
+            self._refuse_if_closed()
+            use.begin(hold)
+            use.levels[level] = level._thread
+            use.threads = use.levels.values()
+            self._held, self._latest_compromise = use, None
+        level._attempt = None
+
+    def _abandon(self, level: AcquireReturnProxy) -> None:
+        # Whatever there is of it, for a caller that never learns of it.
+        try:
+            if (use := level._use) is not None and self._give_back(use, [level]):
+                use.end()
+            if level._attempt is not None:
+                level._attempt.settle()
+        finally:
+            self._end_turn(level)
 
     def _refuse_after_fork(self) -> None:
         if self._pid != os.getpid():
@@ -471,7 +472,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         :param force: give back all levels, of all threads
         :raises RuntimeError: if the lock is not held, or not by this thread, and ``force`` is false
         """
-        self._release(force)
+        self._release(force=force)
 
     def close(self) -> None:
         """Release the lock if it is held, and refuse to be acquired from now on. An acquire under way gives up."""
@@ -479,71 +480,72 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             return
         with self._internal:
             self._closed = True
-        self._release(True)
+        self._release(force=True)
 
-    def _leave_block(self, exception: BaseException | None) -> None:
-        error = self._release(False)
-        if error is not None and exception is None:
-            raise error
-
-    def _release(self, force: bool, given_back: list[_GivenBack] | None = None) -> LockLostError | None:
-        # Returns what to tell a caller who believes that the work under the lock was guarded to the end. `given_back`
-        # is empty exactly as long as nothing was released.
-        given_back = [] if given_back is None else given_back
+    def _release(self, level: AcquireReturnProxy | None = None, *, force: bool = False) -> LockLostError | None:
+        # Gives back this level, or if it has been given back, the latest of this thread. Returns what to tell a caller
+        # who believes that the work under the lock was guarded to the end.
+        if self._pid != os.getpid():
+            return None
+        use: Use | None = None
+        levels: list[AcquireReturnProxy] = []
         try:
-            if self._pid != os.getpid():
+            use, levels = self._to_give_back(level, force=force)
+            if use is None or use.hold is None:
                 return None
-            return self._give_back(force, given_back)
+            if not self._give_back(use, levels):
+                return use.hold.error()
+            if use.end():
+                return None
+            self._latest_compromise = use.hold.compromise or self._latest_compromise
+            return use.hold.lost_error()
         except LockError:
             raise
         except BaseException:
             # A signal's exception came between. What a `with` block's end was to release must go all the same.
-            if not given_back:
-                with suppress(LockNotHeldError):
-                    self._give_back(force, given_back)
-            else:
-                self._finish(given_back[0])
+            with suppress(LockNotHeldError):
+                if use is None:
+                    use, levels = self._to_give_back(level, force=force)
+                if use is not None and self._give_back(use, levels):
+                    submit(use.end)
             raise
 
-    def _give_back(self, force: bool, given_back: list[_GivenBack]) -> LockLostError | None:
-        with self._internal:
-            held = self._held
-            if held is None:
-                if force:
-                    return None
-                raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: it is not held")
-            decided = self._decide(held, force=force)
-            given_back.append(decided)
-            decided.do()
-            if held.levels:
-                return held.hold.error()
-            self._latest_compromise = held.hold.compromise
-            self._held = None
-        if held.use.end():
-            return None
-        self._latest_compromise = held.hold.compromise or self._latest_compromise
-        return held.hold.lost_error()
-
-    def _finish(self, decided: _GivenBack) -> None:
-        held = decided.held
-        with self._internal:
-            if self._held is held:
-                decided.do()
-                if held.levels:
-                    return
-                self._held = None
-        submit(held.use.end)
-
-    def _decide(self, held: _Held, *, force: bool) -> _GivenBack:
+    def _to_give_back(
+        self, level: AcquireReturnProxy | None, *, force: bool
+    ) -> tuple[Use | None, list[AcquireReturnProxy]]:
         me = threading.get_ident()
-        if force:
-            return _GivenBack(held, None, 0)
-        if me not in held.levels:
-            if me != held.hold.callback_thread:
-                whose = f"while it is held by thread {held.writer}" if held.writer else "which does not hold it"
-                raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r} in thread {me}, {whose}")
-            me = next(iter(held.levels))  # on_compromise may release what it was told is lost
-        return _GivenBack(held, me, held.levels[me] - 1)
+        with self._internal:
+            use = self._held
+            if use is None:
+                if force:
+                    return None, []
+                raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r}: it is not held")
+            levels = list(use.levels)
+            if force:
+                return use, levels
+            if level in levels:
+                return use, [level]
+            if me in use.levels.values():
+                return use, [one for one in levels if one._thread == me][-1:]
+            if use.hold is not None and me == use.hold.callback_thread:
+                return use, levels[-1:]  # on_compromise may release what it was told is lost
+            is_write = use.mode is Mode.WRITE
+            whose = f"while it is held by thread {levels[0]._thread}" if is_write else "which does not hold it"
+            raise LockNotHeldError(f"cannot release the lock on {self.lock_file!r} in thread {me}, {whose}")
+
+    def _give_back(self, use: Use, levels: list[AcquireReturnProxy]) -> bool:
+        # Returns whether they were the last, so that the use must end. To do it twice is to do it once.
+        with self._internal:
+            for level in levels:
+                use.levels.pop(level, None)
+                level._use = None
+            if use.levels:
+                return False
+            if use.hold is not None:
+                self._latest_compromise = use.hold.compromise
+            if self._held is use:
+                self._held = None
+        return True
 
     @classmethod
     def _restore(cls, settings: Settings) -> Self:
@@ -556,18 +558,14 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
     def _void(self) -> None:
         # In a forked child: the hold is the parent's.
         self._internal = threading.RLock()
-        self._turn = threading.RLock()
+        self._asking = []
         self._held = None
 
 
-def _holders(held: _Held, me: int) -> str:
+def _holders(use: Use, me: int) -> str:
     # What to do about a hold that is only other threads'.
-    if me in held.levels:
+    threads = set(use.levels.values())
+    if me in threads:
         return ""
-    names = ", ".join(map(str, sorted(held.levels)))
+    names = ", ".join(map(str, sorted(threads)))
     return f"; it is held by thread {names}. To wait for it, use a lock object of this thread's own: is_singleton=False"
-
-
-def _is_mine(turn: Any) -> bool:
-    # What threading.Condition asks of an RLock, too; both implementations have it.
-    return bool(turn._is_owned())

@@ -13,14 +13,12 @@ from typing import Any, Final, Self, Unpack
 
 from .errors import LockLostError, LockNotHeldError
 from .holding.hold import HoldStatus
-from .lock import OnWait, SoftReadWriteLock
+from .lock import OnWait, SoftReadWriteLock, Until
 from .names import Mode
 from .settings import Options, checked_timeout
 from .system.paths import AnyPath, canonical
 
 _WORST_FIRST: Final = (HoldStatus.LOST, HoldStatus.SUSPECT, HoldStatus.FREE, HoldStatus.HELD)
-
-_HOLDER: Final = "holder"
 
 Paths = AnyPath | Iterable[AnyPath]
 
@@ -71,9 +69,9 @@ class LockSet:
         self._is_held = False
         #: The thread that has called :meth:`acquire` and may yet enter a ``with`` block on what it holds.
         self._enters: int | None = None
-        #: Who holds the set or is about to. One entry: a dict's ``setdefault`` and ``pop`` are atomic to threads and to
-        #: signals' exceptions.
-        self._turn: dict[str, object] = {}
+        #: Who holds the set or is about to: an object for each time.
+        self._holder: object = None
+        self._mutex = threading.RLock()
 
     @classmethod
     def joined(cls, sets: Iterable[LockSet], *, one_after_another: bool = False) -> Self:
@@ -172,7 +170,12 @@ class LockSet:
     # -- take and leave -----------------------------------------------------------------------------------------------
 
     def acquire(
-        self, timeout: float | None = None, *, blocking: bool | None = None, on_wait: OnWait | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        blocking: bool | None = None,
+        on_wait: OnWait | None = None,
+        until: Until | None = None,
     ) -> Self:
         """
         Take all locks, or none.
@@ -180,6 +183,7 @@ class LockSet:
         :param timeout: seconds for all together; ``None``: as the set says; -1: no limit
         :param blocking: ``False``: do not wait; ``None``: as the set says
         :param on_wait: called before each pause while waiting
+        :param until: asked before each pause; once it returns true, the waiting ends with :class:`Timeout`
         :returns: the set, which releases itself at the end of a ``with`` block
         :raises Timeout: if not all could be had in time
         :raises LockPathError: if a lock cannot live at its path
@@ -187,25 +191,34 @@ class LockSet:
         """
         me = object()
         try:
-            self._acquire(me, timeout, blocking, on_wait)
+            self._acquire(me, timeout, blocking, on_wait, until)
             self._enters = threading.get_ident()
             return self
         except BaseException:
             self._give_back(me, [])  # all: a signal's exception may have come right after one was taken
             raise
 
-    def _acquire(self, me: object, timeout: float | None, blocking: bool | None, on_wait: OnWait | None) -> None:
+    def _acquire(
+        self,
+        me: object,
+        timeout: float | None,
+        blocking: bool | None,
+        on_wait: OnWait | None,
+        until: Until | None,
+    ) -> None:
         first = self.locks[0]
         blocking = first.blocking if blocking is None else blocking
         limit = checked_timeout(first.timeout if timeout is None else timeout, blocking=blocking)
         first._refuse_after_fork()  # what holds it there is the parent
-        if self._turn.setdefault(_HOLDER, me) is not me:
-            raise RuntimeError("this LockSet is held, or being acquired, already; sets are not re-entrant")
+        with self._mutex:
+            if self._holder is not None:
+                raise RuntimeError("this LockSet is held, or being acquired, already; sets are not re-entrant")
+            self._holder = me
         deadline = time.monotonic() + limit
         for member in self._members:
             left = -1.0 if limit < 0 else max(deadline - time.monotonic(), 0.0)
             acquire = member.lock.acquire_write if member.mode is Mode.WRITE else member.lock.acquire_read
-            acquire(left, blocking=blocking, on_wait=on_wait)
+            acquire(left, blocking=blocking, on_wait=on_wait, until=until)
         self._is_held = True
 
     def release(self) -> None:
@@ -220,7 +233,7 @@ class LockSet:
         if not self._is_held:
             raise LockNotHeldError("this LockSet is not held")
         errors: list[LockLostError | None] = []
-        self._give_back(self._turn[_HOLDER], errors)
+        self._give_back(self._holder, errors)
         return next((error for error in errors if error is not None), None)
 
     def _give_back(self, holder: object, errors: list[LockLostError | None]) -> None:
@@ -232,13 +245,13 @@ class LockSet:
 
     def _release_members(self, holder: object, errors: list[LockLostError | None]) -> None:
         # Whatever is left of them; nothing if ``holder`` does not have the set any more.
-        if self._turn.get(_HOLDER) is not holder:
+        if self._holder is not holder:
             return
         with ExitStack() as stack:  # each of them, whatever comes between
             for lock in self.locks:
                 stack.callback(_release_into, errors, lock)
-        self._is_held, self._enters = False, None
-        self._turn.pop(_HOLDER, None)
+        self._is_held = False
+        self._enters = self._holder = None
 
     def __enter__(self) -> Self:
         # What another thread holds, or a parent before its fork(), or an outer block, is not this block's.
@@ -248,7 +261,7 @@ class LockSet:
             return self
         me = object()
         try:
-            self._acquire(me, None, None, None)
+            self._acquire(me, None, None, None, None)
             return self
         except BaseException:
             self._give_back(me, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -15,7 +16,15 @@ import pytest
 
 from actors import Stage, announcements, wait_until
 from interrupts import interrupted_at
-from nfsrwlock import HoldStatus, LockNotHeldError, SoftReadWriteLock, Timeout, break_lock
+from nfsrwlock import (
+    AsyncSoftReadWriteLock,
+    HoldStatus,
+    LockNotHeldError,
+    LockSet,
+    SoftReadWriteLock,
+    Timeout,
+    break_lock,
+)
 from nfsrwlock_core import lock
 
 FORMS = ["thread", "process"]
@@ -101,6 +110,35 @@ def test_a_refused_release_says_which_thread_holds_the_lock(path: Path, thread: 
         thread.do(lock.release)
 
 
+@pytest.mark.parametrize("mode", ["read", "write"])
+def test_what_an_acquire_returned_gives_back_its_own_level_in_any_thread(path: Path, thread: Thread, mode: str) -> None:
+    lock = SoftReadWriteLock(path)
+    acquire = lock.acquire_read if mode == "read" else lock.acquire_write
+    levels = [thread.do(acquire), thread.do(acquire)]
+    levels[0].__exit__(None, None, None)
+    assert lock.is_locked
+    thread.do(lock.release)
+    assert announcements(path) == []
+    with pytest.raises(LockNotHeldError):
+        levels[1].__exit__(None, None, None)
+
+
+def test_a_thread_that_gives_up_waiting_for_its_turn_lets_the_next_one_have_it(path: Path, thread: Thread) -> None:
+    lock, other = SoftReadWriteLock(path, poll_interval=0.02), Thread()
+    with single(path).write_lock():
+        waits = threading.Event()
+        first = thread.tell(lock.acquire_read, 0.5, on_wait=lambda _: waits.set())
+        assert waits.wait(30)
+        with pytest.raises(Timeout, match="another thread"):
+            lock.acquire_read(0.01)
+        last = other.tell(lock.acquire_read, 30)
+        with pytest.raises(Timeout):
+            first.result(30)
+    assert last.result(30).lock is lock
+    other.do(lock.release)
+    other.end()
+
+
 @pytest.mark.parametrize(("held", "asked"), [("read", "write"), ("write", "read"), ("write", "write")])
 def test_a_second_thread_on_one_object_reads_who_holds_it_and_what_to_do(
     path: Path, thread: Thread, held: str, asked: str
@@ -147,6 +185,43 @@ def test_a_thread_that_waited_for_its_turn_joins_the_hold_that_another_one_got(p
     other.do(lock.release)
     other.end()
     assert not lock.is_locked
+
+
+@pytest.mark.parametrize("timeout", [-1, 60])
+@pytest.mark.parametrize("form", ["lock", "block", "set", "async", "async block"])
+def test_until_ends_a_wait_as_its_time_limit_does(path: Path, form: str, timeout: float) -> None:
+    events: list[str] = []
+
+    def until() -> bool:
+        events.append("until")
+        return len(events) > 4
+
+    def acquire() -> None:
+        rules: Any = {"timeout": timeout, "until": until, "on_wait": lambda _: events.append("on_wait")}
+        if form == "lock":
+            single(path).acquire_write(**rules)
+        elif form == "set":
+            LockSet(write=path).acquire(**rules)
+        elif form == "block":
+            with single(path).write_lock(**rules):
+                pass
+        else:
+            asyncio.run(acquire_on_a_loop(rules))
+
+    async def acquire_on_a_loop(rules: Any) -> None:
+        lock = AsyncSoftReadWriteLock(path, poll_interval=0.02)
+        if form == "async":
+            await lock.acquire_write(**rules)
+        async with lock.write_lock(**rules):
+            pass
+
+    with single(path).read_lock():
+        with pytest.raises(Timeout, match="it is held by"):
+            acquire()
+        assert events == ["until", "on_wait", "until", "on_wait", "until"]
+        assert len(announcements(path)) == 1
+    with single(path).write_lock(until=lambda: True):  # which is not asked where nothing is in the way
+        pass
 
 
 def test_two_threads_that_want_to_write_get_an_error_not_a_deadlock(path: Path, thread: Thread) -> None:

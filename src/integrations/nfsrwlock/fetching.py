@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
-from nfsrwlock_core import DeadlockError, LockNotHeldError, LockPathError, SoftReadWriteLock, WaitInfo
+from nfsrwlock_core import DeadlockError, LockNotHeldError, LockPathError, SoftReadWriteLock, Timeout
 
 from .freshness import stat_afresh
 from .options import LockOptions, refuse_unknown
@@ -92,10 +92,6 @@ class Fetched:
             self.release()
 
 
-class _Appeared(Exception):
-    """What this process waits to build is there: it need not be built, only read."""
-
-
 def fetch(
     path: str | os.PathLike[str],
     build: Callable[[Path], object],
@@ -160,15 +156,16 @@ def fetch(
         hold: OwnHold | None = None
         try:
             hold = joined(lock, "write", user) or note(
-                lock, "write", lock.acquire_write(on_wait=partial(_stop_waiting, target, _signature(before))), user
+                lock, "write", lock.acquire_write(until=partial(_has_appeared, target, _signature(before))), user
             )
             now = stat_afresh(target)
             # Whoever was here in between has built it; it is looked at under the shared lock, together with the others.
             if now is None or _signature(now) == _signature(before):
                 _build(hold.lock, target, build)
                 built = hold.lock.generation
-        except _Appeared:
-            continue
+        except Timeout:
+            if not _has_appeared(target, _signature(before)):  # by another builder: it need only be read
+                raise
         finally:
             lock.release(force=True) if hold is None else hold.leave(user)
 
@@ -184,10 +181,9 @@ def _signature(found: os.stat_result | None) -> tuple[int, ...] | None:
     return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _stop_waiting(target: Path, before: tuple[int, ...] | None, info: WaitInfo) -> None:
+def _has_appeared(target: Path, before: tuple[int, ...] | None) -> bool:
     found = stat_afresh(target)
-    if found is not None and _signature(found) != before:
-        raise _Appeared
+    return found is not None and _signature(found) != before
 
 
 def _build(lock: SoftReadWriteLock, target: Path, build: Callable[[Path], object]) -> None:

@@ -50,10 +50,6 @@ class _Context:
         return 0 if self.lock.status is HoldStatus.FREE else self.counter
 
 
-class _Cancelled(Exception):
-    pass
-
-
 #: What each thread holds by objects of this class, so that it does not wait for itself.
 _mine = threading.local()
 
@@ -229,8 +225,6 @@ class FileLock(ContextDecorator):
         started = time.monotonic()
 
         def ask(info: WaitInfo) -> None:
-            if cancel_check is not None and cancel_check():
-                raise _Cancelled
             without_end = not 0 <= limit < math.inf
             if without_end and any(lock.lock_path == context.lock.lock_path for lock in _locks_of_this_thread()):
                 raise DeadlockError(
@@ -239,39 +233,51 @@ class FileLock(ContextDecorator):
                 )
 
         if self._is_thread_local:
-            return self._taken(context, limit, blocking, ask)
+            return self._taken(context, limit, blocking, ask, cancel_check)
         # One thread at a time waits on disk; another one that comes meanwhile shares what it gets.
         patience = min(limit, threading.TIMEOUT_MAX) if limit >= 0 else -1
         if not self._mutex.acquire(timeout=patience if blocking else 0):
             raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
         try:
             left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
-            return self._taken(context, left, blocking, ask)
+            return self._taken(context, left, blocking, ask, cancel_check)
         finally:
             self._mutex.release()
 
-    def _taken(self, context: _Context, limit: float, blocking: bool, ask: Callable[[WaitInfo], None]) -> FileLockProxy:
+    def _taken(
+        self,
+        context: _Context,
+        limit: float,
+        blocking: bool,
+        ask: Callable[[WaitInfo], None],
+        until: Callable[[], bool] | None,
+    ) -> FileLockProxy:
         before = context.level
         try:
-            self._take(context, limit, blocking, ask)
+            self._take(context, limit, blocking, ask, until)
             return FileLockProxy(self)
         except BaseException:
             if context.level > before:  # a signal's exception came right after it was taken
                 self._release(force=False)
             raise
 
-    def _take(self, context: _Context, limit: float, blocking: bool, ask: Callable[[WaitInfo], None]) -> None:
+    def _take(
+        self,
+        context: _Context,
+        limit: float,
+        blocking: bool,
+        ask: Callable[[WaitInfo], None],
+        until: Callable[[], bool] | None,
+    ) -> None:
         if context.level:
             context.lock.check()
             context.counter += 1
             return
         try:
-            context.grant = context.lock.acquire_write(limit, blocking=blocking, on_wait=ask)
+            context.grant = context.lock.acquire_write(limit, blocking=blocking, on_wait=ask, until=until)
             self._holding.add(context)
             _mine.locks = [*_locks_of_this_thread(), context.lock]
             context.thread, context.counter = threading.get_ident(), 1
-        except _Cancelled:
-            raise Timeout(self.lock_file, "cancel_check asked to stop waiting") from None
         except BaseException:  # also a signal's, right after the grant: nobody would ever release it
             self._holding.discard(context)
             context.counter = 0

@@ -25,6 +25,7 @@ from . import keeper
 from .hold import Hold
 
 if TYPE_CHECKING:
+    from nfsrwlock_core.lock import AcquireReturnProxy
     from nfsrwlock_core.settings import Settings
 
 #: Kept at a time. A server that hangs may hold up the ends of as many.
@@ -49,6 +50,9 @@ class Use:
     """
 
     def __init__(self, settings: Settings, mode: Mode, owner: object) -> None:
+        self.mode: Final = mode
+        #: How often a lock object has it, and each time for which thread.
+        self.levels: dict[AcquireReturnProxy, int] = {}
         self._settings: Final = settings
         self._linger: Final = settings.linger if mode is Mode.READ else 0.0
         self._owner: Final = owner

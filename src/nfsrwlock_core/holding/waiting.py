@@ -101,7 +101,8 @@ class Attempt:
     :param watch: what is known already of the peers on this lock
     :param device: the file system of the lock, if an earlier attempt has found and checked it
     :param on_wait: called before each pause
-    :param cancelled: asked between steps; once true, the attempt ends like one whose time is up
+    :param until: asked before each pause; once true, the attempt ends like one whose time is up
+    :param is_closed: the same, asked by the lock itself
     """
 
     def __init__(
@@ -112,12 +113,14 @@ class Attempt:
         watch: Watch,
         device: int | None = None,
         on_wait: Callable[[WaitInfo], None] | None = None,
-        cancelled: Callable[[], bool] | None = None,
+        until: Callable[[], bool] | None = None,
+        is_closed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings: Final = settings
         self.mode: Final = mode
         self.on_wait: Final = on_wait
-        self.cancelled: Final = cancelled
+        self.until: Final = until
+        self.is_closed: Final = is_closed
         self.trouble: OSError | None = None
         self._files: Final = LockDirectory(settings.lock_path, settings.share, device)
         who = current_identity()
@@ -313,7 +316,7 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
     :param timeout: seconds; negative: no limit
     :param blocking: whether to wait at all
     :returns: a granted hold, which nobody beats for yet
-    :raises Timeout: if the time is up, or at once if ``blocking`` is false
+    :raises Timeout: if the time is up or ``until`` says so, or at once if ``blocking`` is false
     :raises DeadlockError: if the lock is held until an ancestor of this process ends
     :raises LockError: if the lock cannot live at its path
     """
@@ -329,7 +332,8 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
                 return hold
             moment = time.monotonic()
             waited = moment - started
-            if (deadline is not None and moment >= deadline) or (attempt.cancelled is not None and attempt.cancelled()):
+            is_over = (deadline is not None and moment >= deadline) or attempt.is_closed()
+            if is_over or (attempt.until is not None and attempt.until()):
                 raise (yield Io(partial(attempt.timed_out, waited), None))
             yield Io(attempt.refuse_self_wait, None)  # reads /proc
             if attempt.on_wait is not None:
