@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from .errors import LeaseExpiredError, LockLostError
+from .holding.held import VARIABLE
 from .holding.waiting import WORLD
 from .names import Announcement, gone_name, parse_beats, parse_listing
 from .protocol.participant import MARGIN, World
@@ -61,6 +62,10 @@ class HoldWitness:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.name!r} on {self.lock_file!r}>"
+
+    def in_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return ``environment`` for a process under this hold; one that would wait for it gets ``DeadlockError``."""
+        return {**environment, VARIABLE: f"{environment.get(VARIABLE, '')} {self.name}".strip()}
 
     def check(self) -> None:
         """

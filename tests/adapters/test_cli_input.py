@@ -14,7 +14,7 @@ import pytest
 
 from actors import wait_until
 from adapters.cli_scene import Scene, scene
-from nfsrwlock.cli import main, run
+from nfsrwlock.cli import guard, main
 from nfsrwlock.processes import KEEPER_NAME, process_table
 from other_users import ALICE, as_user, directory_of, needs_root
 
@@ -149,8 +149,8 @@ def test_a_time_out_counts_while_a_mere_look_hangs(
     monkeypatch.chdir(tmp_path)
     for name in ("stat", "lstat"):
         monkeypatch.setattr(os, name, hanging(getattr(os, name)))
-    monkeypatch.setattr(run, "_ANSWER_SECONDS", 0.6)
-    monkeypatch.setattr(run, "ODD_SECONDS", 0.1)
+    monkeypatch.setattr(guard, "_ANSWER_SECONDS", 0.6)
+    monkeypatch.setattr(guard, "ODD_SECONDS", 0.1)
     assert main([*arguments[:1], "--timeout", "0", *arguments[1:]]) == 75
     told, given_up = capfd.readouterr().err.splitlines()
     assert told.endswith("data: the file system answers nothing so far")

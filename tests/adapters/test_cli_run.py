@@ -16,7 +16,9 @@ from actors import PATIENCE_S
 from adapters.cli_scene import PROGRAM, QUICK, SHORT, TICKING, Scene, scene
 from nfsrwlock import SoftReadWriteLock
 from nfsrwlock.cli import keeper
-from nfsrwlock.cli.keeper import OnExpiry, Request
+from nfsrwlock.cli.keeper import Request
+from nfsrwlock.leash import OnExpiry
+from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME
 
 __all__ = ["scene"]
@@ -192,10 +194,10 @@ def test_a_keeper_stays_as_long_as_something_of_it_is_on_disk(tmp_path: Path, mo
     lock = SoftReadWriteLock("data", lock_dir=tmp_path / "locks")
 
     def outlast(lease_s: float) -> float:
-        settings = {"lock_dir": str(tmp_path / "locks"), "stale_threshold": lease_s}
+        settings: LockOptions = {"lock_dir": str(tmp_path / "locks"), "stale_threshold": lease_s}
         began = time.monotonic()
         keeper.outlast_the_server(
-            Request(read=(), write=("data",), timeout=-1.0, on_expiry=OnExpiry.STOP, parents=True, settings=settings)
+            Request(read=(), write=("data",), on_expiry=OnExpiry.STOP, parents=True, settings=settings)
         )
         return time.monotonic() - began
 

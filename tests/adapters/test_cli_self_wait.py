@@ -85,7 +85,7 @@ def test_python_that_was_given_a_hold_s_name_is_refused(scene: Scene) -> None:
         code = f"import nfsrwlock; nfsrwlock.SoftReadWriteLock({str(path)!r}).acquire_read(timeout={PATIENCE_S})"
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "NFSRWLOCK_HELD": f"read.another {lock.witness().name}"},
+            env=lock.witness().in_environment({**os.environ, "NFSRWLOCK_HELD": "read.another"}),
             capture_output=True,
             text=True,
         )

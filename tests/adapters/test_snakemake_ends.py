@@ -64,7 +64,7 @@ def test_a_run_block_whose_lock_is_lost_ends_with_its_process(scene: Scene) -> N
     scene.wait_for(lambda: scene.exists("ticks") and scene.exists("ticks2"))
     break_lock(scene.directory / "ref/out", force=True)
     run.end(1)
-    assert "is ended, and with it the process that runs its Python code: The lock on" in run.text
+    assert "was killed: The lock on" in run.text
     assert not is_ticking(scene)
     assert not scene.exists("ref/out")
 
@@ -172,8 +172,8 @@ def test_what_a_job_leaves_running_is_ended_before_its_locks_are_free(scene: Sce
     scene.write("ref/in", "data")
     scene.snakefile(
         """
-        from nfsrwlock.snakemake import leash
-        leash._GRACE_S = 2.0
+        from nfsrwlock.snakemake import processes
+        processes._GRACE_S = 2.0
         loop = "(setsid sh -c 'echo $$ >> left; exec sleep 300' > /dev/null 2>&1 &); while [ ! -e left ]; do :; done;"
         rule all:
             input: "ref/out", "read", "late"

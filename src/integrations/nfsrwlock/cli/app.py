@@ -12,11 +12,11 @@ import click
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.options import PATH, holding, positive_span, request
-from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, in_options
+from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
 from nfsrwlock.cli.signals import end_as_if_by
 from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.text import PROGRAM, flush, say
-from nfsrwlock_core import LockError, LockPathError
+from nfsrwlock_core import LockError
 
 _CODES = """
 \b
@@ -229,17 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = cli.main(args=None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
         return int(result or 0)
-    except CliError as error:
-        say(str(error))
-        return error.code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return Exit.BAD_INPUT
     except click.ClickException as error:
         say(_with_help_hint(error))
-        return Exit.BAD_INPUT
-    except (LockPathError, ValueError) as error:
-        say(in_options(str(error)))
         return Exit.BAD_INPUT
     except Interrupted as interruption:
         return _interrupted(interruption.signum)
@@ -247,15 +241,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _interrupted(signal.SIGINT)
     except BrokenPipeError:
         return _without_reader()
-    except (
-        SystemExit
-    ) as end:  # click and rich end so where nobody reads what they print; so does shell completion, with 0
+    except SystemExit as end:  # click and rich end so where nobody reads what they print; so does completion, with 0
         if end.code != 1:
             raise
         return _without_reader()
-    except (LockError, OSError) as error:
-        say(in_options(str(error)))
-        return Exit.FAILED
+    except (CliError, LockError, OSError, ValueError) as error:
+        failure = as_cli_error(error)
+        say(str(failure))
+        return failure.code
 
 
 def _fill_standard_streams() -> None:

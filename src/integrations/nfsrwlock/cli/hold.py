@@ -7,11 +7,11 @@ import signal
 import stat
 from dataclasses import replace
 
-from nfsrwlock.cli.keeper import Guarded, Hold, Keeper, OnExpiry, Request, Signalled, now
-from nfsrwlock.cli.leash import Leash
-from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.cli.run import wait_until_held
+from nfsrwlock.cli.guard import Guard, wait_until_held
+from nfsrwlock.cli.keeper import Guarded, Hold, Keeper, Request
+from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.cli.signals import FORWARDED, Signals
+from nfsrwlock.leash import OnExpiry
 from nfsrwlock.processes import (
     GUARD_NAME,
     Entry,
@@ -23,7 +23,6 @@ from nfsrwlock.processes import (
     send,
 )
 from nfsrwlock.text import flush, say
-from nfsrwlock_core import HoldStatus
 
 
 def hold(request: Request, pid: int) -> int:
@@ -42,7 +41,7 @@ def hold(request: Request, pid: int) -> int:
             try:
                 _guard(process, keeper, last)
             except BaseException as error:  # nothing may unwind into the caller's stack, of which this is a copy
-                say(f"internal error, please report it: {type(error).__name__}: {error}")
+                say(str(as_cli_error(error)))
             finally:
                 os._exit(0)
         keeper.channel.close()
@@ -72,18 +71,12 @@ def _find(pid: int, on_expiry: OnExpiry) -> Process:
 
 
 def _guard(process: Process, keeper: Keeper, last: Hold) -> None:
-    pid = process.pid
-    keeper.channel.send(Guarded(pid, group=None))
+    keeper.channel.send(Guarded(process.pid, group=None))
     _leave_the_caller(process, keeper)
     with Signals(FORWARDED) as signals:
-        guard = _Guard(process, keeper, last)
-        while not process.ended:
-            for signum in signals.wait(keeper.request.tick, keeper.channel):
-                guard.on_signal(signum)
-            guard.look()
-    released = keeper.finish()
-    if released is not None and released.lost and not guard.killed:
-        say(f"{released.lost}; what process {pid} did was not guarded to its end")
+        guard = _Guard(process, keeper, last, signals)
+        guard.until_it_ends()
+    guard.release(f"process {process.pid} did")
 
 
 def _leave_the_caller(process: Process, keeper: Keeper) -> None:
@@ -112,34 +105,19 @@ def _is_file_or_terminal(descriptor: int) -> bool:
         return False
 
 
-class _Guard:
-    """Keeps the process from working without its lock, as ``run`` does with its command."""
+class _Guard(Guard):
+    """The guard of a process that was there before it."""
 
-    def __init__(self, process: Process, keeper: Keeper, last: Hold) -> None:
+    def __init__(self, process: Process, keeper: Keeper, hold: Hold, signals: Signals) -> None:
+        super().__init__(keeper, hold, signals, f"process {process.pid}")
         self._process = process
-        self._keeper = keeper
-        self._hold = last
-        self._leash = Leash(self._everyone, keeper.request.on_expiry, f"process {process.pid}", say)
 
-    @property
-    def killed(self) -> bool:
-        return self._leash.killed
+    def has_ended(self) -> bool:
+        return self._process.ended
 
-    def _everyone(self) -> list[Entry]:
-        return [] if self._process.ended else family([self._process.pid], spare=[self._keeper.pid])
-
-    def look(self) -> None:
-        for message in self._keeper.channel.receive():
-            match message:
-                case Hold():
-                    self._hold = message
-                case Signalled(signum):
-                    self.on_signal(signum)
-        if self._keeper.channel.closed and self._hold.status is not HoldStatus.LOST:
-            self._hold = Hold(HoldStatus.LOST, now(), "the lock was lost: the process that held it has died")
-        self._leash.apply(self._hold)
+    def everyone(self) -> list[Entry]:
+        return [] if self._process.ended else family([self._process.pid], spare=[self.keeper.pid])
 
     def on_signal(self, signum: int) -> None:
-        """``status`` shows the keeper's number: who signals that means the process it stands for."""
         if signum != signal.SIGCHLD and not self._process.ended:
             send(self._process.pid, signum)

@@ -18,14 +18,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
-from nfsrwlock.cli.outcome import CliError, Exit, in_options
+from nfsrwlock.cli.outcome import Exit, as_cli_error
 from nfsrwlock.cli.preparing import check_directories, find_program
+from nfsrwlock.leash import OnExpiry, now, why_not_held
+from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import (
     KEEPER_NAME,
     Process,
@@ -38,18 +39,7 @@ from nfsrwlock.processes import (
     send_to_group,
 )
 from nfsrwlock.text import PROGRAM, flush
-from nfsrwlock_core import (
-    DeadlockError,
-    HoldStatus,
-    LockError,
-    LockLostError,
-    LockPathError,
-    LockSet,
-    Timeout,
-    WaitInfo,
-    hold_for,
-    inspect,
-)
+from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, WaitInfo, hold_for, inspect
 
 _TICK_LIMITS_SECONDS: Final = (0.02, 0.2)
 _CANCEL_GRACE_SECONDS: Final = 1.0
@@ -58,25 +48,11 @@ _FAREWELL_SECONDS: Final = 0.5
 _PATIENCE_SECONDS: Final = 20.0
 
 
-def now() -> float:
-    """Seconds on a clock that all processes of this kernel share and that runs through suspend."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-class OnExpiry(Enum):
-    """What happens to the command when the lease has run out before a heartbeat succeeded."""
-
-    STOP = "stop"
-    KILL = "kill"
-    IGNORE = "ignore"
-
-
 @dataclass(frozen=True, slots=True)
 class Request:
     """
     What to hold, and how; the command line in a checked form.
 
-    :param timeout: seconds; -1 for no limit
     :param parents: whether missing directories are to be made
     :param settings: of the locks
     :param command: the name of a program that must be found before the locks are asked for; "" for none
@@ -87,23 +63,28 @@ class Request:
 
     read: tuple[str, ...]
     write: tuple[str, ...]
-    timeout: float
     on_expiry: OnExpiry
     parents: bool
-    settings: dict[str, Any]
+    settings: LockOptions
     command: str = ""
     conflict_code: int = Exit.TIMED_OUT
     verbose: bool = False
     subject: int = 0
 
     @property
+    def lease(self) -> float:
+        """Seconds."""
+        return self.settings["stale_threshold"] or 0.0
+
+    @property
     def tick(self) -> float:
         """Seconds between two looks at the hold: a look may be late by that, so it is little against the lease."""
         shortest, longest = _TICK_LIMITS_SECONDS
-        return min(longest, max(shortest, float(self.settings["stale_threshold"]) / 50))
+        return min(longest, max(shortest, self.lease / 50))
 
 
-# What the keeper tells the guard.
+# What the keeper tells the guard. While the locks are not free yet it sends a WaitInfo; if they cannot be had, the
+# CliError to end with.
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +92,6 @@ class Prepared:
     """All that there is to look at was looked at; this is the program that the command's name stands for."""
 
     program: str
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """The locks are not free yet."""
-
-    info: WaitInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +112,6 @@ class Hold:
         if self.status is HoldStatus.HELD and moment >= self.deadline:
             return HoldStatus.SUSPECT
         return self.status
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The locks could not be had."""
-
-    message: str
-    code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +218,7 @@ def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
         _keep(request, channel)
         code = 0
     except BaseException as error:  # nothing may unwind into the guard's stack, of which this process has a copy
-        channel.send(Failed(_internal(error), Exit.FAILED))
+        channel.send(as_cli_error(error))
     finally:
         channel.close()
         os._exit(code)
@@ -274,16 +240,16 @@ def _keep(request: Request, channel: Channel) -> None:
         if not request.parents:
             check_directories((*request.write, *request.read), request.settings["lock_dir"])
         program = find_program(request.command) if request.command else ""
-        locks = LockSet(read=list(request.read), write=list(request.write), timeout=request.timeout, **request.settings)
+        locks = LockSet(read=request.read, write=request.write, **request.settings)
         channel.send(Prepared(program))
         signals.look()  # all this may have taken so long that nobody waits for the locks any more
-        locks.acquire(on_wait=signals.waiting)
+        locks.acquire(on_wait=signals.look)
     except _Cancelled:
         return
     except Exception as error:
-        channel.send(_failure(error, request))
+        channel.send(as_cli_error(error, request.conflict_code))
     else:
-        signals.acquired()
+        signals.waiting = False
         lost = ""
         try:
             with locks:
@@ -303,16 +269,15 @@ def outlast_the_server(request: Request) -> None:
     does not wait. For one lease: after that, peers may remove it.
     """
     paths = [os.path.abspath(path) for path in (*request.read, *request.write)]
-    lock_dir = request.settings["lock_dir"]
     os.chdir("/")
-    limit = now() + float(request.settings["stale_threshold"])
-    while now() < limit and any(_is_announced(path, lock_dir) for path in paths):
+    limit = now() + request.lease
+    while now() < limit and any(_is_announced(path, request.settings) for path in paths):
         time.sleep(request.tick)
 
 
-def _is_announced(path: str, lock_dir: str | None) -> bool:
+def _is_announced(path: str, settings: LockOptions) -> bool:
     try:
-        state = inspect(path, lock_dir=lock_dir)
+        state = inspect(path, lock_dir=settings["lock_dir"])
     except (LockPathError, ValueError):
         return False
     except (LockError, OSError):
@@ -332,35 +297,20 @@ class _Signals:
         self._channel = channel
         self._arrived: list[int] = []
         self._using_channel = False
-        self._waiting = True
+        #: Whether the locks are yet to be had. Later the guard learns of signals by :meth:`pass_on`.
+        self.waiting = True
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
         for signum in (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP):
             signal.signal(signum, signal.SIG_DFL)
-
-    def waiting(self, info: WaitInfo) -> None:
-        """Be called at each poll of the engine; raising here is the clean way out of it."""
-        self._talk(info)
-
-    def look(self) -> None:
-        """Notice if the guard is gone."""
-        self._talk(None)
-
-    def acquired(self) -> None:
-        """The wait is over: from now on the guard is told by whoever calls :meth:`pass_on`."""
-        self._waiting = False
 
     def pass_on(self) -> None:
         """Tell the guard what has arrived."""
         while self._arrived and self._channel.send(Signalled(self._arrived[0])):
             del self._arrived[0]
 
-    def _on_signal(self, signum: int, _frame: object) -> None:
-        self._arrived.append(signum)
-        if self._waiting and not self._using_channel:  # it may have been interrupted in the middle of a message
-            self._talk(None)
-
-    def _talk(self, info: WaitInfo | None) -> None:
+    def look(self, info: WaitInfo | None = None) -> None:
+        """Talk to the guard, at each poll of the engine. If it is gone, raising is the clean way out of the engine."""
         self._using_channel = True
         try:
             self.pass_on()
@@ -368,31 +318,37 @@ class _Signals:
             if self._channel.closed:
                 raise _Cancelled
             if info is not None:
-                self._channel.send(Waiting(info))
+                self._channel.send(info)
         finally:
             self._using_channel = False
 
+    def _on_signal(self, signum: int, _frame: object) -> None:
+        self._arrived.append(signum)
+        if self.waiting and not self._using_channel:  # it may have been interrupted in the middle of a message
+            self.look()
+
 
 def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel) -> None:
-    """Tell the guard about the hold until it says that the work is done; do its work where it has died."""
+    """Report the hold to the guard until it says that the work is done; do its work where it has died."""
     subject: Process | None = None
     group: int | None = None
-    told: Hold | None = None
+    reported = Hold(HoldStatus.FREE, 0.0)
     by_path = {lock.lock_file: lock for lock in locks.locks}
     numbers = tuple(by_path[path].generation or 0 for path in request.write if path in by_path)
-    while True:
+    while not channel.closed:
         hold = replace(_look(locks), generations=numbers)
-        if told is None or _differs(hold, told, request.tick):
-            told = hold if channel.send(hold) else told
+        has_changed = hold.status is not reported.status or hold.deadline > reported.deadline + request.tick / 2
+        if has_changed and channel.send(hold):
+            reported = hold
         signals.pass_on()
         readable(channel.fileno(), seconds=request.tick)
         for message in channel.receive():
             if isinstance(message, Guarded):
-                subject, group = _process(message.pid), message.group
+                group = message.group
+                with suppress(ProcessLookupError):
+                    subject = Process(message.pid)
             elif isinstance(message, Finish):
                 return
-        if channel.closed:
-            break
     if subject is not None:
         _be_the_guard(request, subject, group)
 
@@ -402,28 +358,7 @@ def _look(locks: LockSet) -> Hold:
     status, remaining = locks.status, locks.lease_remaining
     if status is HoldStatus.HELD:
         return Hold(status, moment + (remaining or 0.0))
-    return Hold(status, moment, _why(locks.check))
-
-
-def _differs(hold: Hold, told: Hold, tick: float) -> bool:
-    if hold.status is not told.status:
-        return True
-    return hold.status is HoldStatus.HELD and hold.deadline > told.deadline + tick / 2
-
-
-def _why(check: Callable[[], object]) -> str:
-    try:
-        check()
-    except LockError as error:
-        return str(error)
-    return ""
-
-
-def _process(pid: int) -> Process | None:
-    try:
-        return Process(pid)
-    except ProcessLookupError:
-        return None
+    return Hold(status, 0.0, why_not_held(locks))
 
 
 def _be_the_guard(request: Request, subject: Process, group: int | None) -> None:
@@ -434,19 +369,3 @@ def _be_the_guard(request: Request, subject: Process, group: int | None) -> None
         time.sleep(request.tick)
     if group is not None and request.on_expiry is not OnExpiry.IGNORE:
         send_to_group(group, signal.SIGKILL)
-
-
-def _failure(error: Exception, request: Request) -> Failed:
-    if isinstance(error, CliError):
-        return Failed(str(error), error.code)
-    if isinstance(error, Timeout | DeadlockError):
-        return Failed(str(error), request.conflict_code)
-    if isinstance(error, (LockPathError, ValueError, TypeError)):
-        return Failed(in_options(str(error)), Exit.BAD_INPUT)
-    if isinstance(error, (LockError, OSError)):
-        return Failed(str(error), Exit.FAILED)
-    return Failed(_internal(error), Exit.FAILED)
-
-
-def _internal(error: BaseException) -> str:
-    return f"internal error, please report it: {type(error).__name__}: {error}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
-from nfsrwlock.cli.keeper import OnExpiry, Request
+from nfsrwlock.cli.keeper import Request
 from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.leash import OnExpiry
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -144,7 +145,7 @@ def request(
     heartbeat: float | None,
     stale: float | None,
     poll: float,
-    share: str,
+    share: Literal["user", "group"],
     lock_dir: str | None,
     parents: bool,
     on_expiry: str,
@@ -158,31 +159,25 @@ def request(
         raise CliError("nothing to lock: name at least one path with --read PATH or --write PATH")
     if nonblock and timeout:
         raise CliError("--nonblock does not wait, and --timeout does; use one of them")
-    beat, lease = _intervals(heartbeat, stale)
     for path in (*write, *read):
         _check_text(path)
+    beat = heartbeat if heartbeat is not None else 30.0 if stale is None else stale / 3
     return Request(
         read=read,
         write=write,
-        timeout=0.0 if nonblock else -1.0 if timeout is None or math.isinf(timeout) else timeout,
         conflict_code=conflict_exit_code,
         verbose=verbose,
         on_expiry=OnExpiry(on_expiry),
         parents=parents,
         settings={
+            "timeout": 0.0 if nonblock else -1.0 if timeout is None or math.isinf(timeout) else timeout,
             "heartbeat_interval": beat,
-            "stale_threshold": lease,
+            "stale_threshold": 3 * beat if stale is None else stale,
             "poll_interval": poll,
             "share": share,
             "lock_dir": lock_dir,
         },
     )
-
-
-def _intervals(heartbeat: float | None, stale: float | None) -> tuple[float, float]:
-    beat = heartbeat if heartbeat is not None else 30.0 if stale is None else stale / 3
-    lease = stale if stale is not None else 3 * beat
-    return beat, lease
 
 
 def _check_text(path: str) -> None:

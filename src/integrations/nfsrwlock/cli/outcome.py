@@ -26,6 +26,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
+from nfsrwlock_core import DeadlockError, LockError, LockPathError, Timeout
+
 
 class Exit(IntEnum):
     """The exit codes of this program's own; see the table above."""
@@ -70,3 +72,17 @@ def in_options(message: str) -> str:
     for parameter, option in _OPTIONS.items():
         message = message.replace(parameter, option)
     return message
+
+
+def as_cli_error(error: BaseException, conflict_code: int = Exit.TIMED_OUT) -> CliError:
+    """Return how the command ends for ``error``; ``conflict_code``: when the locks could not be had in time."""
+    match error:
+        case CliError():
+            return error
+        case Timeout() | DeadlockError():
+            return CliError(str(error), conflict_code)
+        case LockPathError() | ValueError() | TypeError():
+            return CliError(in_options(str(error)), Exit.BAD_INPUT)
+        case LockError() | OSError():
+            return CliError(in_options(str(error)), Exit.FAILED)
+    return CliError(f"internal error, please report it: {type(error).__name__}: {error}", Exit.FAILED)

@@ -15,7 +15,7 @@ from nfsrwlock.text import printable
 from nfsrwlock_core import lock_home
 
 
-def check_directories(paths: Iterable[str], lock_dir: str | None) -> None:
+def check_directories(paths: Iterable[str], lock_dir: str | os.PathLike[str] | None) -> None:
     """
     Make sure that there is a directory for each lock: a missing one is more often a typing error than a wish.
 

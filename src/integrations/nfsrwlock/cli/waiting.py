@@ -48,6 +48,11 @@ class Progress:
         self._line_due = self._began
         self._display: tuple[Live, Spinner] | None = None
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether there was reason to show anything."""
+        return self._info is not None
+
     def update(self, info: WaitInfo) -> None:
         """There is (new) reason to wait."""
         first, self._info = self._info is None, info

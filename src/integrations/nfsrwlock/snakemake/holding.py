@@ -17,7 +17,7 @@ from itertools import combinations
 from typing import Any, Final
 
 from nfsrwlock.freshness import look_afresh
-from nfsrwlock.snakemake.leash import reason
+from nfsrwlock.leash import why_not_held
 from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
 from nfsrwlock.snakemake.plan import Plan, plan_of
 from nfsrwlock.snakemake.unfinished import record_of
@@ -216,6 +216,6 @@ def settle(job: Any, locks: LockSet) -> None:
 def lost(job: Any, locks: LockSet, consequence: str = "Nothing was published") -> LockingError:
     """Return the error for a job whose locks did not last; ``consequence``: what became of its outputs."""
     return LockingError(
-        f"{job_name(job)} was stopped and its result is void: {printable(reason(locks))}. {consequence}. "
+        f"{job_name(job)} was stopped and its result is void: {printable(why_not_held(locks))}. {consequence}. "
         "Jobs lose a lock when no heartbeat gets through for a lease (stale_threshold=), or when an operator breaks it",
     )

@@ -27,9 +27,9 @@ from snakemake_interface_executor_plugins.executors.real import RealExecutor
 from nfsrwlock.snakemake import cache, holding, once, unfinished
 from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.internals import persistence_class, scheduler_class, shell_module
-from nfsrwlock.snakemake.leash import Leash, start_process
 from nfsrwlock.snakemake.messages import job_name, say
 from nfsrwlock.snakemake.plan import Plan, check_rules, plan_of, plan_of_cache, warn_of_unguarded_reads
+from nfsrwlock.snakemake.processes import JobProcesses, start_process
 from nfsrwlock.snakemake.publish import Workspace
 from nfsrwlock_core import LockError, LockSet
 
@@ -88,10 +88,10 @@ def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *ar
     plan = plan_of(job)
     if plan is None:
         return original(self, job, run_func, *args)
-    leash = Leash(job, holding.refuse_if_ending)
+    processes = JobProcesses(job, holding.refuse_if_ending)
     replace = once.to_replace(job) if plan.once else frozenset()
     hold = holding.held if job.pipe_group is None else holding.held_together
-    with hold(job, plan, leash.on_compromise) as locks:
+    with hold(job, plan, processes.on_compromise) as locks:
         unfinished.undo_earlier(job, plan, locks)
         if plan.once and once.is_made(job, replace):
             say(
@@ -100,7 +100,7 @@ def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *ar
                 "the code and params of whoever made them, which are not compared with its own",
             )
             return None
-        return _run(job, plan, leash, locks, lambda files: original(self, job, run_func, *files), args)
+        return _run(job, plan, processes, locks, lambda files: original(self, job, run_func, *files), args)
 
 
 def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any]], Any]) -> Any:
@@ -117,14 +117,16 @@ def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any
         return run(spawn_and_settle)
 
 
-def _run(job: Any, plan: Plan, leash: Leash, locks: LockSet, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _run(
+    job: Any, plan: Plan, processes: JobProcesses, locks: LockSet, run: Callable[..., Any], args: tuple[Any, ...]
+) -> Any:
     workspace = Workspace(job, plan, locks) if plan.exclusive else None
     is_done = False
     try:
         if workspace is not None:
             args = workspace.redirected(args)
         try:
-            with leash.around(locks):
+            with processes.under(locks):
                 result = run(args)
         except Exception:
             holding.settle(job, locks)  # a job that was stopped for its lock's sake fails for that reason

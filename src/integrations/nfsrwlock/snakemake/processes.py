@@ -1,12 +1,8 @@
 """
-The leash: a job works only while its locks are certain.
+The processes of a job: they work only while its locks are certain (:mod:`nfsrwlock.leash`).
 
-When a lease has run out before a heartbeat succeeded, the job's processes are stopped, before any peer may enter. They
-continue if the hold turns out never to have ended (the file server is back), and are killed if it was lost. Python
-code of a ``run:`` block works in Snakemake's own process, which cannot stop itself and go on sending heartbeats: such
-a process ends at once.
-
-What cannot be done: to take back what the job has already handed to the kernel.
+Python code of a ``run:`` block works in Snakemake's own process, which cannot stop itself and go on sending heartbeats:
+such a process ends at once when a lease has run out before a heartbeat succeeded.
 """
 
 from __future__ import annotations
@@ -21,23 +17,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from nfsrwlock.processes import Entry, family, freeze, kill, thaw
+from nfsrwlock.leash import Leash, why_not_held
+from nfsrwlock.processes import Entry, family, kill
 from nfsrwlock.snakemake import watchdog
 from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.messages import LockingError, job_name, warn
-from nfsrwlock.text import printable
+from nfsrwlock.text import flush, printable
 from nfsrwlock_core import HoldStatus, LockError, LockSet
 
 _LOOK_S: Final = 0.1
 #: For so long a job that has succeeded waits for the processes that it has left behind.
 _GRACE_S: Final = 5.0
-#: Where the engine reads what a process was started under.
-_HELD: Final = "NFSRWLOCK_HELD"
 #: What the thread that runs a job is working on.
 _here = threading.local()
 
 
-class Leash:
+class JobProcesses:
     """
     The processes of one job, and what may become of them.
 
@@ -49,29 +44,29 @@ class Leash:
         self._may_start = may_start
         self._locks: LockSet | None = None
         self._in_process = bool(job.is_run or job.is_template_engine)
+        what = f"the process that runs the Python code of {job_name(job)}" if self._in_process else job_name(job)
+        self._leash = Leash(self._everyone, what, lambda line: warn(job, line))
         self._token = secrets.token_hex(16)
         self._started: list[subprocess.Popen[Any]] = []
-        self._stopped: dict[int, None] = {}
         self._mutex = threading.RLock()
         self._guard: threading.Thread | None = None
-        self._ended = False
 
     @contextmanager
-    def around(self, locks: LockSet) -> Iterator[None]:
+    def under(self, locks: LockSet) -> Iterator[None]:
         """Let the job run in this block, in this thread, under ``locks``, which are held."""
         self._locks = locks
-        _here.leash = self
+        _here.job = self
         if locks.status is not HoldStatus.HELD:  # a word may have come before there was anybody to listen
             self.on_compromise(None)
         try:
             yield
             self._wait_for_the_last()
         finally:
-            _here.leash = None
+            _here.job = None
             kill(self._left)  # what goes on would do so without the locks
             with self._mutex:
-                self._ended = True
-                thaw(self._stopped)
+                self._locks = None
+                self._leash.let_go()
             if self._started:
                 _dog.forget(self._token)
 
@@ -85,15 +80,14 @@ class Leash:
         environment[watchdog.VARIABLE] = f"{outer}:{self._token}" if outer else self._token
         if self._locks is not None:
             with suppress(LockError):  # they are lost, and the job will hear of that
-                held = [lock.witness().name for lock in self._locks.locks]
-                environment[_HELD] = " ".join([*environment.get(_HELD, "").split(), *held])
+                for lock in self._locks.locks:
+                    environment = lock.witness().in_environment(environment)
         if not self._started:
             _dog.guard(self._token, job_name(self._job))
         process = subprocess.Popen(*args, **(settings | {"env": environment}))
         with self._mutex:
             self._started.append(process)
-        if self._guard is not None:
-            self._pull()
+            self._leash.enforce()
         return process
 
     def _everyone(self) -> list[Entry]:
@@ -119,75 +113,39 @@ class Leash:
                 raise LockingError(f"{text}Its outputs may not be whole, so nothing was published. {advice}")
             warn(self._job, text + advice)
 
-    # Pulling it
+    # While the locks are not certain
 
     def on_compromise(self, _compromise: object) -> None:
         """The lease has run out, or the hold was lost. Called from a thread of the engine."""
         with self._mutex:
-            if self._locks is None or self._ended:
-                return
-            self._pull()
-            if self._guard is None:
+            self._look()
+            if self._locks is not None and self._guard is None:
                 self._guard = threading.Thread(target=self._watch, name="nfsrwlock-leash", daemon=True)
                 self._guard.start()
 
     def _watch(self) -> None:
         wait = threading.Event()
-        while not self._ended:
-            self._pull()
+        while self._locks is not None:
+            self._look()
             wait.wait(_LOOK_S)
 
-    def _pull(self) -> None:
+    def _look(self) -> None:
         with self._mutex:
-            if self._ended or self._locks is None:
+            if self._locks is None:
                 return
             status = self._locks.status
-            if status is HoldStatus.HELD:
-                if self._stopped:
-                    thaw(self._stopped)
-                    warn(self._job, f"{job_name(self._job)} goes on: its locks are confirmed, they were never lost")
-                return
-            if self._in_process:
-                self._end_this_process()
-            if status is HoldStatus.SUSPECT:
-                first = not self._stopped
-                freeze(self._everyone, self._stopped)
-                if first and self._stopped:
-                    warn(
-                        self._job,
-                        f"{job_name(self._job)} is stopped until its locks are certain: "
-                        "the lease has run out before a heartbeat succeeded",
-                    )
-            else:
-                kill(self._everyone)
-                self._stopped.clear()
-
-    def _end_this_process(self) -> None:
-        assert self._locks is not None
-        warn(
-            self._job,
-            f"{job_name(self._job)} is ended, and with it the process that runs its Python code: {reason(self._locks)}",
-        )
-        kill(self._everyone)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(1)
-
-
-def reason(locks: LockSet) -> str:
-    """Say why ``locks`` are not held any more."""
-    try:
-        locks.check()
-    except RuntimeError as error:
-        return str(error)
-    return "its locks were lost for a while"
+            if self._in_process and status is not HoldStatus.HELD:
+                status = HoldStatus.LOST  # it cannot stop itself, and be continued
+            self._leash.apply(status, why_not_held(self._locks))
+            if self._in_process and self._leash.killed:
+                flush()
+                os._exit(1)
 
 
 def start_process(*args: Any, **settings: Any) -> subprocess.Popen[Any]:
-    """Start a process as :class:`subprocess.Popen` does; on the leash, if this thread runs a job that is on one."""
-    leash: Leash | None = getattr(_here, "leash", None)
-    return subprocess.Popen(*args, **settings) if leash is None else leash.start(*args, **settings)
+    """Start a process as :class:`subprocess.Popen` does, for the job that this thread runs under locks, if any."""
+    job: JobProcesses | None = getattr(_here, "job", None)
+    return subprocess.Popen(*args, **settings) if job is None else job.start(*args, **settings)
 
 
 class _Dog:

@@ -1,31 +1,57 @@
 """
-The leash: a command may work only while the hold is certain.
+The leash: what works under a hold may work only while the hold is certain.
 
-What it cannot do: take back what the command has already handed to the kernel. Data written before the stop may reach
-the server after it; and if the whole machine stood still past the lease, the command may run for a few milliseconds
-before it is stopped. Where that matters, check the fencing generation when publishing.
+For the command line and for the jobs of Snakemake. When a lease has run out before a heartbeat succeeded, the processes
+are stopped, before any peer may enter. They continue if the hold turns out never to have ended (the file server is
+back), and are killed if it was lost.
+
+What it cannot do: take back what they have already handed to the kernel. Data written before the stop may reach the
+server after it; and if the whole machine stood still past the lease, they may run for a few milliseconds before they
+are stopped. Where that matters, check the fencing generation when publishing.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from nfsrwlock.cli.keeper import Hold, OnExpiry, now
 from nfsrwlock.processes import Find, freeze, kill, thaw
 from nfsrwlock.text import duration
-from nfsrwlock_core import HoldStatus
+from nfsrwlock_core import HoldStatus, LockError, LockSet
 
 _AGAIN_SECONDS: Final = 1.0
 
 
+class OnExpiry(Enum):
+    """What happens to the processes when the lease has run out before a heartbeat succeeded."""
+
+    STOP = "stop"
+    KILL = "kill"
+    IGNORE = "ignore"
+
+
 class _Work(Enum):
-    """What the processes under the leash may do."""
+    """What the processes may do."""
 
     ALLOWED = "allowed"
     SUSPENDED = "suspended"
     FORBIDDEN = "forbidden"
+
+
+def now() -> float:
+    """Seconds on a clock that all processes of this kernel share and that runs through suspend."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def why_not_held(locks: LockSet) -> str:
+    """Say why ``locks`` are not held any more, or are not certain to be."""
+    try:
+        locks.check()
+    except LockError as error:
+        return str(error)
+    return "the lock was lost for a while"
 
 
 class Leash:
@@ -40,9 +66,9 @@ class Leash:
     def __init__(
         self,
         find: Find,
-        policy: OnExpiry,
         what: str,
         say: Callable[[str], None],
+        policy: OnExpiry = OnExpiry.STOP,
         when_stopped: Callable[[], None] = lambda: None,
     ) -> None:
         self._when_stopped = when_stopped
@@ -64,18 +90,30 @@ class Leash:
         """Whether the processes were killed for the hold's sake."""
         return self._work is _Work.FORBIDDEN and self._policy is not OnExpiry.IGNORE
 
-    def apply(self, hold: Hold) -> None:
-        """Make the processes' state what ``hold`` demands at this moment."""
-        moment = now()
-        match self._work, hold.at(moment):
+    def apply(self, status: HoldStatus, reason: str) -> None:
+        """
+        Make the processes' state what the hold demands at this moment.
+
+        :param reason: why it is lost, if it is
+        """
+        match self._work, status:
             case _Work.ALLOWED, HoldStatus.SUSPECT:
-                self._expired(moment)
+                self._expired()
             case _Work.SUSPENDED, HoldStatus.HELD:
-                self._confirmed(moment)
+                self._confirmed()
             case ((_Work.ALLOWED | _Work.SUSPENDED), (HoldStatus.LOST | HoldStatus.FREE)):
-                self._lost(hold)
+                self._lost(reason)
             case _:
-                self._enforce(moment)
+                if now() - self._looked >= _AGAIN_SECONDS:
+                    self.enforce()
+
+    def enforce(self) -> None:
+        """Look again: somebody may have continued what is stopped, a process may be new, a kill may have missed it."""
+        self._looked = now()
+        if self.tight:
+            freeze(self._find, self._stopped)
+        elif self.killed:
+            kill(self._find)
 
     def kill(self) -> None:
         """Kill them all, whatever the hold."""
@@ -88,8 +126,12 @@ class Leash:
             if entry.stopped:
                 self._stopped[entry.pid] = None
 
-    def _expired(self, moment: float) -> None:
-        self._work, self._since = _Work.SUSPENDED, moment
+    def let_go(self) -> None:
+        """The work is over: continue what is stopped, so that it can end."""
+        thaw(self._stopped)
+
+    def _expired(self) -> None:
+        self._work, self._since = _Work.SUSPENDED, now()
         expired = "the lease has run out before a heartbeat succeeded"
         if self._policy is OnExpiry.STOP:
             freeze(self._find, self._stopped)
@@ -101,27 +143,16 @@ class Leash:
         else:
             self._say(f"{expired}: {self._what} goes on although the lock is not certain (--on-expiry=ignore)")
 
-    def _confirmed(self, moment: float) -> None:
+    def _confirmed(self) -> None:
         self._work = _Work.ALLOWED
         thaw(self._stopped)
         goes_on = f"; {self._what} goes on" if self._policy is OnExpiry.STOP else ""
-        self._say(f"the hold is confirmed after {duration(moment - self._since)}, it never ended{goes_on}")
+        self._say(f"the hold is confirmed after {duration(now() - self._since)}, it never ended{goes_on}")
 
-    def _lost(self, hold: Hold) -> None:
+    def _lost(self, reason: str) -> None:
         self._work = _Work.FORBIDDEN
-        reason = hold.reason or "the lock was lost"
         if self._policy is OnExpiry.IGNORE:
             self._say(f"{self._what} goes on without a lock (--on-expiry=ignore): {reason}")
         else:
             self.kill()
             self._say(f"{self._what} was killed: {reason}")
-
-    def _enforce(self, moment: float) -> None:
-        """Somebody else may have continued what is stopped, or a kill may have missed a process just made."""
-        if moment - self._looked < _AGAIN_SECONDS:
-            return
-        self._looked = moment
-        if self.tight:
-            freeze(self._find, self._stopped)
-        elif self.killed:
-            kill(self._find)

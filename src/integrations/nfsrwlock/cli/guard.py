@@ -1,0 +1,170 @@
+"""
+The guard: waits until the keeper holds the locks, then lets nothing work under them but while the hold is certain.
+
+What is guarded is the command of ``run``, or the process that ``hold`` was asked to hold the locks for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+
+from nfsrwlock.cli.keeper import Hold, Keeper, Prepared, Request, Signalled
+from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
+from nfsrwlock.cli.signals import Signals, stop_as_if_by
+from nfsrwlock.cli.waiting import FRAME_SECONDS, ODD_SECONDS, Progress
+from nfsrwlock.leash import Leash, now
+from nfsrwlock.processes import Entry
+from nfsrwlock.text import say
+from nfsrwlock_core import HoldStatus, WaitInfo
+
+#: The engine answers within a few seconds after its time-out, whatever the file server does.
+_ANSWER_SECONDS = 6.0
+
+
+def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
+    """
+    Return when the locks are held; meanwhile show whom they wait for.
+
+    The engine keeps the time-out; if no word of it comes, some call hangs that it could not foresee, such as the look
+    at a path's directory.
+
+    :raises CliError: they could not be had
+    :raises Interrupted: a signal came first
+    """
+    request = keeper.request
+    progress = Progress()
+    began = time.monotonic()
+    timeout = request.settings["timeout"]
+    until = began + (math.inf if timeout < 0 else timeout) + _ANSWER_SECONDS
+    try:
+        while True:
+            for signum in signals.wait(FRAME_SECONDS, keeper.channel):
+                if signum == signal.SIGTSTP:
+                    _suspend_the_wait(keeper)
+                    until = max(until, time.monotonic() + _ANSWER_SECONDS)  # let the keeper speak first
+                elif signum not in (signal.SIGCHLD, signal.SIGCONT):
+                    keeper.cancel()
+                    raise Interrupted(signum)
+            for message in keeper.channel.receive():
+                match message:
+                    case WaitInfo():
+                        progress.update(message)
+                    case Prepared(program):
+                        keeper.program = program
+                    case CliError():
+                        raise message
+                    case Signalled(signum):
+                        keeper.cancel()
+                        raise Interrupted(signum)
+                    case Hold() if message.at(now()) is HoldStatus.HELD:
+                        progress.acquired(always=request.verbose)
+                        return message
+                    case Hold(HoldStatus.LOST, _, reason):  # all stood still for longer than the lease
+                        keeper.cancel()
+                        raise CliError(f"{reason}; the command was not started, run it again", Exit.LOST)
+            if keeper.channel.closed:
+                raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
+            waited = time.monotonic() - began
+            if waited > ODD_SECONDS and not progress.is_shown:
+                progress.update(_silence(request, waited))
+            if time.monotonic() > until:
+                keeper.leave()
+                raise CliError(
+                    f"the lock on {_first_path(request)!r} could not be acquired in time: the file system has not "
+                    f"answered for {waited:.0f} s; find out whether its server is up",
+                    request.conflict_code,
+                )
+            progress.frame()
+    except BaseException:
+        keeper.channel.close()
+        raise
+    finally:
+        progress.close()
+
+
+def _silence(request: Request, waited: float) -> WaitInfo:
+    return WaitInfo(
+        lock_file=_first_path(request),
+        mode="write" if request.write else "read",
+        waited=waited,
+        blockers=(),
+        trouble="nothing so far",
+    )
+
+
+def _first_path(request: Request) -> str:
+    return (*request.write, *request.read)[0]
+
+
+def _suspend_the_wait(keeper: Keeper) -> None:
+    """A job that its user has suspended must not be given the lock behind their back."""
+    os.kill(keeper.pid, signal.SIGSTOP)
+    stop_as_if_by(signal.SIGTSTP, everyone=False)
+    os.kill(keeper.pid, signal.SIGCONT)
+
+
+class Guard:
+    """
+    Watches a hold, and keeps what is guarded from working without it.
+
+    :param what: what to call that in messages: "the command", "process 4711"
+    """
+
+    def __init__(self, keeper: Keeper, hold: Hold, signals: Signals, what: str) -> None:
+        self.keeper = keeper
+        self.hold = hold
+        self.signals = signals
+        self.leash = Leash(self.everyone, what, say, keeper.request.on_expiry, self.when_stopped)
+
+    def has_ended(self) -> bool:
+        """Whether what is guarded has ended. Asked again and again."""
+        raise NotImplementedError
+
+    def everyone(self) -> list[Entry]:
+        """Return all processes that are guarded."""
+        raise NotImplementedError
+
+    def on_signal(self, signum: int) -> None:
+        """Be told of a signal to this process, or to the keeper: both mean what is guarded."""
+        raise NotImplementedError
+
+    def when_stopped(self) -> None:
+        """Be told that the leash has stopped what is guarded."""
+
+    def until_it_ends(self) -> None:
+        """Guard it."""
+        while not self.has_ended():
+            for signum in self.signals.wait(self.keeper.request.tick, self.keeper.channel):
+                self.on_signal(signum)
+            self.look()
+
+    def look(self) -> None:
+        """Hear what the keeper says of the hold, and act on it."""
+        for message in self.keeper.channel.receive():
+            match message:
+                case Hold():
+                    self.hold = message
+                case Signalled(signum):
+                    self.on_signal(signum)
+                case CliError():
+                    self.hold = Hold(HoldStatus.LOST, 0.0, str(message))
+        if self.keeper.channel.closed and self.hold.status is not HoldStatus.LOST:
+            self.hold = Hold(HoldStatus.LOST, 0.0, "the lock was lost: the process that held it has died")
+        self.leash.apply(self.hold.at(now()), self.hold.reason)
+
+    def release(self, deed: str) -> bool:
+        """
+        Have the locks released; return whether all was done under them.
+
+        :param deed: what was done, for the message if not: "the command did"
+        """
+        released = self.keeper.finish()
+        self.keeper.channel.close()
+        if released is None:
+            say("the file server does not answer; the lock will be released when it does")
+        elif released.lost and not self.leash.killed:
+            say(f"{released.lost}; what {deed} was not guarded to its end")
+        return not self.leash.killed and (released is None or not released.lost)
