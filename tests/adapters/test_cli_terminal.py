@@ -212,7 +212,7 @@ def test_a_spinner_shows_who_is_in_the_way_and_vanishes(shell: Shell, scene: Sce
     first = re.findall(waits, shell.expect(waits))[-1]
     shell.expect(rf"waiting (?!{first} s)\d+ s")  # they pass
     holder.terminate()
-    shell.expect("\x1b\\[2K(?:.|\n)*it runs")  # the line is erased
+    shell.expect("\x1b\\[K(?:.|\n)*it runs")  # the line is erased
     shell.ready()
 
 

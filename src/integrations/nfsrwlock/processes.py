@@ -197,7 +197,7 @@ def adopt_orphans() -> None:
         pass
 
 
-def call_yourself(name: str) -> None:
+def _call_yourself(name: str) -> None:
     """Set this process's name in the process table (Linux; elsewhere the command line must do)."""
     try:
         with open("/proc/self/comm", "w", encoding="ascii") as file:
@@ -206,7 +206,7 @@ def call_yourself(name: str) -> None:
         pass
 
 
-def close_descriptors(keep: Iterable[int]) -> None:
+def _close_descriptors(keep: Iterable[int]) -> None:
     """
     Close all but stdin, stdout, stderr and ``keep``.
 
@@ -223,13 +223,20 @@ def close_descriptors(keep: Iterable[int]) -> None:
                 os.close(number)
 
 
-def null_for(descriptors: Iterable[int]) -> None:
-    """Connect these of the standard descriptors to nothing."""
+def leave_the_caller(name: str, keep: Iterable[int], standard: Iterable[int] = (0, 1, 2)) -> None:
+    """
+    In a forked child: be a process in the background that nobody waits for, called ``name``, in a session of its own.
+
+    :param keep: descriptors to keep open
+    :param standard: of stdin, stdout and stderr those to connect to nothing
+    """
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    _call_yourself(name)
     null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in descriptors:
+    for descriptor in standard:
         os.dup2(null, descriptor)
-    if null > 2:
-        os.close(null)
+    _close_descriptors(keep)
 
 
 def readable(*descriptors: int | None, seconds: float) -> bool:

@@ -44,16 +44,8 @@ Exit codes:
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        click.echo(f"{PROGRAM} {__version__}")
-        context.exit()
-
-
 @click.group(context_settings=_SETTINGS, epilog=_CODES)
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
-)
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s", help="Show the version.")
 def cli() -> None:
     """Shared and exclusive locks on files and directories, across all hosts of a network file system."""
 
@@ -116,10 +108,14 @@ def _hold(pid: int | None, **options: Any) -> int:
     return hold(request(**options), os.getppid() if pid is None else pid)
 
 
+_lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+
+
 @cli.command("status", context_settings=_SETTINGS)
 @click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
-@click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+@_lock_dir
+@_as_json
 @click.option("--watch", is_flag=True, help="Go on showing it until interrupted.")
 def _status(paths: tuple[str, ...], lock_dir: str | None, as_json: bool, watch: bool) -> int:
     """
@@ -139,7 +135,7 @@ def _status(paths: tuple[str, ...], lock_dir: str | None, as_json: bool, watch: 
 @click.option("--token", metavar="T", help="Only the holder or waiter whose token is, or begins with, T (see status).")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Also those whose process is alive on this host.")
-@click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+@_lock_dir
 def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str | None) -> int:
     """
     Take the lock on PATH away from its holders.
@@ -152,10 +148,9 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     return break_holders(path, token, lock_dir, yes=yes, force=force)
 
 
-# Paths are unprocessed: click would look at them right away, and hang with the file server.
 @cli.command("doctor", context_settings=_SETTINGS, epilog=_DOCTOR_CODES)
-@click.argument("paths", nargs=-1, type=click.UNPROCESSED, metavar="PATH...")
-@click.option("--lock-dir", type=click.UNPROCESSED, metavar="DIR", help="Where locks are kept, if not beside the data.")
+@click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
+@_lock_dir
 @click.option(
     "--peer", is_flag=True, help="Test together with a second node: prints the command to run there, and waits."
 )
@@ -184,16 +179,9 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     help="Give up after that time: of waiting for the other node (--peer 300, --join 10), or for the file system to "
     "answer (60).",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+@_as_json
 def _doctor(
-    paths: tuple[str, ...],
-    lock_dir: str | None,
-    peer: bool,
-    join: str | None,
-    rounds: int,
-    processes: int,
-    timeout: float | None,
-    as_json: bool,
+    paths: tuple[str, ...], lock_dir: str | None, join: str | None, timeout: float | None, **options: Any
 ) -> int:
     """
     Find out whether the file system at PATH... is fit for locks.
@@ -206,15 +194,13 @@ def _doctor(
 
     if not paths:
         raise CliError("no path given: nfsrwlock doctor PATH...")
-    if (peer or join is not None) and len(paths) > 1:
+    if (options["peer"] or join is not None) and len(paths) > 1:
         raise CliError("two nodes can test one path at a time; give one PATH with --peer or --join")
     if join is not None:
-        if peer:
+        if options["peer"]:
             raise CliError("--peer is for the first node and --join for the second; use one of them")
         return doctor.join(join, paths[0], lock_dir, timeout)
-    return doctor.doctor(
-        paths, lock_dir, peer=peer, timeout=timeout, as_json=as_json, rounds=rounds, processes=processes
-    )
+    return doctor.doctor(paths, lock_dir, timeout=timeout, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,25 +30,22 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
         return Exit.OK
     if token is not None and len(wanted) > 1:
         raise CliError(f"{path}: {len(wanted)} tokens begin with {token}; give more digits")
-    _refuse_the_living(wanted, force)
+    if not force and (alive := [peer for peer in wanted if peer.alive]):
+        raise CliError(_refusal(alive[0]))
     for peer in wanted:
         click.echo(f"{printable(path)}: {one_line(peer.describe())} [token {printable(peer.token)}]")
     if not yes and not _confirmed(len(wanted)):
         click.echo("nothing was removed")
         return Exit.FAILED
-    removed = [peer for one in wanted for peer in _remove(path, one, lock_dir, force)]
+    removed: set[str] = set()
     for peer in wanted:
-        outcome = (
-            "removed" if peer in removed or peer.token in {gone.token for gone in removed} else "had left by itself"
-        )
+        try:
+            removed.update(one.token for one in break_lock(path, token=peer.token, force=force, lock_dir=lock_dir))
+        except LockBusyError:
+            raise CliError(_refusal(peer)) from None
+        outcome = "removed" if peer.token in removed else "had left by itself"
         click.echo(f"{outcome}: token {printable(peer.token)}")
     return Exit.OK
-
-
-def _refuse_the_living(peers: list[PeerInfo], force: bool) -> None:
-    alive = [peer for peer in peers if peer.alive]
-    if alive and not force:
-        raise CliError(_refusal(alive[0]))
 
 
 def _refusal(peer: PeerInfo) -> str:
@@ -62,10 +59,3 @@ def _confirmed(count: int) -> bool:
         raise CliError("refused: there is no terminal to ask for a confirmation at; use --yes if you are sure")
     what = "this hold" if count == 1 else f"these {count}"
     return click.confirm(f"Is it certain that nobody uses the lock any more? Remove {what}?", default=False)
-
-
-def _remove(path: str, peer: PeerInfo, lock_dir: str | None, force: bool) -> tuple[PeerInfo, ...]:
-    try:
-        return break_lock(path, token=peer.token, force=force, lock_dir=lock_dir)
-    except LockBusyError:
-        raise CliError(_refusal(peer)) from None

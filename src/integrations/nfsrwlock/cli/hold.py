@@ -16,10 +16,8 @@ from nfsrwlock.processes import (
     GUARD_NAME,
     Entry,
     Process,
-    call_yourself,
-    close_descriptors,
     family,
-    null_for,
+    leave_the_caller,
     send,
 )
 from nfsrwlock.text import flush, say
@@ -72,30 +70,16 @@ def _find(pid: int, on_expiry: OnExpiry) -> Process:
 
 def _guard(process: Process, keeper: Keeper, last: Hold) -> None:
     keeper.channel.send(Guarded(process.pid, group=None))
-    _leave_the_caller(process, keeper)
+    os.chdir("/")
+    # Let go of everything that somebody could wait for. stderr is kept for the one message that matters, where that can
+    # make nobody wait for its end.
+    silent = [0, 1] if _is_file_or_terminal(2) else [0, 1, 2]
+    kept = [one.fileno() for one in (keeper.channel, process)]
+    leave_the_caller(GUARD_NAME, [one for one in kept if one is not None], silent)
     with Signals(FORWARDED) as signals:
         guard = _Guard(process, keeper, last, signals)
         guard.until_it_ends()
     guard.release(f"process {process.pid} did")
-
-
-def _leave_the_caller(process: Process, keeper: Keeper) -> None:
-    """
-    Let go of everything that somebody could wait for.
-
-    stderr is kept for the one message that matters, where that can make nobody wait for its end: if it is a file or a
-    terminal.
-    """
-    os.setsid()
-    os.chdir("/")
-    call_yourself(GUARD_NAME)
-    silent = [0, 1] if _is_file_or_terminal(2) else [0, 1, 2]
-    null_for(silent)
-    kept = [keeper.channel.fileno()]
-    if (descriptor := process.fileno()) is not None:
-        kept.append(descriptor)
-    signal.set_wakeup_fd(-1)
-    close_descriptors(kept)
 
 
 def _is_file_or_terminal(descriptor: int) -> bool:

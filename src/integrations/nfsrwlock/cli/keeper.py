@@ -30,11 +30,9 @@ from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import (
     KEEPER_NAME,
     Process,
-    call_yourself,
-    close_descriptors,
     family,
     kill,
-    null_for,
+    leave_the_caller,
     readable,
     send_to_group,
 )
@@ -162,34 +160,32 @@ class Keeper:
     def cancel(self) -> None:
         """Give up waiting: have what was announced withdrawn, and end the keeper."""
         self.channel.close()
-        os.kill(self.pid, signal.SIGCONT)
-        if self._ended_within(_CANCEL_GRACE_SECONDS):
-            return
-        for signum in (signal.SIGTERM, signal.SIGKILL):  # it sleeps longer than that, or the file server hangs
-            os.kill(self.pid, signum)
-            if self._ended_within(_CANCEL_GRACE_SECONDS):
-                return
+        # The later ones are for one that sleeps longer than that, and one that the file server hangs.
+        self._end_by(signal.SIGCONT, signal.SIGTERM, signal.SIGKILL)
 
     def leave(self) -> None:
         """Go without waiting for it: it hangs. If it has made something, it stays to withdraw that."""
         self.channel.close()
         if self.program is None:
-            os.kill(self.pid, signal.SIGKILL)
-            self._ended_within(_CANCEL_GRACE_SECONDS)
+            self._end_by(signal.SIGKILL)
 
-    def _ended_within(self, seconds: float) -> bool:
+    def _end_by(self, *signums: int) -> None:
+        for signum in signums:
+            os.kill(self.pid, signum)
+            if self._has_ended_within(_CANCEL_GRACE_SECONDS):
+                return
+
+    def _has_ended_within(self, seconds: float) -> bool:
         limit = time.monotonic() + seconds
-        while time.monotonic() < limit:
-            if self._ended():
+        while True:
+            try:
+                if os.waitpid(self.pid, os.WNOHANG)[0] != 0:
+                    return True
+            except ChildProcessError:
                 return True
+            if time.monotonic() >= limit:
+                return False
             time.sleep(0.002)
-        return self._ended()
-
-    def _ended(self) -> bool:
-        try:
-            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
-        except ChildProcessError:
-            return True
 
     def finish(self) -> Released | None:
         """Have the locks released. None: no answer came in time; the keeper goes on trying by itself."""
@@ -199,7 +195,7 @@ class Keeper:
             readable(self.channel.fileno(), seconds=left)
             for message in self.channel.receive():
                 if isinstance(message, Released):
-                    self._ended_within(_FAREWELL_SECONDS)  # usually: it must not be left to a lazy init as a zombie
+                    self._has_ended_within(_FAREWELL_SECONDS)  # usually: it must not be left to a lazy init as a zombie
                     return message
             if self.channel.closed:
                 return Released(lost="the process that held the lock has died")
@@ -214,7 +210,8 @@ def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
     """Be the keeper."""
     code = 1
     try:
-        _leave_the_caller(channel)
+        leave_the_caller(KEEPER_NAME, keep=[channel.fileno()])
+        sys.argv[0] = PROGRAM  # what `status` shows people
         _keep(request, channel)
         code = 0
     except BaseException as error:  # nothing may unwind into the guard's stack, of which this process has a copy
@@ -222,15 +219,6 @@ def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
     finally:
         channel.close()
         os._exit(code)
-
-
-def _leave_the_caller(channel: Channel) -> None:
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    call_yourself(KEEPER_NAME)
-    sys.argv[0] = PROGRAM  # what `status` shows people
-    null_for((0, 1, 2))
-    close_descriptors(keep=[channel.fileno()])
 
 
 def _keep(request: Request, channel: Channel) -> None:

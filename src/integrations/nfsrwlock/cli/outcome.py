@@ -1,19 +1,5 @@
 """
-How a command of this program can end.
-
-==== ==========================================================================================================
-code meaning
-==== ==========================================================================================================
-0    done; for ``run``: the command's own success
-1    something failed that is neither of the below (input/output error, an answer of "no")
-2    bad input, or an operation refused; the message names the path and the remedy
-75   the locks could not be had within ``--timeout`` (``EX_TEMPFAIL``: try again later), or not at all, because they are
-     held for a process that this one was started by
-76   the hold was lost, so the command was killed, or what it did was not guarded to its end
-126  the command cannot be executed
-127  the command does not exist
-128+ the command was ended by signal number *code* - 128
-==== ==========================================================================================================
+How a command of this program can end: the exit codes are in the help (:mod:`nfsrwlock.cli.app`).
 
 ``run`` passes on every other code of the command. A command that itself ends with 75 or 76 looks the same: the message
 on stderr tells.
@@ -30,7 +16,7 @@ from nfsrwlock_core import DeadlockError, LockError, LockPathError, Timeout
 
 
 class Exit(IntEnum):
-    """The exit codes of this program's own; see the table above."""
+    """The exit codes of this program's own. 75 is ``EX_TEMPFAIL``: try again later."""
 
     OK = 0
     FAILED = 1

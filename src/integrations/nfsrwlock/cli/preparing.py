@@ -42,17 +42,11 @@ def find_program(name: str) -> str:
 
     :raises CliError: with code 127 if it does not exist, 126 if it cannot be executed
     """
-    if os.sep in name:
-        if not os.path.exists(name):
-            raise CliError(f"{name}: no such file or directory", Exit.NOT_FOUND)
-        if os.path.isdir(name):
-            raise CliError(f"{name}: is a directory", Exit.NOT_EXECUTABLE)
-        if not os.access(name, os.X_OK):
-            raise CliError(f"{name}: permission denied (not executable)", Exit.NOT_EXECUTABLE)
-        return name
-    found = shutil.which(name)
-    if found is not None:
+    if (found := shutil.which(name)) is not None:
         return found
+    if os.sep in name and os.path.isdir(name):
+        raise CliError(f"{name}: is a directory", Exit.NOT_EXECUTABLE)
     if name and (unusable := shutil.which(name, mode=os.F_OK)) is not None:
         raise CliError(f"{unusable}: permission denied (not executable)", Exit.NOT_EXECUTABLE)
-    raise CliError(f"{name}: command not found", Exit.NOT_FOUND)
+    reason = "no such file or directory" if os.sep in name else "command not found"
+    raise CliError(f"{name}: {reason}", Exit.NOT_FOUND)

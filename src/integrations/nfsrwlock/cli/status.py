@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _REFRESH_SECONDS: Final = 1.0
 _WIDTH_WITHOUT_TERMINAL: Final = 160
 #: How much of a token is shown: enough to name one of a lock's participants.
-TOKEN_DIGITS: Final = 8
+_TOKEN_DIGITS: Final = 8
 
 
 def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: bool) -> int:
@@ -28,16 +28,11 @@ def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: 
     look = _Look(paths, lock_dir, may_come=watch)
     if watch:
         with contextlib.suppress(KeyboardInterrupt):
-            _watch_json(look) if as_json else _watch(look)
+            _watch(look, as_json)
         return Exit.OK
     states = look()
     look.tell_news()
-    if as_json:
-        print(look.as_json(states, indent=2))
-    else:
-        console = _console()
-        for state in states:
-            console.print(_report(state, console.width))
+    _show(look, states, None if as_json else _console(), indent=2)
     return look.code
 
 
@@ -89,15 +84,30 @@ class _Look:
         return json.dumps([objects[path] for path in self._paths], indent=indent)
 
 
-def _watch_json(look: _Look) -> NoReturn:
-    """One line per change, for programs."""
+def _show(look: _Look, states: Sequence[LockState], console: Console | None, indent: int | None = None) -> None:
+    """Print what a look has found, for programs if there is no ``console``."""
+    if console is None:
+        print(look.as_json(states, indent))
+    else:
+        for state in states:
+            console.print(_report(state, console.width))
+
+
+def _watch(look: _Look, as_json: bool) -> NoReturn:
+    """On a terminal one view that is kept up to date; elsewhere a report whenever something has changed."""
+    console = None if as_json else _console()
+    if console is not None and console.is_terminal:
+        _watch_live(look, console)
     shown: object = None
     while True:
         states = look()
         look.tell_news()
         if (facts := [[_facts(state) for state in states], look.errors]) != shown:
             shown = facts
-            print(look.as_json(states), flush=True)
+            if console is not None:
+                console.print(time.strftime("%Y-%m-%d %H:%M:%S"))
+            _show(look, states, console)
+            sys.stdout.flush()
         time.sleep(_REFRESH_SECONDS)
 
 
@@ -110,7 +120,7 @@ def _facts(state: LockState) -> object:
     )
 
 
-def _watch(look: _Look) -> NoReturn:
+def _watch_live(look: _Look, console: Console) -> NoReturn:
     from rich.console import Group  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -119,28 +129,10 @@ def _watch(look: _Look) -> NoReturn:
         parts: list[RenderableType] = [_report(state, console.width) for state in look()]
         return Group(*parts, *(Text(one_line(message), style="red") for message in look.errors.values()))
 
-    console = _console()
-    if not console.is_terminal:
-        _watch_lines(look, console)
     with Live(view(), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(_REFRESH_SECONDS)
             live.update(view(), refresh=True)
-
-
-def _watch_lines(look: _Look, console: Console) -> NoReturn:
-    """Into a file or a pipe: a report with its time whenever something has changed."""
-    shown: object = None
-    while True:
-        states = look()
-        look.tell_news()
-        if (facts := [_facts(state) for state in states]) != shown:
-            shown = facts
-            console.print(time.strftime("%Y-%m-%d %H:%M:%S"))
-            for state in states:
-                console.print(_report(state, console.width))
-            sys.stdout.flush()
-        time.sleep(_REFRESH_SECONDS)
 
 
 def _console() -> Console:
@@ -159,7 +151,7 @@ def _report(state: LockState, width: int) -> RenderableType:
     if os.path.basename(state.lock_path) != f"{os.path.basename(state.lock_file.rstrip('/'))}.rwlock":
         headline.append(f", kept in {printable(state.lock_path)}", style="not bold")
     peers = (*state.holders, *state.waiters)
-    return Group(headline, table(peers, width)) if peers else headline
+    return Group(headline, _table(peers, width)) if peers else headline
 
 
 def _summary(state: LockState) -> str:
@@ -181,12 +173,9 @@ def _summary(state: LockState) -> str:
     return f"{text} ({generation})"
 
 
-def table(peers: Sequence[PeerInfo], width: int) -> RenderableType:
-    """
-    Return a table of participants; nothing in it can steer the terminal, whatever their names say.
-
-    :param width: of the terminal, in columns; what a participant runs is shown where there is room for it
-    """
+def _table(peers: Sequence[PeerInfo], width: int) -> RenderableType:
+    # Nothing in it can steer the terminal, whatever the participants' names say. What one runs is shown where there is
+    # room for it.
     from rich.cells import cell_len  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -204,9 +193,16 @@ def table(peers: Sequence[PeerInfo], width: int) -> RenderableType:
         result.add_column(heading, min_width=needed, max_width=needed, no_wrap=True, overflow="ellipsis")
         left -= needed + _GAP
     for peer, row in zip(peers, rows, strict=True):
-        style = "red" if peer.alive is False or not peer.understood else _STYLES[peer.state, peer.mode == "write"]
-        result.add_row(Text(row[0], style=style), *map(Text, row[1:]))
+        result.add_row(Text(row[0], style=_style(peer)), *map(Text, row[1:]))
     return result
+
+
+def _style(peer: PeerInfo) -> str:
+    if peer.alive is False or not peer.understood:
+        return "red"
+    if peer.state == "waiting":
+        return ""
+    return "yellow" if peer.mode == "write" else "green"
 
 
 def _what(peer: PeerInfo) -> str:
@@ -226,10 +222,6 @@ def _clock(moment: float) -> str:
     return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M", then)
 
 
-def _short(seconds: float) -> str:
-    return duration(round(seconds))
-
-
 def _does(peer: PeerInfo) -> str:
     verb = {"read": "read", "write": "write", "unknown": "hold"}[peer.mode]
     return f"{verb}s" if peer.state == "holding" else f"waits to {verb}"
@@ -238,20 +230,13 @@ def _does(peer: PeerInfo) -> str:
 _GAP: Final = 2
 _LAST: Final = "what"
 _LEAST_FOR_LAST: Final = 16
-_STYLES: Final = {
-    ("holding", True): "yellow",
-    ("holding", False): "green",
-    ("waiting", True): "",
-    ("waiting", False): "",
-}
-_LIFE: Final = {True: "", None: "", False: " (dead)"}
 _COLUMNS: Final[tuple[tuple[str, Callable[[PeerInfo], str]], ...]] = (
     ("", _does),
     ("who", lambda peer: f"{peer.user}@{peer.host}" if peer.understood else "unknown format"),
-    ("pid", lambda peer: "" if peer.pid is None else f"{peer.pid}{_LIFE[peer.alive]}"),
+    ("pid", lambda peer: "" if peer.pid is None else f"{peer.pid}{' (dead)' if peer.alive is False else ''}"),
     ("since", lambda peer: "" if peer.since is None else _clock(peer.since)),
-    ("silent", lambda peer: _short(peer.silent_for)),
-    ("evictable", lambda peer: "now" if peer.evictable_in <= 0 else f"in {_short(peer.evictable_in)}"),
-    ("token", lambda peer: peer.token[:TOKEN_DIGITS]),
+    ("silent", lambda peer: duration(round(peer.silent_for))),
+    ("evictable", lambda peer: "now" if peer.evictable_in <= 0 else f"in {duration(round(peer.evictable_in))}"),
+    ("token", lambda peer: peer.token[:_TOKEN_DIGITS]),
     (_LAST, _what),
 )

@@ -9,20 +9,19 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from nfsrwlock.text import duration, one_line, say
 
 if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.spinner import Spinner
-
     from nfsrwlock_core import WaitInfo
 
 _LINE_EVERY_SECONDS: Final = 60.0
 #: A wait that is as long as this for no known reason is odd.
 ODD_SECONDS: Final = 5.0
 FRAME_SECONDS: Final = 0.1
+_SPINNER: Final = "|/-\\"
 
 
 def describe(info: WaitInfo) -> str:
@@ -44,9 +43,8 @@ class Progress:
 
     def __init__(self) -> None:
         self._info: WaitInfo | None = None
-        self._began = time.monotonic()
-        self._line_due = self._began
-        self._display: tuple[Live, Spinner] | None = None
+        self._began = self._line_due = time.monotonic()
+        self._draws = False
 
     @property
     def is_shown(self) -> bool:
@@ -55,10 +53,10 @@ class Progress:
 
     def update(self, info: WaitInfo) -> None:
         """There is (new) reason to wait."""
-        first, self._info = self._info is None, info
-        if first:
+        if self._info is None:
             self._began = self._line_due = time.monotonic()
-            self._display = _display()
+            self._draws = _may_draw()
+        self._info = info
         self.frame()
 
     def frame(self) -> None:
@@ -66,55 +64,39 @@ class Progress:
         if self._info is None:
             return
         passed = time.monotonic() - self._began
-        if self._display is not None:
-            live, spinner = self._display
-            from rich.text import Text  # noqa: PLC0415 - costs more to import than a free lock costs to take
+        if self._draws:
+            from rich.cells import set_cell_size  # noqa: PLC0415 - a free lock is taken in less time than an import
 
-            text = one_line(f"waiting {duration(float(int(passed)))} {describe(self._info)}")
-            spinner.update(text=Text(text, no_wrap=True, overflow="ellipsis"))
-            live.refresh()
+            spinner = _SPINNER[int(passed / FRAME_SECONDS) % len(_SPINNER)]
+            text = one_line(f"{spinner} waiting {duration(float(int(passed)))} {describe(self._info)}")
+            _draw(set_cell_size(text, (os.get_terminal_size(2).columns or 80) - 1))
         elif time.monotonic() >= self._line_due:
             self._line_due += _LINE_EVERY_SECONDS
             say(f"waiting {f'{duration(passed)} ' if passed >= 1 else ''}{describe(self._info)}")
 
     def acquired(self, *, always: bool) -> None:
         """Report the grant, where a wait was announced or ``always``."""
-        if always or (self._info is not None and self._display is None):
+        announced = self._info is not None and not self._draws
+        self.close()
+        if always or announced:
             say(f"acquired after {duration(time.monotonic() - self._began)}")
 
     def close(self) -> None:
         """End the display; nothing of the spinner remains."""
-        if self._display is not None:
-            self._display[0].stop()
-        self._display = self._info = None
+        if self._draws:
+            _draw("\x1b[K")
+        self._draws, self._info = False, None
 
 
-def _display() -> tuple[Live, Spinner] | None:
-    """A started spinner without a thread of its own (this process will fork); None where a spinner would disturb."""
-    if not sys.stderr.isatty() or _is_in_background():
-        return None
-    from rich.console import Console  # noqa: PLC0415
-    from rich.live import Live  # noqa: PLC0415
-    from rich.spinner import Spinner  # noqa: PLC0415
-
-    console = Console(stderr=True)
-    if console.is_dumb_terminal:
-        return None
-    spinner = Spinner("dots")
-    live = Live(
-        spinner,
-        console=console,
-        auto_refresh=False,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    live.start()
-    return live, spinner
+def _may_draw() -> bool:
+    """Whether stderr is a terminal where a spinner disturbs nobody."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    with suppress(OSError):
+        return os.tcgetpgrp(2) == os.getpgrp()
+    return False
 
 
-def _is_in_background() -> bool:
-    try:
-        return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
-    except OSError:
-        return True
+def _draw(line: str) -> None:
+    with suppress(OSError, ValueError):
+        print(f"\r{line}\r", end="", file=sys.stderr, flush=True)
