@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -35,7 +35,7 @@ Listener = Callable[[object], None]
 @dataclass(slots=True)
 class _Joint:
     """
-    The locks of jobs that run at the same time.
+    The locks of a job, or of several that run at the same time.
 
     :param locks: held, or ``None`` while they are being taken
     :param error: why they could not be had
@@ -52,38 +52,25 @@ class _Joint:
 
 
 _changed: Final = threading.Condition()
-_joints: Final[dict[str, _Joint]] = {}
+#: By what connects the jobs.
+_joints: Final[dict[object, _Joint]] = {}
 
 
 @contextmanager
-def held(job: Any, plan: Plan, on_compromise: Listener | None = None) -> Iterator[LockSet]:
+def held(job: Any, plan: Plan, on_compromise: Listener = lambda _: None, *, alone: bool = False) -> Iterator[LockSet]:
     """
     Hold the locks of ``job`` in this block, in which its files are seen as the last holder has left them.
 
+    With them, those of all jobs that run at the same time and are connected with it. The first of these jobs takes them,
+    and the last one releases them.
+
     :param on_compromise: called when a lock becomes suspect or is lost
-    :raises LockingError: if they cannot be had; says who holds them
+    :param alone: whether it runs elsewhere, and here nothing but ``plan`` is needed
+    :raises LockingError: if they cannot be had, with who holds them, or if the jobs exclude each other
     """
-    locks = _set_of(job, [plan], on_compromise)
-    _acquire(job, locks, plan.timeout)
-    try:
-        look_afresh([*plan.files, *map(record_of, locks.locks)])
-        yield locks
-    finally:
-        with suppress(LockNotHeldError):
-            locks.release()
-
-
-@contextmanager
-def held_together(job: Any, plan: Plan, on_compromise: Listener) -> Iterator[LockSet]:
-    """
-    Do as :func:`held` does, with the locks of all jobs that run at the same time as ``job`` and are connected with it.
-
-    They are taken by the first of these jobs, and released by the last one.
-
-    :raises LockingError: if they cannot be had, or the jobs exclude each other
-    """
-    group = str(job.pipe_group.id)
-    joint = _join(job, group, on_compromise)
+    is_alone = alone or job.pipe_group is None
+    key: object = object() if is_alone else str(job.pipe_group.id)
+    joint = _join(job, plan, [job] if is_alone else _group_of(job), key, on_compromise)
     locks = joint.locks
     assert locks is not None
     try:
@@ -93,29 +80,21 @@ def held_together(job: Any, plan: Plan, on_compromise: Listener) -> Iterator[Loc
         with _changed:
             joint.listeners.remove(on_compromise)
             if not joint.listeners:  # the last one of them
-                del _joints[group]
+                del _joints[key]
                 with suppress(LockNotHeldError):
                     locks.release()
             _changed.notify_all()
 
 
-def _set_of(job: Any, plans: Iterable[Plan], on_compromise: Listener | None) -> LockSet:
-    try:
-        sets = [plan.lock_set(on_compromise) for plan in plans]
-        return sets[0] if len(sets) == 1 else LockSet.joined(sets)
-    except ValueError as error:
-        raise LockingError(f"the files of {job_name(job)} cannot be locked: {error}", rule=job.rule) from None
-
-
-def _join(job: Any, group: str, listener: Listener) -> _Joint:
+def _join(job: Any, plan: Plan, members: list[Any], key: object, listener: Listener) -> _Joint:
     awaited: _Joint | None = None
     with _changed:
         while True:
             if awaited is not None and awaited.error is not None:
                 raise LockingError(awaited.error)
-            joint = _joints.get(group)
+            joint = _joints.get(key)
             if joint is None:
-                joint = _joints[group] = _Joint(listeners=[listener])
+                joint = _joints[key] = _Joint(listeners=[listener])
                 break
             if joint.locks is None:
                 awaited = joint
@@ -125,21 +104,29 @@ def _join(job: Any, group: str, listener: Listener) -> _Joint:
             refuse_if_ending(job)
             _changed.wait(_LOOK_S)
     try:
-        plans = [(one, its) for one in _group_of(job) if (its := plan_of(one)) is not None]
-        for (one, its), (other, others) in combinations(plans, 2):
-            _refuse_conflict(one, its.lock_set(), other, others.lock_set())
-        together = _set_of(job, [its for _, its in plans], joint.tell)
+        plans = [(one, its) for one in members if (its := plan if one is job else plan_of(one)) is not None]
+        together = _set_of(job, plans, joint.tell)
         _acquire(job, together, min(its.timeout for _, its in plans))
     except BaseException as error:
         with _changed:
             joint.error = str(error) or type(error).__name__
-            del _joints[group]
+            del _joints[key]
             _changed.notify_all()
         raise
     with _changed:
         joint.locks = together
         _changed.notify_all()
     return joint
+
+
+def _set_of(job: Any, plans: list[tuple[Any, Plan]], listener: Listener) -> LockSet:
+    try:
+        sets = [(one, its.lock_set(listener)) for one, its in plans]
+        for (one, mine), (other, theirs) in combinations(sets, 2):
+            _refuse_conflict(one, mine, other, theirs)
+        return sets[0][1] if len(sets) == 1 else LockSet.joined(locks for _, locks in sets)
+    except ValueError as error:
+        raise LockingError(f"the files of {job_name(job)} cannot be locked: {error}", rule=job.rule) from None
 
 
 def _group_of(job: Any) -> list[Any]:

@@ -90,8 +90,7 @@ def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *ar
         return original(self, job, run_func, *args)
     processes = JobProcesses(job, holding.refuse_if_ending)
     replace = once.to_replace(job) if plan.once else frozenset()
-    hold = holding.held if job.pipe_group is None else holding.held_together
-    with hold(job, plan, processes.on_compromise) as locks:
+    with holding.held(job, plan, processes.on_compromise) as locks:
         unfinished.undo_earlier(job, plan, locks)
         if plan.once and once.is_made(job, replace):
             say(
@@ -108,7 +107,7 @@ def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any
     plan = plan_of_cache(job)
     if plan is None:
         return run(spawn)
-    with holding.held(job, plan) as locks:
+    with holding.held(job, plan, alone=True) as locks:
 
         def spawn_and_settle(*args: Any) -> None:
             spawn(*args)

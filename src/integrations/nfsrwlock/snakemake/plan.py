@@ -70,19 +70,20 @@ class Plan:
         :param on_compromise: called when a lock that is held becomes suspect or lost
         :raises ValueError: if one is wanted with different settings
         """
-        paths: dict[tuple[tuple[str, Any], ...], dict[Mode, list[str]]] = {}
-        for path, mode, settings in self.wanted:
-            paths.setdefault(settings, {"read": [], "write": []})[mode].append(path)
         sets = [
-            LockSet(read=by_mode["read"], write=by_mode["write"], on_compromise=on_compromise, **dict(settings))
-            for settings, by_mode in paths.items()
+            LockSet(
+                read=[want.path] if want.mode == "read" else (),
+                write=[want.path] if want.mode == "write" else (),
+                on_compromise=on_compromise,
+                **dict(want.settings),
+            )
+            for want in self.wanted
         ]
-        if len(sets) > 1:
-            sets = [LockSet.joined(sets)]
+        kinds = [LockSet.joined(sets)] if sets else []
         if self.cached is not None:
             # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
-            sets.insert(0, self.cached.lock_set(on_compromise))
-        return sets[0] if len(sets) == 1 else LockSet.joined(sets, one_after_another=True)
+            kinds.insert(0, self.cached.lock_set(on_compromise))
+        return LockSet.joined(kinds, one_after_another=True)
 
 
 def plan_of(job: Any) -> Plan | None:
