@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -109,6 +110,7 @@ def _hold(pid: int | None, **options: Any) -> int:
 
 
 _lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+_number = partial(click.option, show_default=True, metavar="N")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
 
 
@@ -155,25 +157,10 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     "--peer", is_flag=True, help="Test together with a second node: prints the command to run there, and waits."
 )
 @click.option("--join", metavar="TOKEN", help="Be that second node.")
+@_number("--rounds", type=click.IntRange(10, 10_000), default=400, help="Rounds of each race.")
+@_number("--processes", type=click.IntRange(2, 64), default=2, help="Processes that race, on each host.")
 @click.option(
-    "--rounds",
-    type=click.IntRange(10, 10_000),
-    default=400,
-    show_default=True,
-    metavar="N",
-    help="Rounds of each race.",
-)
-@click.option(
-    "--processes",
-    type=click.IntRange(2, 64),
-    default=2,
-    show_default=True,
-    metavar="N",
-    help="Processes that race, on each host.",
-)
-@click.option(
-    "-t",
-    "--timeout",
+    *("-t", "--timeout"),
     type=positive_span,
     metavar="TIME",
     help="Give up after that time: of waiting for the other node (--peer 300, --join 10), or for the file system to "

@@ -73,15 +73,11 @@ class Channel:
                 chunk = b""
             self._incoming += chunk
             self.closed = not chunk
-        return list(self._complete())
-
-    def _complete(self) -> list[object]:
         messages: list[object] = []
-        while len(self._incoming) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._incoming)
-            end = _LENGTH.size + length
+        while len(self._incoming) >= (start := _LENGTH.size):
+            end = start + _LENGTH.unpack_from(self._incoming)[0]
             if len(self._incoming) < end:
                 break
-            messages.append(pickle.loads(self._incoming[_LENGTH.size : end]))
+            messages.append(pickle.loads(self._incoming[start:end]))
             del self._incoming[:end]
         return messages

@@ -207,46 +207,37 @@ class _Cancelled(BaseException):
 
 
 def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
-    """Be the keeper."""
-    code = 1
-    try:
+    """Be the keeper. Nothing may unwind into the guard's stack, of which this process has a copy."""
+    with suppress(BaseException):
         leave_the_caller(KEEPER_NAME, keep=[channel.fileno()])
         sys.argv[0] = PROGRAM  # what `status` shows people
-        _keep(request, channel)
-        code = 0
-    except BaseException as error:  # nothing may unwind into the guard's stack, of which this process has a copy
-        channel.send(as_cli_error(error))
-    finally:
+        try:
+            _keep(request, channel)
+        except Exception as error:
+            channel.send(as_cli_error(error, request.conflict_code))
         channel.close()
-        os._exit(code)
+        outlast_the_server(request)
+    os._exit(0)
 
 
 def _keep(request: Request, channel: Channel) -> None:
     signals = _Signals(channel)
     hold_for(request.subject or os.getppid())
+    if not request.parents:
+        check_directories((*request.write, *request.read), request.settings["lock_dir"])
+    program = find_program(request.command) if request.command else ""
+    locks = LockSet(read=request.read, write=request.write, **request.settings)
+    channel.send(Prepared(program))
+    signals.look()  # all this may have taken so long that nobody waits for the locks any more
+    locks.acquire(on_wait=signals.look)
+    signals.waiting = False
+    lost = ""
     try:
-        if not request.parents:
-            check_directories((*request.write, *request.read), request.settings["lock_dir"])
-        program = find_program(request.command) if request.command else ""
-        locks = LockSet(read=request.read, write=request.write, **request.settings)
-        channel.send(Prepared(program))
-        signals.look()  # all this may have taken so long that nobody waits for the locks any more
-        locks.acquire(on_wait=signals.look)
-    except _Cancelled:
-        return
-    except Exception as error:
-        channel.send(as_cli_error(error, request.conflict_code))
-    else:
-        signals.waiting = False
-        lost = ""
-        try:
-            with locks:
-                _hold(request, locks, signals, channel)
-        except LockLostError as error:
-            lost = str(error)
-        channel.send(Released(lost))
-    channel.close()
-    outlast_the_server(request)
+        with locks:
+            _hold(request, locks, signals, channel)
+    except LockLostError as error:
+        lost = str(error)
+    channel.send(Released(lost))
 
 
 def outlast_the_server(request: Request) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import click
@@ -47,33 +48,21 @@ def _seconds(value: str) -> float:
 #: on a server that is away before any time-out counts.
 PATH = click.UNPROCESSED
 
+_lock_on = partial(click.option, multiple=True, type=PATH, metavar="PATH")
+_time = partial(click.option, type=positive_span, metavar="TIME")
+
 _OPTIONS = [
-    click.option(
-        *("-r", "--read", "-s", "--shared", "read"),
-        multiple=True,
-        type=PATH,
-        metavar="PATH",
-        help="Hold a shared lock on PATH.",
-    ),
-    click.option(
-        *("-w", "--write", "-x", "--exclusive", "write"),
-        multiple=True,
-        type=PATH,
-        metavar="PATH",
-        help="Hold the exclusive lock on PATH.",
-    ),
-    click.option(
-        "-t",
-        "--timeout",
+    _lock_on("-r", "--read", "-s", "--shared", "read", help="Hold a shared lock on PATH."),
+    _lock_on("-w", "--write", "-x", "--exclusive", "write", help="Hold the exclusive lock on PATH."),
+    _time(
+        *("-t", "--timeout"),
         type=span,
-        metavar="TIME",
         help="Give up after waiting for that time, with exit code 75; 0 does not wait. Without it: wait forever. "
         "A time is a number of seconds, or has a unit: 90s, 5m, 2h, 1d.",
     ),
     click.option("-n", "--nonblock", is_flag=True, help="Do not wait: the same as --timeout 0."),
     click.option(
-        "-E",
-        "--conflict-exit-code",
+        *("-E", "--conflict-exit-code"),
         type=click.IntRange(0, 255),
         default=int(Exit.TIMED_OUT),
         show_default=True,
@@ -81,26 +70,12 @@ _OPTIONS = [
         help="The exit code when the locks could not be had in time.",
     ),
     click.option("--verbose", is_flag=True, help="Report how long it took to get the locks."),
-    click.option(
-        "--heartbeat",
-        type=positive_span,
-        metavar="TIME",
-        help="Time between two heartbeats (30 s, or a third of --stale).",
-    ),
-    click.option(
+    _time("--heartbeat", help="Time between two heartbeats (30 s, or a third of --stale)."),
+    _time(
         "--stale",
-        type=positive_span,
-        metavar="TIME",
         help="The lease: after so much silence, other hosts may evict this holder (three times --heartbeat).",
     ),
-    click.option(
-        "--poll",
-        type=positive_span,
-        default="0.25",
-        show_default=True,
-        metavar="TIME",
-        help="Time between two looks while waiting.",
-    ),
+    _time("--poll", default="0.25", show_default=True, help="Time between two looks while waiting."),
     click.option(
         "--share",
         type=click.Choice(["user", "group"]),
@@ -159,8 +134,8 @@ def request(
         raise CliError("nothing to lock: name at least one path with --read PATH or --write PATH")
     if nonblock and timeout:
         raise CliError("--nonblock does not wait, and --timeout does; use one of them")
-    for path in (*write, *read):
-        _check_text(path)
+    if not all((*write, *read)):
+        raise CliError("an empty path cannot be locked: check the variable in --read or --write")
     beat = heartbeat if heartbeat is not None else 30.0 if stale is None else stale / 3
     return Request(
         read=read,
@@ -178,10 +153,3 @@ def request(
             "lock_dir": lock_dir,
         },
     )
-
-
-def _check_text(path: str) -> None:
-    if not path:
-        raise CliError("an empty path cannot be locked: check the variable in --read or --write")
-    if "\0" in path:
-        raise CliError("a path cannot contain a null byte")

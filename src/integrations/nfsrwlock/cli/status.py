@@ -31,7 +31,6 @@ def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: 
             _watch(look, as_json)
         return Exit.OK
     states = look()
-    look.tell_news()
     _show(look, states, None if as_json else _console(), indent=2)
     return look.code
 
@@ -45,15 +44,13 @@ class _Look:
         #: Whether a path that does not exist may come yet. Otherwise it is more often a typing error.
         self._may_come = may_come
         self._previous: dict[str, LockState] = {}
-        self._told: list[str] = []
         #: What kept the latest look from a lock, by the path as it was given.
         self.errors: dict[str, str] = {}
         self.code: int = Exit.OK
 
-    def __call__(self) -> list[LockState]:
-        """Return the states of those locks that could be looked at."""
-        self.errors = {}
-        self.code = Exit.OK
+    def __call__(self, *, aloud: bool = True) -> list[LockState]:
+        """Return the states of those locks that could be looked at; ``aloud``: say what has newly gone wrong."""
+        former, self.errors, self.code = self.errors, {}, Exit.OK
         states = []
         for path in self._paths:
             try:
@@ -63,17 +60,12 @@ class _Look:
             except (LockError, OSError) as error:
                 self.errors[path] = str(error)
                 self.code = max(self.code, Exit.BAD_INPUT if isinstance(error, LockPathError) else Exit.FAILED)
+                if aloud and former.get(path) != str(error):
+                    say(str(error))
             else:
                 self._previous[path] = state
                 states.append(state)
         return states
-
-    def tell_news(self) -> None:
-        """Print what went wrong in the latest look, unless the one before said the same."""
-        for message in self.errors.values():
-            if message not in self._told:
-                say(message)
-        self._told = [*self.errors.values()]
 
     def as_json(self, states: Iterable[LockState], indent: int | None = None) -> str:
         """Return one object per path: the lock's state, or the ``error`` instead of it."""
@@ -101,7 +93,6 @@ def _watch(look: _Look, as_json: bool) -> NoReturn:
     shown: object = None
     while True:
         states = look()
-        look.tell_news()
         if (facts := [[_facts(state) for state in states], look.errors]) != shown:
             shown = facts
             if console is not None:
@@ -126,7 +117,7 @@ def _watch_live(look: _Look, console: Console) -> NoReturn:
     from rich.text import Text  # noqa: PLC0415
 
     def view() -> RenderableType:
-        parts: list[RenderableType] = [_report(state, console.width) for state in look()]
+        parts: list[RenderableType] = [_report(state, console.width) for state in look(aloud=False)]
         return Group(*parts, *(Text(one_line(message), style="red") for message in look.errors.values()))
 
     with Live(view(), console=console, auto_refresh=False) as live:

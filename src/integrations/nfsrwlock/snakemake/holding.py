@@ -61,8 +61,8 @@ def held(job: Any, plan: Plan, on_compromise: Listener = lambda _: None, *, alon
     """
     Hold the locks of ``job`` in this block, in which its files are seen as the last holder has left them.
 
-    With them, those of all jobs that run at the same time and are connected with it. The first of these jobs takes them,
-    and the last one releases them.
+    With them, those of all jobs that run at the same time and are connected with it. The first of these jobs takes
+    them, and the last one releases them.
 
     :param on_compromise: called when a lock becomes suspect or is lost
     :param alone: whether it runs elsewhere, and here nothing but ``plan`` is needed
