@@ -29,6 +29,8 @@ from .system.process import is_dead, is_same_kernel
 _RECORD_MAX_BYTES: Final = 1000
 #: How often an operator's removal is tried against a holder that beats.
 _TRIES: Final = 50
+#: A wait that is as long as this for no known reason is odd.
+_ODD_S: Final = 5.0
 _JOB_VARIABLES: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
 
@@ -132,6 +134,20 @@ class WaitInfo:
     blockers: tuple[PeerInfo, ...]
     trouble: str | None = None
     warning: str | None = None
+
+    def describe(self) -> str:
+        """Return who or what is in the way, for messages; empty if there was little time to see that."""
+        if self.blockers:
+            text = "; ".join(peer.describe() for peer in self.blockers[:3])
+            if len(self.blockers) > 3:
+                text += f" and {len(self.blockers) - 3} more"
+        elif self.trouble is not None:
+            text = f"the file system answers {self.trouble}"
+        elif self.waited > _ODD_S:
+            text = "nobody is known to be in the way, so the file system may be in trouble"
+        else:
+            text = ""
+        return text if self.warning is None else f"{text}. {self.warning}"
 
 
 def inspect(

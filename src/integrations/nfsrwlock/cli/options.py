@@ -62,7 +62,7 @@ _OPTIONS = [
     ),
     click.option("-n", "--nonblock", is_flag=True, help="Do not wait: the same as --timeout 0."),
     click.option(
-        *("-E", "--conflict-exit-code"),
+        *("-E", "--conflict-exit-code", "conflict_code"),
         type=click.IntRange(0, 255),
         default=int(Exit.TIMED_OUT),
         show_default=True,
@@ -115,15 +115,13 @@ def request(
     write: tuple[str, ...],
     timeout: float | None,
     nonblock: bool,
-    conflict_exit_code: int,
-    verbose: bool,
     heartbeat: float | None,
     stale: float | None,
     poll: float,
     share: Literal["user", "group"],
     lock_dir: str | None,
-    parents: bool,
     on_expiry: str,
+    **others: Any,
 ) -> Request:
     """
     Check the options and put them together.
@@ -140,10 +138,7 @@ def request(
     return Request(
         read=read,
         write=write,
-        conflict_code=conflict_exit_code,
-        verbose=verbose,
         on_expiry=OnExpiry(on_expiry),
-        parents=parents,
         settings={
             "timeout": 0.0 if nonblock else -1.0 if timeout is None or math.isinf(timeout) else timeout,
             "heartbeat_interval": beat,
@@ -152,4 +147,5 @@ def request(
             "share": share,
             "lock_dir": lock_dir,
         },
+        **others,
     )

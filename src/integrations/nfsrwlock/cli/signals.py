@@ -52,9 +52,8 @@ class Signals:
 
     def wait(self, seconds: float, channel: Channel | None = None) -> list[int]:
         """Sleep until a signal or a message arrives, for at most so long; return the signals as they arrived."""
-        readable(
-            self._reader.fileno(), None if channel is None or channel.closed else channel.fileno(), seconds=seconds
-        )
+        other = None if channel is None or channel.closed else channel.fileno()
+        readable(self._reader.fileno(), other, seconds=seconds)
         with suppress(BlockingIOError):
             return list(self._reader.recv(4096))
         return []

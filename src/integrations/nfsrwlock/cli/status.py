@@ -82,7 +82,7 @@ def _show(look: _Look, states: Sequence[LockState], console: Console | None, ind
         print(look.as_json(states, indent))
     else:
         for state in states:
-            console.print(_report(state, console.width))
+            console.print(_report(state))
 
 
 def _watch(look: _Look, as_json: bool) -> NoReturn:
@@ -117,7 +117,7 @@ def _watch_live(look: _Look, console: Console) -> NoReturn:
     from rich.text import Text  # noqa: PLC0415
 
     def view() -> RenderableType:
-        parts: list[RenderableType] = [_report(state, console.width) for state in look(aloud=False)]
+        parts: list[RenderableType] = [_report(state) for state in look(aloud=False)]
         return Group(*parts, *(Text(one_line(message), style="red") for message in look.errors.values()))
 
     with Live(view(), console=console, auto_refresh=False) as live:
@@ -134,7 +134,7 @@ def _console() -> Console:
     return Console(highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
 
 
-def _report(state: LockState, width: int) -> RenderableType:
+def _report(state: LockState) -> RenderableType:
     from rich.console import Group  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -142,7 +142,7 @@ def _report(state: LockState, width: int) -> RenderableType:
     if os.path.basename(state.lock_path) != f"{os.path.basename(state.lock_file.rstrip('/'))}.rwlock":
         headline.append(f", kept in {printable(state.lock_path)}", style="not bold")
     peers = (*state.holders, *state.waiters)
-    return Group(headline, _table(peers, width)) if peers else headline
+    return Group(headline, _table(peers)) if peers else headline
 
 
 def _summary(state: LockState) -> str:
@@ -164,28 +164,20 @@ def _summary(state: LockState) -> str:
     return f"{text} ({generation})"
 
 
-def _table(peers: Sequence[PeerInfo], width: int) -> RenderableType:
+def _table(peers: Sequence[PeerInfo]) -> RenderableType:
     # Nothing in it can steer the terminal, whatever the participants' names say. What one runs is shown where there is
     # room for it.
-    from rich.cells import cell_len  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    rows = [[one_line(content(peer)) for _, content in _COLUMNS] for peer in peers]
-    result = Table(box=None, padding=(0, _GAP, 0, 0), header_style="dim")
-    left = width
-    for (heading, _), cells in zip(_COLUMNS, zip(*rows, strict=True), strict=True):
-        needed = max(map(cell_len, (heading, *cells)))
-        if heading == _LAST:
-            if left < _LEAST_FOR_LAST or not any(cells):
-                rows = [row[:-1] for row in rows]
-                break
-            needed = min(needed, left)
-        result.add_column(heading, min_width=needed, max_width=needed, no_wrap=True, overflow="ellipsis")
-        left -= needed + _GAP
-    for peer, row in zip(peers, rows, strict=True):
-        result.add_row(Text(row[0], style=_style(peer)), *map(Text, row[1:]))
-    return result
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for heading, _ in _COLUMNS:
+        table.add_column(heading, no_wrap=heading != _LAST)
+    for peer in peers:
+        cells = [Text(one_line(content(peer)), no_wrap=True, overflow="ellipsis") for _, content in _COLUMNS]
+        cells[0].stylize(_style(peer))
+        table.add_row(*cells)
+    return table
 
 
 def _style(peer: PeerInfo) -> str:
@@ -218,9 +210,7 @@ def _does(peer: PeerInfo) -> str:
     return f"{verb}s" if peer.state == "holding" else f"waits to {verb}"
 
 
-_GAP: Final = 2
 _LAST: Final = "what"
-_LEAST_FOR_LAST: Final = 16
 _COLUMNS: Final[tuple[tuple[str, Callable[[PeerInfo], str]], ...]] = (
     ("", _does),
     ("who", lambda peer: f"{peer.user}@{peer.host}" if peer.understood else "unknown format"),

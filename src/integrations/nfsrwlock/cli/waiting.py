@@ -18,24 +18,10 @@ if TYPE_CHECKING:
     from nfsrwlock_core import WaitInfo
 
 _LINE_EVERY_SECONDS: Final = 60.0
-#: A wait that is as long as this for no known reason is odd.
+#: A wait of which nothing is heard for as long as this is odd.
 ODD_SECONDS: Final = 5.0
 FRAME_SECONDS: Final = 0.1
 _SPINNER: Final = "|/-\\"
-
-
-def describe(info: WaitInfo) -> str:
-    """Say what is waited for, and who is in the way."""
-    text = f"to {info.mode} {info.lock_file}"
-    if info.blockers:
-        text += f": {info.blockers[0].describe()}"
-        if len(info.blockers) > 1:
-            text += f" (and {len(info.blockers) - 1} more)"
-    elif info.trouble is not None:
-        text += f": the file system answers {info.trouble}"
-    elif info.waited > ODD_SECONDS:
-        text += ": nobody is known to be in the way, so the file system may be in trouble"
-    return text if info.warning is None else f"{text}. {info.warning}"
 
 
 class Progress:
@@ -68,11 +54,11 @@ class Progress:
             from rich.cells import set_cell_size  # noqa: PLC0415 - a free lock is taken in less time than an import
 
             spinner = _SPINNER[int(passed / FRAME_SECONDS) % len(_SPINNER)]
-            text = one_line(f"{spinner} waiting {duration(float(int(passed)))} {describe(self._info)}")
+            text = one_line(f"{spinner} waiting {duration(float(int(passed)))} {_text(self._info)}")
             _draw(set_cell_size(text, (os.get_terminal_size(2).columns or 80) - 1))
         elif time.monotonic() >= self._line_due:
             self._line_due += _LINE_EVERY_SECONDS
-            say(f"waiting {f'{duration(passed)} ' if passed >= 1 else ''}{describe(self._info)}")
+            say(f"waiting {f'{duration(passed)} ' if passed >= 1 else ''}{_text(self._info)}")
 
     def acquired(self, *, always: bool) -> None:
         """Report the grant, where a wait was announced or ``always``."""
@@ -86,6 +72,11 @@ class Progress:
         if self._draws:
             _draw("\x1b[K")
         self._draws, self._info = False, None
+
+
+def _text(info: WaitInfo) -> str:
+    who = info.describe()
+    return f"to {info.mode} {info.lock_file}{f': {who}' if who else ''}"
 
 
 def _may_draw() -> bool:

@@ -83,12 +83,9 @@ class Waiting:
             return
         self._due = waited + _AGAIN_S
         self._shown = tokens
-        who = "; ".join(peer.describe() for peer in info.blockers[:3]) or "nobody is known to be in the way"
-        if info.trouble is not None:
-            who = f"the file system answers {info.trouble}"
-        more = f" and {len(info.blockers) - 3} more" if len(info.blockers) > 3 else ""
         (say if waited < _AGAIN_S else warn)(
             self._job,
             f"{job_name(self._job)} waits to {info.mode} {printable(info.lock_file)}, "
-            f"{duration(waited)} so far, {self._limit}: {who}{more}",
+            f"{duration(waited)} so far, {self._limit}: "
+            f"{info.describe() or 'nobody is known to be in the way'}",
         )
