@@ -40,7 +40,8 @@ def cache_entry(job: Any) -> tuple[str, Options] | None:
     :raises LockingError: if the cache is not a directory
     """
     workflow = job.rule.workflow
-    if _options is None or workflow.subprocess_exec or not _is_cached(workflow, job.rule):
+    is_cached = workflow.workflow_settings.cache is not None and has_cache_directive(job.rule)
+    if _options is None or workflow.subprocess_exec or not is_cached:
         return None  # of what it spawns locally, Snakemake looks into the cache itself, and holds the lock
     cache = workflow.output_file_cache
     path = getattr(cache, "path", None)
@@ -75,10 +76,6 @@ def has_cache_directive(rule: Any) -> bool:
     if cache is not None:
         return bool(cache.output)
     return bool(getattr(rule.workflow, "cache_rules", {}).get(rule.name))  # before 9.20
-
-
-def _is_cached(workflow: Any, rule: Any) -> bool:
-    return workflow.workflow_settings.cache is not None and has_cache_directive(rule)
 
 
 def run_async(workflow: Any, coroutine: Any) -> Any:

@@ -13,45 +13,24 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypedDict, cast, get_args
+from typing import Any, Final, Literal, TypedDict, cast
 
 from snakemake.exceptions import WorkflowError
 
-SECTION: Final = "nfsrwlock"
+_SECTION: Final = "nfsrwlock"
 #: Seconds that a job waits for its locks if nothing else is said: a day. Long enough for the jobs of a cluster, and an
 #: end, so that a mistake (a pipe between two jobs that exclude each other) comes to light.
-DEFAULT_TIMEOUT_S: Final = 86400.0
-
-Share = Literal["user", "group"]
-Heartbeat = Literal["thread", "process"]
+_TIMEOUT_S: Final = 86400.0
 
 
 class Options(TypedDict, total=False):
-    """
-    The options of one flag; one that is missing, or ``None``, is not said here.
-
-    :param timeout: seconds that a job waits for its locks; ``inf``: without end
-    :param stale_threshold: the lease, seconds
-    :param share: ``"user"`` or ``"group"``
-    :param lock_dir: a directory to keep locks in
-    :param heartbeat: ``"thread"`` or ``"process"``
-    """
+    """The options of one flag, see :func:`shared_read`; one that is missing, or ``None``, is not said here."""
 
     timeout: float | None
     stale_threshold: float | None
-    share: Share | None
+    share: Literal["user", "group"] | None
     lock_dir: str | os.PathLike[str] | None
-    heartbeat: Heartbeat | None
-
-
-#: Where each option is looked up in the environment. ``NFSRWLOCK_DIR`` is the engine's own.
-VARIABLES: Final[Mapping[str, str]] = {
-    "timeout": "NFSRWLOCK_TIMEOUT",
-    "stale_threshold": "NFSRWLOCK_STALE_THRESHOLD",
-    "share": "NFSRWLOCK_SHARE",
-    "lock_dir": "NFSRWLOCK_DIR",
-    "heartbeat": "NFSRWLOCK_HEARTBEAT",
-}
+    heartbeat: Literal["thread", "process"] | None
 
 
 def checked(where: str, options: Mapping[str, Any]) -> Options:
@@ -77,12 +56,13 @@ def resolved(options: Options, config: Any) -> Options:
     :param config: the workflow's config
     :raises WorkflowError: if the environment or the config say something that makes no sense
     """
-    section = (config.get(SECTION) if isinstance(config, Mapping) else None) or {}
+    section = (config.get(_SECTION) if isinstance(config, Mapping) else None) or {}
     if not isinstance(section, Mapping):
-        raise WorkflowError(f"the section {SECTION!r} of the config must hold options, not {section!r}")
-    found: Options = {"timeout": DEFAULT_TIMEOUT_S}
-    found |= checked(f"config section {SECTION!r}", {str(name): value for name, value in section.items()})
-    for name, variable in VARIABLES.items():
+        raise WorkflowError(f"the section {_SECTION!r} of the config must hold options, not {section!r}")
+    found: Options = {"timeout": _TIMEOUT_S}
+    found |= checked(f"config section {_SECTION!r}", {str(name): value for name, value in section.items()})
+    for name in _CHECKS:
+        variable = "NFSRWLOCK_DIR" if name == "lock_dir" else f"NFSRWLOCK_{name.upper()}"
         if text := os.environ.get(variable):
             found |= checked(f"environment variable {variable}", {name: text})
     return found | options
@@ -131,7 +111,7 @@ def _directory(where: str, value: Any) -> str:
 _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "timeout": _seconds,
     "stale_threshold": _lease,
-    "share": _one_of(*get_args(Share)),
+    "share": _one_of("user", "group"),
     "lock_dir": _directory,
-    "heartbeat": _one_of(*get_args(Heartbeat)),
+    "heartbeat": _one_of("thread", "process"),
 }

@@ -41,28 +41,18 @@ def marked(token: bytes) -> list[int]:
     return found
 
 
-def _stop(token: bytes) -> int:
+def _stop(token: bytes) -> None:
     # Stopped first, so that none can start another one unseen; killed when nobody new turns up.
     stopped: set[int] = set()
     until = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < until:
-        new = [pid for pid in marked(token) if pid not in stopped]
-        for pid in new:
-            _send(pid, signal.SIGSTOP)
-        stopped.update(new)
+    while (found := set(marked(token))) and time.monotonic() < until:
+        new = found - stopped
+        for pid in new or found:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGSTOP if new else signal.SIGKILL)
+        stopped = found if new else set()
         if not new:
-            for pid in stopped:
-                _send(pid, signal.SIGKILL)
-            if not marked(token):
-                break
             time.sleep(0.01)
-            stopped.clear()
-    return len(stopped)
-
-
-def _send(pid: int, signum: int) -> None:
-    with suppress(OSError):
-        os.kill(pid, signum)
 
 
 def main() -> None:
