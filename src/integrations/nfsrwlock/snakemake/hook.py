@@ -119,11 +119,10 @@ def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any
 def _run(
     job: Any, plan: Plan, processes: JobProcesses, locks: LockSet, run: Callable[..., Any], args: tuple[Any, ...]
 ) -> Any:
-    workspace = Workspace(job, plan, locks) if plan.exclusive else None
+    workspace = Workspace(job, plan, locks)
     is_done = False
     try:
-        if workspace is not None:
-            args = workspace.redirected(args)
+        args = workspace.redirected(args)
         try:
             with processes.under(locks):
                 result = run(args)
@@ -131,21 +130,14 @@ def _run(
             holding.settle(job, locks)  # a job that was stopped for its lock's sake fails for that reason
             raise
         holding.settle(job, locks)
-        if workspace is not None:
-            try:
-                workspace.publish()
-            except LockError:
-                raise holding.lost(job, locks, workspace.consequence()) from None
+        try:
+            workspace.publish()
+        except LockError:
+            raise holding.lost(job, locks, workspace.consequence()) from None
         is_done = True
         return result
     finally:
-        if workspace is not None:
-            if not is_done:
-                workspace.undo()
-            if not is_done and job.rule.workflow.execution_settings.keep_incomplete:
-                workspace.keep()
-            else:
-                workspace.discard()
+        workspace.close(is_done=is_done)
 
 
 def _tell_the_job(original: Original, self: Any, job: Any) -> Any:

@@ -52,9 +52,8 @@ class _Output:
 
 class Workspace:
     """
-    The private places of one run of a job, under its locks.
+    The private places of one run of a job, under its locks; none if it has no exclusive outputs.
 
-    :param job: with exclusive outputs
     :param locks: held
     :raises LockingError: if they cannot be made
     """
@@ -74,7 +73,7 @@ class Workspace:
                 self._outputs.append(self._output(index, job.output[index]))
             unfinished.remember(job, plan, locks)
         except OSError as error:
-            self.discard()
+            self.close(is_done=True)
             raise LockingError(
                 f"{job_name(job)} cannot make a private directory for its exclusive outputs: {error}"
             ) from None
@@ -123,6 +122,8 @@ class Workspace:
         So are params that were made from them, such as a prefix. What does not name a private directory when it is made
         from the private outputs (a sample's name, say) is left as it is.
         """
+        if not self._outputs:
+            return args
         outputs, params = args[_OUTPUT], args[_PARAMS]
         private = {output.index: output.private for output in self._outputs}
         counter = iter(range(len(outputs)))
@@ -151,6 +152,8 @@ class Workspace:
         :raises LockingError: if an output is missing or not what the rule says; then nothing was published
         :raises LockError: if the locks are not certain any more
         """
+        if not self._outputs:
+            return
         self._examine()
         check = self._locks.check
         check()
@@ -300,18 +303,20 @@ class Workspace:
             return "It was cut off while it replaced its outputs; some are missing now"
         return "Nothing was published"
 
-    def undo(self) -> None:
-        """Take away what the job, which has failed, wrote to the real paths of its outputs."""
-        private = {os.path.abspath(output.final): output.private for output in self._outputs}
-        try:
-            unfinished.undo(self._job, self._plan, self._locks, private)
-        except OSError as error:  # the record stays, for the next one
-            warn(self._job, f"what {job_name(self._job)} left unfinished cannot be removed: {error}")
+    def close(self, *, is_done: bool) -> None:
+        """
+        Remove the private directories, but not those with an old output that is nowhere else.
 
-    def discard(self) -> None:
-        """Remove the private directories, but not those with an old output that is nowhere else."""
+        If the job is not done, also what it wrote to the real paths of its outputs; with ``--keep-incomplete``, the
+        private directories stay then.
+        """
+        if not is_done:
+            self._undo()
         for directory in self._directories.values():
-            if _holds_old_outputs(directory):
+            if not is_done and self._job.rule.workflow.execution_settings.keep_incomplete:
+                kept = f"the unfinished outputs of {job_name(self._job)} are kept until its next run"
+                say(self._job, f"{kept}: {printable(directory)}")
+            elif _holds_old_outputs(directory):
                 self._tell_of_old_outputs(directory)
             else:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -319,20 +324,19 @@ class Workspace:
             with suppress(OSError):
                 os.rmdir(os.path.dirname(directory))  # others with another lock may be in it
 
+    def _undo(self) -> None:
+        private = {os.path.abspath(output.final): output.private for output in self._outputs}
+        try:
+            unfinished.undo(self._job, self._plan, self._locks, private)
+        except OSError as error:  # the record stays, for the next one
+            warn(self._job, f"what {job_name(self._job)} left unfinished cannot be removed: {error}")
+
     def _tell_of_old_outputs(self, directory: str) -> None:
         warn(
             self._job,
             f"{job_name(self._job)} was cut off while it replaced its outputs. Until new ones are made, those old ones "
             f"that are missing are in {printable(directory)}",
         )
-
-    def keep(self) -> None:
-        """Say where the unfinished outputs of a failed job are, for ``--keep-incomplete``."""
-        for directory in self._directories.values():
-            say(
-                self._job,
-                f"the unfinished outputs of {job_name(self._job)} are kept until its next run: {printable(directory)}",
-            )
 
 
 def _links(directory: str) -> Iterator[str]:
