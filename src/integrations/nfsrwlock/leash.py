@@ -60,18 +60,9 @@ class Leash:
 
     :param what: what to call them in messages: "the command", "process 4711"
     :param say: takes one line for the user
-    :param when_stopped: called when they have just been stopped
     """
 
-    def __init__(
-        self,
-        find: Find,
-        what: str,
-        say: Callable[[str], None],
-        policy: OnExpiry = OnExpiry.STOP,
-        when_stopped: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._when_stopped = when_stopped
+    def __init__(self, find: Find, what: str, say: Callable[[str], None], policy: OnExpiry = OnExpiry.STOP) -> None:
         self._find = find
         self._policy = policy
         self._what = what
@@ -135,7 +126,6 @@ class Leash:
         expired = "the lease has run out before a heartbeat succeeded"
         if self._policy is OnExpiry.STOP:
             freeze(self._find, self._stopped)
-            self._when_stopped()
             self._say(f"{expired}: {self._what} is stopped until the hold is confirmed")
         elif self._policy is OnExpiry.KILL:
             self.kill()

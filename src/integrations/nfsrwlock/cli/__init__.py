@@ -5,11 +5,10 @@ The command ``nfsrwlock``: locks for the shell.
 ``break`` takes a lock away from a dead holder.
 
 What ``run`` promises: the command starts when all its locks are held, and it does not run while the hold is
-uncertain. That covers a file server that does not answer, an eviction, and the SIGKILL or SIGSTOP of either of the
-two processes that ``run`` consists of (see
-:mod:`nfsrwlock.cli.keeper`). What it does not cover: both of them killed at once, one killed while the other is
-    stopped, processes that have detached themselves from the command (a double fork) at the moment when the process
-    you started is killed, and anything the command leaves running when it ends.
+uncertain. That covers a file server that does not answer, an eviction, and the SIGKILL or SIGSTOP of either of the two
+processes that ``run`` consists of (:mod:`nfsrwlock.cli.keeper`). What it does not cover: both of them killed at once,
+one killed while the other is stopped, processes that have detached themselves from the command (a double fork) at the
+moment when the process you started is killed, and anything the command leaves running when it ends.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import click
 
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.text import one_line, printable
-from nfsrwlock_core import LockBusyError, PeerInfo, break_lock, inspect
+from nfsrwlock_core import break_lock, inspect
 
 
 def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bool, force: bool) -> int:
@@ -16,6 +16,7 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
     Name the participants, ask, remove exactly those that were named; return the exit code.
 
     :raises CliError: one of them is alive on this host, or nobody can be asked
+    :raises LockBusyError: one of them is alive after all
     """
     if token == "":
         raise CliError("an empty token names nobody: check the variable in --token")
@@ -31,7 +32,10 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
     if token is not None and len(wanted) > 1:
         raise CliError(f"{path}: {len(wanted)} tokens begin with {token}; give more digits")
     if not force and (alive := [peer for peer in wanted if peer.alive]):
-        raise CliError(_refusal(alive[0]))
+        raise CliError(
+            f"refused: {alive[0].describe()} is alive on this host; end that process, or use --force if it must lose "
+            "the lock"
+        )
     for peer in wanted:
         click.echo(f"{printable(path)}: {one_line(peer.describe())} [token {printable(peer.token)}]")
     if not yes and not _confirmed(len(wanted)):
@@ -39,19 +43,10 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
         return Exit.FAILED
     removed: set[str] = set()
     for peer in wanted:
-        try:
-            removed.update(one.token for one in break_lock(path, token=peer.token, force=force, lock_dir=lock_dir))
-        except LockBusyError:
-            raise CliError(_refusal(peer)) from None
+        removed.update(one.token for one in break_lock(path, token=peer.token, force=force, lock_dir=lock_dir))
         outcome = "removed" if peer.token in removed else "had left by itself"
         click.echo(f"{outcome}: token {printable(peer.token)}")
     return Exit.OK
-
-
-def _refusal(peer: PeerInfo) -> str:
-    return (
-        f"refused: {peer.describe()} is alive on this host; end that process, or use --force if it must lose the lock"
-    )
 
 
 def _confirmed(count: int) -> bool:

@@ -10,8 +10,9 @@ import math
 import os
 import signal
 import time
+from typing import Final, Literal
 
-from nfsrwlock.cli.keeper import Hold, Keeper, Prepared, Request, Signalled
+from nfsrwlock.cli.keeper import Hold, Keeper, Prepared
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.cli.signals import Signals, stop_as_if_by
 from nfsrwlock.cli.waiting import FRAME_SECONDS, ODD_SECONDS, Progress
@@ -21,7 +22,8 @@ from nfsrwlock.text import say
 from nfsrwlock_core import HoldStatus, WaitInfo
 
 #: The engine answers within a few seconds after its time-out, whatever the file server does.
-_ANSWER_SECONDS = 6.0
+_ANSWER_SECONDS: Final = 6.0
+_SILENCE: Final = "nothing so far"
 
 
 def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
@@ -35,6 +37,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
     :raises Interrupted: a signal came first
     """
     request = keeper.request
+    path = (*request.write, *request.read)[0]
     progress = Progress()
     began = time.monotonic()
     timeout = request.settings["timeout"]
@@ -56,9 +59,9 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                         keeper.program = program
                     case CliError():
                         raise message
-                    case Signalled(signum):
+                    case signal.Signals():
                         keeper.cancel()
-                        raise Interrupted(signum)
+                        raise Interrupted(message)
                     case Hold() if message.at(now()) is HoldStatus.HELD:
                         progress.acquired(always=request.verbose)
                         return message
@@ -69,11 +72,12 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
             waited = time.monotonic() - began
             if waited > ODD_SECONDS and not progress.is_shown:
-                progress.update(_silence(request, waited))
+                mode: Literal["read", "write"] = "write" if request.write else "read"
+                progress.update(WaitInfo(lock_file=path, mode=mode, waited=waited, blockers=(), trouble=_SILENCE))
             if time.monotonic() > until:
                 keeper.leave()
                 raise CliError(
-                    f"the lock on {_first_path(request)!r} could not be acquired in time: the file system has not "
+                    f"the lock on {path!r} could not be acquired in time: the file system has not "
                     f"answered for {waited:.0f} s; find out whether its server is up",
                     request.conflict_code,
                 )
@@ -83,20 +87,6 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
         raise
     finally:
         progress.close()
-
-
-def _silence(request: Request, waited: float) -> WaitInfo:
-    return WaitInfo(
-        lock_file=_first_path(request),
-        mode="write" if request.write else "read",
-        waited=waited,
-        blockers=(),
-        trouble="nothing so far",
-    )
-
-
-def _first_path(request: Request) -> str:
-    return (*request.write, *request.read)[0]
 
 
 def _suspend_the_wait(keeper: Keeper) -> None:
@@ -117,7 +107,7 @@ class Guard:
         self.keeper = keeper
         self.hold = hold
         self.signals = signals
-        self.leash = Leash(self.everyone, what, say, keeper.request.on_expiry, self.when_stopped)
+        self.leash = Leash(self.everyone, what, say, keeper.request.on_expiry)
 
     def has_ended(self) -> bool:
         """Whether what is guarded has ended. Asked again and again."""
@@ -130,9 +120,6 @@ class Guard:
     def on_signal(self, signum: int) -> None:
         """Be told of a signal to this process, or to the keeper: both mean what is guarded."""
         raise NotImplementedError
-
-    def when_stopped(self) -> None:
-        """Be told that the leash has stopped what is guarded."""
 
     def until_it_ends(self) -> None:
         """Guard it."""
@@ -147,8 +134,8 @@ class Guard:
             match message:
                 case Hold():
                     self.hold = message
-                case Signalled(signum):
-                    self.on_signal(signum)
+                case signal.Signals():
+                    self.on_signal(message)
                 case CliError():
                     self.hold = Hold(HoldStatus.LOST, 0.0, str(message))
         if self.keeper.channel.closed and self.hold.status is not HoldStatus.LOST:

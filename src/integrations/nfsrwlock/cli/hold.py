@@ -12,14 +12,7 @@ from nfsrwlock.cli.keeper import Guarded, Hold, Keeper, Request
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.cli.signals import FORWARDED, Signals
 from nfsrwlock.leash import OnExpiry
-from nfsrwlock.processes import (
-    GUARD_NAME,
-    Entry,
-    Process,
-    family,
-    leave_the_caller,
-    send,
-)
+from nfsrwlock.processes import GUARD_NAME, Entry, Process, family, leave_the_caller, send
 from nfsrwlock.text import flush, say
 
 

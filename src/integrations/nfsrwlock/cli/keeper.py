@@ -27,15 +27,7 @@ from nfsrwlock.cli.outcome import Exit, as_cli_error
 from nfsrwlock.cli.preparing import check_directories, find_program
 from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
-from nfsrwlock.processes import (
-    KEEPER_NAME,
-    Process,
-    family,
-    kill,
-    leave_the_caller,
-    readable,
-    send_to_group,
-)
+from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send_to_group
 from nfsrwlock.text import PROGRAM, flush
 from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, WaitInfo, hold_for, inspect
 
@@ -82,7 +74,7 @@ class Request:
 
 
 # What the keeper tells the guard. While the locks are not free yet it sends a WaitInfo; if they cannot be had, the
-# CliError to end with.
+# CliError to end with; and each of the Signals that somebody sends it, for `status` shows its number.
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +102,6 @@ class Hold:
         if self.status is HoldStatus.HELD and moment >= self.deadline:
             return HoldStatus.SUSPECT
         return self.status
-
-
-@dataclass(frozen=True, slots=True)
-class Signalled:
-    """Somebody has sent the keeper, whose number ``status`` shows, a signal that is meant for the command."""
-
-    signum: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +270,7 @@ class _Signals:
 
     def pass_on(self) -> None:
         """Tell the guard what has arrived."""
-        while self._arrived and self._channel.send(Signalled(self._arrived[0])):
+        while self._arrived and self._channel.send(signal.Signals(self._arrived[0])):
             del self._arrived[0]
 
     def look(self, info: WaitInfo | None = None) -> None:

@@ -14,34 +14,28 @@ from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.leash import OnExpiry
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def positive_span(value: str) -> float:
     """Parse a time span that is longer than nothing and ends; return seconds."""
-    seconds = _seconds(value)
-    if not (0 < seconds < math.inf):
-        raise click.BadParameter(f"{value!r} is not a time of more than 0, such as 90, 90s, 5m, 2h or 1d")
-    return seconds
+    return _span(value, "more than 0", lambda seconds: 0 < seconds < math.inf)
 
 
 def span(value: str) -> float:
     """Parse a time span that may be 0 or ``inf``; return seconds."""
-    seconds = _seconds(value)
-    if not seconds >= 0:
-        raise click.BadParameter(f"{value!r} is not a time of 0 or more, such as 90, 90s, 5m, 2h or 1d")
-    return seconds
+    return _span(value, "0 or more", lambda seconds: seconds >= 0)
 
 
-def _seconds(value: str) -> float:
+def _span(value: str, bounds: str, is_within: Callable[[float], bool]) -> float:
     number = value.rstrip("abcdefghijklmnopqrstuvwxyz") or value  # inf has no unit
-    unit = value[len(number) :]
     try:
-        return float(number) * _UNITS[unit]
+        seconds = float(number) * _UNITS[value[len(number) :]]
     except (KeyError, ValueError):
-        return math.inf if value == "inf" else math.nan
+        seconds = math.inf if value == "inf" else math.nan
+    if not is_within(seconds):
+        raise click.BadParameter(f"{value!r} is not a time of {bounds}, such as 90, 90s, 5m, 2h or 1d")
+    return seconds
 
 
 #: As it was given. ``click.Path`` would look at the file: it refuses what this user may lock but not read, and it hangs

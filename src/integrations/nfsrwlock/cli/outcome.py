@@ -12,7 +12,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from nfsrwlock_core import DeadlockError, LockError, LockPathError, Timeout
+from nfsrwlock_core import DeadlockError, LockBusyError, LockError, LockPathError, Timeout
 
 
 class Exit(IntEnum):
@@ -50,6 +50,7 @@ _OPTIONS: Final = {
     "share=": "--share ",
     "lock_dir=": "--lock-dir",
     "lock_dir must": "--lock-dir must",
+    "use force": "use --force",
 }
 
 
@@ -67,7 +68,7 @@ def as_cli_error(error: BaseException, conflict_code: int = Exit.TIMED_OUT) -> C
             return error
         case Timeout() | DeadlockError():
             return CliError(str(error), conflict_code)
-        case LockPathError() | ValueError() | TypeError():
+        case LockPathError() | LockBusyError() | ValueError() | TypeError():
             return CliError(in_options(str(error)), Exit.BAD_INPUT)
         case LockError() | OSError():
             return CliError(in_options(str(error)), Exit.FAILED)

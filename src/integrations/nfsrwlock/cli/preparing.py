@@ -26,14 +26,12 @@ def check_directories(paths: Iterable[str], lock_dir: str | os.PathLike[str] | N
     home = lock_home(lock_dir)
     for path in paths:
         directory = home or os.path.dirname(path.rstrip("/")) or os.curdir
-        if os.path.isdir(directory):
-            continue
-        subject = "the lock directory" if home else f"the directory of {printable(path)}"
-        if os.path.lexists(directory):
-            raise CliError(f"{printable(directory)}, {subject}, is not a directory; correct the path")
-        raise CliError(
-            f"{printable(directory)}, {subject}, does not exist; correct the path, or have it made with --parents"
-        )
+        if not os.path.isdir(directory):
+            subject = "the lock directory" if home else f"the directory of {printable(path)}"
+            problem = "does not exist; correct the path, or have it made with --parents"
+            if os.path.lexists(directory):
+                problem = "is not a directory; correct the path"
+            raise CliError(f"{printable(directory)}, {subject}, {problem}")
 
 
 def find_program(name: str) -> str:

@@ -131,12 +131,11 @@ class _Run(Guard):
     def look(self) -> None:
         was_tight = self.leash.tight
         super().look()
-        if was_tight and not self.leash.tight and self._had_terminal:
+        if self.leash.tight and not was_tight:
+            self._had_terminal = self._terminal.given
+            self._terminal.take_back()  # so that Ctrl-C reaches somebody who can act on it
+        elif was_tight and not self.leash.tight and self._had_terminal:
             self._terminal.give(self._pid)
-
-    def when_stopped(self) -> None:
-        self._had_terminal = self._terminal.given
-        self._terminal.take_back()  # so that Ctrl-C reaches somebody who can act on it
 
     def _on_stop(self, signum: int) -> None:
         if self.leash.tight:

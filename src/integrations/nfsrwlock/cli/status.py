@@ -129,9 +129,8 @@ def _watch_live(look: _Look, console: Console) -> NoReturn:
 def _console() -> Console:
     from rich.console import Console  # noqa: PLC0415
 
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
-        return Console(highlight=False)
-    return Console(highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if has_width else _WIDTH_WITHOUT_TERMINAL)
 
 
 def _report(state: LockState) -> RenderableType:
