@@ -83,7 +83,7 @@ class Plan:
         if self.cached is not None:
             # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
             kinds.insert(0, self.cached.lock_set(on_compromise))
-        return LockSet.joined(kinds, one_after_another=True)
+        return kinds[0] if len(kinds) == 1 else LockSet.joined(kinds, one_after_another=True)
 
 
 def plan_of(job: Any) -> Plan | None:
