@@ -7,6 +7,7 @@ such a process ends at once when a lease has run out before a heartbeat succeede
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import subprocess
@@ -161,15 +162,15 @@ class _Dog:
         """If this process dies from now on, what carries ``token`` is stopped."""
         with self._mutex:
             self._jobs[token] = label
-            self._tell(f"+{token} {label}\n")
+            self._tell()
 
     def forget(self, token: str) -> None:
         """The job has ended."""
         with self._mutex:
             self._jobs.pop(token, None)
-            self._tell(f"-{token}\n")
+            self._tell()
 
-    def _tell(self, line: str) -> None:
+    def _tell(self) -> None:
         if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
             self._owner = os.getpid()
             self._process = subprocess.Popen(
@@ -179,10 +180,9 @@ class _Dog:
                 start_new_session=True,  # a Ctrl-C is not for it
                 cwd="/",
             )
-            line = "".join(f"+{token} {label}\n" for token, label in self._jobs.items())
         assert self._process.stdin is not None
         with suppress(OSError):
-            self._process.stdin.write(line.encode("utf-8", "replace"))
+            self._process.stdin.write(json.dumps(self._jobs).encode() + b"\n")
             self._process.stdin.flush()
 
 

@@ -10,6 +10,7 @@ What it does not do: find processes that cleared their environment, on other sys
 It is run as a script and needs nothing but the standard library; only :func:`marked` is used by importing it.
 """
 
+import json
 import os
 import signal
 import sys
@@ -56,22 +57,19 @@ def _stop(token: bytes) -> None:
 
 
 def main() -> None:
-    """Read lines ``+token job`` and ``-token`` until the parent is gone; stop the jobs that are left."""
+    """Read lines, each with the jobs by their tokens, until the parent is gone; stop those of the last line."""
     # Batch systems send a signal to all processes of a job at once. This one ends with its parent, not before.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
         file.write(NAME)
-    jobs: dict[bytes, str] = {}
+    jobs: dict[str, str] = {}
     for line in sys.stdin.buffer:
-        token, _, label = line[1:].strip().partition(b" ")
-        if line.startswith(b"+"):
-            jobs[token] = label.decode("utf-8", "replace")
-        else:
-            jobs.pop(token, None)
+        with suppress(ValueError):  # cut off: that job has not begun
+            jobs = json.loads(line)
     for token, label in jobs.items():
-        if marked(token):
-            _stop(token)
+        if marked(token.encode()):
+            _stop(token.encode())
             with suppress(OSError):
                 print(f"nfsrwlock: {label} was stopped: Snakemake, which held its locks, was killed", file=sys.stderr)
 
