@@ -79,11 +79,13 @@ def held(job: Any, plan: Plan, on_compromise: Listener = lambda _: None, *, alon
     finally:
         with _changed:
             joint.listeners.remove(on_compromise)
-            if not joint.listeners:  # the last one of them
+            is_last = not joint.listeners
+            if is_last:
                 del _joints[key]
-                with suppress(LockNotHeldError):
-                    locks.release()
             _changed.notify_all()
+        if is_last:
+            with suppress(LockNotHeldError):
+                locks.release()  # which may take as long as a file server does, so not while others wait for their turn
 
 
 def _join(job: Any, plan: Plan, members: list[Any], key: object, listener: Listener) -> _Joint:
