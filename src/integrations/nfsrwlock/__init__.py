@@ -15,73 +15,24 @@ from typing import TYPE_CHECKING, Any, Final
 import nfsrwlock_core
 
 if TYPE_CHECKING:
-    from nfsrwlock_core import (
-        AcquireReturnProxy,
-        AsyncAcquireReturnProxy,
-        AsyncSoftReadWriteLock,
-        DeadlockError,
-        HoldStatus,
-        HoldWitness,
-        LeaseCompromise,
-        LeaseExpiredError,
-        LockBusyError,
-        LockError,
-        LockLostError,
-        LockNotHeldError,
-        LockPathError,
-        LockSet,
-        LockState,
-        PeerInfo,
-        SoftReadWriteLock,
-        Timeout,
-        WaitInfo,
-        break_lock,
-        hold_for,
-        inspect,
-        lock_home,
-        make_directories,
-    )
+    from nfsrwlock_core import *  # noqa: F403 - its __all__ says what
 
     from .directories import SharedDirectory, shared_directory
     from .fetching import Fetched, fetch
     from .filelock_shape import FileLock, FileLockProxy
     from .options import LockOptions
 
-# Spelled out, not taken over from the core: type checkers read it, and a new public name is to be a decision.
 __all__ = [
-    "AcquireReturnProxy",
-    "AsyncAcquireReturnProxy",
-    "AsyncSoftReadWriteLock",
-    "DeadlockError",
     "Fetched",
     "FileLock",
     "FileLockProxy",
-    "HoldStatus",
-    "HoldWitness",
-    "LeaseCompromise",
-    "LeaseExpiredError",
-    "LockBusyError",
-    "LockError",
-    "LockLostError",
-    "LockNotHeldError",
     "LockOptions",
-    "LockPathError",
-    "LockSet",
-    "LockState",
-    "PeerInfo",
     "SharedDirectory",
-    "SoftReadWriteLock",
-    "Timeout",
-    "WaitInfo",
     "__version__",
-    "break_lock",
     "fetch",
-    "hold_for",
-    "inspect",
-    "lock_home",
-    "make_directories",
     "shared_directory",
 ]
+__all__ += nfsrwlock_core.__all__
 
 #: Ready-made forms of the lock, which live in modules of this package; all other names are the core's.
 _HOMES: Final = {
