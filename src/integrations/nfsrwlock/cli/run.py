@@ -43,6 +43,7 @@ class _Run(Guard):
         self, keeper: Keeper, hold: Hold, signals: Signals, terminal: Terminal, command: tuple[str, ...]
     ) -> None:
         super().__init__(keeper, hold, signals, "the command")
+        self.leash.when_stopped = self._when_stopped
         self._terminal = terminal
         self._status: int | None = None
         self._had_terminal = False
@@ -66,8 +67,6 @@ class _Run(Guard):
     def everyone(self) -> list[Entry]:
         """All processes of the command: what is below this process, daemons too, as it adopts them."""
         return family([os.getpid()], self._pid, spare=[self.keeper.pid])
-
-    # Starting it
 
     def _start(self, program: str, command: tuple[str, ...]) -> int:
         """Fork the command into a process group of its own. It begins to run only when the keeper knows about it."""
@@ -131,11 +130,12 @@ class _Run(Guard):
     def look(self) -> None:
         was_tight = self.leash.tight
         super().look()
-        if self.leash.tight and not was_tight:
-            self._had_terminal = self._terminal.given
-            self._terminal.take_back()  # so that Ctrl-C reaches somebody who can act on it
-        elif was_tight and not self.leash.tight and self._had_terminal:
+        if was_tight and not self.leash.tight and self._had_terminal:
             self._terminal.give(self._pid)
+
+    def _when_stopped(self) -> None:
+        self._had_terminal = self._terminal.given
+        self._terminal.take_back()  # so that Ctrl-C reaches somebody who can act on it
 
     def _on_stop(self, signum: int) -> None:
         if self.leash.tight:
