@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -33,6 +34,21 @@ def test_calls_at_one_time_have_a_thread_each_and_later_ones_use_them_again() ->
     threads = burst(pool, 20)
     assert len(set(threads)) == 20
     wait_until(lambda: pool.submit(threading.current_thread).result(60) in threads)
+
+
+def test_an_idle_thread_keeps_nothing_of_its_calls() -> None:
+    class Big:
+        def use(self) -> threading.Thread:
+            return threading.current_thread()
+
+    pool = Workers()
+    for _ in range(2):  # the thread's first call and a later one
+        big = Big()
+        gone = weakref.ref(big)
+        thread = pool.submit(big.use).result(60)
+        del big
+        wait_until(lambda gone=gone: gone() is None)
+        assert thread.is_alive()
 
 
 def test_a_call_that_finds_no_thread_waits_for_one_within_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

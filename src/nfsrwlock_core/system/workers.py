@@ -98,24 +98,18 @@ class Workers:
                 # The latest, so that those that a burst of calls has left behind get nothing more to do, and end.
                 self._idle.pop().put(task)
                 return
+        mine: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        mine.put(task)  # not as an argument: a thread keeps its arguments for as long as it lives
         try:
-            threading.Thread(target=self._work, args=(task,), name="nfsrwlock-io", daemon=True).start()
+            threading.Thread(target=self._work, args=(mine,), name="nfsrwlock-io", daemon=True).start()
         except RuntimeError as error:
             if may_wait and not is_exiting(error):
                 self._backlog.append(task)
             else:
                 task()  # better late than never
 
-    def _work(self, task: Callable[[], None]) -> None:
-        mine: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    def _work(self, mine: queue.SimpleQueue[Callable[[], None]]) -> None:
         while True:
-            task()
-            del task  # with all that it refers to
-            with self._lock:
-                if self._backlog:
-                    task = self._backlog.popleft()
-                    continue
-                self._idle.append(mine)
             try:
                 task = mine.get(timeout=LINGER_S)
             except queue.Empty:
@@ -128,6 +122,13 @@ class Workers:
                     task = mine.get_nowait()
                 except queue.Empty:
                     return
+            task()
+            del task  # with all that it refers to
+            with self._lock:
+                if self._backlog:
+                    mine.put(self._backlog.popleft())
+                else:
+                    self._idle.append(mine)
 
 
 _workers = Workers()
