@@ -2,7 +2,7 @@
 The exclusive lock in the shape of filelock's classes, for libraries that take a lock class or build one themselves.
 
 What differs from filelock's: the lock is a directory ``<lock_file>.rwlock``, no file; it works between hosts that share
-a file system; a hold that was lost is told at the end of the ``with`` block; it can be pickled.
+a file system; a lost hold raises at the end of the ``with`` block; it can be pickled.
 """
 
 from __future__ import annotations

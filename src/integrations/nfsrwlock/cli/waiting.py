@@ -1,7 +1,7 @@
 """
 What the user sees while the locks are not free: a spinner on a terminal, one line a minute elsewhere.
 
-It goes to stderr. Who need not wait sees nothing.
+It goes to stderr. Nothing is printed unless the command has to wait.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def locked(
     exclusive = write if callable(write) else tuple(several(write, "write"))
     if shared == () and exclusive == ():
         raise ValueError("locked() needs read= or write=, a path to lock")
-    # Wrong settings and paths are told at once; where all paths come from arguments, with any path.
+    # Wrong settings and paths raise at once; where all paths come from arguments, with any path.
     fixed = [path for paths in (shared, exclusive) if not callable(paths) for path in paths]
     wishes_of(fixed or "any", (), options)
 
