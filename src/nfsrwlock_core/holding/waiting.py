@@ -45,7 +45,7 @@ _HANGING_MOST: Final = 4
 #: How often a withdrawal is tried while the server refuses it, and the pause in between, seconds.
 _GIVE_UP_TRIES: Final = 10
 _GIVE_UP_PAUSE_S: Final = 0.2
-#: What may pass: the server restarts, its handle is stale, the directory was replaced. Every other error is raised at once.
+#: What may pass: the server restarts, its handle is stale, the directory was replaced. All else is raised at once.
 _PASSING: Final = frozenset(
     number
     for name in (
