@@ -34,7 +34,7 @@ def test_a_job_whose_lock_is_busy_is_submitted_by_other_schedulers_only(scene: S
         if scheduler == "greedy":
             scene.wait_for(lambda: [job.comment for job in scene.jobs()] == ["rule_locked"])
         else:
-            scene.wait_for(lambda: "(rule locked) is not started yet, its lock is busy: " in run.text)
+            scene.wait_for(lambda: "(rule locked) waits for the lock on " in run.text)
             time.sleep(3)
             assert scene.jobs() == []
             assert "submitted with SLURM jobid" not in run.text
