@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actors import Stage
 
 # In the background of a script, or below nohup, some signals are ignored, and in all that is started there.
 for number in (signal.SIGHUP, signal.SIGQUIT):
@@ -10,3 +16,16 @@ for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """What is locked; nothing is there."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """Where other processes are started; they end with the test."""
+    with Stage(tmp_path) as stage:
+        yield stage

@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +35,13 @@ class Coroutines:
         value = asyncio.run(fixturedef.func(**{name: request.getfixturevalue(name) for name in names}))
         fixturedef.cached_result = (value, fixturedef.cache_key(request), None)
         return value
+
+
+def outcome(script: Path, *arguments: str | Path, cwd: Path, seconds: float) -> tuple[set[str], int, str]:
+    """Run ``script``, which is one of those tests' runs: what failed, how many passed, and what it printed."""
+    done = subprocess.run(
+        [sys.executable, script, *arguments, "-q", "-rfE"], cwd=cwd, capture_output=True, text=True, timeout=seconds
+    )
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None, done.stdout
+    return set(re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", done.stdout, re.MULTILINE)), int(passed[1]), done.stdout

@@ -29,7 +29,7 @@ from .holding.waiting import GRACE_S, Attempt, Io, Pause, Steps, Unanswered, acq
 from .lock import OnWait, Until
 from .names import Mode
 from .protocol.watch import Watch
-from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
+from .settings import HasSettings, Heartbeat, Settings, checked
 from .system import workers
 from .system.directory import Share
 from .system.paths import AnyPath
@@ -44,7 +44,6 @@ _R = TypeVar("_R")
 class _TaskHold:
     use: Use
     hold: Hold
-    mode: Mode
     task: ref[asyncio.Task[Any]]
     #: Levels by the lock object through which they were taken.
     levels: dict[int, int] = field(default_factory=dict)
@@ -229,8 +228,6 @@ class AsyncSoftReadWriteLock(HasSettings):
         super()._set_up(settings)
         self._loop = loop
         self._executor = executor
-        self._pid = os.getpid()
-        self._closed = False
         self._latest_compromise: LeaseCompromise | None = None
         table = _tables.get(settings.lock_path) if settings.is_singleton else None
         if table is None or table.pid != self._pid:
@@ -382,8 +379,7 @@ class AsyncSoftReadWriteLock(HasSettings):
         until: Until | None,
     ) -> AsyncAcquireReturnProxy:
         self._refuse_if_unusable()
-        blocking = self.blocking if blocking is None else blocking
-        limit = checked_timeout(self.timeout if timeout is None else timeout, blocking=blocking)
+        limit, blocking = self._limit_of_call(timeout, blocking)
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("an asynchronous lock must be acquired in a task")
@@ -409,7 +405,7 @@ class AsyncSoftReadWriteLock(HasSettings):
                 self._refuse_if_unusable()
                 raise
         # No await may come between the grant and this entry, or a cancellation would lose the hold.
-        held = _TaskHold(use, hold, mode, ref(task), {id(self): 1})
+        held = _TaskHold(use, hold, ref(task), {id(self): 1})
         self._table.enter(task, held)
         self._table.device = hold.device
         self._latest_compromise = None
@@ -423,21 +419,19 @@ class AsyncSoftReadWriteLock(HasSettings):
         return AsyncAcquireReturnProxy(self, held)
 
     def _enter_again(self, held: _TaskHold, mode: Mode) -> None:
-        if held.mode is not mode:
+        if held.use.mode is not mode:
             direction = "downgrade" if mode is Mode.READ else "upgrade"
             raise RuntimeError(
-                f"cannot take the {mode.value} lock on {self.lock_file!r}: this task holds a {held.mode.value} lock; "
-                f"{direction} not allowed"
+                f"cannot take the {mode.value} lock on {self.lock_file!r}: this task holds a "
+                f"{held.use.mode.value} lock; {direction} not allowed"
             )
         if (error := held.hold.error()) is not None:
             raise error
         held.levels[id(self)] = held.levels.get(id(self), 0) + 1
 
     def _refuse_if_unusable(self) -> None:
-        if self._pid != os.getpid():
-            raise RuntimeError(f"the lock on {self.lock_file!r} was invalidated by fork(); make a new one in the child")
-        if self._closed:
-            raise RuntimeError(f"the lock on {self.lock_file!r} has been closed")
+        self._refuse_after_fork()
+        self._refuse_if_closed()
 
     async def release(self, *, force: bool = False) -> None:
         """

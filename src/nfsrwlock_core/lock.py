@@ -24,7 +24,7 @@ from .holding.waiting import Attempt, acquiring, run
 from .inspection import WaitInfo
 from .names import Mode
 from .protocol.watch import Watch
-from .settings import HasSettings, Heartbeat, Settings, checked, checked_timeout
+from .settings import HasSettings, Heartbeat, Settings, checked
 from .singletons import OnePerPath, offer, register
 from .system.directory import Share
 from .system.paths import AnyPath
@@ -138,13 +138,11 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
     def _set_up(self, settings: Settings) -> None:
         super()._set_up(settings)
-        self._pid = os.getpid()
         self._internal = threading.RLock()  # re-entrant, for a signal's handler may use the lock
         self._held: Use | None = None
         #: Who acquires it anew, one for each thread. The first waits on disk; the others wait here.
         self._asking: list[AcquireReturnProxy] = []
         self._latest_compromise: LeaseCompromise | None = None
-        self._closed = False
         self._watch = Watch()
         self._device: int | None = None
         register(self)
@@ -349,8 +347,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         level: AcquireReturnProxy | None = None,
     ) -> AcquireReturnProxy:
         self._refuse_after_fork()
-        blocking = self.blocking if blocking is None else blocking
-        limit = checked_timeout(self.timeout if timeout is None else timeout, blocking=blocking)
+        limit, blocking = self._limit_of_call(timeout, blocking)
         started = time.monotonic() if limit > 0 else 0.0
         level = AcquireReturnProxy(self) if level is None else level
         try:
@@ -441,7 +438,6 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             self._refuse_if_closed()
             use.begin(hold)
             use.levels[level] = level._thread
-            use.threads = use.levels.values()
             self._held, self._latest_compromise = use, None
         level._attempt = None
 
@@ -454,14 +450,6 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 level._attempt.settle()
         finally:
             self._end_turn(level)
-
-    def _refuse_after_fork(self) -> None:
-        if self._pid != os.getpid():
-            raise RuntimeError(f"the lock on {self.lock_file!r} was invalidated by fork(); make a new one in the child")
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise RuntimeError(f"the lock on {self.lock_file!r} has been closed")
 
     # -- release ------------------------------------------------------------------------------------------------------
 

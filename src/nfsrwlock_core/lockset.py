@@ -15,7 +15,7 @@ from .errors import LockLostError, LockNotHeldError
 from .holding.hold import HoldStatus
 from .lock import OnWait, SoftReadWriteLock, Until
 from .names import Mode
-from .settings import Options, checked_timeout
+from .settings import Options
 from .system.paths import AnyPath, canonical
 
 _WORST_FIRST: Final = (HoldStatus.LOST, HoldStatus.SUSPECT, HoldStatus.FREE, HoldStatus.HELD)
@@ -207,8 +207,7 @@ class LockSet:
         until: Until | None,
     ) -> None:
         first = self.locks[0]
-        blocking = first.blocking if blocking is None else blocking
-        limit = checked_timeout(first.timeout if timeout is None else timeout, blocking=blocking)
+        limit, blocking = first._limit_of_call(timeout, blocking)
         first._refuse_after_fork()  # what holds it there is the parent
         with self._mutex:
             if self._holder is not None:

@@ -78,6 +78,8 @@ class HasSettings:
 
     def _set_up(self, settings: Settings) -> None:
         self._settings = settings
+        self._pid = os.getpid()
+        self._closed = False
 
     @property
     def lock_file(self) -> str:
@@ -140,6 +142,19 @@ class HasSettings:
             raise TypeError(f"which mode? Use read_lock() or write_lock() for a block, not {self!r} itself")
 
         __exit__ = __aenter__ = __aexit__ = __enter__
+
+    def _refuse_after_fork(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError(f"the lock on {self.lock_file!r} was invalidated by fork(); make a new one in the child")
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"the lock on {self.lock_file!r} has been closed")
+
+    def _limit_of_call(self, timeout: float | None, blocking: bool | None) -> tuple[float, bool]:
+        # What a call says, or else the lock: seconds, -1 for no limit, and whether to wait at all.
+        blocking = self.blocking if blocking is None else blocking
+        return checked_timeout(self.timeout if timeout is None else timeout, blocking=blocking), blocking
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, HasSettings):

@@ -94,12 +94,6 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
-
-
 def caller(stage: Stage, code: str, hub: Hub) -> Actor:
     settings = {"HF_HOME": os.fspath(stage.directory / "home"), "HF_ENDPOINT": hub.address, "NO_PROXY": "*"}
     # A busy machine is no reason to ask again.

@@ -53,12 +53,6 @@ def _no_worker_outlives_the_module() -> Iterator[None]:
     get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
-
-
 def parallel(backend: str, calls: Any, **options: Any) -> Any:
     return joblib.Parallel(n_jobs=2, backend=backend, batch_size=1, **options)(calls)
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Persisting input arguments took"
 
 #: Longer than any pause of a busy machine, so that what these tests see does not hang on its speed.
 LONG_S = 10
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
 
 
 def text(x: int) -> str:

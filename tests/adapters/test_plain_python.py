@@ -38,12 +38,6 @@ BUILD = IMPORTS + (
 )
 
 
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
-
-
 def builds(directory: Path) -> list[str]:
     return (directory / "builds").read_text().split()
 

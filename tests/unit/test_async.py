@@ -48,17 +48,6 @@ def story(func: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
-
-
-@pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Decides what the file server does; at the end it answers."""
     outages.install(monkeypatch.setattr)

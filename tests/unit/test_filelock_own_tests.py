@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from own_tests import outcome
+
 #: Those that must fail, each with its reason; docs/how-to/from-filelock.md says the same to users.
 EXPECTED = {
     "test_async_exposes_configuration": "no executor of its own: None unless one was given",
@@ -32,14 +34,7 @@ def test_filelocks_own_tests_pass_but_those_that_are_told(tmp_path: Path) -> Non
     archive, _ = urllib.request.urlretrieve(link[0], tmp_path / "source.tar.gz")
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("filelock_own_tests.py"), tmp_path / release, "-q", "-rfE"],
-        capture_output=True,
-        text=True,
-        timeout=380,
-    )
-    failed = set(re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", done.stdout, re.MULTILINE))
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert failed == set(EXPECTED), done.stdout
-    assert passed is not None
-    assert int(passed[1]) >= 130, "they were really run"
+    script = Path(__file__).with_name("filelock_own_tests.py")
+    failed, passed, text = outcome(script, tmp_path / release, cwd=tmp_path, seconds=380)
+    assert failed == set(EXPECTED), text
+    assert passed >= 130, "they were really run"

@@ -28,17 +28,6 @@ from nfsrwlock_core.system.clock import now
 LONG_S = 10
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
-
-
 @pytest.fixture(autouse=True)
 def _nothing_stays() -> Iterator[None]:
     yield

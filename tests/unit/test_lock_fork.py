@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,6 @@ from actors import Actor, Raised, Stage, announcements, beat_of, children_of, in
 from nfsrwlock import AsyncSoftReadWriteLock, HoldStatus, LockNotHeldError, LockSet, SoftReadWriteLock, Timeout
 
 FORMS = ["thread", "process"]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
 
 
 def single(path: Path) -> SoftReadWriteLock:

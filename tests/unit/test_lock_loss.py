@@ -10,7 +10,6 @@ import itertools
 import os
 import pickle
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -35,17 +34,6 @@ from outages import ANSWERS, FAILS, HANGS, SHADOW, let
 
 FORMS = ["thread", "process"]
 LEASE_S = 2.5
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
 
 
 def quick(path: Path, **settings: Any) -> SoftReadWriteLock:

@@ -6,7 +6,6 @@ import copy
 import multiprocessing
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 KINDS = pytest.mark.parametrize("cls", [SoftReadWriteLock, AsyncSoftReadWriteLock])
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
 
 
 def sent(lock: Any) -> Any:

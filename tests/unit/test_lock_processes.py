@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,17 +21,6 @@ from actors import Actor, Raised, Stage, announcements, children_of, wait_until
 from nfsrwlock import inspect
 
 FORMS = ["thread", "process"]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
 
 
 def lock(lease_s: float, *, beats: int = 8, form: str = "thread") -> str:

@@ -53,11 +53,6 @@ def thread() -> Iterator[Thread]:
     thread.end()
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 def single(path: Path, **settings: Any) -> SoftReadWriteLock:
     """A lock that has nothing to do with the others of this process."""
     return SoftReadWriteLock(path, is_singleton=False, poll_interval=0.02, **settings)

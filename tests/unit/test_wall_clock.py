@@ -25,11 +25,6 @@ Set = Callable[[float], None]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
 def set_wall_clock(monkeypatch: pytest.MonkeyPatch) -> Set:
     """Sets the wall clock so many seconds ahead of what it shows."""
     real = time.time

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,12 +15,6 @@ from nfsrwlock import HoldWitness, LeaseExpiredError, LockLostError, LockNotHeld
 
 LEASE_S = 6.0
 HOLD = f"lock = SoftReadWriteLock('data', heartbeat_interval=1, stale_threshold={LEASE_S}); lock.acquire_write(); pass"
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    with Stage(tmp_path) as stage:
-        yield stage
 
 
 @pytest.fixture(params=[None, "elsewhere"])

@@ -56,10 +56,14 @@ class Use:
         self._settings: Final = settings
         self._linger: Final = settings.linger if mode is Mode.READ else 0.0
         self._owner: Final = owner
-        #: Which threads may be working under the hold, by their ids.
-        self.threads: Collection[int] = (threading.get_ident(),)
+        self._thread: Final = threading.get_ident()
         #: What is used, once it is.
         self.hold: Hold | None = None
+
+    @property
+    def threads(self) -> Collection[int]:
+        """Which threads may be working under the hold, by their ids."""
+        return self.levels.values() or (self._thread,)
 
     def join(self) -> Hold | None:
         """Use the hold that is kept, and return it; ``None`` if there is none that stands. No file-system call."""

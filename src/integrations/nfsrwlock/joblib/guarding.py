@@ -111,7 +111,7 @@ def refuse_parents(wish: Wish, options: LockOptions, info: WaitInfo) -> None:
     :raises Borrow: if it holds shared what is to be read, and only a waiting writer stands between
     """
     for peer in info.blockers:
-        if peer.state == "holding" and peer.is_ancestor and not wish.mode == "read" == peer.mode:
+        if peer.state == "holding" and not wish.mode == "read" == peer.mode and peer.is_ancestor:  # which reads /proc
             raise DeadlockError(_message(wish, peer.mode, peer.pid))
     if info.mode == "read" and info.blockers:
         for peer in inspect(wish.path, lock_dir=options.get("lock_dir")).holders:
