@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         LockNotHeldError,
         LockPathError,
     )
-    from .holding.held import hold_for
+    from .holding.held import hold_for, own_hold
     from .holding.hold import HoldStatus
     from .inspection import LockState, PeerInfo, WaitInfo, break_lock, inspect
-    from .lock import AcquireReturnProxy, SoftReadWriteLock
+    from .lock import AcquireReturnProxy, SoftReadWriteLock, joined
     from .lockset import LockSet
     from .system.directory import make_directories
     from .system.paths import lock_home
@@ -57,8 +57,10 @@ _HOMES: Final = {
     "break_lock": "inspection",
     "hold_for": "holding.held",
     "inspect": "inspection",
+    "joined": "lock",
     "lock_home": "system.paths",
     "make_directories": "system.directory",
+    "own_hold": "holding.held",
 }
 
 # Spelled out for type checkers, which do not run code; a test compares it with the above.
@@ -85,8 +87,10 @@ __all__ = [
     "break_lock",
     "hold_for",
     "inspect",
+    "joined",
     "lock_home",
     "make_directories",
+    "own_hold",
 ]
 
 

@@ -398,6 +398,7 @@ class AsyncSoftReadWriteLock(HasSettings):
                 on_wait=on_wait,
                 until=until,
                 is_closed=lambda: self._closed,
+                task=ref(task),
             )
             try:
                 hold = await self._drive(acquiring(attempt, timeout=limit, blocking=blocking))
@@ -405,6 +406,7 @@ class AsyncSoftReadWriteLock(HasSettings):
                 self._refuse_if_unusable()
                 raise
         # No await may come between the grant and this entry, or a cancellation would lose the hold.
+        use.task = ref(task)
         held = _TaskHold(use, hold, ref(task), {id(self): 1})
         self._table.enter(task, held)
         self._table.device = hold.device

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
-from .errors import LockError, LockLostError, LockNotHeldError
+from .errors import DeadlockError, LockError, LockLostError, LockNotHeldError
+from .holding.held import own_hold, self_wait
 from .holding.hold import Hold, HoldStatus
 from .holding.kept import Use
 from .holding.waiting import Attempt, acquiring, run
@@ -46,9 +47,10 @@ class AcquireReturnProxy:
     at any moment leaves nothing of it behind.
     """
 
-    def __init__(self, lock: SoftReadWriteLock) -> None:
+    def __init__(self, lock: SoftReadWriteLock, *, may_move: bool = False) -> None:
         self.lock: Final = lock
         self._thread: Final = threading.get_ident()
+        self._may_move: Final = may_move
         #: What may have left something on disk.
         self._attempt: Attempt | None = None
         #: What it is a level of, until it has been given back.
@@ -65,6 +67,39 @@ class AcquireReturnProxy:
         error = self.lock._release(self)
         if error is not None and exc_value is None:
             raise error
+
+
+@contextmanager
+def joined(
+    lock: SoftReadWriteLock,
+    mode: Literal["read", "write"],
+    timeout: float | None = None,
+    *,
+    blocking: bool | None = None,
+    until: Until | None = None,
+) -> Iterator[SoftReadWriteLock]:
+    """
+    Hold the path of ``lock`` for a block: by the hold that the calling thread has on it already, else by ``lock``.
+
+    Who holds a path shared and asks for it again would queue behind a writer that waits for the first hold, and neither
+    would ever go on. Only the same thread's hold is joined: if all threads of a process joined each other's, a writer
+    might never have its turn.
+
+    :param mode: ``"read"`` joins a shared or an exclusive hold, ``"write"`` an exclusive one
+    :returns: the lock by which it is held
+    :raises DeadlockError: if the thread holds it shared, and ``mode`` is ``"write"``
+
+    The other parameters and errors are those of :meth:`SoftReadWriteLock.read_lock`.
+    """
+    wanted = Mode(mode)
+    own = own_hold(lock.lock_path)
+    if own is not None and own.mode is Mode.READ and wanted is Mode.WRITE:
+        raise DeadlockError(self_wait(lock.lock_file, wanted, "this very thread", own.mode))
+    if own is not None and isinstance(own.owner, SoftReadWriteLock):
+        lock, wanted = own.owner, own.mode
+    block = lock.read_lock if wanted is Mode.READ else lock.write_lock
+    with block(timeout, blocking=blocking, until=until):
+        yield lock
 
 
 class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
@@ -434,6 +469,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 self._refuse_if_closed()
                 raise
             self._device = hold.device
+        use.may_move = level._may_move
         with self._internal:
             self._refuse_if_closed()
             use.begin(hold)
@@ -511,7 +547,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             levels = list(use.levels)
             if force:
                 return use, levels
-            if level in levels:
+            if level is not None and level in levels:
                 return use, [level]
             if me in use.levels.values():
                 return use, [one for one in levels if one._thread == me][-1:]

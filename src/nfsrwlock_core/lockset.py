@@ -13,7 +13,7 @@ from typing import Any, Final, Self, Unpack
 
 from .errors import LockLostError, LockNotHeldError
 from .holding.hold import HoldStatus
-from .lock import OnWait, SoftReadWriteLock, Until
+from .lock import AcquireReturnProxy, OnWait, SoftReadWriteLock, Until
 from .names import Mode
 from .settings import Options
 from .system.paths import AnyPath, canonical
@@ -216,8 +216,8 @@ class LockSet:
         deadline = time.monotonic() + limit
         for member in self._members:
             left = -1.0 if limit < 0 else max(deadline - time.monotonic(), 0.0)
-            acquire = member.lock.acquire_write if member.mode is Mode.WRITE else member.lock.acquire_read
-            acquire(left, blocking=blocking, on_wait=on_wait, until=until)
+            level = AcquireReturnProxy(member.lock, may_move=True)
+            member.lock._acquire(member.mode, left, blocking, on_wait, until, level)
         self._is_held = True
 
     def release(self) -> None:

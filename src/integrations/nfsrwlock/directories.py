@@ -13,12 +13,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Unpack
+from typing import Any, Final, Literal, Unpack
 
-from nfsrwlock_core import SoftReadWriteLock
+from nfsrwlock_core import SoftReadWriteLock, joined
 
 from .options import LockOptions, refuse_unknown
-from .own_holds import Mode, OwnHold, joined, note
 
 
 class SharedDirectory:
@@ -76,23 +75,13 @@ class SharedDirectory:
         return self._held("write", timeout, blocking)
 
     @contextmanager
-    def _held(self, mode: Mode, timeout: float | None, blocking: bool | None) -> Iterator[SoftReadWriteLock]:
-        lock = copy(self._lock)
-        acquire = lock.acquire_read if mode == "read" else lock.acquire_write
-        user = object()
-        hold: OwnHold | None = None
-        try:
-            hold = joined(lock, mode, user)
-            if hold is None:
-                hold = note(lock, mode, acquire(timeout, blocking=blocking), user)
+    def _held(
+        self, mode: Literal["read", "write"], timeout: float | None, blocking: bool | None
+    ) -> Iterator[SoftReadWriteLock]:
+        with joined(copy(self._lock), mode, timeout, blocking=blocking) as lock:
             if mode == "read":
                 os.makedirs(self.path, exist_ok=True)
-            yield hold.lock
-        except BaseException:
-            lock.release(force=True) if hold is None else hold.leave(user)
-            raise
-        if (lost := hold.leave(user)) is not None:
-            raise lost
+            yield lock
 
     def __enter__(self) -> Path:
         with ExitStack() as stack:

@@ -13,18 +13,25 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
-from nfsrwlock_core import DeadlockError, LockNotHeldError, LockPathError, SoftReadWriteLock, Timeout
+from nfsrwlock_core import (
+    DeadlockError,
+    LockError,
+    LockNotHeldError,
+    LockPathError,
+    SoftReadWriteLock,
+    Timeout,
+    joined,
+)
 
 from .freshness import stat_afresh
 from .options import LockOptions, refuse_unknown
-from .own_holds import OwnHold, joined, note
 
 _SUFFIX: Final = ".partial"
 #: So long may a name be (Linux, all its file systems, bytes) that its private sibling's carries it.
@@ -44,23 +51,20 @@ class Fetched:
     def __init__(self, path: Path) -> None:
         #: What was asked for.
         self.path: Final = path
-        self._hold: OwnHold | None = None
+        self._lock: SoftReadWriteLock | None = None
+        self._hold: Final = ExitStack()
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
     def __repr__(self) -> str:
-        hold = self._held
-        return f"<{type(self).__name__} {os.fspath(self.path)!r}, {'free' if hold is None else hold.lock.status.value}>"
-
-    @property
-    def _held(self) -> OwnHold | None:
-        return self._hold if self._hold is not None and self._hold.is_used_by(self) else None
+        status = "free" if self._lock is None else self._lock.status.value
+        return f"<{type(self).__name__} {os.fspath(self.path)!r}, {status}>"
 
     @property
     def generation(self) -> int | None:
         """The number of the latest exclusive hold on the path, which serves as its version; ``None`` once released."""
-        return None if self._held is None else self._held.lock.generation
+        return None if self._lock is None else self._lock.generation
 
     def check(self) -> None:
         """
@@ -69,14 +73,20 @@ class Fetched:
         :raises LockLostError: if it was lost, or its lease has run out
         :raises LockNotHeldError: if it was released
         """
-        if self._held is None:
+        if self._lock is None:
             raise LockNotHeldError(f"{os.fspath(self.path)!r} was released")
-        self._held.lock.check()
+        self._lock.check()
 
     def release(self) -> None:
         """Let go of the path. Doing so twice does no harm."""
-        if self._hold is not None:
-            self._hold.leave(self)
+        self._lock = None
+        with suppress(LockError):  # it was lost
+            self._hold.close()
+        _unreleased.discard(self)
+
+    def _take(self, lock: SoftReadWriteLock) -> None:
+        _unreleased.add(self)
+        self._lock = self._hold.enter_context(joined(lock, "read"))
 
     def __enter__(self) -> Self:
         self.check()
@@ -90,6 +100,10 @@ class Fetched:
                 self.check()
         finally:
             self.release()
+
+
+#: A hold lasts until its release, also where nothing refers to it any more.
+_unreleased: Final[set[Fetched]] = set()
 
 
 def fetch(
@@ -138,36 +152,36 @@ def fetch(
             )
         got = Fetched(target)
         try:
-            got._hold = shared = joined(lock, "read", got) or note(lock, "read", lock.acquire_read(), got)
+            got._take(lock)
             before = stat_afresh(target)
             if before is not None and (is_valid is None or is_valid(target)):
                 return got
-            if before is not None and built is not None and shared.lock.generation == built:
+            if before is not None and built is not None and got.generation == built:
                 raise LockPathError(
                     os.fspath(target),
                     "is not valid, says is_valid(), though build() has just made it",
                     "let build() make what is_valid() accepts",
                 )
         except BaseException:
-            lock.release(force=True) if got._hold is None else got.release()
+            got.release()
             raise
         got.release()
-        user = object()
-        hold: OwnHold | None = None
+        appeared = partial(_has_changed, target, before)
+        block = ExitStack()
         try:
-            hold = joined(lock, "write", user) or note(
-                lock, "write", lock.acquire_write(until=partial(_has_appeared, target, _signature(before))), user
-            )
-            now = stat_afresh(target)
-            # Whoever was here in between has built it; it is looked at under the shared lock, together with the others.
-            if now is None or _signature(now) == _signature(before):
-                _build(hold.lock, target, build)
-                built = hold.lock.generation
+            held = block.enter_context(joined(lock, "write", until=appeared))
         except Timeout:
-            if not _has_appeared(target, _signature(before)):  # by another builder: it need only be read
-                raise
+            if appeared():  # another one has built it: it need only be read
+                continue
+            raise
+        try:
+            # Whoever was here in between has built it; it is looked at under the shared lock, together with the others.
+            if not appeared():
+                _build(held, target, build)
+                built = held.generation
         finally:
-            lock.release(force=True) if hold is None else hold.leave(user)
+            with suppress(LockError):  # lost after it was published: the next look tells
+                block.close()
 
 
 def _refuse_unless_called(function: object, name: str) -> None:
@@ -177,13 +191,13 @@ def _refuse_unless_called(function: object, name: str) -> None:
         raise TypeError(f"{name} must not be a coroutine function: fetch() does not wait for what it gives")
 
 
-def _signature(found: os.stat_result | None) -> tuple[int, ...] | None:
-    return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+def _has_changed(target: Path, before: os.stat_result | None) -> bool:
+    now = stat_afresh(target)
+    return now is not None and (before is None or _signature(now) != _signature(before))
 
 
-def _has_appeared(target: Path, before: tuple[int, ...] | None) -> bool:
-    found = stat_afresh(target)
-    return found is not None and _signature(found) != before
+def _signature(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _build(lock: SoftReadWriteLock, target: Path, build: Callable[[Path], object]) -> None:

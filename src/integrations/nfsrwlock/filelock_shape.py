@@ -8,7 +8,6 @@ a file system; a lost hold raises at the end of the ``with`` block; it can be pi
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import threading
 import time
@@ -22,12 +21,10 @@ from typing import Any, Final, Self, TypeVar, Unpack
 
 from nfsrwlock_core import (
     AcquireReturnProxy,
-    DeadlockError,
     HoldStatus,
     LockLostError,
     SoftReadWriteLock,
     Timeout,
-    WaitInfo,
 )
 
 from .options import LeaseOptions, refuse_unknown
@@ -40,7 +37,6 @@ class _Context:
     lock: SoftReadWriteLock
     #: What counts only while the lock is held: it is not in a forked child, nor after a release that was interrupted.
     counter: int = 0
-    thread: int = 0
     #: What the core gave for the hold; leaving it tells whether the hold was lost.
     grant: AcquireReturnProxy | None = None
 
@@ -48,15 +44,6 @@ class _Context:
     def level(self) -> int:
         """How often it was acquired and not released yet."""
         return 0 if self.lock.status is HoldStatus.FREE else self.counter
-
-
-#: What each thread holds by objects of this class, so that it does not wait for itself.
-_mine = threading.local()
-
-
-def _locks_of_this_thread() -> list[SoftReadWriteLock]:
-    locks: list[SoftReadWriteLock] = getattr(_mine, "locks", [])
-    return [lock for lock in locks if lock.is_locked]
 
 
 class FileLockProxy:
@@ -222,66 +209,36 @@ class FileLock(ContextDecorator):
         context = self._context
         limit = self._timeout if timeout is None else timeout
         blocking = self._blocking if blocking is None else blocking
-        started = time.monotonic()
-
-        def ask(info: WaitInfo) -> None:
-            without_end = not 0 <= limit < math.inf
-            if without_end and any(lock.lock_path == context.lock.lock_path for lock in _locks_of_this_thread()):
-                raise DeadlockError(
-                    f"this very thread holds the lock on {self.lock_file!r} by another FileLock object, and waiting "
-                    "for itself would never end; use one object, which is re-entrant"
-                )
-
         if self._is_thread_local:
-            return self._taken(context, limit, blocking, ask, cancel_check)
+            return self._taken(context, limit, blocking, cancel_check)
         # One thread at a time waits on disk; another one that comes meanwhile shares what it gets.
+        started = time.monotonic()
         patience = min(limit, threading.TIMEOUT_MAX) if limit >= 0 else -1
         if not self._mutex.acquire(timeout=patience if blocking else 0):
             raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
         try:
             left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
-            return self._taken(context, left, blocking, ask, cancel_check)
+            return self._taken(context, left, blocking, cancel_check)
         finally:
             self._mutex.release()
 
     def _taken(
-        self,
-        context: _Context,
-        limit: float,
-        blocking: bool,
-        ask: Callable[[WaitInfo], None],
-        until: Callable[[], bool] | None,
+        self, context: _Context, limit: float, blocking: bool, until: Callable[[], bool] | None
     ) -> FileLockProxy:
         before = context.level
         try:
-            self._take(context, limit, blocking, ask, until)
+            if before:
+                context.lock.check()
+            else:
+                context.grant = context.lock.acquire_write(limit, blocking=blocking, until=until)
+                self._holding.add(context)
+            context.counter = before + 1
             return FileLockProxy(self)
-        except BaseException:
-            if context.level > before:  # a signal's exception came right after it was taken
-                self._release(force=False)
-            raise
-
-    def _take(
-        self,
-        context: _Context,
-        limit: float,
-        blocking: bool,
-        ask: Callable[[WaitInfo], None],
-        until: Callable[[], bool] | None,
-    ) -> None:
-        if context.level:
-            context.lock.check()
-            context.counter += 1
-            return
-        try:
-            context.grant = context.lock.acquire_write(limit, blocking=blocking, on_wait=ask, until=until)
-            self._holding.add(context)
-            _mine.locks = [*_locks_of_this_thread(), context.lock]
-            context.thread, context.counter = threading.get_ident(), 1
         except BaseException:  # also a signal's, right after the grant: nobody would ever release it
-            self._holding.discard(context)
-            context.counter = 0
-            context.lock.release(force=True)
+            if not before:
+                self._end(context)
+            elif context.level > before:
+                context.counter -= 1
             raise
 
     def release(self, force: bool = False) -> None:
@@ -300,16 +257,18 @@ class FileLock(ContextDecorator):
             context.counter -= 1
             return None
         try:
-            if context.thread == threading.get_ident() and context.grant is not None:
+            if context.grant is not None:
                 context.grant.__exit__(None, None, None)
         except LockLostError as error:
             return error
-        finally:
-            # A hold of the object's may end in another thread; and a signal's exception may have come before.
-            context.lock.release(force=True)
-            context.counter = 0
-            self._holding.discard(context)
+        finally:  # a signal's exception may have come before
+            self._end(context)
         return None
+
+    def _end(self, context: _Context) -> None:
+        context.lock.release(force=True)
+        context.counter = 0
+        self._holding.discard(context)
 
     def __call__(self, func: _F) -> _F:
         """

@@ -108,6 +108,11 @@ class Scheduler:
                 heapq.heapify(agenda)
                 self._agenda = agenda  # in order already: a signal's exception may come at any moment
 
+    def holds(self) -> list[Hold]:
+        """Return all holds."""
+        with self._lock:
+            return [kept.hold for kept in self._kept.values() if kept.hold is not None]
+
     def end(self, last_words: Callable[[list[Hold]], None]) -> bool:
         """
         Let the scheduler's thread call ``last_words`` with all holds, those whose server hangs last, and then end.
@@ -159,8 +164,7 @@ class Scheduler:
                 with suppress(queue.Empty):
                     self._alarm.get(timeout=max(self._wakes_at - now(), 0.001))
                 self._wakes_at = 0.0
-        holds = [kept.hold for kept in self._kept.values() if kept.hold is not None]
-        self._last_words(sorted(holds, key=lambda hold: hold.device in self._working))
+        self._last_words(sorted(self.holds(), key=lambda hold: hold.device in self._working))
 
     def _take_due(self, moment: float) -> list[Callable[[], None]]:
         calls: list[Callable[[], None]] = []

@@ -91,6 +91,11 @@ def _release_at_worker_exit() -> None:
         util.Finalize(None, _release_all, exitpriority=10)
 
 
+def holds() -> list[Hold]:
+    """Return what this process holds."""
+    return [*_keepers.scheduler.holds(), *_keepers.without_beat.values()]
+
+
 def drop(hold: Hold) -> None:
     """Stop beating for ``hold``. It may be released afterwards."""
     if hold.catch_up is not None:

@@ -16,7 +16,8 @@ import os
 import threading
 from collections.abc import Collection
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 from nfsrwlock_core.names import Mode
 from nfsrwlock_core.system.clock import now
@@ -51,11 +52,15 @@ class Use:
 
     def __init__(self, settings: Settings, mode: Mode, owner: object) -> None:
         self.mode: Final = mode
-        #: How often a lock object has it, and each time for which thread.
+        self.owner: Final = owner
+        #: How often a lock object has taken it and not given it back, and each time for which thread.
         self.levels: dict[AcquireReturnProxy, int] = {}
+        #: The asyncio task whose it is; ``None``: it is its threads'.
+        self.task: ref[Any] | None = None
+        #: Another thread may give it back.
+        self.may_move = False
         self._settings: Final = settings
         self._linger: Final = settings.linger if mode is Mode.READ else 0.0
-        self._owner: Final = owner
         self._thread: Final = threading.get_ident()
         #: What is used, once it is.
         self.hold: Hold | None = None
@@ -64,6 +69,11 @@ class Use:
     def threads(self) -> Collection[int]:
         """Which threads may be working under the hold, by their ids."""
         return self.levels.values() or (self._thread,)
+
+    @property
+    def lock_path(self) -> str:
+        """Where the lock lives."""
+        return self._settings.lock_path
 
     def join(self) -> Hold | None:
         """Use the hold that is kept, and return it; ``None`` if there is none that stands. No file-system call."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
+from weakref import ref
 
 from nfsrwlock_core.errors import LockError, path_error
 from nfsrwlock_core.inspection import PeerInfo, WaitInfo, own_record, watched_peers
@@ -103,6 +104,7 @@ class Attempt:
     :param on_wait: called before each pause
     :param until: asked before each pause; once true, the attempt ends like one whose time is up
     :param is_closed: the same, asked by the lock itself
+    :param task: of asyncio, for which it is; ``None``: for the calling thread
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Attempt:
         on_wait: Callable[[WaitInfo], None] | None = None,
         until: Callable[[], bool] | None = None,
         is_closed: Callable[[], bool] = lambda: False,
+        task: ref[Any] | None = None,
     ) -> None:
         self.settings: Final = settings
         self.mode: Final = mode
@@ -139,7 +142,7 @@ class Attempt:
             standstill=standstill(),
         )
         self._pid: Final = who.pid
-        self._self_wait: Final = SelfWait(settings.lock_file, mode)
+        self._self_wait: Final = SelfWait(settings.lock_file, mode, task)
         #: Nobody wants the lock any more.
         self._is_over = False
         self._is_abandoned = False
@@ -296,13 +299,14 @@ class Attempt:
             warning=self._self_wait.warning,
         )
 
-    def refuse_self_wait(self) -> None:
+    def refuse_self_wait(self, *, has_limit: bool) -> None:
         """
-        Look whether it waits for a hold that cannot end before this process does; asks nothing of the lock's files.
+        Look whether it waits for a hold that cannot end before the waiting does; asks nothing of the lock's files.
 
         :raises DeadlockError: if it does
         """
-        self._self_wait.look(self._participant)
+        is_endless = not has_limit and self.until is None and self.on_wait is None
+        self._self_wait.look(self._participant, is_endless=is_endless)
 
     def pause(self, waited: float) -> float:
         """Return how long to pause before the next step, in seconds."""
@@ -317,7 +321,7 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
     :param blocking: whether to wait at all
     :returns: a granted hold, which nobody beats for yet
     :raises Timeout: if the time is up or ``until`` says so, or at once if ``blocking`` is false
-    :raises DeadlockError: if the lock is held until an ancestor of this process ends
+    :raises DeadlockError: if the lock is held until an ancestor of this process ends, or by the caller itself
     :raises LockError: if the lock cannot live at its path
     """
     started = time.monotonic()
@@ -335,7 +339,7 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
             is_over = (deadline is not None and moment >= deadline) or attempt.is_closed()
             if is_over or (attempt.until is not None and attempt.until()):
                 raise (yield Io(partial(attempt.timed_out, waited), None))
-            yield Io(attempt.refuse_self_wait, None)  # reads /proc
+            yield Io(partial(attempt.refuse_self_wait, has_limit=deadline is not None), None)  # reads /proc
             if attempt.on_wait is not None:
                 attempt.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
             pause = attempt.pause(waited)
