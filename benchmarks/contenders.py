@@ -79,7 +79,7 @@ class NfsRwLock(Contender):
     def announce(self) -> None:
         """Make an entry under a name as an acquire does, which nobody beats for."""
         from nfsrwlock_core.names import Mode, announcement_name
-        from nfsrwlock_core.protocol.participant import fresh_token
+        from nfsrwlock_core.protocol.heartbeat import fresh_token
         from nfsrwlock_core.system.process import current_identity
 
         who, milliseconds = current_identity(), time.time_ns() // 1_000_000

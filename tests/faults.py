@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nfsrwlock_core.names import Announcement, Identity, Mode, announcement_name, beat_name, parse_announcement
-from nfsrwlock_core.protocol.participant import Participant, World
+from nfsrwlock_core.protocol.heartbeat import Announced, World
+from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.protocol.watch import Watch
 
 TTL = 90.0
@@ -381,12 +382,11 @@ class Stage:
             standstill=standstill,
         )
 
-    def twin(self, holder: Participant, files: MemoryFiles) -> Participant:
+    def twin(self, holder: Participant, files: MemoryFiles) -> Announced:
         """Return what another process beats with for ``holder``, as it stands now."""
-        return Participant.resume(
+        return Announced.resume(
             files,
             holder._world,
-            self.who(),
             name=holder.name,
             beat=holder.beats,
             lease=holder.lease,

@@ -26,7 +26,7 @@ from .errors import LeaseExpiredError, LockLostError
 from .holding.held import VARIABLE
 from .holding.waiting import WORLD
 from .names import Announcement, gone_name, parse_beats, parse_listing
-from .protocol.participant import MARGIN, World
+from .protocol.heartbeat import MARGIN, World
 from .system.directory import Files, LockDirectory
 
 #: A heartbeat that was first seen after a pause longer than this part of the lease may be as old as the pause.

@@ -25,9 +25,10 @@ from nfsrwlock_core.names import (
     note_name,
     parse_beats,
 )
+from nfsrwlock_core.protocol import heartbeat, removal, rivals, watch
 from nfsrwlock_core.protocol import participant as protocol
-from nfsrwlock_core.protocol import removal, watch
-from nfsrwlock_core.protocol.participant import Beat, Participant, Phase
+from nfsrwlock_core.protocol.heartbeat import Announced, Beat, Phase
+from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.witness import HoldWitness
 
 Changes = Callable[[ExitStack], None]
@@ -102,7 +103,7 @@ def own_eexist_is_success(stack: ExitStack) -> None:
             announce(self)
         except FileExistsError:
             self.name = self._litter.pop()
-            self._beat, self._unheard, self.lease = None, None, protocol.Lease(self._ttl, sent)
+            self._beat, self._unheard, self.lease = None, None, heartbeat.Lease(self._ttl, sent)
 
     _replace(stack, Participant, _announce=announce_anyhow)
 
@@ -189,7 +190,7 @@ def forget_litter(stack: ExitStack) -> None:
         name, beat = self.name, self._beat
         self._forget_announcement()
         with contextlib.suppress(OSError):
-            protocol.remove_announcement(self.files, name, beat)
+            removal.remove_announcement(self.files, name, beat)
 
     _replace(stack, Participant, _remove_litter=forget, _withdraw=forget_at_once)
 
@@ -261,36 +262,36 @@ def clean_all_numbers(stack: ExitStack) -> None:
         tidy(self)
         if self._listing is not None and self.mode is Mode.WRITE and self.generation is not None:
             numbers = [generation_name(n) for n in (*self._listing.generations, self.generation)]
-            protocol.remove_quietly(self.files, numbers)
+            removal.remove_quietly(self.files, numbers)
 
     _replace(stack, Participant, _tidy=tidy_too_much)
 
 
 @_mutant("a reader's generation is read after its grant, from a fresh listing")
 def generation_of_first_listing(stack: ExitStack) -> None:
-    def read_generation(self: Participant) -> int:
+    def read_generation(self: Announced) -> int:
         if self.generation is None:
             assert self._first_listing is not None
             self.generation = self._first_listing.highest_generation
         return self.generation
 
-    _replace(stack, Participant, read_generation=read_generation)
+    _replace(stack, Announced, read_generation=read_generation)
 
 
 @_mutant("a reader makes a change of its own before the listing that it reads its generation from")
 def generation_of_any_listing(stack: ExitStack) -> None:
-    def read_generation(self: Participant) -> int:
+    def read_generation(self: Announced) -> int:
         if self.generation is None:
             self.generation = protocol.parse_listing(self.files.listdir()).highest_generation
         return self.generation
 
-    _replace(stack, Participant, read_generation=read_generation)
+    _replace(stack, Announced, read_generation=read_generation)
 
 
 @_mutant("a generation is read only after a change of one's own that succeeded")
 def generation_without_its_probe(stack: ExitStack) -> None:
-    change = Participant._change
-    _replace(stack, Participant, _change=lambda self, *, if_possible=False: change(self, if_possible=True))
+    change = Announced._change
+    _replace(stack, Announced, _change=lambda self, *, if_possible=False: change(self, if_possible=True))
 
 
 # -- leases -----------------------------------------------------------------------------------------------------------
@@ -308,12 +309,12 @@ def no_lease_check_at_grant(stack: ExitStack) -> None:
 
 @_mutant("a holder gives up a part of its lease, for clocks do not run equally fast")
 def no_margin(stack: ExitStack) -> None:
-    _replace(stack, protocol, MARGIN=0.0)
+    _replace(stack, heartbeat, MARGIN=0.0)
 
 
 @_mutant("a holder's lease is no longer than what its peers wait for")
 def lease_longer_than_peers(stack: ExitStack) -> None:
-    _replace(stack, protocol, MARGIN=-0.3)
+    _replace(stack, heartbeat, MARGIN=-0.3)
 
 
 @_mutant("a peer's lease is what its name says, not the observer's own")
@@ -326,95 +327,95 @@ def own_lease_for_all(stack: ExitStack) -> None:
 
 @_mutant("a heartbeat counts from before the call was sent")
 def beat_counts_from_after_the_call(stack: ExitStack) -> None:
-    beat = Participant.beat
+    beat = Announced.beat
 
-    def beat_then_look_at_clock(self: Participant) -> Beat:
+    def beat_then_look_at_clock(self: Announced) -> Beat:
         outcome = beat(self)
         if outcome is Beat.DONE:
             self.lease = replace(self.lease, renewed=self._world.clock())
         return outcome
 
-    _replace(stack, Participant, beat=beat_then_look_at_clock)
+    _replace(stack, Announced, beat=beat_then_look_at_clock)
 
 
 @_mutant("a heartbeat that turns up counts from when it was sent first")
 def unheard_beat_counts_from_now(stack: ExitStack) -> None:
-    read_back = Participant._read_back_beat
+    read_back = Announced._read_back_beat
 
-    def read_back_as_of_now(self: Participant, target: int, sent: float) -> Beat | None:
+    def read_back_as_of_now(self: Announced, target: int, sent: float) -> Beat | None:
         self._unheard = None
         return read_back(self, target, self._world.clock())
 
-    _replace(stack, Participant, _read_back_beat=read_back_as_of_now)
+    _replace(stack, Announced, _read_back_beat=read_back_as_of_now)
 
 
 @_mutant("a failed heartbeat renews nothing")
 def failed_beat_counts(stack: ExitStack) -> None:
-    beat = Participant.beat
+    beat = Announced.beat
 
-    def beat_optimistically(self: Participant) -> Beat:
+    def beat_optimistically(self: Announced) -> Beat:
         sent = self._world.clock()
         outcome = beat(self)
         if outcome is Beat.UNKNOWN:
             self.lease = replace(self.lease, renewed=sent)
         return outcome
 
-    _replace(stack, Participant, beat=beat_optimistically)
+    _replace(stack, Announced, beat=beat_optimistically)
 
 
 @_mutant("an announcement that is gone is never made again under its name")
 def recreate_after_eviction(stack: ExitStack) -> None:
-    beat = Participant.beat
+    beat = Announced.beat
 
-    def beat_or_come_back(self: Participant) -> Beat:
+    def beat_or_come_back(self: Announced) -> Beat:
         sent = self._world.clock()
         outcome = beat(self)
         if outcome is Beat.LOST and self.name:
             with contextlib.suppress(OSError):
                 self.files.mkdir(self.name)
-                self._beat, self._unheard, self.lease = None, None, protocol.Lease(self._ttl, sent)
+                self._beat, self._unheard, self.lease = None, None, heartbeat.Lease(self._ttl, sent)
                 return Beat.DONE
         return outcome
 
-    _replace(stack, Participant, beat=beat_or_come_back)
+    _replace(stack, Announced, beat=beat_or_come_back)
 
 
 @_mutant("each heartbeat has a name of its own")
 def beat_by_touching(stack: ExitStack) -> None:
-    def send(self: Participant, target: int) -> None:
+    def send(self: Announced, target: int) -> None:
         name = f"{self.name}/{beat_name(0)}"
         if target == 0:
             self.files.create(name, self.record)
         else:
             self.files.rename(name, name)
 
-    _replace(stack, Participant, _send_beat=send)
+    _replace(stack, Announced, _send_beat=send)
 
 
 @_mutant("a tenth of the lease, since clocks run up to 5 % too fast or too slow; less does not do")
 def smaller_margin(stack: ExitStack) -> None:
-    _replace(stack, protocol, MARGIN=0.06)
+    _replace(stack, heartbeat, MARGIN=0.06)
 
 
 @_mutant("that a heartbeat is not listed proves no eviction: the server does, by removing what is empty")
 def lost_by_a_listing(stack: ExitStack) -> None:
-    _replace(stack, Participant, _finish_eviction=lambda self: Beat.LOST)
+    _replace(stack, Announced, _finish_eviction=lambda self: Beat.LOST)
 
 
 @_mutant("that the announcement is not found proves no eviction: a fresh listing does")
 def lost_by_enoent(stack: ExitStack) -> None:
-    _replace(stack, Participant, _read_back_announcement=lambda self: Beat.LOST)
+    _replace(stack, Announced, _read_back_announcement=lambda self: Beat.LOST)
 
 
 @_mutant("after its lease, a release proves that the hold stood only if it finds what it left")
 def release_says_it_stood(stack: ExitStack) -> None:
-    release = Participant.release
+    release = Announced.release
 
-    def release_well(self: Participant) -> bool:
+    def release_well(self: Announced) -> bool:
         release(self)
         return True
 
-    _replace(stack, Participant, release=release_well)
+    _replace(stack, Announced, release=release_well)
 
 
 @_mutant("only a later heartbeat than the one known proves that a hold stood")
@@ -429,31 +430,31 @@ def ghost_proves_the_hold(stack: ExitStack) -> None:
     "a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession", run=528
 )
 def resume_without_the_unheard_beat(stack: ExitStack) -> None:
-    resume = Participant.resume.__func__  # type: ignore[attr-defined]
+    resume = Announced.resume.__func__  # type: ignore[attr-defined]
 
-    def resume_as_if_alone(cls: type, *arguments: Any, **options: Any) -> Participant:
-        participant: Participant = resume(cls, *arguments, **{**options, "unheard": None})
+    def resume_as_if_alone(cls: type, *arguments: Any, **options: Any) -> Announced:
+        participant: Announced = resume(cls, *arguments, **{**options, "unheard": None})
         return participant
 
-    _replace(stack, Participant, resume=classmethod(resume_as_if_alone))
+    _replace(stack, Announced, resume=classmethod(resume_as_if_alone))
 
 
 @_mutant(
     "whoever beats again itself knows that a helper may have left a heartbeat that nobody heard of", kind="succession"
 )
 def take_over_without_the_unheard_beat(stack: ExitStack) -> None:
-    take_over = Participant.take_over
+    take_over = Announced.take_over
 
-    def take_over_as_if_that_was_all(self: Participant, beat: int | None, renewed: float) -> None:
+    def take_over_as_if_that_was_all(self: Announced, beat: int | None, renewed: float) -> None:
         take_over(self, beat, renewed)
         self._unheard = None
 
-    _replace(stack, Participant, take_over=take_over_as_if_that_was_all)
+    _replace(stack, Announced, take_over=take_over_as_if_that_was_all)
 
 
 @_mutant("who hands over knows from then on that a heartbeat may be there that nobody heard of", kind="succession")
 def hand_over_and_forget(stack: ExitStack) -> None:
-    _replace(stack, Participant, hand_over=lambda self: self._unheard)
+    _replace(stack, Announced, hand_over=lambda self: self._unheard)
 
 
 @_mutant("the name of a first heartbeat that nobody heard of is not used again", kind="succession", run=372)
@@ -495,7 +496,7 @@ def blind_removal(stack: ExitStack) -> None:
             return False
         return True
 
-    _replace(stack, protocol, evict=evict)
+    _replace(stack, rivals, evict=evict)
 
 
 @_mutant("an announcement is removed only when it is empty, never moved away")
@@ -513,12 +514,12 @@ def evict_by_rename(stack: ExitStack) -> None:
             files.rmdir(moved)
         return True
 
-    _replace(stack, protocol, evict=evict)
+    _replace(stack, rivals, evict=evict)
 
 
 @_mutant("what is moved away beside a removed heartbeat has no newer one in it")
 def leftovers_hide_a_beat(stack: ExitStack) -> None:
-    evict = protocol.evict
+    evict = rivals.evict
 
     class Disguised:
         def __init__(self, files: Any) -> None:
@@ -530,7 +531,7 @@ def leftovers_hide_a_beat(stack: ExitStack) -> None:
         def listdir(self, name: str) -> list[str]:
             return [entry.replace("beat", ".nfs") for entry in self._files.listdir(name)]
 
-    _replace(stack, protocol, evict=lambda files, peer, beat: evict(Disguised(files), peer, beat))
+    _replace(stack, rivals, evict=lambda files, peer, beat: evict(Disguised(files), peer, beat))
 
 
 @_mutant("who has seen a heartbeat finishes what another evictor began, at once")
@@ -628,7 +629,7 @@ def pause_by_own_lease(stack: ExitStack) -> None:
 
 @_mutant("looks at a heartbeat are close enough to count")
 def look_too_rarely(stack: ExitStack) -> None:
-    _replace(stack, protocol, _LOOK_EVERY=0.4)
+    _replace(stack, rivals, _LOOK_EVERY=0.4)
 
 
 @_mutant("a listing that shows an earlier heartbeat than one before it is an old one")

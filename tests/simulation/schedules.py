@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from faults import MemoryFiles, Server
 from nfsrwlock_core.names import Identity, Mode
-from nfsrwlock_core.protocol.participant import Beat, Participant, Phase, World
+from nfsrwlock_core.protocol.heartbeat import Beat, Phase, World
+from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.protocol.watch import Watch
 
 from .witness import Violation

@@ -25,7 +25,7 @@ from nfsrwlock_core.holding import heartbeat_thread as shipped_scheduler
 from nfsrwlock_core.holding import hold as shipped_hold
 from nfsrwlock_core.holding.heartbeat_thread import Scheduler
 from nfsrwlock_core.names import Mode
-from nfsrwlock_core.protocol.participant import Beat, Participant
+from nfsrwlock_core.protocol.heartbeat import Announced, Beat
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now as real_now
 
@@ -269,7 +269,7 @@ class Parent:
             self.group.host.client.link.cut(start, start + 1.3 * TTL)
 
     def _help(self, helper: Group, order: dict[str, Any]) -> None:
-        participant = Participant.resume(GroupFiles(helper), self.judged.participant._world, self.user.who, **order)
+        participant = Announced.resume(GroupFiles(helper), self.judged.participant._world, **order)
         dies, beats = next(self._deaths), self.rng.choice((1, 2, 2, 3))
         send = participant._send_beat
 

@@ -18,7 +18,7 @@ import pytest
 
 from faults import MemoryFiles, Stage
 from nfsrwlock_core.names import Mode
-from nfsrwlock_core.protocol.participant import Beat
+from nfsrwlock_core.protocol.heartbeat import Beat
 
 #: Calls whose order is tried in full; neither side makes more of them before the outcome is settled.
 CALLS = 8

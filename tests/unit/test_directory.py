@@ -17,7 +17,8 @@ import pytest
 from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.inspection import inspect
 from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_announcement
-from nfsrwlock_core.protocol.participant import Beat, Participant, Phase, World, fresh_token
+from nfsrwlock_core.protocol.heartbeat import Beat, Phase, World, fresh_token
+from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.protocol.removal import evict
 from nfsrwlock_core.system import directory
 from nfsrwlock_core.system.directory import LockDirectory

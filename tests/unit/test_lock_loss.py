@@ -29,7 +29,7 @@ from nfsrwlock import (
     inspect,
 )
 from nfsrwlock_core.holding.hold import Hold
-from nfsrwlock_core.protocol.participant import Lease
+from nfsrwlock_core.protocol.heartbeat import Lease
 from outages import ANSWERS, FAILS, HANGS, SHADOW, let
 
 FORMS = ["thread", "process"]

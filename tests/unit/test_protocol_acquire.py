@@ -11,7 +11,7 @@ import pytest
 from faults import INTERVAL, TTL, After, Before, CachingFiles, Fails, LostReply, MemoryFiles, Shows, Stage
 from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import Mode, parse_announcement
-from nfsrwlock_core.protocol.participant import Phase
+from nfsrwlock_core.protocol.heartbeat import Phase
 
 LOW, HIGH = "1" * 32, "9" * 32
 

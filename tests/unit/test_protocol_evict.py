@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from faults import INTERVAL, TTL, After, Before, Clock, Fails, Late, LostReply, MemoryFiles, Shows, Stage
 from nfsrwlock_core.names import Announcement, Mode, beat_name, gone_name, note_name, parse_announcement
-from nfsrwlock_core.protocol.participant import Beat, Participant, Phase
+from nfsrwlock_core.protocol.heartbeat import Beat, Phase
+from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.protocol.removal import evict
 from nfsrwlock_core.protocol.watch import Watch
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from faults import TTL, After, CachingFiles, Fails, Fault, Late, LostReply, MemoryFiles, Stage, os_error
 from nfsrwlock_core.names import Mode
-from nfsrwlock_core.protocol.participant import Beat, Participant, Phase
+from nfsrwlock_core.protocol.heartbeat import Beat, Phase
+from nfsrwlock_core.protocol.participant import Participant
 
 CHANGES = ("mkdir", "rmdir", "create", "rename", "unlink")
 

@@ -9,7 +9,8 @@ import pytest
 
 from faults import INTERVAL, TTL, After, Before, Fails, Late, LostReply, MemoryFiles, Shows, Stage
 from nfsrwlock_core.names import Mode, note_name, parse_announcement, parse_beats, parse_listing
-from nfsrwlock_core.protocol.participant import Beat, Lease, Participant, Phase
+from nfsrwlock_core.protocol.heartbeat import Beat, Lease, Phase
+from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.protocol.removal import evict
 from nfsrwlock_core.system.clock import now
 

@@ -17,7 +17,7 @@ from faults import MemoryFiles, Server, Stage
 from nfsrwlock_core import SoftReadWriteLock
 from nfsrwlock_core.holding.heartbeat_thread import Scheduler
 from nfsrwlock_core.holding.hold import Hold
-from nfsrwlock_core.protocol.participant import Beat
+from nfsrwlock_core.protocol.heartbeat import Beat
 from nfsrwlock_core.system.clock import now
 from nfsrwlock_core.system.directory import LockDirectory
 

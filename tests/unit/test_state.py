@@ -27,7 +27,7 @@ from nfsrwlock_core import (
 )
 from nfsrwlock_core.inspection import own_record, watched_peers
 from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_announcement
-from nfsrwlock_core.protocol.participant import fresh_token
+from nfsrwlock_core.protocol.heartbeat import fresh_token
 from nfsrwlock_core.protocol.watch import Watch
 from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.process import current_identity

@@ -22,7 +22,7 @@ from concurrent.futures import wait
 from typing import Any, Final
 
 from nfsrwlock_core.names import Identity
-from nfsrwlock_core.protocol.participant import Beat, Lease, Participant, World, fresh_token
+from nfsrwlock_core.protocol.heartbeat import Announced, Beat, Lease, World, fresh_token
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now
 from nfsrwlock_core.system.directory import LockDirectory
@@ -164,10 +164,9 @@ class Beater:
 
     def _keep(self, order: dict[str, Any]) -> None:
         files = LockDirectory(os.fsdecode(base64.b64decode(order["path"])), order["share"])
-        participant = Participant.resume(
+        participant = Announced.resume(
             files,
             World(clock=now, is_dead=is_dead, token=fresh_token),
-            self._parent,
             name=order["name"],
             beat=order["beat"],
             lease=Lease(order["ttl"], order["renewed"]),

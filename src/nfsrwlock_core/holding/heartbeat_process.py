@@ -34,7 +34,7 @@ import time
 from functools import partial
 from typing import Any, Final
 
-from nfsrwlock_core.protocol.participant import Beat
+from nfsrwlock_core.protocol.heartbeat import Beat
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now
 from nfsrwlock_core.system.directory import LockDirectory

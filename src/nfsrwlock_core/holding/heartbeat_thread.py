@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from nfsrwlock_core.protocol.participant import Beat
+from nfsrwlock_core.protocol.heartbeat import Beat
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now, wall_clock
 

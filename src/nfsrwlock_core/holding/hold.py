@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from nfsrwlock_core.errors import LeaseExpiredError, LockLostError
 from nfsrwlock_core.names import token_in
-from nfsrwlock_core.protocol.participant import MARGIN, Beat, Participant
+from nfsrwlock_core.protocol.heartbeat import MARGIN, Announced, Beat
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now, wall_clock
 
@@ -56,7 +56,7 @@ class Hold:
 
     def __init__(
         self,
-        participant: Participant,
+        participant: Announced,
         lock_file: str,
         device: int,
         on_compromise: Callable[[LeaseCompromise], None] | None,

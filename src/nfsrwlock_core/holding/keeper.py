@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from nfsrwlock_core.errors import LockError
-from nfsrwlock_core.protocol.participant import Participant
+from nfsrwlock_core.protocol.heartbeat import Announced
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now
 
@@ -135,7 +135,7 @@ def release_soon(hold: Hold) -> None:
     workers.submit(release, hold)
 
 
-def _release_later(participant: Participant) -> None:
+def _release_later(participant: Announced) -> None:
     deadline = now() + participant.lease.ttl
     while now() < deadline:
         try:

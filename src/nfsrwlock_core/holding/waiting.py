@@ -22,7 +22,8 @@ from weakref import ref
 from nfsrwlock_core.errors import LockError, path_error
 from nfsrwlock_core.inspection import PeerInfo, WaitInfo, own_record, watched_peers
 from nfsrwlock_core.names import Mode
-from nfsrwlock_core.protocol.participant import Participant, Phase, World, fresh_token
+from nfsrwlock_core.protocol.heartbeat import Phase, World, fresh_token
+from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.protocol.watch import Watch
 from nfsrwlock_core.settings import Settings
 from nfsrwlock_core.system import workers

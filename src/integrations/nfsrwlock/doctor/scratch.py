@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_listing
-from nfsrwlock_core.protocol.participant import fresh_token
+from nfsrwlock_core.protocol.heartbeat import fresh_token
 from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.process import current_identity
 
