@@ -130,7 +130,8 @@ class Scheduler:
 
     def _plan(self, kept: _Kept, hold: Hold) -> None:
         # A lease has run out only after its end, and what is planned must lie ahead.
-        expiry = math.inf if hold.next_expiry is None else math.nextafter(hold.next_expiry, math.inf)
+        expiry = hold.next_expiry
+        expiry = math.inf if expiry is None else math.nextafter(expiry, math.inf)
         kept.at = min(expiry, hold.ends, math.inf if kept.is_in_line else hold.due)
         if kept.at < math.inf:
             heapq.heappush(self._agenda, (kept.at, next(self._numbers), kept))

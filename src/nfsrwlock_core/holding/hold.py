@@ -93,11 +93,10 @@ class Hold:
     @property
     def status(self) -> HoldStatus:
         """Whether the hold stands now."""
-        if self.catch_up is not None and not self._lost and self._left < 0:
-            self.catch_up()  # beats may have arrived while this process could not look
+        is_over = self.remaining < 0
         if self._lost:
             return HoldStatus.LOST
-        return HoldStatus.SUSPECT if self._left < 0 else HoldStatus.HELD
+        return HoldStatus.SUSPECT if is_over else HoldStatus.HELD
 
     @property
     def _left(self) -> float:
@@ -117,7 +116,11 @@ class Hold:
     @property
     def remaining(self) -> float:
         """Seconds until the lease runs out, unless it is renewed; negative after that, 0 once the hold is lost."""
-        return 0.0 if self.status is HoldStatus.LOST else self._left
+        left = self._left
+        if left < 0 and self.catch_up is not None and not self._lost:
+            self.catch_up()  # beats may have arrived while this process could not look
+            left = self._left
+        return 0.0 if self._lost else left
 
     @property
     def compromise(self) -> LeaseCompromise | None:

@@ -127,11 +127,13 @@ class Use:
         hold = self.hold
         if hold is None:
             return False
+        if not self._linger:  # nobody else uses it
+            hold.users.discard(self)
+            return False
         stands = hold.error() is None and not keeper.is_exiting()
         with _mutex:
             hold.users.discard(self)
-            if self._linger:
-                _note_released(self._settings.lock_path)
+            _note_released(self._settings.lock_path)
             if hold.users:
                 return True
             same, until = _kept.get(self._settings, (None, 0.0))
