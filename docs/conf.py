@@ -56,7 +56,7 @@ nitpick_ignore = [
             "OnWait",
             "Options",
         ),
-        *("Paths", "PathsOrFunction", "Share", "Time"),
+        *("Paths", "PathsOrFunction", "Share", "Time", "Until", "Use"),
     )
 ]
 # An exception of Snakemake's.
