@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ from adapters.snakemake_ticking import (
     wait_until_idle,
 )
 from nfsrwlock import SoftReadWriteLock, Timeout, break_lock, inspect
+from nfsrwlock.snakemake import watchdog
 
 __all__ = ["scene"]
 
@@ -198,6 +200,19 @@ def test_what_a_job_leaves_running_is_ended_before_its_locks_are_free(scene: Sce
     assert scene.read("read") == "data"
     assert scene.read("late") == "whole\n", "what ends by itself is waited for"
     assert not [pid for pid in scene.read("left").split() if int(pid) in scene.processes()]
+
+
+def test_a_process_that_is_replacing_its_program_counts_as_left_behind(tmp_path: Path) -> None:
+    # While it does, it shows no environment: about one look in 300 meets that.
+    again = tmp_path / "again"
+    again.write_text('exec sh "$0"\n')
+    restless = subprocess.Popen(["sh", str(again)], env={watchdog.VARIABLE: "mark"})
+    try:
+        looks = [watchdog._environment(str(restless.pid)) for _ in range(4000)]
+    finally:
+        restless.kill()
+        restless.wait()
+    assert b"" not in looks
 
 
 def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene) -> None:

@@ -36,8 +36,6 @@ from nfsrwlock_core import LockError, LockSet
 _INSTALLED: Final = "_nfsrwlock_installed"
 Original = Callable[..., Any]
 
-#: True while Snakemake removes outputs on its own account: the exclusive ones are not its to remove.
-_sparing: ContextVar[bool] = ContextVar("nfsrwlock_sparing", default=False)
 #: True while Snakemake deals with a job that failed.
 _failed: ContextVar[bool] = ContextVar("nfsrwlock_failed", default=False)
 
@@ -60,8 +58,6 @@ def install() -> None:
         (Job, "remove_existing_output", _spare_exclusive),
         (Job, "cleanup", _spare_exclusive),
         (Job, "postprocess", _know_failure),
-        (_IOFile, "remove", _unless_spared),
-        (_IOFile, "exists", _unless_spared),  # Job.cleanup says in the log that it removes what is there
         (_IOFile, "touch", _touch),
         (persistence, "finished", _keep_old_records),
         (persistence, "incomplete", _only_cut_off),
@@ -191,24 +187,16 @@ def _check_rules_too(original: Original, self: Any) -> Any:
 # -- what Snakemake does with outputs outside of the lock -------------------------------------------------------------
 
 
-async def _with_value(variable: ContextVar[bool], value: bool, work: Any) -> Any:
-    token = variable.set(value)
-    try:
-        return await work
-    finally:
-        variable.reset(token)
-
-
 def _spare_exclusive(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
-    return _with_value(_sparing, True, original(self, *args, **kwargs))
+    return original(_Seen(self, exclusive=False), *args, **kwargs)
 
 
-def _know_failure(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
-    return _with_value(_failed, bool(kwargs.get("error")), original(self, *args, **kwargs))
-
-
-async def _unless_spared(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
-    return False if _sparing.get() and is_exclusive(self) else await original(self, *args, **kwargs)
+async def _know_failure(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
+    token = _failed.set(bool(kwargs.get("error")))
+    try:
+        return await original(self, *args, **kwargs)
+    finally:
+        _failed.reset(token)
 
 
 def _touch(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -221,15 +209,15 @@ def _touch(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
 async def _keep_old_records(original: Original, self: Any, job: Any) -> Any:
     # Snakemake notes a failed job's code and inputs and removes its outputs. An exclusive one stays as it was, so what
     # is known of it must stay too, or it would count as made by the new code.
-    exclusive = [file for file in job.output if is_exclusive(file)]
-    if not exclusive or not _failed.get():
+    exclusive = _Seen(job, exclusive=True)
+    if not exclusive.output or not _failed.get():
         return await original(self, job)
-    result = await original(self, _WithOutput(job, [file for file in job.output if not is_exclusive(file)]))
+    result = await original(self, _Seen(job, exclusive=False))
     if hasattr(self, "_unmark_incomplete"):
-        for file in exclusive:
+        for file in exclusive.output:
             self._unmark_incomplete(self._get_key(file))
     else:
-        self._remove_incomplete_marker(_WithOutput(job, exclusive))
+        self._remove_incomplete_marker(exclusive)
     return result
 
 
@@ -239,15 +227,18 @@ async def _only_cut_off(original: Original, self: Any, job: Any) -> Any:
     return [file for file in found if not is_exclusive(file) or unfinished.is_cut_off(job, file)]
 
 
-class _WithOutput:
-    """A job of which only some outputs are seen."""
+class _Seen:
+    """A job, of whose outputs only the exclusive ones are seen, or only the others."""
 
-    def __init__(self, job: Any, output: list[Any]) -> None:
+    def __init__(self, job: Any, *, exclusive: bool) -> None:
         self._job = job
-        self.output = output
+        self.output = [file for file in job.output if is_exclusive(file) is exclusive]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._job, name)
+
+    def __str__(self) -> str:
+        return str(self._job)
 
     def __hash__(self) -> int:
         return hash(self._job)

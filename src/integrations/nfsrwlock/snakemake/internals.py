@@ -60,8 +60,8 @@ _FUNCTIONS: Final = (
         "b01a83a9 b8e4578f 06c15c5e",
     ),
     _Function("snakemake.jobs Job.prepare", "self", "remove_existing_output", "ce5a0e72 02988a4c"),
-    _Function("snakemake.jobs Job.remove_existing_output", "self", "remove", "d6a15db4"),
-    _Function("snakemake.jobs Job.cleanup", "self…", "remove exists", "36c26329 435a442f 3183d2cc"),
+    _Function("snakemake.jobs Job.remove_existing_output", "self", "output remove", "d6a15db4"),
+    _Function("snakemake.jobs Job.cleanup", "self…", "output remove", "36c26329 435a442f 3183d2cc"),
     _Function(
         "snakemake.jobs Job.postprocess",
         "self … error …",
@@ -72,8 +72,6 @@ _FUNCTIONS: Final = (
     _Function("snakemake.dag DAG.handle_ensure", "self job expanded_output", "", "69625d48 3daf6a98 1457f515"),
     _Function("snakemake.dag DAG.check_output_mtime", "self job expanded_output", "", "4bc5e098"),
     _Function("snakemake.dag DAG.incomplete_files", "self", "incomplete", "35804ea6"),
-    _Function("snakemake.io _IOFile.remove", "self … only_local…", "", "a4cfaff4"),
-    _Function("snakemake.io _IOFile.exists", "self", "", "0310ccb4"),
     _Function("snakemake.io _IOFile.touch", "self times", "", "d54b4b89 702dd87c"),
     _Function("snakemake.io glob_wildcards", "pattern files followlinks", "walk", "5a55965c 1f44fed7"),
     _Function(

@@ -7,7 +7,6 @@ such a process ends at once when a lease has run out before a heartbeat succeede
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import subprocess
@@ -68,8 +67,6 @@ class JobProcesses:
             with self._mutex:
                 self._locks = None
                 self._leash.let_go()
-            if self._started:
-                _dog.forget(self._token)
 
     # Starting processes
 
@@ -78,13 +75,12 @@ class JobProcesses:
         self._may_start(self._job)
         environment = dict(os.environ if settings.get("env") is None else settings["env"])
         outer = environment.get(watchdog.VARIABLE)
-        environment[watchdog.VARIABLE] = f"{outer}:{self._token}" if outer else self._token
+        mark = f"{_dog.token()}.{self._token} {job_name(self._job)}"
+        environment[watchdog.VARIABLE] = f"{outer}:{mark}" if outer else mark
         if self._locks is not None:
             with suppress(LockError):  # they are lost, and the job will hear of that
                 for lock in self._locks.locks:
                     environment = lock.witness().in_environment(environment)
-        if not self._started:
-            _dog.guard(self._token, job_name(self._job))
         process = subprocess.Popen(*args, **(settings | {"env": environment}))
         with self._mutex:
             self._started.append(process)
@@ -156,34 +152,22 @@ class _Dog:
         self._mutex = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
-        self._jobs: dict[str, str] = {}
+        self._token = ""
 
-    def guard(self, token: str, label: str) -> None:
-        """If this process dies from now on, what carries ``token`` is stopped."""
+    def token(self) -> str:
+        """Return what the processes of jobs carry, so that they are stopped if this process dies from now on."""
         with self._mutex:
-            self._jobs[token] = label
-            self._tell()
-
-    def forget(self, token: str) -> None:
-        """The job has ended."""
-        with self._mutex:
-            self._jobs.pop(token, None)
-            self._tell()
-
-    def _tell(self) -> None:
-        if self._process is None or self._owner != os.getpid() or self._process.poll() is not None:
-            self._owner = os.getpid()
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", watchdog.__file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C is not for it
-                cwd="/",
-            )
-        assert self._process.stdin is not None
-        with suppress(OSError):
-            self._process.stdin.write(json.dumps(self._jobs).encode() + b"\n")
-            self._process.stdin.flush()
+            if self._owner != os.getpid():  # or the parent's jobs would be stopped when a forked child ends
+                self._owner, self._token, self._process = os.getpid(), secrets.token_hex(16), None
+            if self._process is None or self._process.poll() is not None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", watchdog.__file__, self._token],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,  # a Ctrl-C is not for it
+                    cwd="/",
+                )
+            return self._token
 
 
 _dog: Final = _Dog()

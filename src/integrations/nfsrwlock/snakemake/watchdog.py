@@ -2,15 +2,14 @@
 The watchdog: a small process that outlives Snakemake for as long as it takes to stop the jobs that it left behind.
 
 A job whose Snakemake process was killed (SIGKILL, out of memory) would work on, and nobody holds its locks any more.
-Jobs are known by a token in their environment, which everything that they start inherits. The watchdog learns of its
-parent's death by the end of its standard input.
+Everything that a job starts inherits a mark in its environment: a token of the Snakemake process, one of the job, and
+the job's name. The watchdog learns of its parent's death by the end of its standard input.
 
 What it does not do: find processes that cleared their environment, on other systems than Linux or under other users.
 
 It is run as a script and needs nothing but the standard library; only :func:`marked` is used by importing it.
 """
 
-import json
 import os
 import signal
 import sys
@@ -21,57 +20,68 @@ VARIABLE = "NFSRWLOCK_JOB"
 #: The name by which `nfsrwlock run` knows those that it must never stop.
 NAME = "nfsrwlock-guard"
 _PATIENCE_S = 30.0
+#: How often to look for an environment: a process that is just replacing its program shows none.
+_LOOKS = 20
 
 
-def marked(token: bytes) -> list[int]:
-    """Return the processes, of those this one may look at, that carry ``token`` in their environment."""
-    found = []
+def marked(token: bytes) -> dict[int, str]:
+    """Return the processes that carry ``token`` in their environment, each with what follows it there."""
+    found = {}
     try:
         names = os.listdir("/proc")
     except OSError:
-        return []
+        return {}
     me = os.getpid()
     for name in names:
         if name.isdigit() and int(name) != me:
             try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if token in file.read():
-                        found.append(int(name))
+                _, mark, rest = _environment(name).partition(token)
             except OSError:
                 continue  # it has ended, or belongs to somebody else
+            if mark:
+                found[int(name)] = rest.partition(b"\0")[0].decode(errors="replace")
     return found
 
 
-def _stop(token: bytes) -> None:
+def _environment(pid: str) -> bytes:
+    for _ in range(_LOOKS):
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            if found := file.read():
+                return found
+        os.stat(f"/proc/{pid}/exe")  # the kernel's own processes have none
+        time.sleep(0.001)
+    return b""
+
+
+def _stop(token: bytes) -> set[str]:
     # Stopped first, so that none can start another one unseen; killed when nobody new turns up.
+    marks: set[str] = set()
     stopped: set[int] = set()
     until = time.monotonic() + _PATIENCE_S
-    while (found := set(marked(token))) and time.monotonic() < until:
-        new = found - stopped
+    while (found := marked(token)) and time.monotonic() < until:
+        marks.update(found.values())
+        new = found.keys() - stopped
         for pid in new or found:
             with suppress(OSError):
                 os.kill(pid, signal.SIGSTOP if new else signal.SIGKILL)
-        stopped = found if new else set()
+        stopped = set(found) if new else set()
         if not new:
             time.sleep(0.01)
+    return marks
 
 
 def main() -> None:
-    """Read lines, each with the jobs by their tokens, until the parent is gone; stop those of the last line."""
+    """Wait until the parent is gone, and stop what carries its token, which is the argument."""
     # Batch systems send a signal to all processes of a job at once. This one ends with its parent, not before.
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
         file.write(NAME)
-    jobs: dict[str, str] = {}
-    for line in sys.stdin.buffer:
-        with suppress(ValueError):  # cut off: that job has not begun
-            jobs = json.loads(line)
-    for token, label in jobs.items():
-        if marked(token.encode()):
-            _stop(token.encode())
-            with suppress(OSError):
-                print(f"nfsrwlock: {label} was stopped: Snakemake, which held its locks, was killed", file=sys.stderr)
+    sys.stdin.buffer.read()
+    # Of a mark, what follows the job's token; behind a colon comes that of a workflow within the job.
+    for job in sorted({mark.partition(" ")[2].partition(":")[0] for mark in _stop(sys.argv[1].encode())}):
+        with suppress(OSError):
+            print(f"nfsrwlock: {job} was stopped: Snakemake, which held its locks, was killed", file=sys.stderr)
 
 
 if __name__ == "__main__":
