@@ -1,4 +1,4 @@
-"""What tests of all adapters need: a Dask cluster, one for all, for it starts slowly."""
+"""What tests of all adapters need: a Dask cluster, and a process with Snakemake in it; each starts slowly."""
 
 from __future__ import annotations
 
@@ -24,3 +24,13 @@ def client(cluster: Any) -> Iterator[Any]:
 
     with Client(cluster) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Any]:
+    """A process that has imported Snakemake, of which the runs of tests are forks."""
+    from adapters.snakemake_scene import Forks
+
+    forks = Forks()
+    yield forks
+    forks.close()

@@ -45,20 +45,84 @@ def wait_for_the_loss():
     while mine[-1].status is HoldStatus.HELD:
         time.sleep(0.05)
 """
-#: Runs Snakemake several times, each in a process of its own that need not import it again.
-MANY = """
-import json, os, sys
-import snakemake.cli
-for number, arguments in enumerate(json.load(sys.stdin)):
+#: Runs Snakemake in processes of their own that need not import it again; told by lines of JSON.
+FORKS = """
+import gc, json, os, signal, sys
+import snakemake.cli, snakemake.profiles, snakemake.report.html_reporter, snakemake.storage, dpath, pulp, smart_open
+import nfsrwlock.snakemake
+gc.freeze()  # a collection in a child would touch, and so copy, all that is shared
+def run(arguments, directory, environment, log):
+    os.setpgid(0, 0)
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.argv = [snakemake.__path__[0] + "/__main__.py", *arguments]
+    snakemake.cli.main(arguments)
+while line := sys.stdin.readline():
+    request = json.loads(line)
+    if isinstance(request, int):
+        pid, status = os.waitpid(request, os.WNOHANG)
+        print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+        continue
     pid = os.fork()
     if pid == 0:
-        log = os.open(f"many.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        snakemake.cli.main(arguments)
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        run(**request)  # which exits
+    try:
+        os.setpgid(pid, pid)  # whoever of the two comes first
+    except OSError:
+        pass
+    print(pid, flush=True)
 """
+
+
+class Forks:
+    """A process that has imported Snakemake; each run is a fork of it. That saves most of what a start takes."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, request: object) -> Any:
+        """Start what is described and return its number; or return the exit code of a number, once it has ended."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        print(json.dumps(request), file=self._server.stdin, flush=True)
+        return json.loads(self._server.stdout.readline())
+
+    def close(self) -> None:
+        """End it."""
+        self._server.communicate()
+
+
+class Fork:
+    """What :class:`subprocess.Popen` would be for such a run."""
+
+    def __init__(self, forks: Forks, **request: object) -> None:
+        self._forks = forks
+        self.pid: int = forks.ask(request)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._forks.ask(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        until = time.monotonic() + (timeout or float("inf"))
+        while (code := self.poll()) is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            time.sleep(0.02)
+        return code
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
 
 
 class Run:
@@ -67,11 +131,19 @@ class Run:
     def __init__(self, scene: Scene, arguments: tuple[str, ...], environment: dict[str, str], directory: str) -> None:
         self.log = scene.directory / f"log.{len(scene.runs)}"
         self._patience_s = scene.patience_s
+        arguments = ("--nocolor", *arguments)
+        where, environment = str(scene.directory / directory), {**scene.environment, **environment}
+        self.process: Fork | subprocess.Popen[bytes]
+        if scene.forks is not None:
+            self.process = Fork(
+                scene.forks, arguments=arguments, directory=where, environment=environment, log=str(self.log)
+            )
+            return
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "snakemake", "--nocolor", *arguments],
-                cwd=scene.directory / directory,
-                env={**scene.environment, **environment},
+                [sys.executable, "-m", "snakemake", *arguments],
+                cwd=where,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -103,8 +175,10 @@ class Scene:
     #: happen, so it is generous: on a busy machine, a process of Snakemake's needs ten seconds to start.
     patience_s = 150.0
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, forks: Forks | None = None) -> None:
         self.directory = directory
+        #: What runs Snakemake; ``None``: each is started anew.
+        self.forks = forks
         self.runs: list[Run] = []
         self._mark = f"NFSRWLOCK_TEST={directory}".encode()
         self.environment = {
@@ -138,18 +212,11 @@ class Scene:
 
     def many(self, *runs: str) -> list[tuple[int, str]]:
         """Run Snakemake once for each line of arguments, one after the other; return exit codes and logs."""
-        done = subprocess.run(
-            [sys.executable, "-c", MANY],
-            cwd=self.directory,
-            env=self.environment,
-            input=json.dumps([["-c2", "--nocolor", *shlex.split(run)] for run in runs]),
-            capture_output=True,
-            text=True,
-            timeout=self.patience_s + 20 * len(runs),
-        )
-        codes = [int(line) for line in done.stdout.split()]
-        assert len(codes) == len(runs), done.stderr
-        return [(code, self.read(f"many.{number}")) for number, code in enumerate(codes)]
+        done = []
+        for line in runs:
+            run = self.start(*shlex.split(line)).end()
+            done.append((run.process.wait(), run.text))
+        return done
 
     def read(self, path: str) -> str:
         """The text of a file."""
@@ -194,7 +261,8 @@ class Scene:
 
     def processes(self) -> list[int]:
         """All live processes that the test has started, however indirectly."""
-        return [pid for pid in watchdog.marked(self._mark) if not _is_zombie(pid)]
+        started = [*watchdog.marked(self._mark), *(run.process.pid for run in self.runs if run.process.poll() is None)]
+        return [pid for pid in set(started) if not _is_zombie(pid)]
 
     def guards(self) -> list[int]:
         """The watchdogs among them that are ready, which is when they take their name."""
@@ -249,7 +317,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
-    stage = Scene(tmp_path)
+def scene(tmp_path: Path, forks: Forks) -> Iterator[Scene]:
+    stage = Scene(tmp_path, forks)
     yield stage
     stage.clean_up()
