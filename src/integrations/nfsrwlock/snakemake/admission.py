@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 from snakemake.exceptions import WorkflowError
@@ -25,6 +24,8 @@ from nfsrwlock_core import LockError, PeerInfo, inspect
 _LOOK_AGAIN_S: Final = 1.0
 _ASK_AGAIN_S: Final = 2
 _SAY_AGAIN_S: Final = 60.0
+
+_Obstacle = tuple[str, PeerInfo]
 
 
 class Admission:
@@ -53,13 +54,23 @@ class Admission:
             running = ()  # Snakemake never hears of their end
         self._plans = {job: self._plans[job] if job in self._plans else _plans(job) for job in (*jobs, *running)}
         started = _Claims(plan for job in running for plan in self._plans[job])
-        obstacles: dict[Any, _Obstacle] = {}
+        #: By job that is not started: the path that it waits for, and who has the lock on it. ``None``: another job of
+        #: this workflow, of which nobody need hear.
+        obstacles: dict[Any, _Obstacle | None] = {}
 
         def may_start(job: Any, look: bool) -> bool:
-            obstacle = self._obstacle(job, now, started, look)
-            if obstacle is not None:
-                obstacles[job] = obstacle
-            return obstacle is None
+            for plan in self._plans[job]:
+                if now - self._since.get(job, now) > plan.timeout:
+                    continue  # it goes, and says for whom it has waited
+                if started.exclude(plan):
+                    obstacles[job] = None
+                    return False
+                for want in plan.wanted:
+                    for peer in self._peers(want, now, look):
+                        if "write" in (want.mode, peer.mode):
+                            obstacles[job] = want.path, peer
+                            return False
+            return True
 
         free = [job for job in jobs if may_start(job, look=False)]
         chosen = choose(free) if free else []
@@ -72,25 +83,13 @@ class Admission:
                 claims.add(self._plans[job])
                 compatible.append(job)
         self._since = {job: self._since.get(job, now) for job in obstacles}
-        self._say_who_waits(obstacles.values(), now)
-        if obstacles or len(compatible) < len(chosen):
-            self._ask_again()
+        self._say_who_waits(obstacles, now)
+        if (obstacles or len(compatible) < len(chosen)) and workflow.scheduling_settings.max_jobs_per_timespan is None:
+            workflow.scheduler._schedule_reevalutation(_ASK_AGAIN_S)  # else Snakemake asks by itself
         return compatible
 
-    def _obstacle(self, job: Any, now: float, started: _Claims, look: bool) -> _Obstacle | None:
-        for plan in self._plans[job]:
-            if now - self._since.get(job, now) > plan.timeout:
-                continue  # it goes, and says for whom it has waited
-            if started.exclude(plan):
-                return _Obstacle()
-            for want in plan.wanted:
-                for peer in self._peers(want, now, look):
-                    if "write" in (want.mode, peer.mode):
-                        return _Obstacle(want.path, peer, job)
-        return None
-
     def _peers(self, want: Want, now: float, look: bool) -> list[PeerInfo]:
-        lock = want.path, dict(want.settings).get("lock_dir")
+        lock = want.path, want.settings.get("lock_dir")
         if lock not in self._looks:
             if not look:
                 return []
@@ -104,41 +103,22 @@ class Admission:
             self._looks[lock] = now, peers
         return self._looks[lock][1]
 
-    def _say_who_waits(self, obstacles: Iterable[_Obstacle], now: float) -> None:
-        by_lock: dict[str, list[_Obstacle]] = {}
-        for obstacle in obstacles:
-            if obstacle.peer is not None:
-                by_lock.setdefault(obstacle.path, []).append(obstacle)
-        for path, those in by_lock.items():
+    def _say_who_waits(self, obstacles: dict[Any, _Obstacle | None], now: float) -> None:
+        waiting: dict[str, list[tuple[Any, PeerInfo]]] = {}
+        for job, obstacle in obstacles.items():
+            if obstacle is not None:
+                path, peer = obstacle
+                waiting.setdefault(path, []).append((job, peer))
+        for path, those in waiting.items():
             if now - self._said.get(path, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
                 self._said[path] = now
-                first = those[0]
-                one = next(iter(_members(first.job)))
+                job, peer = those[0]
+                one = next(iter(_members(job)))
                 who = f"{len(those)} jobs wait" if len(those) > 1 else f"{job_name(one)} waits"
-                assert first.peer is not None
-                since = min(self._since[obstacle.job] for obstacle in those)
+                since = min(self._since[job] for job, _ in those)
                 (say if now - since < _SAY_AGAIN_S else warn)(
-                    one, f"{who} for the lock on {printable(path)} to start: {printable(first.peer.describe())}"
+                    one, f"{who} for the lock on {printable(path)} to start: {printable(peer.describe())}"
                 )
-
-    def _ask_again(self) -> None:
-        workflow = self._dag.workflow
-        if workflow.scheduling_settings.max_jobs_per_timespan is None:  # else Snakemake asks by itself
-            workflow.scheduler._schedule_reevalutation(_ASK_AGAIN_S)
-
-
-@dataclass(frozen=True, slots=True)
-class _Obstacle:
-    """
-    Why a job is not started.
-
-    :param peer: who has the lock on ``path``, which ``job`` waits for; ``None``: another job of this workflow, of which
-        nobody need hear
-    """
-
-    path: str = ""
-    peer: PeerInfo | None = None
-    job: Any = None
 
 
 def _members(job: Any) -> Iterable[Any]:

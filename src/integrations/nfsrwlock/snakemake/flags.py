@@ -149,3 +149,9 @@ def wish_of(file: Any, name: str) -> Wish | None:
 def is_exclusive(file: Any) -> bool:
     """Whether an output is marked as exclusive."""
     return wish_of(file, WRITE) is not None
+
+
+def is_once(file: Any) -> bool:
+    """Whether the job that makes this output may be skipped if somebody else has made it."""
+    wish = wish_of(file, WRITE)
+    return wish is not None and wish.once

@@ -22,7 +22,7 @@ from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
 from nfsrwlock.snakemake.plan import Plan, plan_of
 from nfsrwlock.snakemake.unfinished import record_of
 from nfsrwlock.text import printable
-from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout, WaitInfo
+from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout
 
 _LOOK_S: Final = 0.1
 #: Set when the workflow of this process is being ended: who still waits for a lock gives up.
@@ -143,15 +143,10 @@ def _group_of(job: Any) -> list[Any]:
 def _acquire(job: Any, locks: LockSet, timeout: float) -> None:
     timeout = -1.0 if math.isinf(timeout) else timeout
     waiting = Waiting(job, timeout)
-    began = time.monotonic()
-
-    def on_wait(info: WaitInfo) -> None:
-        refuse_if_ending(job)
-        waiting.update(info, time.monotonic() - began)
-
     try:
-        locks.acquire(timeout, on_wait=on_wait)
+        locks.acquire(timeout, on_wait=waiting.update, until=lambda: _is_ending(job))
     except Timeout as error:
+        refuse_if_ending(job)
         raise LockingError(
             f"{job_name(job)} gave up waiting for its locks. {printable(str(error))}. "
             f"'nfsrwlock status {printable(error.lock_file)}' shows who holds it; how long a job waits is "
@@ -159,9 +154,8 @@ def _acquire(job: Any, locks: LockSet, timeout: float) -> None:
         ) from None
     except LockError as error:
         raise LockingError(f"{job_name(job)} cannot lock its files: {printable(str(error))}") from None
-    waited = time.monotonic() - began
-    if waited >= 1:
-        say(job, f"{job_name(job)} has its locks after {waited:.0f} s")
+    if waiting.seconds >= 1:
+        say(job, f"{job_name(job)} has its locks after {waiting.seconds:.0f} s")
 
 
 def refuse_if_ending(job: Any) -> None:
@@ -172,9 +166,13 @@ def refuse_if_ending(job: Any) -> None:
 
     :raises LockingError: if the workflow is being ended
     """
-    scheduler = getattr(job.rule.workflow, "scheduler", None)
-    if ending.is_set() or getattr(scheduler, "_user_kill", None):
+    if _is_ending(job):
         raise LockingError(f"{job_name(job)} is not run: the workflow is being ended")
+
+
+def _is_ending(job: Any) -> bool:
+    scheduler = getattr(job.rule.workflow, "scheduler", None)
+    return ending.is_set() or bool(getattr(scheduler, "_user_kill", None))
 
 
 def _refuse_conflict(job: Any, mine: LockSet, other: Any, theirs: LockSet) -> None:

@@ -15,18 +15,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any, Final
 
 from snakemake import io
 from snakemake.executors import local
-from snakemake.io import _IOFile
-from snakemake.jobs import Job
-from snakemake.workflow import Workflow
-from snakemake_interface_executor_plugins.executors.real import RealExecutor
 
 from nfsrwlock.snakemake import cache, holding, once, unfinished
 from nfsrwlock.snakemake.flags import is_exclusive
-from nfsrwlock.snakemake.internals import persistence_class, scheduler_class, shell_module
+from nfsrwlock.snakemake.internals import place_of, shell_module
 from nfsrwlock.snakemake.messages import job_name, say
 from nfsrwlock.snakemake.plan import Plan, check_rules, plan_of, plan_of_cache, warn_of_unguarded_reads
 from nfsrwlock.snakemake.processes import JobProcesses, start_process
@@ -46,23 +43,24 @@ def install() -> None:
         return
     setattr(local.Executor, _INSTALLED, True)
     shell = shell_module()
-    shell.sp = _With(shell.sp, Popen=start_process)
-    io.os = _With(os, walk=_walk)
-    persistence, scheduler = persistence_class(), scheduler_class()
-    for owner, name, hook in (
-        (local.Executor, "cached_or_run", _run_under_locks),
-        (local.Executor, "cancel", _give_up_waiting),
-        (scheduler, "schedule", _give_up_waiting_after),
-        (RealExecutor, "format_job_exec", _tell_the_job),
-        (Workflow, "check", _check_rules_too),
-        (Job, "remove_existing_output", _spare_exclusive),
-        (Job, "cleanup", _spare_exclusive),
-        (Job, "postprocess", _know_failure),
-        (_IOFile, "touch", _touch),
-        (persistence, "finished", _keep_old_records),
-        (persistence, "incomplete", _only_cut_off),
+    # These modules, as Snakemake knows them, with another function in each.
+    shell.sp = SimpleNamespace(**vars(shell.sp) | {"Popen": start_process})
+    io.os = SimpleNamespace(**vars(os) | {"walk": _walk})
+    for name, hook in (
+        ("Executor.cached_or_run", _run_under_locks),
+        ("Executor.cancel", _give_up_waiting),
+        ("JobScheduler.schedule", _give_up_waiting_after),
+        ("RealExecutor.format_job_exec", _tell_the_job),
+        ("Workflow.check", _check_rules_too),
+        ("Job.remove_existing_output", _spare_exclusive),
+        ("Job.cleanup", _spare_exclusive),
+        ("Job.postprocess", _know_failure),
+        ("_IOFile.touch", _touch),
+        ("Persistence.finished", _keep_old_records),
+        ("Persistence.incomplete", _only_cut_off),
     ):
-        setattr(owner, name, _hooked(getattr(owner, name), hook))
+        owner, function = place_of(name)
+        setattr(owner, function, _hooked(getattr(owner, function), hook))
 
 
 def _hooked(original: Original, hook: Callable[..., Any]) -> Original:
@@ -140,17 +138,6 @@ def _tell_the_job(original: Original, self: Any, job: Any) -> Any:
     for one in job if job.is_group() else [job]:
         cache.warn_if_ignored(one)
     return once.with_message(job, original(self, job))
-
-
-class _With:
-    """A module, as one of Snakemake's knows it, with another function in it."""
-
-    def __init__(self, module: Any, **functions: Callable[..., Any]) -> None:
-        self.__dict__.update(functions)
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
 
 
 def _walk(top: Any, topdown: bool = True, **options: Any) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -192,11 +192,8 @@ def shell_module() -> Any:
     return import_module("snakemake.shell")
 
 
-def persistence_class() -> Any:
-    """Return the class that keeps what Snakemake knows of earlier runs; 9.2x made it the base of two."""
-    return _find("snakemake.persistence PersistenceBase | snakemake.persistence Persistence")
-
-
-def scheduler_class() -> Any:
-    """Return the class whose ``schedule`` runs the workflow; it moved in 9.11."""
-    return _find("snakemake.scheduling.job_scheduler JobScheduler | snakemake.scheduler JobScheduler")
+def place_of(name: str) -> tuple[Any, str]:
+    """Return the class that has a function of the table, such as ``Job.cleanup``, and the function's name there."""
+    function = name.rpartition(".")[2]
+    known = next(known.name for known in _FUNCTIONS if known.name.endswith(f" {name}"))
+    return _find(re.sub(rf"\.{function}\b", "", known)), function

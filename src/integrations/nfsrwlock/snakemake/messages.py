@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -71,11 +72,18 @@ class Waiting:
     def __init__(self, job: Any, timeout: float) -> None:
         self._job = job
         self._limit = "without limit" if timeout < 0 else f"at most {duration(timeout)}"
+        self._began = time.monotonic()
         self._due = _SILENT_S
         self._shown: tuple[str, ...] = ()
 
-    def update(self, info: WaitInfo, waited: float) -> None:
-        """There is still reason to wait, after ``waited`` seconds."""
+    @property
+    def seconds(self) -> float:
+        """For how long."""
+        return time.monotonic() - self._began
+
+    def update(self, info: WaitInfo) -> None:
+        """There is still reason to wait."""
+        waited = self.seconds
         if waited < _SILENT_S:
             return
         tokens = tuple(peer.token for peer in info.blockers)

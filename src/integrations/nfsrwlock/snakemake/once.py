@@ -19,7 +19,7 @@ from snakemake.io import is_flagged
 
 from nfsrwlock.freshness import look_afresh
 from nfsrwlock.snakemake.cache import run_async
-from nfsrwlock.snakemake.flags import WRITE, wish_of
+from nfsrwlock.snakemake.flags import is_once
 from nfsrwlock.snakemake.unfinished import identity
 
 _VARIABLE: Final = "NFSRWLOCK_SNAKEMAKE_REPLACE"
@@ -36,7 +36,7 @@ _COMPELLING: Final = (
 
 def to_replace(job: Any) -> frozenset[str]:
     """Return digests of outputs that must not count as made. To be asked before the lock."""
-    if not any((wish := wish_of(file, WRITE)) is not None and wish.once for file in job.output):
+    if not any(map(is_once, job.output)):
         return frozenset()
     if not job.rule.workflow.is_main_process:
         return frozenset(os.environ.get(_VARIABLE, "").split(","))

@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import apply_wildcards, get_wildcard_names, is_flagged
 
 from nfsrwlock.snakemake.cache import cache_entry, has_cache_directive
-from nfsrwlock.snakemake.flags import READ, WRITE, Wish, is_exclusive, wish_of
+from nfsrwlock.snakemake.flags import READ, WRITE, Wish, is_exclusive, is_once, wish_of
 from nfsrwlock.snakemake.messages import LockingError, warn
 from nfsrwlock.snakemake.settings import Options, for_lock, resolved
 from nfsrwlock.text import printable
@@ -40,7 +40,7 @@ class Want(NamedTuple):
 
     path: str
     mode: Mode
-    settings: tuple[tuple[str, Any], ...]
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Plan:
                 read=[want.path] if want.mode == "read" else (),
                 write=[want.path] if want.mode == "write" else (),
                 on_compromise=on_compromise,
-                **dict(want.settings),
+                **want.settings,
             )
             for want in self.wanted
         ]
@@ -96,12 +96,10 @@ def plan_of(job: Any) -> Plan | None:
     files: list[str] = []
     timeouts: list[float] = []
     exclusive: dict[int, str] = {}
-    once = False
     for index, file, mode, wish in _wishes(job):
         path, options = _lock_path(job, file, wish), _resolved(job.rule, wish.options)
-        wanted.append(_want(path, mode, options))
+        wanted.append(Want(path, mode, for_lock(options)))
         timeouts.append(options["timeout"] or 0.0)
-        once = once or wish.once
         files.append(str(file))
         if mode == "write":
             exclusive[index] = path
@@ -112,7 +110,7 @@ def plan_of(job: Any) -> Plan | None:
     if not files:
         return None
     # Who is at one end of a pipe must not leave the other one waiting.
-    once = once and job.pipe_group is None
+    once = any(map(is_once, job.output)) and job.pipe_group is None
     return Plan(tuple(wanted), tuple(files), min(timeouts), exclusive, once, cached)
 
 
@@ -126,11 +124,7 @@ def plan_of_cache(job: Any) -> Plan | None:
         return None
     path, options = entry
     options = _resolved(job.rule, options)
-    return Plan((_want(path, "write", options),), (path,), options["timeout"] or 0.0, {}, once=False)
-
-
-def _want(path: str, mode: Mode, options: Options) -> Want:
-    return Want(path, mode, tuple(sorted(for_lock(options).items())))
+    return Plan((Want(path, "write", for_lock(options)),), (path,), options["timeout"] or 0.0, {}, once=False)
 
 
 def _wishes(job: Any) -> Iterator[tuple[int, Any, Mode, Wish]]:
@@ -161,7 +155,7 @@ def _is_an_output_s(workflow: Any, wish: Wish) -> bool:
 def _lock_path(job: Any, file: Any, wish: Wish) -> str:
     if wish.lock is None:
         return os.path.abspath(str(file))
-    _check_wildcards(job.rule, file, wish.lock, job.wildcards.keys())
+    _check_wildcards(job.rule, file, wish, job.wildcards.keys())
     return os.path.abspath(str(apply_wildcards(wish.lock, job.wildcards)))
 
 
@@ -179,27 +173,20 @@ def check_rules(workflow: Any) -> None:
     :raises LockingError: with the rule, the file and the reason
     """
     for rule in workflow.rules:
-        for file in rule.input:
-            if wish_of(file, WRITE) is not None:
-                raise LockingError(f"{_name(file)}: exclusive() is for outputs; mark it shared_read()", rule=rule)
-        for file in rule.output:
-            _check_output(rule, file)
-        for file in (*rule.input, *rule.output):
-            _check_wish(rule, file)
+        for files, other, advice in (
+            (rule.input, WRITE, "exclusive() is for outputs; mark it shared_read()"),
+            (rule.output, READ, "shared_read() is for inputs; mark an output exclusive()"),
+        ):
+            for file in files:
+                if wish_of(file, other) is not None:
+                    raise LockingError(f"{_name(file)}: {advice}", rule=rule)
+                if (wish := wish_of(file, READ) or wish_of(file, WRITE)) is not None:
+                    _resolved(rule, wish.options)
+                    _check_wildcards(rule, file, wish, rule.wildcard_names)
         for section in ("log", "benchmark", "params"):
             _refuse_flags(rule, section, getattr(rule, section))
-        wishes = [wish for file in rule.output if (wish := wish_of(file, WRITE)) is not None]
-        if wishes:
-            _check_rule(rule, wishes)
-
-
-def _check_wish(rule: Any, file: Any) -> None:
-    wish = wish_of(file, READ) or wish_of(file, WRITE)
-    if wish is None:
-        return
-    _resolved(rule, wish.options)
-    if wish.lock is not None:
-        _check_wildcards(rule, file, wish.lock, rule.wildcard_names)
+        if exclusive := [file for file in rule.output if is_exclusive(file)]:
+            _check_rule(rule, exclusive)
 
 
 def _refuse_flags(rule: Any, section: str, value: Any) -> None:
@@ -234,27 +221,21 @@ def warn_of_unguarded_reads(dag: Any) -> None:
         )
 
 
-def _check_wildcards(rule: Any, file: Any, lock: str, known: Iterable[str]) -> None:
-    if unknown := sorted(get_wildcard_names(lock) - set(known)):
+def _check_wildcards(rule: Any, file: Any, wish: Wish, known: Iterable[str]) -> None:
+    if unknown := sorted(get_wildcard_names(wish.lock or "") - set(known)):
         raise LockingError(
-            f"{_name(file)}: lock={lock!r} has a wildcard that the rule has not: {', '.join(unknown)}", rule=rule
+            f"{_name(file)}: lock={wish.lock!r} has a wildcard that the rule has not: {', '.join(unknown)}", rule=rule
         )
 
 
-def _check_output(rule: Any, file: Any) -> None:
-    if wish_of(file, READ) is not None:
-        raise LockingError(f"{_name(file)}: shared_read() is for inputs; mark an output exclusive()", rule=rule)
-    if not is_exclusive(file):
-        return
-    for kind, reason in _REFUSED.items():
-        if is_flagged(file, kind):
-            name = "in a storage" if kind == "storage_object" else f"{kind}()"
-            if kind == "temp" and rule.workflow.storage_settings.all_temp:
-                name = "temp(), by --all-temp,"
-            raise LockingError(f"{_name(file)}: an exclusive() output cannot be {name}: {reason}", rule=rule)
-
-
-def _check_rule(rule: Any, wishes: list[Wish]) -> None:
+def _check_rule(rule: Any, exclusive: list[Any]) -> None:
+    for file in exclusive:
+        for kind, reason in _REFUSED.items():
+            if is_flagged(file, kind):
+                name = "in a storage" if kind == "storage_object" else f"{kind}()"
+                if kind == "temp" and rule.workflow.storage_settings.all_temp:
+                    name = "temp(), by --all-temp,"
+                raise LockingError(f"{_name(file)}: an exclusive() output cannot be {name}: {reason}", rule=rule)
     if rule.shadow_depth is not None:
         raise LockingError(
             "exclusive() outputs do not go with shadow:, whose results Snakemake moves after the lock is released; "
@@ -267,8 +248,8 @@ def _check_rule(rule: Any, wishes: list[Wish]) -> None:
             "workflows share the cache safely",
             rule=rule,
         )
-    if any(wish.once for wish in wishes):
-        if len(wishes) < len(rule.output):
+    if any(map(is_once, exclusive)):
+        if len(exclusive) < len(rule.output):
             raise LockingError(
                 "once=True needs every output of the rule to be exclusive(): a job that is skipped makes none of them",
                 rule=rule,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, Literal, TypedDict, cast
 
 from snakemake.exceptions import WorkflowError
@@ -76,20 +77,14 @@ def for_lock(options: Options) -> dict[str, Any]:
     return settings
 
 
-def _seconds(where: str, value: Any) -> float:
+def _seconds(where: str, value: Any, least: float = 0, most: float = math.inf) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not number >= 0:
-        raise WorkflowError(f"{where} must be a number of seconds, 0 or more, not {value!r}")
-    return number
-
-
-def _lease(where: str, value: Any) -> float:
-    number = _seconds(where, value)
-    if not 1 <= number <= 86400:
-        raise WorkflowError(f"{where} must be between 1 and 86400 seconds, not {value!r}")
+    if not least <= number <= most:
+        bounds = f"{least} to {most}" if most < math.inf else f"{least} or more"
+        raise WorkflowError(f"{where} must be a number of seconds, {bounds}, not {value!r}")
     return number
 
 
@@ -110,7 +105,7 @@ def _directory(where: str, value: Any) -> str:
 
 _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "timeout": _seconds,
-    "stale_threshold": _lease,
+    "stale_threshold": partial(_seconds, least=1, most=86400),
     "share": _one_of("user", "group"),
     "lock_dir": _directory,
     "heartbeat": _one_of("thread", "process"),
