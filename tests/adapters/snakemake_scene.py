@@ -133,6 +133,7 @@ class Run:
         self._patience_s = scene.patience_s
         arguments = ("--nocolor", *arguments)
         where, environment = str(scene.directory / directory), {**scene.environment, **environment}
+        self.log.touch()  # there is a text at once
         self.process: Fork | subprocess.Popen[bytes]
         if scene.forks is not None:
             self.process = Fork(

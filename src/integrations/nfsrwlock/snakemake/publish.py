@@ -17,7 +17,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +47,11 @@ class _Output:
     file: Any
     final: str
     private: str
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether the rule says so."""
+        return bool(self.file.is_directory)
 
 
 class Workspace:
@@ -211,13 +215,10 @@ class Workspace:
                 )
         self._refuse_links()
         for output in self._outputs:
-            if os.path.isdir(output.private) != bool(output.file.is_directory):
-                raise LockingError(
-                    f"the output {output.final!r} is "
-                    + ("no directory, although marked directory()" if output.file.is_directory else "a directory")
-                    + ("" if output.file.is_directory else "; mark it directory()"),
-                )
-            _touch(output.private, is_directory=bool(output.file.is_directory))
+            if os.path.isdir(output.private) != output.is_directory:
+                problem = "no directory, although marked" if output.is_directory else "a directory; mark it"
+                raise LockingError(f"the output {output.final!r} is {problem} directory()")
+            _touch(output.private, is_directory=output.is_directory)
         self._examine_as_snakemake_does()
 
     def _refuse_links(self) -> None:
@@ -263,10 +264,9 @@ class Workspace:
 
     def _replace_in_one_step(self, output: _Output) -> bool:
         self._locks.check()
-        is_directory, was_directory = bool(output.file.is_directory), _is_directory(output.final)
-        if was_directory:
-            return is_directory and _exchange(output.private, output.final)
-        if is_directory and os.path.lexists(output.final):
+        if _is_directory(output.final):
+            return output.is_directory and _exchange(output.private, output.final)
+        if output.is_directory and os.path.lexists(output.final):
             return False
         os.replace(output.private, output.final)
         return True
@@ -286,14 +286,12 @@ class Workspace:
 
     def _tell_of_other(self, path: str, final: str) -> None:
         name = os.path.basename(path)
-        if os.path.basename(final) == name:
-            say(self._job, f"{job_name(self._job)} also wrote {printable(final)}, which is not among its outputs")
-        else:
-            warn(
-                self._job,
-                f"{job_name(self._job)} also wrote {printable(name)}, which is not among its outputs; it was "
-                f"moved to {printable(final)}, for there is a directory of that name already",
-            )
+        is_renamed = os.path.basename(final) != name
+        (warn if is_renamed else say)(
+            self._job,
+            f"{job_name(self._job)} also wrote {printable(final)}, which is not among its outputs"
+            + (f"; there is a directory {printable(name)} already" if is_renamed else ""),
+        )
 
     # In any case
 
@@ -358,10 +356,7 @@ def _holds_old_outputs(directory: str) -> bool:
 
 
 def _is_directory(path: str) -> bool:
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return False
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def _touch(path: str, *, is_directory: bool) -> None:

@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -149,11 +149,10 @@ def is_cut_off(job: Any, file: Any) -> bool:
     return any(path in _load(record_of(lock)).get("before", {}) for lock in _locks_of(plan, plan.lock_set(), "write"))
 
 
-def _locks_of(plan: Plan, locks: LockSet, mode: str) -> Iterator[SoftReadWriteLock]:
-    modes: dict[str, Mode] = {}
-    for want in plan.wanted:
-        modes[want.path] = "write" if "write" in (want.mode, modes.get(want.path)) else "read"
-    return (lock for lock in locks.locks if modes.get(lock.lock_file) == mode)
+def _locks_of(plan: Plan, locks: LockSet, mode: Mode) -> list[SoftReadWriteLock]:
+    written = set(plan.exclusive.values())
+    paths = written if mode == "write" else {want.path for want in plan.wanted} - written
+    return [lock for lock in locks.locks if lock.lock_file in paths]
 
 
 def _real(file: Any) -> str:
