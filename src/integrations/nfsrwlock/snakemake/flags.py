@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from os import PathLike, fsdecode, fspath
@@ -85,43 +85,31 @@ def _lock_path(where: str, lock: Any) -> str | None:
     return fsdecode(lock)
 
 
-def _flagged(value: Any, name: str, wish: Wish) -> Any:
+def _flagged(value: Any, name: str, wish: Wish, *, keeps: bool = False) -> Any:
+    """Return a flagged copy of ``value``; if it ``keeps`` them, a file that has a flag of this name keeps its own."""
     if isinstance(value, Mapping):
-        return {key: _flagged(item, name, wish) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_flagged(item, name, wish) for item in value]
-    if name == READ:
-        value = _with_flagged_results(value, wish)
-    elif callable(value) or getattr(value, "callable", None) is not None:
-        raise WorkflowError("exclusive: an output cannot be a function, in Snakemake only an input can")
-    return flag(_own_copy(value), name, wish)
+        return {key: _flagged(item, name, wish, keeps=keeps) for key, item in value.items()}
+    function = value if callable(value) else getattr(value, "callable", None)
+    if function is None and not isinstance(value, str | PathLike):
+        # What is neither a path nor several is for Snakemake to refuse.
+        return [_flagged(item, name, wish, keeps=keeps) for item in value] if isinstance(value, Iterable) else value
+    if keeps and wish_of(value, name) is not None:
+        return value
+    value = _own_copy(value)
+    if function is not None:
+        if name == WRITE:
+            raise WorkflowError("exclusive: an output cannot be a function, in Snakemake only an input can")
 
+        # Snakemake hands a function's flags on to the files that it returns, but not if they are to be unpacked.
+        @wraps(function)  # Snakemake looks at the parameters
+        def flagged(*args: Any, **kwargs: Any) -> Any:
+            return _flagged(function(*args, **kwargs), name, wish, keeps=True)
 
-def _with_flagged_results(value: Any, wish: Wish) -> Any:
-    # Snakemake hands a function's flags on to the files that it returns, but not if they are to be unpacked.
-    if isinstance(value, AnnotatedString) and value.callable is not None:
-        other = _own_copy(value)
-        other.callable = _flagging(value.callable, wish)
-        return other
-    return _flagging(value, wish) if callable(value) else value
-
-
-def _flagging(function: Callable[..., Any], wish: Wish) -> Callable[..., Any]:
-    @wraps(function)  # Snakemake looks at the parameters
-    def files(*args: Any, **kwargs: Any) -> Any:
-        return _flagged_result(function(*args, **kwargs), wish)
-
-    return files
-
-
-def _flagged_result(result: Any, wish: Wish) -> Any:
-    if isinstance(result, Mapping):
-        return {key: _flagged_result(item, wish) for key, item in result.items()}
-    if isinstance(result, str | PathLike):
-        return result if wish_of(result, READ) is not None else flag(_own_copy(result), READ, wish)
-    if isinstance(result, Iterable):
-        return [_flagged_result(item, wish) for item in result]
-    return result  # which is for Snakemake to refuse
+        if callable(value):
+            value = flagged
+        else:
+            value.callable = flagged
+    return flag(value, name, wish)
 
 
 def _own_copy(value: Any) -> Any:

@@ -192,9 +192,7 @@ def settle(job: Any, locks: LockSet) -> None:
 
     :raises LockingError: if they were lost
     """
-    while locks.status is HoldStatus.SUSPECT:
-        if ending.is_set():
-            raise lost(job, locks)
+    while locks.status is HoldStatus.SUSPECT and not ending.is_set():
         time.sleep(_LOOK_S)
     if locks.status is not HoldStatus.HELD:
         raise lost(job, locks)

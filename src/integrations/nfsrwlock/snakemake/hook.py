@@ -120,10 +120,8 @@ def _run(
         try:
             with processes.under(locks):
                 result = run(args)
-        except Exception:
+        finally:
             holding.settle(job, locks)  # a job that was stopped for its lock's sake fails for that reason
-            raise
-        holding.settle(job, locks)
         try:
             workspace.publish()
         except LockError:

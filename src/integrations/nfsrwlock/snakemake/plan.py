@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -96,13 +96,18 @@ def plan_of(job: Any) -> Plan | None:
     files: list[str] = []
     timeouts: list[float] = []
     exclusive: dict[int, str] = {}
-    for index, file, mode, wish in _wishes(job):
-        path, options = _lock_path(job, file, wish), _resolved(job.rule, wish.options)
-        wanted.append(Want(path, mode, for_lock(options)))
-        timeouts.append(options["timeout"] or 0.0)
-        files.append(str(file))
-        if mode == "write":
-            exclusive[index] = path
+    for file in job.input:
+        _check_input(job, file)
+    modes: tuple[tuple[Mode, str, Any], ...] = (("read", READ, job.input), ("write", WRITE, job.output))
+    for mode, name, all_files in modes:
+        for index, file in enumerate(all_files):
+            if (wish := wish_of(file, name)) is not None:
+                path, options = _lock_path(job, file, wish), _resolved(job.rule, wish.options)
+                wanted.append(Want(path, mode, for_lock(options)))
+                timeouts.append(options["timeout"] or 0.0)
+                files.append(str(file))
+                if mode == "write":
+                    exclusive[index] = path
     cached = plan_of_cache(job)
     if cached is not None:
         files += cached.files
@@ -127,29 +132,17 @@ def plan_of_cache(job: Any) -> Plan | None:
     return Plan((Want(path, "write", for_lock(options)),), (path,), options["timeout"] or 0.0, {}, once=False)
 
 
-def _wishes(job: Any) -> Iterator[tuple[int, Any, Mode, Wish]]:
-    for index, file in enumerate(job.input):
-        if (wish := wish_of(file, WRITE)) is not None and not _is_an_output_s(job.rule.workflow, wish):
-            raise LockingError(
-                f"the input {str(file)!r} is marked exclusive(), which is for outputs: mark it shared_read()",
-                rule=job.rule,
-            )
-        if (wish := wish_of(file, READ)) is not None:
-            if is_flagged(file, "storage_object"):
-                raise LockingError(
-                    f"the input {str(file)!r} is in a storage, and cannot be locked: "
-                    + _NOT_SHARED.format('shared_read(local("x"))'),
-                    rule=job.rule,
-                )
-            yield index, file, "read", wish
-    for index, file in enumerate(job.output):
-        if (wish := wish_of(file, WRITE)) is not None:
-            yield index, file, "write", wish
-
-
-def _is_an_output_s(workflow: Any, wish: Wish) -> bool:
+def _check_input(job: Any, file: Any) -> None:
     # A function that returns the output of a checkpoint hands on what that is marked with.
-    return any(wish_of(file, WRITE) is wish for rule in workflow.rules for file in rule.output)
+    if (wish := wish_of(file, WRITE)) is not None and not any(
+        wish_of(output, WRITE) is wish for rule in job.rule.workflow.rules for output in rule.output
+    ):
+        problem = "is marked exclusive(), which is for outputs: mark it shared_read()"
+    elif wish_of(file, READ) is not None and is_flagged(file, "storage_object"):
+        problem = "is in a storage, and cannot be locked: " + _NOT_SHARED.format('shared_read(local("x"))')
+    else:
+        return
+    raise LockingError(f"the input {str(file)!r} {problem}", rule=job.rule)
 
 
 def _lock_path(job: Any, file: Any, wish: Wish) -> str:

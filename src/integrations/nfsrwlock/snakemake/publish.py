@@ -309,7 +309,8 @@ class Workspace:
         private directories stay then.
         """
         if not is_done:
-            self._undo()
+            private = {os.path.abspath(output.final): output.private for output in self._outputs}
+            unfinished.undo(self._job, self._plan, self._locks, private)
         for directory in self._directories.values():
             if not is_done and self._job.rule.workflow.execution_settings.keep_incomplete:
                 kept = f"the unfinished outputs of {job_name(self._job)} are kept until its next run"
@@ -321,13 +322,6 @@ class Workspace:
         for directory in (*self._directories.values(), *self._remnants):
             with suppress(OSError):
                 os.rmdir(os.path.dirname(directory))  # others with another lock may be in it
-
-    def _undo(self) -> None:
-        private = {os.path.abspath(output.final): output.private for output in self._outputs}
-        try:
-            unfinished.undo(self._job, self._plan, self._locks, private)
-        except OSError as error:  # the record stays, for the next one
-            warn(self._job, f"what {job_name(self._job)} left unfinished cannot be removed: {error}")
 
     def _tell_of_old_outputs(self, directory: str) -> None:
         warn(

@@ -97,13 +97,17 @@ def undo(job: Any, plan: Plan, locks: LockSet, private: Mapping[str, str]) -> No
     """
     Take away what this job, which has failed, has made of its outputs' real paths.
 
-    :param private: where to move it, by real path; what cannot go there is removed
-    :raises OSError: if that cannot be done
+    If that cannot be done, the record stays, for the next holder.
+
+    :param private: where to move it, by absolute path; what cannot go there is removed
     """
-    for lock in _locks_of(plan, locks, "write"):
-        if lock.status is HoldStatus.HELD:  # else it is for the next holder to do
-            _undo(job, lock, lock.generation, private)
-            _forget(lock)
+    try:
+        for lock in _locks_of(plan, locks, "write"):
+            if lock.status is HoldStatus.HELD:  # else it is for the next holder to do
+                _undo(job, lock, lock.generation, private)
+                _forget(lock)
+    except OSError as error:
+        warn(job, f"what {job_name(job)} left unfinished cannot be removed: {error}")
 
 
 def undo_earlier(job: Any, plan: Plan, locks: LockSet) -> None:
