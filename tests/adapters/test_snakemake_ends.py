@@ -215,6 +215,29 @@ def test_a_process_that_is_replacing_its_program_counts_as_left_behind(tmp_path:
     assert b"" not in looks
 
 
+FORKING = """
+import os, select, subprocess
+from contextlib import suppress
+from nfsrwlock.snakemake import watchdog
+from nfsrwlock.snakemake.processes import _dog
+job = subprocess.Popen(["sleep", "300"], env={watchdog.VARIABLE: f"{_dog.token()}.x job 1 (rule a)"})
+reader, writer = os.pipe()
+if os.fork() == 0:
+    _dog.token()
+    os.write(writer, b"%d" % _dog._process.pid)
+    os._exit(0)
+with suppress(ProcessLookupError):
+    select.select([os.pidfd_open(int(os.read(reader, 99)))], [], [])  # until the child's watchdog has ended
+print("goes on" if job.poll() is None else "was stopped")
+job.kill()
+"""
+
+
+def test_the_end_of_a_process_that_was_forked_stops_no_job_of_its_parent() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=110)
+    assert (done.stdout, done.stderr) == ("goes on\n", "")
+
+
 def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene) -> None:
     scene.write("ref/in", "data")
     scene.snakefile(
