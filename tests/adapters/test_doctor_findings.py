@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from nfsrwlock.doctor.filesystems import explain, explain_other, scope_of
-from nfsrwlock.doctor.races import RACES, Plan, Record, prepare, race
+from nfsrwlock.doctor.races import RACES, Plan, Record, judge, prepare, race
+from nfsrwlock.doctor.rendezvous import Sight, judge_sights
 from nfsrwlock.doctor.report import Check, Level, Report
-from nfsrwlock.doctor.verdicts import Result, Sight, judge
 from nfsrwlock_core.system import mounts
 from nfsrwlock_core.system.mounts import Mount, mount_from, mount_of, parse_mountinfo, requests_of
 
@@ -46,17 +46,20 @@ class Seen:
 
     lead: Record
     join: Record
-    result: Result
+    sights: list[Sight]
+    ahead: float
 
 
 def result(two_hosts: bool = True, ahead: float = 0.0) -> Seen:
-    lead, join = record(0), record(1)
     sights = [Sight(data=["new"] * 3, delay=0.01) for _ in range(2)] if two_hosts else []
-    return Seen(lead, join, Result(Plan(ROUNDS, 0.001, players=2), [lead, join], sights, ahead, uncertain=0.001))
+    return Seen(record(0), record(1), sights, ahead)
 
 
 def judged(seen: Seen) -> dict[str, Check]:
-    return {check.name: check for check in judge(seen.result)}
+    checks = judge(Plan(ROUNDS, 0.001, players=2), [seen.lead, seen.join], clocks=0.001 if seen.sights else None)
+    if seen.sights:
+        checks += judge_sights(seen.sights, seen.ahead, uncertain=0.001)
+    return {check.name: check for check in checks}
 
 
 def test_a_sound_file_system_passes() -> None:
@@ -69,7 +72,7 @@ def test_a_sound_file_system_passes() -> None:
 
 def test_times_are_seconds_from_the_start(tmp_path: Path) -> None:
     plan = Plan(10, call=0.0001, players=2)
-    prepare(str(tmp_path), plan, lambda: None)
+    prepare(str(tmp_path), plan, lambda doing: None)
     start = time.monotonic() - 1000
     seen = race(str(tmp_path), 0, plan, start, lambda: None)
     for spans in seen.spans.values():
@@ -142,23 +145,23 @@ def test_a_removed_directory_that_was_not_empty_is_unfit() -> None:
 @pytest.mark.parametrize(("delay", "level"), [(0.01, "ok"), (2.5, "warning"), (None, "warning")])
 def test_a_listing_that_is_late_is_a_warning(delay: float | None, level: str) -> None:
     seen = result()
-    seen.result.sights[0] = Sight(["new"] * 3, delay)
+    seen.sights[0] = Sight(["new"] * 3, delay)
     assert judged(seen)["freshness"].level == level
 
 
 def test_old_data_is_unfit_although_locks_hold() -> None:
     seen = result()
-    seen.result.sights[1].data[1] = "old"
+    seen.sights[1].data[1] = "old"
     check = judged(seen)["data"]
     assert check.level is Level.UNFIT
-    report = Report(path="p", home="/p", two_hosts=True, checks=judge(seen.result))
+    report = Report(path="p", home="/p", two_hosts=True, checks=list(judged(seen).values()))
     assert not report.fit
     assert "locks hold here, but data read under them may be old" in report.verdict
 
 
 def test_data_that_nobody_read_is_not_called_good() -> None:
     seen = result()
-    seen.result.sights[:] = [Sight([], 0.01)] * 2
+    seen.sights[:] = [Sight([], 0.01)] * 2
     assert judged(seen)["data"].level is Level.WARNING
 
 

@@ -86,12 +86,6 @@ def rename_fails(path: Any, *args: Any, **kwargs: Any) -> None:
     _rename(path, *args, **kwargs)
 
 
-def files_look_empty(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
-    if str(path).endswith(".json") and not flags & os.O_CREAT:
-        return _open(os.devnull, flags)
-    return _open(path, flags, *args, **kwargs)
-
-
 def mkdir_hangs(path: Any, *args: Any, **kwargs: Any) -> None:
     if str(path).startswith("same."):
         parent = os.getppid()
@@ -103,6 +97,12 @@ def mkdir_hangs(path: Any, *args: Any, **kwargs: Any) -> None:
 _open_file = builtins.open
 
 
+def files_look_empty(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+    if str(path).endswith(".json") and mode == "r":
+        path = os.devnull
+    return _open_file(path, mode, *args, **kwargs)
+
+
 def boot_id_of_another_host(path: Any, *args: Any, **kwargs: Any) -> Any:
     if str(path).endswith("/boot_id"):
         return io.StringIO("another host's")
@@ -111,7 +111,7 @@ def boot_id_of_another_host(path: Any, *args: Any, **kwargs: Any) -> Any:
 
 def files_stay_old(path: Any, *args: Any, **kwargs: Any) -> Any:
     if "/data/0." in str(path):  # of the first host, as the second one sees it
-        return io.BytesIO(b"old\n")
+        return io.StringIO('{"version": "old"}')
     return boot_id_of_another_host(path, *args, **kwargs)
 
 
@@ -137,7 +137,7 @@ def _tell(lie: str) -> None:
     elif lie == "rename fails":
         os.rename = rename_fails
     elif lie == "files look empty":
-        os.open = files_look_empty
+        builtins.open = files_look_empty
     elif lie == "mkdir hangs":
         os.mkdir = mkdir_hangs
     elif lie == "it is another host":

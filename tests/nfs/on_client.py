@@ -9,15 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 from nfsrwlock import HoldStatus, HoldWitness, LockError, SoftReadWriteLock
-from nfsrwlock.doctor.cost import requests_per_round
+from nfsrwlock_core.system.mounts import requests_of
 
 
 def cost(mountpoint: str, work: Callable[[], object], rounds: int) -> dict[str, float]:
     """How many requests of each kind one round of ``work`` costs on average, once it is warm."""
     work()
-    used = requests_per_round(mountpoint, work, rounds)
-    assert used is not None, f"no NFS mount at {mountpoint}"
-    return used
+    before = requests_of(mountpoint)
+    for _ in range(rounds):
+        work()
+    after = requests_of(mountpoint)
+    assert before is not None, f"no NFS mount at {mountpoint}"
+    assert after is not None
+    used = {kind: (count - before.get(kind, 0)) / rounds for kind, count in after.items()}
+    return {kind: count for kind, count in used.items() if count}
 
 
 def lines_of(path: str) -> list[int]:

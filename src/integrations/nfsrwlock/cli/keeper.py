@@ -24,7 +24,7 @@ from typing import Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
 from nfsrwlock.cli.outcome import Exit, as_cli_error
-from nfsrwlock.cli.preparing import check_directories, find_program
+from nfsrwlock.cli.preparing import directory_of_lock, find_program
 from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send_to_group
@@ -209,7 +209,8 @@ def _keep(request: Request, channel: Channel) -> None:
     signals = _Signals(channel)
     hold_for(request.subject or os.getppid())
     if not request.parents:
-        check_directories((*request.write, *request.read), request.settings["lock_dir"])
+        for path in (*request.write, *request.read):
+            directory_of_lock(path, request.settings["lock_dir"])
     program = find_program(request.command) if request.command else ""
     locks = LockSet(read=request.read, write=request.write, **request.settings)
     channel.send(Prepared(program))

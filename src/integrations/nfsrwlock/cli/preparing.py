@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
 
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.text import printable
 from nfsrwlock_core import lock_home
 
 
-def check_directories(paths: Iterable[str], lock_dir: str | os.PathLike[str] | None) -> None:
+def directory_of_lock(
+    path: str,
+    lock_dir: str | os.PathLike[str] | None,
+    remedy: str = "correct the path, or have it made with --parents",
+) -> str:
     """
-    Make sure that there is a directory for each lock: a missing one is more often a typing error than a wish.
+    Return the directory for the lock on ``path``: a missing one is more often a typing error than a wish.
 
     :param lock_dir: where locks are kept, if not beside the data
-    :raises CliError: with the remedy
+    :param remedy: what to do if it is missing
+    :raises CliError: it is missing, or no directory
     :raises ValueError: if ``lock_dir`` is no absolute path
     """
     home = lock_home(lock_dir)
-    for path in paths:
-        directory = home or os.path.dirname(path.rstrip("/")) or os.curdir
-        if not os.path.isdir(directory):
-            subject = "the lock directory" if home else f"the directory of {printable(path)}"
-            problem = "does not exist; correct the path, or have it made with --parents"
-            if os.path.lexists(directory):
-                problem = "is not a directory; correct the path"
-            raise CliError(f"{printable(directory)}, {subject}, {problem}")
+    directory = home or os.path.dirname(path.rstrip("/")) or os.curdir
+    if not os.path.isdir(directory):
+        subject = "the lock directory" if home else f"the directory of {printable(path)}"
+        problem = "is not a directory; correct the path" if os.path.lexists(directory) else f"does not exist; {remedy}"
+        raise CliError(f"{printable(directory)}, {subject}, {problem}")
+    return directory
 
 
 def find_program(name: str) -> str:

@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from concurrent.futures import wait
 from typing import Final
 
-from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
+from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
 from nfsrwlock.cli.signals import TERMINATING, Signals
 from nfsrwlock.doctor import rendezvous
-from nfsrwlock.doctor.examination import Examination, home_of, said
-from nfsrwlock.doctor.races import DEFAULT_ROUNDS
+from nfsrwlock.doctor.examination import Examination, home_of
 from nfsrwlock.doctor.report import Check, Level, Report, show
 from nfsrwlock.doctor.scratch import is_token
 from nfsrwlock.text import flush, printable, say
@@ -45,7 +44,7 @@ def doctor(
     peer: bool,
     timeout: float | None,
     as_json: bool,
-    rounds: int = DEFAULT_ROUNDS,
+    rounds: int = 400,
     processes: int = 2,
 ) -> int:
     """
@@ -102,12 +101,8 @@ def _follow(examination: Examination, patience: float) -> bool:
                 return True
     try:
         end.result()
-    except CliError:
-        raise
     except Exception as error:  # what did not come to its end must not end in a verdict
-        internal = f"internal error, please report it: {type(error).__name__}: {error}"
-        what = said(error) if isinstance(error, OSError) else internal
-        raise CliError(f"{printable(examination.path)}: {what}", Exit.FAILED) from None
+        raise as_cli_error(error) from None
     return False
 
 

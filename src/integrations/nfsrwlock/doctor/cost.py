@@ -15,27 +15,10 @@ from nfsrwlock.doctor.report import Check, Level
 from nfsrwlock_core import SoftReadWriteLock
 from nfsrwlock_core.system.mounts import Mount, requests_of
 
-_BATCHES: Final = 5
-_CYCLES: Final = 20
+_CYCLES: Final = 100
 _ENOUGH_SECONDS: Final = 4.0
 #: From here on, a lock is slow enough for people to ask what is wrong.
 _SLOW_MS: Final = 100.0
-
-
-def requests_per_round(mountpoint: str, work: Callable[[], object], rounds: int) -> dict[str, float] | None:
-    """
-    Return how many requests of each kind one round of ``work`` costs on average.
-
-    :returns: kinds that were not used are left out; ``None`` where nobody counts, see :func:`requests_of`
-    """
-    before = requests_of(mountpoint)
-    for _ in range(rounds):
-        work()
-    after = requests_of(mountpoint)
-    if before is None or after is None:
-        return None
-    used = {kind: (after[kind] - before.get(kind, 0)) / rounds for kind in after}
-    return {kind: count for kind, count in used.items() if count}
 
 
 def measure(scratch: str, mount: Mount | None, progress: Callable[[], None]) -> Check:
@@ -47,45 +30,42 @@ def measure(scratch: str, mount: Mount | None, progress: Callable[[], None]) -> 
     """
     lock = SoftReadWriteLock(f"{scratch}/cost", lock_dir=scratch, is_singleton=False)
     mountpoint = mount.mountpoint if mount is not None and mount.is_nfs else ""
-    facts = {
-        "read": _measure(lock.acquire_read, lock.release, mountpoint, progress),
-        "write": _measure(lock.acquire_write, lock.release, mountpoint, progress),
-    }
+    facts: dict[str, dict[str, Any]] = {}
+    for mode, acquire in (("read", lock.acquire_read), ("write", lock.acquire_write)):
+        acquire()
+        lock.release()  # the first one makes the lock directory
+        times: list[float] = []
+        requests: list[dict[str, int]] = []
+        until = time.monotonic() + _ENOUGH_SECONDS
+        while len(times) < _CYCLES and (time.monotonic() < until or len(times) < 15):
+            progress()
+            before, began = requests_of(mountpoint), time.perf_counter()
+            acquire()
+            lock.release()
+            times.append((time.perf_counter() - began) * 1000)
+            if before is not None and (after := requests_of(mountpoint)) is not None:
+                requests.append({kind: after[kind] - before.get(kind, 0) for kind in after})
+        facts[mode] = _summary(times, requests)
     text = (
         f"Acquire and release, uncontended: {'; '.join(f'{mode} {_in_words(cost)}' for mode, cost in facts.items())}."
     )
     if mountpoint:
-        text += f" The whole mount's requests are counted; this is the batch of {_BATCHES} with the fewest."
+        text += " The whole mount's requests are counted; these are the medians."
     if facts["read"]["median_ms"] <= _SLOW_MS:
         return Check("cost", Level.OK, text, facts=facts)
     remedy = "Take few locks and hold them longer; ask what the file server is busy with."
     return Check("cost", Level.NOTE, text, remedy, facts=facts)
 
 
-def _measure(
-    acquire: Callable[[], object], release: Callable[[], object], mountpoint: str, progress: Callable[[], None]
-) -> dict[str, Any]:
-    times: list[float] = []
-
-    def cycle() -> None:
-        progress()
-        began = time.perf_counter()
-        acquire()
-        release()
-        times.append((time.perf_counter() - began) * 1000)
-
-    cycle()  # makes the lock directory
-    cycles = max(3, min(_CYCLES, int(_ENOUGH_SECONDS * 1000 / _BATCHES / times.pop())))
-    batches = [requests_per_round(mountpoint, cycle, cycles) for _ in range(_BATCHES)]
+def _summary(times: list[float], requests: list[dict[str, int]]) -> dict[str, Any]:
     times.sort()
     late = times[int(len(times) * 0.95)]
     cost = {"median_ms": round(statistics.median(times), 3), "p95_ms": round(late, 3), "cycles": len(times)}
-    counted = [batch for batch in batches if batch is not None]
-    if not counted:
+    if not requests:
         return cost
-    least = min(counted, key=lambda batch: sum(batch.values()))
-    kinds = {kind: round(count, 2) for kind, count in sorted(least.items(), key=lambda one: -one[1])}
-    return {**cost, "requests": round(sum(least.values()), 2), "requests_by_kind": kinds}
+    medians = {kind: statistics.median(one.get(kind, 0) for one in requests) for kind in requests[-1]}
+    kinds = {kind: count for kind, count in sorted(medians.items(), key=lambda one: -one[1]) if count}
+    return {**cost, "requests": sum(kinds.values()), "requests_by_kind": kinds}
 
 
 def _in_words(cost: dict[str, Any]) -> str:

@@ -11,27 +11,27 @@ import errno
 import grp
 import os
 import shlex
-import stat
 import threading
 import time
 from concurrent.futures import CancelledError
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from nfsrwlock.cli.outcome import CliError, in_options
-from nfsrwlock.doctor import cost, filesystems, players, rendezvous
-from nfsrwlock.doctor.races import Plan, call_seconds, prepare
-from nfsrwlock.doctor.report import TRY_AGAIN, Check, Level, Report
-from nfsrwlock.doctor.scratch import Scratch, scratches_in
-from nfsrwlock.doctor.verdicts import Result, judge
+from nfsrwlock.cli.outcome import CliError
+from nfsrwlock.cli.preparing import directory_of_lock
+from nfsrwlock.doctor import cost, filesystems, rendezvous
+from nfsrwlock.doctor.races import Plan, call_seconds, judge, play, prepare
+from nfsrwlock.doctor.report import Check, Level, Report
+from nfsrwlock.doctor.scratch import Scratch, left_behind
 from nfsrwlock.text import printable
-from nfsrwlock_core import LockError, lock_home
-from nfsrwlock_core.system.mounts import Mount, mount_from, mount_of
+from nfsrwlock_core import LockError
+from nfsrwlock_core.system.mounts import mount_of
 from nfsrwlock_core.system.paths import lock_path_of
-from nfsrwlock_core.system.process import current_identity, is_dead, is_same_kernel
+from nfsrwlock_core.system.process import current_identity
 
 _FREE_SOME: Final = "Free some space or inodes."
+_TRY_AGAIN: Final = "Find out why, and try again."
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Examination:
         self._progress("asking for free space")
         report.checks.append(_space(home))
         self._progress("looking for what was left behind")
-        report.checks += _left_behind(home)
+        report.checks += left_behind(home)
         self._progress("making a directory")
         try:
             scratch = Scratch.make(home)
@@ -89,8 +89,11 @@ class Examination:
         self.scratch = scratch.path
         try:
             report.checks.append(_permission(home, scratch))
-            report.checks += self._race(scratch, mount)
-            report.checks.append(self._cost(scratch, mount))
+            report.checks += self._race(scratch)
+            self._progress("measuring the cost")
+            report.checks.append(cost.measure(scratch.root, mount, lambda: self._progress("measuring the cost")))
+        except LockError as error:
+            report.checks.append(Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", _TRY_AGAIN))
         finally:
             if scratch.remove():
                 self.scratch = None
@@ -104,37 +107,22 @@ class Examination:
             raise CancelledError
         self.doing, self.since = doing, time.monotonic()
 
-    def _race(self, scratch: Scratch, mount: Mount | None) -> list[Check]:
+    def _race(self, scratch: Scratch) -> list[Check]:
         try:
             if self.peer_seconds is not None:
-                return self._race_with_peer(scratch, mount, self.peer_seconds)
+                return rendezvous.lead(
+                    scratch, self.report, self.rounds, self.processes, self.peer_seconds, self._progress
+                )
             plan = Plan(self.rounds, call_seconds(scratch.files), self.processes)
-            prepare(scratch.root, plan, lambda: self._progress("preparing the rounds"))
-            records = players.play(scratch, range(plan.players), lambda: time.monotonic() + 0.05, self._progress)
-            return judge(Result(plan, records))
+            prepare(scratch.root, plan, self._progress)
+            return judge(plan, play(scratch, range(plan.players), lambda: time.monotonic() + 0.05, self._progress))
         except CliError as error:
             if self.peer_seconds is not None:
                 raise
             return [Check("processes", Level.UNFIT, f"Processes of this host could not be compared: {error}.")]
         except OSError as error:
-            text = f"The rounds ended early: the file system answers {said(error)}."
-            return [Check("rounds", Level.UNFIT, text, TRY_AGAIN)]
-
-    def _race_with_peer(self, scratch: Scratch, mount: Mount | None, seconds: float) -> list[Check]:
-        result, peer = rendezvous.lead(scratch, self.rounds, self.processes, seconds, self._progress)
-        self.report.peer, self.report.two_hosts = peer["host"], bool(result.sights)
-        other = filesystems.explain_other(mount_from(peer["mount"]), peer["host"], mount)
-        checks = [*other, *judge(result)]
-        if not result.sights:
-            text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
-            checks.append(Check("peer", Level.WARNING, text, "Run the command on another host."))
-        return checks
-
-    def _cost(self, scratch: Scratch, mount: Mount | None) -> Check:
-        try:
-            return cost.measure(scratch.root, mount, lambda: self._progress("measuring the cost"))
-        except (LockError, OSError) as error:
-            return Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", TRY_AGAIN)
+            text = f"The rounds ended early: the file system answers {error.strerror}."
+            return [Check("rounds", Level.UNFIT, text, _TRY_AGAIN)]
 
 
 def home_of(path: str, lock_dir: str | None) -> str:
@@ -145,28 +133,8 @@ def home_of(path: str, lock_dir: str | None) -> str:
     """
     if not path:
         raise CliError("an empty path cannot be examined: check the variable in PATH")
-    if "\0" in path:
-        raise CliError("a path cannot contain a null byte")
-    try:
-        kept = lock_home(lock_dir)
-    except ValueError as error:
-        raise CliError(in_options(str(error))) from None
-    home = kept or (path if os.path.isdir(path) else os.path.dirname(path.rstrip("/")) or os.curdir)
-    try:
-        wrong = "" if stat.S_ISDIR(os.stat(home).st_mode) else "is not a directory; correct the path"
-    except FileNotFoundError:
-        wrong = "does not exist; correct the path"
-    except OSError as error:
-        wrong = f"cannot be looked at: {said(error)}"
-    if wrong:
-        what = "the lock directory" if kept else f"the directory of {printable(path)}"
-        raise CliError(f"{printable(home)}, {what}, {wrong}")
-    return os.path.realpath(home)
-
-
-def said(error: OSError) -> str:
-    """Return the error in the system's words."""
-    return error.strerror or type(error).__name__
+    file = os.path.join(path, "file") if os.path.isdir(path) else path
+    return os.path.realpath(directory_of_lock(file, lock_dir, remedy="correct the path"))
 
 
 def _space(home: str) -> Check:
@@ -185,30 +153,9 @@ def _space(home: str) -> Check:
     return Check("space", level, text, remedy, facts={"free_bytes": free, "free_inodes": inodes})
 
 
-def _left_behind(home: str) -> list[Check]:
-    removed, doubtful, checks = [], [], []
-    for path in scratches_in(home):
-        who, gone = None, False
-        with suppress(OSError), closing(Scratch(path)) as scratch:
-            who = scratch.maker()
-            gone = who is not None and is_dead(who) and scratch.remove()
-        if gone:
-            removed.append(path)
-        elif who is None or not is_same_kernel(who) or is_dead(who):
-            doubtful.append(path)
-    if removed:
-        text = f"A doctor that was killed had left this behind; it is removed: {printable(shlex.join(removed))}."
-        checks.append(Check("leftover", Level.NOTE, text))
-    if doubtful:
-        text = f"Of a doctor that works elsewhere now, or was killed there: {printable(shlex.join(doubtful))}."
-        remedy = f"If none works here any more: rm -r {shlex.join(doubtful)}"
-        checks.append(Check("leftover", Level.NOTE, text, remedy))
-    return checks
-
-
 def _refused(home: str, error: OSError) -> Check:
     remedy = "Ask for write permission, or keep locks elsewhere with --lock-dir (or NFSRWLOCK_DIR)."
-    why = said(error)
+    why = error.strerror or ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = _FREE_SOME
     elif error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() == 0:

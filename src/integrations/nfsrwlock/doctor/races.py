@@ -1,32 +1,43 @@
 """
-The races by which processes test what the protocol demands of a file system: PROTOCOL.md section 6. A table.
+The races by which processes test what the protocol demands of a file system: PROTOCOL.md section 6.
 
-All players follow one timetable, so they need not talk while they race. The verdict does not depend on it: names are
-made once and stay, so a listing that misses one is judged by order alone, however late a player was. Being on time only
-makes for closer races, which are more likely to show a fault; they never prove that there is none.
+A table says what is raced. All players follow one timetable, so they need not talk while they race. The verdict does
+not depend on it: names are made once and stay, so a listing that misses one is judged by order alone, however late a
+player was. Being on time only makes for closer races, which are more likely to show a fault; they never prove that
+there is none. So a finding says what was seen, not what is so.
+
+A player is a process. It prints what it saw as JSON, and signs of life in between. So it ends soon after the process
+that started it, however that ended: then nobody reads what it prints.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
+import json
 import random
 import secrets
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from nfsrwlock.doctor.scratch import read_json, write_json
+from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.doctor.report import ELSEWHERE, Check, Level
+from nfsrwlock.doctor.scratch import Scratch, read_json, write_json
 from nfsrwlock_core.system.directory import LockDirectory
 
 #: What a call that succeeded is noted as; others by the name of their error, such as ``EEXIST``.
-DONE: Final = "done"
-#: What fails in 1 of 100 rounds is seen in one of these with a probability of 98 %.
-DEFAULT_ROUNDS: Final = 400
+_DONE: Final = "done"
+#: What a call that came second is answered. EBUSY and ESTALE come from NFS clients, for what another one has removed.
+_LATE: Final = {"EEXIST", "ENOENT", "ENOTEMPTY", "EBUSY", "ESTALE"}
 #: So many rounds share a directory: its listing grows, and is warm from the round before.
-ROUNDS_PER_DIRECTORY: Final = 20
+_ROUNDS_PER_DIRECTORY: Final = 20
 #: How often to look until a cache is warm: a Linux NFS client was seen to ask once more after its first look.
 WARMING_LOOKS: Final = 3
 #: Time between two rounds, in times of a call, and the part of it in which the caches are warmed.
@@ -35,6 +46,10 @@ _WARMING_PART: Final = 0.6
 #: Sleep is late by about this much; the rest of the wait for the start of a round is spent awake.
 _SLEEP_IS_LATE_SECONDS: Final = 0.0002
 _LONGEST_SLEEP_SECONDS: Final = 0.2
+_SIGN_OF_LIFE_SECONDS: Final = 0.2
+_END_SECONDS: Final = 5.0
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,19 +199,14 @@ def call_seconds(files: LockDirectory) -> float:
     return statistics.median(times)
 
 
-def prepare(root: str, plan: Plan, progress: Callable[[], None]) -> None:
+def prepare(root: str, plan: Plan, progress: Progress) -> None:
     """Write down the plan, and make what its rounds need; before any player is started."""
     write_json(f"{root}/plan.json", asdict(plan))
     for race in RACES:
         for number, files in _rounds(root, race, plan):
-            progress()
+            progress("preparing the rounds")
             for call in race.made:
                 _do(files, call, number, 0)
-
-
-def planned(root: str) -> Plan:
-    """Return the plan that was prepared; ``CliError`` if it cannot be read here."""
-    return Plan(**read_json(f"{root}/plan.json"))
 
 
 def race(root: str, player: int, plan: Plan, start: float, progress: Callable[[], None]) -> Record:
@@ -229,7 +239,7 @@ def race(root: str, player: int, plan: Plan, start: float, progress: Callable[[]
             began = time.monotonic()
             try:
                 _do(files, kind.holder if number % plan.players == player else kind.others, number, player)
-                outcomes.append(DONE)
+                outcomes.append(_DONE)
             except OSError as error:
                 outcomes.append(errno.errorcode.get(error.errno or 0, str(error.errno)))
             spans.append((began - start, time.monotonic() - start))
@@ -239,11 +249,11 @@ def race(root: str, player: int, plan: Plan, start: float, progress: Callable[[]
 
 
 def _rounds(root: str, race: Race, plan: Plan) -> Iterator[tuple[int, LockDirectory]]:
-    for first in range(0, plan.rounds, ROUNDS_PER_DIRECTORY):
-        files = LockDirectory(f"{root}/{race.name}-{first // ROUNDS_PER_DIRECTORY}")
+    for first in range(0, plan.rounds, _ROUNDS_PER_DIRECTORY):
+        files = LockDirectory(f"{root}/{race.name}-{first // _ROUNDS_PER_DIRECTORY}")
         files.open()  # makes it, if this is the first one there
         try:
-            for number in range(first, min(first + ROUNDS_PER_DIRECTORY, plan.rounds)):
+            for number in range(first, min(first + _ROUNDS_PER_DIRECTORY, plan.rounds)):
                 yield number, files
         finally:
             files.close()
@@ -261,3 +271,145 @@ def _sleep_until(due: float, progress: Callable[[], None]) -> None:
         if left > _SLEEP_IS_LATE_SECONDS:
             time.sleep(min(left - _SLEEP_IS_LATE_SECONDS, _LONGEST_SLEEP_SECONDS))
             progress()
+
+
+def play(scratch: Scratch, numbers: range, agree: Callable[[], float], progress: Progress) -> list[Record]:
+    """
+    Start players, let them race as it was prepared, and return what they saw.
+
+    :param numbers: of the players on this host
+    :param agree: called when they are ready; returns when the first round begins, on this host's monotonic clock
+    :param progress: called every now and then, with what is being done; raises to stop
+    :raises CliError: one cannot be started, or has ended
+    """
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        processes.extend(_start(scratch, number) for number in numbers)
+        for process in processes:
+            _answer(process, "starting processes", progress)
+        start = agree()
+        for process in processes:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # its end is found below
+                print(start, file=process.stdin, flush=True)
+        return [Record(**_answer(process, "racing", progress)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):  # not while the file server hangs
+                process.communicate(timeout=_END_SECONDS)
+
+
+def _start(scratch: Scratch, number: int) -> subprocess.Popen[str]:
+    # -P: where the user happens to be is no place to import from.
+    code = "from nfsrwlock.doctor.races import main; main()"
+    command, pipe = [sys.executable, "-P", "-c", code, scratch.root, str(number)], subprocess.PIPE
+    try:
+        return subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, pass_fds=(scratch.fd,)
+        )
+    except OSError as error:
+        raise CliError(f"a process could not be started: {error.strerror}", Exit.FAILED) from None
+
+
+def _answer(process: subprocess.Popen[str], doing: str, progress: Progress) -> dict[str, Any]:
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) == "\n":  # a sign of life
+        progress(doing)
+    progress(doing)
+    answer: dict[str, Any] = json.loads(line) if line else {"error": f"a process ended while {doing}; try again"}
+    if "error" in answer:
+        raise CliError(answer["error"], Exit.FAILED)
+    return answer
+
+
+def main() -> None:
+    """Be a player process: read the plan, print a line, read the start, print what was seen; empty lines in between."""
+    root, number = sys.argv[1], int(sys.argv[2])
+    said = 0.0
+
+    def progress() -> None:
+        nonlocal said
+        if time.monotonic() > said + _SIGN_OF_LIFE_SECONDS:
+            said = time.monotonic()
+            print(flush=True)
+
+    try:
+        plan = Plan(**read_json(f"{root}/plan.json"))
+        print("{}", flush=True)
+        answer = asdict(race(root, number, plan, float(sys.stdin.readline()), progress))
+    except (CliError, OSError) as error:
+        answer = {"error": error.strerror if isinstance(error, OSError) else str(error)}
+    print(json.dumps(answer), flush=True)
+
+
+def judge(plan: Plan, records: Sequence[Record], clocks: float | None = None) -> list[Check]:
+    """
+    Return what was found out about each demand.
+
+    :param records: of all players, in the order of their numbers
+    :param clocks: of two hosts, how well the difference of their clocks is known, seconds; ``None``: there was one host
+    """
+    return [_judge(demand, plan, records, clocks) for demand in DEMANDS]
+
+
+def _judge(demand: Demand, plan: Plan, records: Sequence[Record], clocks: float | None) -> Check:
+    facts, broken, neither, ends = _closeness(demand.races[0], records), [], 0, Counter[str]()
+    for race in demand.races:
+        rounds = list(zip(*(record.outcomes[race.name] for record in records), strict=True))
+        ends.update(itertools.chain.from_iterable(rounds))
+        wins = [outcomes.count(_DONE) for outcomes in rounds]
+        neither += wins.count(0) if race.winners else 0
+        counts = _missed(plan, records) if race.winners is None else [sum(won > race.winners for won in wins)]
+        facts |= dict(zip(race.broken, counts, strict=True))
+        broken += [f"{count} times {what}" for what, count in zip(race.broken.values(), counts, strict=True) if count]
+    odd = {name: count for name, count in ends.most_common() if name not in {_DONE, *_LATE}}
+    facts |= {"clock_known_to_ms": round((clocks or 0.0) * 1000, 3), "neither": neither, "errors": odd}
+    who, known = f"{plan.players} processes here", ""
+    if clocks is not None:
+        who, known = f"{plan.players // 2} processes on each of two hosts", f", clocks known to {clocks * 1000:.1f} ms"
+    close = f"half of them within {facts['median_apart_ms']:.2f} ms{known}"
+    text = f"{who} {demand.tried}, {facts['rounds']} times ({close}): "
+    if broken:
+        return Check(demand.name, Level.UNFIT, f"{text}{'; '.join(broken)}. {demand.lost}.", ELSEWHERE, facts=facts)
+    level, remedy, text = Level.OK, "", f"{text}{demand.kept}.{demand.alone if clocks is None else ''}"
+    if neither:
+        level = Level.NOTE
+        text += f" {neither} times no call succeeded, which does no harm: a reply was lost, or a stale cache answered."
+    if odd:
+        level, remedy = Level.WARNING, "Find out why calls fail; locks try again, data may suffer."
+        text += f" But calls failed: {', '.join(f'{name} {count} times' for name, count in odd.items())}."
+    return Check(demand.name, level, text, remedy, facts=facts)
+
+
+def _closeness(race: Race, records: Sequence[Record]) -> dict[str, Any]:
+    """How close the rounds of a race were: in how many all calls overlapped, and how far apart they began."""
+    rounds = [list(zip(*spans, strict=True)) for spans in zip(*(one.spans[race.name] for one in records), strict=True)]
+    return {
+        "rounds": len(rounds),
+        "overlapping": sum(max(begins) <= min(ends) for begins, ends in rounds),
+        "median_apart_ms": round(statistics.median(max(begins) - min(begins) for begins, _ in rounds) * 1000, 3),
+    }
+
+
+def _missed(plan: Plan, records: Sequence[Record]) -> list[int]:
+    """How many pairs of listings missed each other's name, and how many listings their own maker's."""
+    missed = own = 0
+    for first in range(0, plan.rounds, _ROUNDS_PER_DIRECTORY):
+        # By player and the name that it made: the listing right after it.
+        seen = [
+            (player, f"{player}.{number}", set(record.listings[number]))
+            for player, record in enumerate(records)
+            for number in range(first, min(first + _ROUNDS_PER_DIRECTORY, plan.rounds))
+            if record.outcomes["list"][number] == _DONE
+        ]
+        own += sum(name not in listing for _, name, listing in seen)
+        # If one's listing does not show the other's name, that name was made after the listing began, so after the
+        # one's own name was made: then the other's listing, which is later still, must show that.
+        missed += sum(
+            theirs not in listing and mine not in their_listing
+            for (me, mine, listing), (other, theirs, their_listing) in itertools.combinations(seen, 2)
+            if me != other
+        )
+    return [missed, own]

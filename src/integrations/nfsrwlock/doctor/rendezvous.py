@@ -1,5 +1,5 @@
 """
-How two hosts find each other, race, and look at each other's changes: through the scratch directory, without a network.
+How two hosts find each other, race, and see each other's changes: through the scratch directory, without a network.
 
 What one says to the other is a directory that it makes in ``meet``; what is longer is a file that was closed before.
 Whoever waits makes a change of its own there before each look, so neither a cache of listings nor a mount without
@@ -12,28 +12,45 @@ import os
 import secrets
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.players import Progress, play
-from nfsrwlock.doctor.races import WARMING_LOOKS, Plan, Record, call_seconds, prepare
-from nfsrwlock.doctor.scratch import Scratch, read, read_json, scratch_path, write, write_json
-from nfsrwlock.doctor.verdicts import NEWS_SECONDS, Result, Sight
+from nfsrwlock.doctor.filesystems import explain_other
+from nfsrwlock.doctor.races import WARMING_LOOKS, Plan, Progress, Record, call_seconds, judge, play, prepare
+from nfsrwlock.doctor.report import Check, Level, Report
+from nfsrwlock.doctor.scratch import Scratch, read_json, scratch_path, write_json
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core.system.directory import LockDirectory
-from nfsrwlock_core.system.mounts import mount_of
+from nfsrwlock_core.system.mounts import mount_from, mount_of
 from nfsrwlock_core.system.process import current_identity
 
 #: How long each may wait for the next word of the other.
 ANSWER_SECONDS: Final = 60.0
 #: How long the second node looks for the first one's directory.
 FIND_SECONDS: Final = 10.0
+#: How long a fresh listing may take to show what the other host made, before it counts as late.
+_NEWS_SECONDS: Final = 4.0
+_PROMPT_SECONDS: Final = 1.0
 _CLOCK_READINGS: Final = 8
 _FILES: Final = 3
 _WARMING_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """
+    What one host saw of the other.
+
+    :param data: of each file that the other wrote and closed, whether its ``"new"`` or its ``"old"`` version was read
+    :param delay: how long a fresh listing did not show what the other had made, seconds; ``None`` for too long
+    """
+
+    data: list[str]
+    delay: float | None
 
 
 class _Talk:
@@ -89,10 +106,10 @@ class _Talk:
 
 
 def lead(
-    scratch: Scratch, rounds: int, processes: int, wait_seconds: float, progress: Progress
-) -> tuple[Result, dict[str, Any]]:
+    scratch: Scratch, report: Report, rounds: int, processes: int, wait_seconds: float, progress: Progress
+) -> list[Check]:
     """
-    Invite a second node, race with it, and return what both saw, and what the second node said of itself.
+    Invite a second node, race with it, and return what both saw; ``report`` gets to know who it is.
 
     :param wait_seconds: how long it may take to come
     :param progress: called every now and then, with what is being done; raises to stop
@@ -114,10 +131,15 @@ def lead(
         peer = talk.content(f"join.{who}")
         me = {**_about(scratch), "rounds": rounds, "processes": processes}
         talk.say(f"with.{who}", me)
-        return _race(talk, scratch, me, peer), peer
+        checks = _race(talk, scratch, me, peer)
     finally:
         with suppress(OSError):
             talk.say("end")
+    report.peer, report.two_hosts = peer["host"], peer["kernel"] != me["kernel"]
+    if not report.two_hosts:
+        text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
+        checks.append(Check("peer", Level.WARNING, text, "Run the command on another host."))
+    return [*explain_other(mount_from(peer["mount"]), peer["host"], mount_from(me["mount"])), *checks]
 
 
 def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
@@ -170,8 +192,8 @@ def _about(scratch: Scratch) -> dict[str, Any]:
     }
 
 
-def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str, Any]) -> Result:
-    """Do what both nodes do, in step; only node 0 gets to know what the other has seen."""
+def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str, Any]) -> list[Check]:
+    """Do what both nodes do, in step; node 0 gets to know what the other has seen, and returns the findings."""
     versions = first.get("version"), second.get("version")
     if versions[0] != versions[1]:
         raise CliError(f"the nodes have nfsrwlock {versions[0]} and {versions[1]}; install one version on both")
@@ -180,7 +202,7 @@ def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str
     call: float = max(first["call_seconds"], second["call_seconds"])
     plan = Plan(first["rounds"], call, 2 * processes)
     if talk.node == 0:
-        prepare(scratch.root, plan, lambda: talk.progress("preparing the rounds"))
+        prepare(scratch.root, plan, talk.progress)
         for name in ("data", "news-0", "news-1"):
             scratch.files.mkdir(name)
         talk.say("plan")
@@ -196,12 +218,14 @@ def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str
     sight = _look(talk, scratch.root)
     if talk.node == 1:
         talk.say("done", {"records": [asdict(record) for record in records], "sight": asdict(sight)})
-        return Result(plan, records)
+        return []
     talk.hear("done", "waiting for the second node's results")
     done = talk.content("done")
     records += [Record(**record) for record in done["records"]]
-    sights = [sight, Sight(**done["sight"])] if first["kernel"] != second["kernel"] else []
-    return Result(plan, records, sights, ahead, uncertain)
+    if first["kernel"] == second["kernel"]:
+        return judge(plan, records)
+    seen = judge_sights([sight, Sight(**done["sight"])], ahead, uncertain)
+    return [*judge(plan, records, uncertain), *seen]
 
 
 def _compare_clocks(talk: _Talk) -> tuple[float, float]:
@@ -217,18 +241,20 @@ def _compare_clocks(talk: _Talk) -> tuple[float, float]:
 def _look(talk: _Talk, root: str) -> Sight:
     """Return what this host sees of what the other writes and makes; both do the same, in step."""
     own, other = talk.node, 1 - talk.node
-    mine, theirs, data = f"{root}/data/{own}", f"{root}/data/{other}", []
-    for number in range(_FILES):
-        write(f"{mine}.{number}", b"old\n")
-        talk.meet(f"old.{number}")
-        for _ in range(WARMING_LOOKS):
-            read(f"{theirs}.{number}")  # now this client has the old version
-            time.sleep(_WARMING_SECONDS)
-        talk.meet(f"read.{number}")
-        write(f"{mine}.{number}", b"new\n")
-        # The word lies elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
-        talk.meet(f"new.{number}")
-        data.append("new" if read(f"{theirs}.{number}") == b"new\n" else "old")
+    mine, theirs = ([f"{root}/data/{node}.{number}" for number in range(_FILES)] for node in (own, other))
+    for path in mine:
+        write_json(path, {"version": "old"})
+    talk.meet("old")
+    for _ in range(WARMING_LOOKS):
+        for path in theirs:
+            read_json(path)  # now this client has the old version
+        time.sleep(_WARMING_SECONDS)
+    talk.meet("read")
+    for path in mine:
+        write_json(path, {"version": "new"})
+    # The word lies elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
+    talk.meet("new")
+    data = [str(read_json(path).get("version")) for path in theirs]
     here, there = LockDirectory(f"{root}/news-{own}"), LockDirectory(f"{root}/news-{other}")
     for _ in range(WARMING_LOOKS):
         here.listdir()
@@ -237,9 +263,60 @@ def _look(talk: _Talk, root: str) -> Sight:
     there.mkdir("news")
     talk.meet("made")
     began = time.monotonic()
-    while (delay := time.monotonic() - began) < NEWS_SECONDS:
+    while (delay := time.monotonic() - began) < _NEWS_SECONDS:
         talk.progress("looking for what the other node made")
         if "news" in here.listdir():
             return Sight(data, delay)
         time.sleep(0.02)
     return Sight(data, None)
+
+
+def judge_sights(sights: Sequence[Sight], ahead: float, uncertain: float) -> list[Check]:
+    """
+    Return what two hosts found out about what they see of each other.
+
+    :param ahead: the second host's clock minus the first one's, seconds
+    :param uncertain: by how much that may be wrong, seconds
+    """
+    return [_freshness([sight.delay for sight in sights]), _data(sights), _clock(ahead, uncertain)]
+
+
+def _freshness(delays: Sequence[float | None]) -> Check:
+    facts = {"delays_s": [delay and round(delay, 3) for delay in delays], "limit_s": _NEWS_SECONDS}
+    most = max(_NEWS_SECONDS if delay is None else delay for delay in delays)
+    if most < _PROMPT_SECONDS:
+        text = f"A fresh listing shows what the other host made within {most:.2f} s."
+        return Check("freshness", Level.OK, text, facts=facts)
+    late = f"more than {_NEWS_SECONDS:g}" if None in delays else f"{most:.1f}"
+    text = (
+        f"A fresh listing shows what the other host made {late} s later, if this host changes nothing there. Locks "
+        "stay safe, for a change of one's own precedes the listing that decides; but waiters learn late that a lock is "
+        "free, and 'nfsrwlock status' shows the past."
+    )
+    remedy = "On NFS, mount without nocto; elsewhere, turn caching of directory listings off."
+    return Check("freshness", Level.WARNING, text, remedy, facts=facts)
+
+
+def _data(sights: Sequence[Sight]) -> Check:
+    read = [version for sight in sights for version in sight.data]
+    old = read.count("old")
+    if not old:
+        text = f"What one host wrote and closed, the other read when it opened the file, {len(read)} times."
+        return Check("data", Level.OK if read else Level.WARNING, text, facts={"read": len(read), "old": old})
+    return Check(
+        "data",
+        Level.UNFIT,
+        f"{old} of {len(read)} times a host that opened a file, after the other had written and closed it and said so, "
+        "read the old version. Locks hold here, but data read under them may be old.",
+        "On NFS, mount without nocto; elsewhere, turn caching of file data off.",
+        facts={"read": len(read), "old": old},
+    )
+
+
+def _clock(ahead: float, uncertain: float) -> Check:
+    odd = abs(ahead) > 1 + uncertain
+    others = "; programs that compare time stamps, such as make, do" if odd else ""
+    apart = f"{abs(ahead):.2f} s (known to {uncertain:.3f} s)"
+    text = f"The clocks of the two hosts differ by {apart}. Locks do not care{others}."
+    facts = {"apart_s": round(ahead, 3), "known_to_s": round(uncertain, 3)}
+    return Check("clock", Level.NOTE if odd else Level.OK, text, facts=facts)

@@ -23,9 +23,8 @@ Scope = Literal["host", "hosts"]
 
 #: The questions that are not about the locks, but about the data that they guard.
 ABOUT_DATA: Final = frozenset({"data", "option-nocto"})
-#: The remedies that several checks share.
+#: A remedy that several checks share.
 ELSEWHERE: Final = "Keep locks on another file system with --lock-dir (or NFSRWLOCK_DIR)."
-TRY_AGAIN: Final = "Find out why, and try again."
 
 _WIDTH_WITHOUT_TERMINAL: Final = 110
 
