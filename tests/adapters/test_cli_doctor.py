@@ -293,8 +293,8 @@ def test_two_hosts_look_at_each_others_changes(scene: Scene, lie: str, unlike: d
 def test_a_second_node_whose_words_cannot_be_read_is_no_reason_to_call_it_fit(scene: Scene) -> None:
     leader, token = start_peer(scene, "--json", ".")
     meet = scene.directory / f".nfsrwlock-doctor-{token}" / "meet"
-    (meet / "join.deadbeef.json").touch()
-    (meet / "join.deadbeef").mkdir()
+    (meet / "about.1.json").touch()
+    (meet / "about.1.0").mkdir()
     stdout, stderr = leader.communicate(timeout=2 * PATIENCE_S)
     assert (leader.returncode, json.loads(stdout)) == (1, [])
     assert "is not to be read here" in stderr
@@ -313,7 +313,7 @@ def test_a_third_node_is_sent_away(scene: Scene) -> None:
     token = "0123456789ab"
     scratch = scene.directory / f".nfsrwlock-doctor-{token}"
     scratch.mkdir(mode=0o700)
-    (scratch / "meet" / "with.another").mkdir(parents=True)
+    (scratch / "meet" / "second").mkdir(parents=True)
     third = scene.run("doctor", "--join", token, ".")
     assert third.returncode == 2
     assert "another node has joined already" in third.stderr

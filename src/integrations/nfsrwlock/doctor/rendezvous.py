@@ -13,7 +13,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -54,7 +54,7 @@ class Sight:
 
 
 class _Talk:
-    """What one node says to the other, and hears; node 0 leads."""
+    """What the two nodes say to each other; node 0 leads."""
 
     def __init__(self, scratch: Scratch, node: int, progress: Progress) -> None:
         self.node: Final = node
@@ -62,47 +62,47 @@ class _Talk:
         self._files = LockDirectory(f"{scratch.root}/meet")
         self._mark = f"look.{secrets.token_hex(4)}"
 
-    def say(self, word: str, content: dict[str, Any] | None = None) -> None:
+    def say(self, word: str, content: dict[str, Any] | None = None, number: int = 0) -> None:
         if content is not None:
-            write_json(f"{self._files.path}/{word}.json", content)
-        self._files.mkdir(word)
+            write_json(f"{self._files.path}/{word}.{self.node}.json", content)
+        self._files.mkdir(f"{word}.{self.node}.{number}")
 
-    def hear(self, word: str, doing: str, seconds: float | None = None, otherwise: CliError | None = None) -> str:
+    def hear(self, word: str, seconds: float | None = None, nobody: CliError | None = None) -> int:
         """
-        Wait for a word that begins so, and return the rest of it.
+        Wait until the other node says this, and return its number.
 
-        :raises CliError: the first node has ended, or (``otherwise``) nothing came in that time
+        :raises CliError: the first node has ended, or (``nobody``) the other one says nothing in that time
         """
+        other, theirs = ("second", "first")[self.node], f"{word}.{1 - self.node}."
         limit = ANSWER_SECONDS if seconds is None else seconds
         began, waited = time.monotonic(), 0.0
         while waited <= limit:
             waited = time.monotonic() - began
-            self.progress(doing)
+            self.progress(f"waiting for the {other} node")
             self._files.mkdir(self._mark)  # so that no cache of this client's can be in the way of what follows
-            said = sorted(name for name in self._files.listdir() if not name.endswith(".json"))
+            names = [name for name in self._files.listdir() if not name.endswith(".json")]
             with suppress(FileNotFoundError):
                 self._files.rmdir(self._mark)
-            for name in said:
-                if name.startswith(word):
-                    return name.removeprefix(word)
-            if "end" in said:
+            for name in names:
+                if name.startswith(theirs):
+                    return int(name.removeprefix(theirs))
+            if any(name.startswith("end.0.") for name in names):
                 raise CliError("the first node has ended; see what it says there", Exit.FAILED)
-            time.sleep(min(0.2, waited / 50))  # what comes soon is heard at once
-        other = ("second", "first")[self.node]
-        raise otherwise or CliError(
-            f"the {other} node does not react (for {limit:g} s, while {doing}): it has ended, or listings do not show "
-            "what the other host makes; see what it says there, and try again",
+            time.sleep(min(0.2, waited / 50))  # who comes soon is seen at once
+        raise nobody or CliError(
+            f"the {other} node does not react (for {limit:g} s): it has ended, or listings do not show what the other "
+            "host makes; see what it says there, and try again",
             Exit.FAILED,
         )
 
     def content(self, word: str) -> dict[str, Any]:
-        """Return what was said with a word that was heard; ``CliError`` if it cannot be read here."""
-        return read_json(f"{self._files.path}/{word}.json")
+        """Return what the other said with a word that was heard; ``CliError`` if it cannot be read here."""
+        return read_json(f"{self._files.path}/{word}.{1 - self.node}.json")
 
     def meet(self, point: str, number: int = 0) -> int:
         """Wait until both have come to this point, and return the other's number."""
-        self.say(f"{point}.{self.node}.{number}")
-        return int(self.hear(f"{point}.{1 - self.node}.", "waiting for the other node"))
+        self.say(point, number=number)
+        return self.hear(point)
 
 
 def lead(
@@ -127,10 +127,10 @@ def lead(
         Exit.TIMED_OUT,
     )
     try:
-        who = talk.hear("join.", "waiting for the second node", wait_seconds, nobody)
-        peer = talk.content(f"join.{who}")
         me = {**_about(scratch), "rounds": rounds, "processes": processes}
-        talk.say(f"with.{who}", me)
+        talk.say("about", me)
+        talk.hear("about", wait_seconds, nobody)
+        peer = talk.content("about")
         checks = _race(talk, scratch, me, peer)
     finally:
         with suppress(OSError):
@@ -158,21 +158,23 @@ def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
                 "the command still run there?"
             )
         time.sleep(0.1)
-    scratch = Scratch(path)
-    try:
-        talk, name, me = _Talk(scratch, 1, lambda _doing: None), secrets.token_hex(4), _about(scratch)
-        talk.say(f"join.{name}", me)
-        if talk.hear("with.", "waiting for the first node") != name:
-            raise CliError("another node has joined already: run 'nfsrwlock doctor --peer' anew for each pair")
-        _race(talk, scratch, talk.content(f"with.{name}"), me)
-    except FileNotFoundError:
-        raise CliError("the first node has ended, and has cleaned up", Exit.FAILED) from None
-    except CliError as error:
-        if error.code == Exit.FAILED:  # the first node may have been killed: then nobody else cleans up
-            scratch.remove()
-        raise
-    finally:
-        scratch.close()
+    with closing(Scratch(path)) as scratch:
+        try:
+            scratch.files.mkdir("meet/second")
+            talk, me = _Talk(scratch, 1, lambda _doing: None), _about(scratch)
+            talk.say("about", me)
+            talk.hear("about")
+            _race(talk, scratch, talk.content("about"), me)
+        except FileExistsError:
+            raise CliError(
+                "another node has joined already: run 'nfsrwlock doctor --peer' anew for each pair"
+            ) from None
+        except FileNotFoundError:
+            raise CliError("the first node has ended, and has cleaned up", Exit.FAILED) from None
+        except CliError as error:
+            if error.code == Exit.FAILED:  # the first node may have been killed: then nobody else cleans up
+                scratch.remove()
+            raise
 
 
 def _about(scratch: Scratch) -> dict[str, Any]:
@@ -205,8 +207,7 @@ def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str
         prepare(scratch.root, plan, talk.progress)
         for name in ("data", "news-0", "news-1"):
             scratch.files.mkdir(name)
-        talk.say("plan")
-    talk.hear("plan", "waiting for the plan")
+    talk.meet("prepared")
 
     def agree() -> float:
         mine = time.time_ns()
@@ -219,13 +220,12 @@ def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str
     if talk.node == 1:
         talk.say("done", {"records": [asdict(record) for record in records], "sight": asdict(sight)})
         return []
-    talk.hear("done", "waiting for the second node's results")
-    done = talk.content("done")
-    records += [Record(**record) for record in done["records"]]
+    talk.hear("done")
+    theirs = talk.content("done")
+    records += [Record(**record) for record in theirs["records"]]
     if first["kernel"] == second["kernel"]:
         return judge(plan, records)
-    seen = judge_sights([sight, Sight(**done["sight"])], ahead, uncertain)
-    return [*judge(plan, records, uncertain), *seen]
+    return [*judge(plan, records, uncertain), *judge_sights([sight, Sight(**theirs["sight"])], ahead, uncertain)]
 
 
 def _compare_clocks(talk: _Talk) -> tuple[float, float]:
