@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         LockNotHeldError,
         LockPathError,
     )
-    from .holding.held import hold_for, own_hold
+    from .holding.held import hold_for, holds_for, own_hold
     from .holding.hold import HoldStatus
     from .inspection import LockState, PeerInfo, WaitInfo, break_lock, inspect
     from .lock import AcquireReturnProxy, SoftReadWriteLock, joined
@@ -56,6 +56,7 @@ _HOMES: Final = {
     "WaitInfo": "inspection",
     "break_lock": "inspection",
     "hold_for": "holding.held",
+    "holds_for": "holding.held",
     "inspect": "inspection",
     "joined": "lock",
     "lock_home": "system.paths",
@@ -86,6 +87,7 @@ __all__ = [
     "WaitInfo",
     "break_lock",
     "hold_for",
+    "holds_for",
     "inspect",
     "joined",
     "lock_home",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -154,3 +155,75 @@ def test_the_processes_in_the_background_leave_the_callers_directory_and_descrip
     for pid in (holder(scene), guard):
         assert os.getsid(pid) not in (os.getsid(0), os.getsid(process.pid))
     assert Path(os.readlink(f"/proc/{guard}/cwd")) == Path("/")
+
+
+# Given back before the end
+
+
+def releasing(scene: Scene, text: str) -> subprocess.Popen[str]:
+    """Start a script in which ``release`` stands for the command, too."""
+    return script(scene, text.replace("release", shlex.join([*PROGRAM, "release"])), stderr=subprocess.PIPE)
+
+
+def test_a_script_gives_its_lock_back_and_goes_on(scene: Scene) -> None:
+    process = releasing(
+        scene, "hold --write data --read other || exit; release data || exit; ls data.rwlock other.rwlock; echo alive"
+    )
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stderr) == (0, "")
+    assert stdout.split() == ["data.rwlock:", "gen.1", "other.rwlock:", "alive"], "one hold ends as a whole"
+    scene.wait_for(lambda: scene.guards() == [])
+
+
+def test_what_one_process_has_is_not_given_back_by_another(scene: Scene) -> None:
+    other = script(scene, "hold --read data || exit; : > held; while ! test -e go; do sleep 0.05; done")
+    scene.wait_for(lambda: scene.exists("held"))
+    process = releasing(scene, "hold --read data || exit; release data; echo $?; release data; echo $?; exit")
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    assert stdout.split() == ["0", "2"]
+    assert f"no 'nfsrwlock hold' keeps it for process {process.pid}" in stderr
+    assert len(scene.announced()) == 1
+    assert scene.run("release", "--pid", str(other.pid), "data").returncode == 0
+    assert scene.announced() == []
+    (scene.directory / "go").touch()
+    assert other.wait(PATIENCE_S) == 0
+
+
+def test_a_lock_that_nobody_took_by_hold_stays(scene: Scene) -> None:
+    run = scene.hold("write")
+    refused = scene.run("release", "data")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    os.kill(scene.keeper(run), signal.SIGUSR1)
+    scene.wait_for_beats()
+    assert len(scene.announced()) == 1
+    assert run.poll() is None
+
+
+def test_a_script_whose_lock_was_lost_does_not_outlive_giving_it_back(scene: Scene) -> None:
+    long = "--heartbeat 60 --stale 200"
+    wait = ": > held; while ! test -e go; do sleep 0.05; done"
+    process = releasing(scene, f"hold {long} --write data --pid $$ || exit; {wait}; release data; : > after")
+    scene.wait_for(lambda: scene.exists("held"))
+    keeper = holder(scene)
+    os.kill(keeper, signal.SIGSTOP)
+    (scene.directory / "go").touch()
+    pending = Path(f"/proc/{keeper}/status")
+    bit = 1 << (signal.SIGUSR1 - 1)
+    scene.wait_for(lambda: int(re.findall(r"ShdPnd:\s*(\w+)", pending.read_text())[0], 16) & bit)
+    assert scene.run("break", "--yes", "--force", "data").returncode == 0
+    os.kill(keeper, signal.SIGCONT)
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
+    assert not scene.exists("after")
+
+
+def test_what_is_stopped_is_not_given_back(scene: Scene) -> None:
+    process = script(scene, f"hold {shlex.join(SHORT)} --write data --pid $$ || exit; {TICKING}")
+    scene.wait_for(scene.ticks)
+    keeper = holder(scene)
+    os.kill(keeper, signal.SIGSTOP)
+    scene.wait_for(lambda: not scene.is_ticking())
+    release = scene.start("release", "--pid", str(process.pid), "data")
+    os.kill(keeper, signal.SIGCONT)
+    assert release.wait(PATIENCE_S) == 0
+    scene.wait_for_ticks()
+    assert scene.announced() == []

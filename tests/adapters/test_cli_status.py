@@ -50,9 +50,31 @@ def test_it_shows_holders_and_waiters(scene: Scene) -> None:
     assert str(scene.keeper(writer)) in lines[3].split()
 
 
-def test_it_shows_what_runs_once_a_beat_has_told(scene: Scene) -> None:
-    scene.hold("write")
-    scene.wait_for(lambda: "nfsrwlock run --write data" in scene.run("status", "data").stdout)
+def test_it_shows_what_runs_long_before_the_first_heartbeat_is_due(scene: Scene) -> None:
+    scene.environment["SLURM_JOB_ID"] = "4711"
+    scene.hold("write", "data", "--heartbeat", "1000", "--stale", "4000")
+    scene.wait_for(lambda: "job 4711: nfsrwlock run --write data" in scene.run("status", "data").stdout)
+    (peer,) = scene.state()["holders"]
+    assert (peer["job"], peer["command"].split()[:2]) == ("4711", ["nfsrwlock", "run"])
+
+
+@pytest.mark.parametrize(("width", "left_out"), [(200, []), (85, ["token"]), (60, ["silent", "evictable", "token"])])
+def test_a_narrow_table_says_what_it_leaves_out(scene: Scene, width: int, left_out: list[str]) -> None:
+    announce(scene, ELSEWHERE)
+    head, row, *rest = scene.run("status", "data", COLUMNS=str(width)).stdout.splitlines()[1:]
+    assert "…" not in row, "what does not fit is named, not cut"
+    assert [name for name in ("silent", "evictable", "token") if name not in head.split()] == left_out
+    note = " ".join(rest)
+    assert [name for name in ("silent", "evictable", "token") if name in note] == left_out
+    assert bool(left_out) == ("too narrow for: " in note)
+
+
+def test_what_runs_is_cut_before_a_column_is_left_out(scene: Scene) -> None:
+    scene.hold("write", "data", "--heartbeat", "1000", "--stale", "4000")
+    scene.wait_for(lambda: scene.state()["holders"][0]["command"])
+    head, row = scene.run("status", "data", COLUMNS="110").stdout.splitlines()[1:]
+    assert head.split()[-2:] == ["token", "what"]
+    assert row.rstrip().endswith("…")
 
 
 def test_json_is_always_an_array_with_the_fields_of_the_state(scene: Scene) -> None:

@@ -7,8 +7,13 @@ anybody with access to the lock directory may have written.
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PROGRAM = "nfsrwlock"
 
@@ -57,6 +62,14 @@ def duration(seconds: float) -> str:
 
 def _two(major: int, major_unit: str, minor: int, minor_unit: str) -> str:
     return f"{major} {major_unit} {minor} {minor_unit}" if minor else f"{major} {major_unit}"
+
+
+def console(width_without_terminal: int) -> Console:
+    """Return what prints tables to stdout, as wide as the terminal or ``$COLUMNS`` if there is one."""
+    from rich.console import Console  # noqa: PLC0415 - costs more to import than most commands need
+
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if has_width else width_without_terminal)
 
 
 def say(message: str) -> None:

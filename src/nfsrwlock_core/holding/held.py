@@ -45,13 +45,26 @@ def hold_for(pid: int) -> None:
     """
     Say that what this process holds from now on, it holds until process ``pid`` ends, for all that ``pid`` starts.
 
-    It is said by an open descriptor, so it ends with this process, and only this user's processes can read it. Does
-    nothing where there is no ``memfd_create`` (other systems than Linux).
+    It is said by an open descriptor, so it ends with this process, and only this user's processes can read it; nothing
+    is said where there is no ``memfd_create`` (other systems than Linux). What this process holds from now on sends its
+    first heartbeat at once, so that others see what runs under it.
 
     :param pid: of a process that this one sees
     """
+    keeper.beat_at_once()
     with suppress(AttributeError, OSError, ValueError, IndexError):
         os.memfd_create(f"{_MARK}{pid}.{start_of(pid)}")
+
+
+def holds_for(holder: int, pid: int) -> bool:
+    """
+    Whether process ``holder`` has said by :func:`hold_for` that it holds for process ``pid``.
+
+    :param holder: the id of a process of this user; of others nothing can be known
+    """
+    with suppress(OSError, ValueError, IndexError):
+        return (pid, start_of(pid)) in _named_by(holder)
+    return False
 
 
 def callers() -> set[object]:
@@ -146,17 +159,21 @@ def _held_for(who: Identity) -> set[tuple[int, int]]:
     if who.uid != current_identity().uid:
         return found
     with suppress(OSError, ValueError, IndexError):
-        descriptors = os.listdir(f"/proc/{who.pid}/fd")
-        if len(descriptors) > _DESCRIPTORS_MOST:
-            return found
-        for descriptor in descriptors:
-            with suppress(FileNotFoundError):
-                name = os.readlink(f"/proc/{who.pid}/fd/{descriptor}").removeprefix("/memfd:").split(" ")[0]
-                if name.startswith(_MARK):
-                    pid, start = name.removeprefix(_MARK).split(".")
-                    found.add((int(pid), int(start)))
+        found = _named_by(who.pid)
         if start_of(who.pid) != who.start:  # another process has the number by now
             return set()
+    return found
+
+
+def _named_by(holder: int) -> set[tuple[int, int]]:
+    found: set[tuple[int, int]] = set()
+    descriptors = os.listdir(f"/proc/{holder}/fd")
+    for descriptor in descriptors if len(descriptors) <= _DESCRIPTORS_MOST else ():
+        with suppress(FileNotFoundError):
+            name = os.readlink(f"/proc/{holder}/fd/{descriptor}").removeprefix("/memfd:").split(" ")[0]
+            if name.startswith(_MARK):
+                pid, start = name.removeprefix(_MARK).split(".")
+                found.add((int(pid), int(start)))
     return found
 
 

@@ -44,6 +44,8 @@ class _Keepers:
         #: Taken while the interpreter exits, when no thread that beats can be started any more.
         self.without_beat: dict[int, Hold] = {}
         self.is_exiting = False
+        #: Whether the first heartbeat of a hold is due at once.
+        self.beats_at_once = False
 
     def get_helper(self) -> Helper:
         """Return this process's end of its heartbeat process; few programs need it, so it is imported late."""
@@ -67,6 +69,8 @@ def keep(hold: Hold, form: str) -> None:
     :raises LockError: if no thread can be started otherwise; then nobody beats for it
     """
     _release_at_worker_exit()
+    if _keepers.beats_at_once:
+        hold.due = now()
     try:
         if form == "process":
             _keepers.get_helper().keep(hold)
@@ -78,6 +82,11 @@ def keep(hold: Hold, form: str) -> None:
         hold.catch_up = None
         _keepers.without_beat[id(hold)] = hold
         logger.info("the lock on %r is held without heartbeats, for the interpreter exits", hold.lock_file)
+
+
+def beat_at_once() -> None:
+    """Send the first heartbeat of what is kept from now on at once: it says who holds."""
+    _keepers.beats_at_once = True
 
 
 def _release_at_worker_exit() -> None:
@@ -123,6 +132,7 @@ def release(hold: Hold) -> bool:
         if hold.remaining < 0:  # perhaps by the wall clock, of which the participant knows nothing
             participant.lease = replace(participant.lease, renewed=now() - participant.lease.ttl)
         stood = participant.release()
+        logger.debug("released the lock on %r", hold.lock_file)
     except OSError as error:
         logger.warning("releasing the lock on %r is tried again: %s", hold.lock_file, error)
         stood = not participant.lease.has_run_out(now())

@@ -325,7 +325,7 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
     :raises DeadlockError: if the lock is held until an ancestor of this process ends, or by the caller itself
     :raises LockError: if the lock cannot live at its path
     """
-    started = time.monotonic()
+    started, is_logged = time.monotonic(), False
     if not blocking:
         timeout = 0.0
     deadline = None if timeout < 0 else started + timeout
@@ -334,12 +334,18 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
         while True:
             hold: Hold | None = None if attempt.is_held_up() else (yield Io(attempt.step, limit))
             if hold is not None:
+                logger.debug("acquired the lock on %r to %s", hold.lock_file, attempt.mode.value)
                 return hold
             moment = time.monotonic()
             waited = moment - started
             is_over = (deadline is not None and moment >= deadline) or attempt.is_closed()
             if is_over or (attempt.until is not None and attempt.until()):
-                raise (yield Io(partial(attempt.timed_out, waited), None))
+                error = yield Io(partial(attempt.timed_out, waited), None)
+                logger.debug("gave up waiting: %s", error)
+                raise error
+            if not is_logged:
+                is_logged = True
+                logger.debug("waiting for the lock on %r to %s", attempt.settings.lock_file, attempt.mode.value)
             yield Io(partial(attempt.refuse_self_wait, has_limit=deadline is not None), None)  # reads /proc
             if attempt.on_wait is not None:
                 attempt.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
@@ -351,7 +357,9 @@ def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
         from nfsrwlock_core.compat import Timeout  # noqa: PLC0415
 
         reason = f"the file server has not answered for {seconds:.0f} s; what the call still makes will be withdrawn"
-        raise Timeout(attempt.settings.lock_file, str(error) or reason) from None
+        late = Timeout(attempt.settings.lock_file, str(error) or reason)
+        logger.debug("gave up waiting: %s", late)
+        raise late from None
     except GeneratorExit:
         attempt.abandon()
         raise  # the runner was interrupted: no wish of ours would be granted any more

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.options import PATH, holding, positive_span, request
@@ -58,6 +59,9 @@ class _WithCommand(click.Command):
         at = args.index("--") if "--" in args else len(args)
         ctx.obj = tuple(args[at + 1 :])
         return super().parse_args(ctx, args[:at])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
@@ -112,6 +116,26 @@ def _hold(pid: int | None, **options: Any) -> int:
 _lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
 _number = partial(click.option, show_default=True, metavar="N")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+
+
+@cli.command("release", context_settings=_SETTINGS)
+@click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
+@click.option(
+    "--pid", type=int, help="The process that hold was given; default: the parent process, the shell that asks."
+)
+@_lock_dir
+def _release(paths: tuple[str, ...], pid: int | None, lock_dir: str | None) -> int:
+    """
+    Give back the locks on PATH... that hold keeps for a process, before it ends.
+
+    Returns when they are released. What one hold has taken is given back as a whole. If the hold turns out to have been
+    lost, PID is killed, as at any other time.
+    """
+    from nfsrwlock.cli.release import release  # noqa: PLC0415
+
+    if not paths:
+        raise CliError("no path given: nfsrwlock release PATH...")
+    return release(paths, os.getppid() if pid is None else pid, lock_dir)
 
 
 @cli.command("status", context_settings=_SETTINGS)

@@ -12,7 +12,7 @@ import signal
 import time
 from typing import Final, Literal
 
-from nfsrwlock.cli.keeper import Hold, Keeper, Prepared
+from nfsrwlock.cli.keeper import GiveBack, Hold, Keeper, Prepared
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.cli.signals import Signals, stop_as_if_by
 from nfsrwlock.cli.waiting import FRAME_SECONDS, ODD_SECONDS, Progress
@@ -107,6 +107,8 @@ class Guard:
         self.keeper = keeper
         self.hold = hold
         self.signals = signals
+        #: Whether somebody has asked for the end of the hold.
+        self.gives_back = False
         self.leash = Leash(self.everyone, what, say, keeper.request.on_expiry)
 
     def has_ended(self) -> bool:
@@ -134,6 +136,8 @@ class Guard:
             match message:
                 case Hold():
                     self.hold = message
+                case GiveBack():
+                    self.gives_back = True
                 case signal.Signals():
                     self.on_signal(message)
                 case CliError():
@@ -149,9 +153,11 @@ class Guard:
         :param deed: what was done, for the message if not: "the command did"
         """
         released = self.keeper.finish()
-        self.keeper.channel.close()
         if released is None:
             say("the file server does not answer; the lock will be released when it does")
         elif released.lost and not self.leash.killed:
             say(f"{released.lost}; what {deed} was not guarded to its end")
+            if not self.has_ended():
+                self.leash.apply(HoldStatus.LOST, "it goes on, and the lock was lost")
+        self.keeper.channel.close()
         return not self.leash.killed and (released is None or not released.lost)

@@ -72,6 +72,7 @@ def _guard(process: Process, keeper: Keeper, last: Hold) -> None:
     with Signals(FORWARDED) as signals:
         guard = _Guard(process, keeper, last, signals)
         guard.until_it_ends()
+        guard.gives_back = False
     guard.release(f"process {process.pid} did")
 
 
@@ -90,7 +91,8 @@ class _Guard(Guard):
         self._process = process
 
     def has_ended(self) -> bool:
-        return self._process.ended
+        # What is stopped stays so until the hold is confirmed; then it may be given back.
+        return self._process.ended or (self.gives_back and not self.leash.tight)
 
     def everyone(self) -> list[Entry]:
         return [] if self._process.ended else family([self._process.pid], spare=[self.keeper.pid])

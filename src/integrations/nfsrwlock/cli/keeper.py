@@ -31,6 +31,8 @@ from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_ca
 from nfsrwlock.text import PROGRAM, flush
 from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, WaitInfo, hold_for, inspect
 
+#: Sent to a keeper of ``hold``, it asks for the end of the hold.
+GIVE_BACK: Final = signal.SIGUSR1
 _TICK_LIMITS_SECONDS: Final = (0.02, 0.2)
 _CANCEL_GRACE_SECONDS: Final = 1.0
 _FAREWELL_SECONDS: Final = 0.5
@@ -102,6 +104,11 @@ class Hold:
         if self.status is HoldStatus.HELD and moment >= self.deadline:
             return HoldStatus.SUSPECT
         return self.status
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Somebody asks for the end of the hold, although what is guarded goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +194,6 @@ class Keeper:
         return None
 
 
-class _Cancelled(BaseException):
-    """The guard has given up waiting, or is gone. No ``Exception``: nothing on the way may take it for a failure."""
-
-
 def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
     """Be the keeper. Nothing may unwind into the guard's stack, of which this process has a copy."""
     with suppress(BaseException):
@@ -206,7 +209,7 @@ def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
 
 
 def _keep(request: Request, channel: Channel) -> None:
-    signals = _Signals(channel)
+    signals = _Signals(channel, can_give_back=request.subject != 0)
     hold_for(request.subject or os.getppid())
     if not request.parents:
         for path in (*request.write, *request.read):
@@ -214,8 +217,9 @@ def _keep(request: Request, channel: Channel) -> None:
     program = find_program(request.command) if request.command else ""
     locks = LockSet(read=request.read, write=request.write, **request.settings)
     channel.send(Prepared(program))
-    signals.look()  # all this may have taken so long that nobody waits for the locks any more
-    locks.acquire(on_wait=signals.look)
+    if signals.nobody_waits():  # all this may have taken long
+        return
+    locks.acquire(on_wait=signals.report, until=signals.nobody_waits)
     signals.waiting = False
     lost = ""
     try:
@@ -224,6 +228,11 @@ def _keep(request: Request, channel: Channel) -> None:
     except LockLostError as error:
         lost = str(error)
     channel.send(Released(lost))
+    limit = time.monotonic() + _FAREWELL_SECONDS
+    while lost and request.subject and not channel.closed and time.monotonic() < limit:
+        # A process that goes on is killed before whoever waits for the end of this one goes on.
+        readable(channel.fileno(), seconds=request.tick)
+        channel.receive()
 
 
 def outlast_the_server(request: Request) -> None:
@@ -254,11 +263,11 @@ class _Signals:
     """
     Signals to the keeper. They are meant for the command, so the guard gets them.
 
-    Before the locks are held, the keeper also has to notice that the guard has given up or died, even while the engine
-    sleeps or a call hangs: then the guard sends a signal after it has closed its end.
+    Before the locks are held, the keeper also has to notice that the guard has given up or died: the engine asks at
+    each of its looks. It may also sleep, or a call may hang: then the guard sends a signal after it has closed its end.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, *, can_give_back: bool) -> None:
         self._channel = channel
         self._arrived: list[int] = []
         self._using_channel = False
@@ -266,31 +275,41 @@ class _Signals:
         self.waiting = True
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
-        for signum in (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP):
+        signal.signal(GIVE_BACK, self._on_signal if can_give_back else signal.SIG_IGN)
+        for signum in (signal.SIGQUIT, signal.SIGUSR2, signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP):
             signal.signal(signum, signal.SIG_DFL)
 
     def pass_on(self) -> None:
         """Tell the guard what has arrived."""
-        while self._arrived and self._channel.send(signal.Signals(self._arrived[0])):
+        while self._arrived:
+            signum = self._arrived[0]
+            if not self._channel.send(GiveBack() if signum == GIVE_BACK else signal.Signals(signum)):
+                return
             del self._arrived[0]
 
-    def look(self, info: WaitInfo | None = None) -> None:
-        """Talk to the guard, at each poll of the engine. If it is gone, raising is the clean way out of the engine."""
+    def nobody_waits(self) -> bool:
+        """Tell the guard what has arrived; return whether it is gone."""
         self._using_channel = True
         try:
             self.pass_on()
             self._channel.receive()
-            if self._channel.closed:
-                raise _Cancelled
-            if info is not None:
-                self._channel.send(info)
+            return self._channel.closed
+        finally:
+            self._using_channel = False
+
+    def report(self, info: WaitInfo) -> None:
+        """Tell the guard whom the locks are waited for."""
+        self._using_channel = True
+        try:
+            self._channel.send(info)
         finally:
             self._using_channel = False
 
     def _on_signal(self, signum: int, _frame: object) -> None:
         self._arrived.append(signum)
-        if self.waiting and not self._using_channel:  # it may have been interrupted in the middle of a message
-            self.look()
+        # The signal may have come in the middle of a message.
+        if self.waiting and not self._using_channel and self.nobody_waits():
+            raise SystemExit
 
 
 def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel) -> None:

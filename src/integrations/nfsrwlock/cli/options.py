@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from nfsrwlock.cli.keeper import Request
 from nfsrwlock.cli.outcome import CliError, Exit
@@ -38,9 +39,15 @@ def _span(value: str, bounds: str, is_within: Callable[[float], bool]) -> float:
     return seconds
 
 
-#: As it was given. ``click.Path`` would look at the file: it refuses what this user may lock but not read, and it hangs
-#: on a server that is away before any time-out counts.
-PATH = click.UNPROCESSED
+class _Path(click.types.UnprocessedParamType):
+    # As it was given. ``click.Path`` would look at the file: it refuses what this user may lock but not read, and it
+    # hangs on a server that is away before any time-out counts.
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PATH = _Path()
 
 _lock_on = partial(click.option, multiple=True, type=PATH, metavar="PATH")
 _time = partial(click.option, type=positive_span, metavar="TIME")

@@ -7,11 +7,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from nfsrwlock.cli.outcome import Exit
-from nfsrwlock.text import duration, one_line, printable, say
+from nfsrwlock.text import console, duration, one_line, printable, say
 from nfsrwlock_core import LockError, LockPathError, LockState, PeerInfo, inspect
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: 
             _watch(look, as_json)
         return Exit.OK
     states = look()
-    _show(look, states, None if as_json else _console(), indent=2)
+    _show(look, states, None if as_json else console(_WIDTH_WITHOUT_TERMINAL), indent=2)
     return look.code
 
 
@@ -76,28 +76,28 @@ class _Look:
         return json.dumps([objects[path] for path in self._paths], indent=indent)
 
 
-def _show(look: _Look, states: Sequence[LockState], console: Console | None, indent: int | None = None) -> None:
-    """Print what a look has found, for programs if there is no ``console``."""
-    if console is None:
+def _show(look: _Look, states: Sequence[LockState], to: Console | None, indent: int | None = None) -> None:
+    """Print what a look has found, for programs if there is no console ``to`` print it to."""
+    if to is None:
         print(look.as_json(states, indent))
     else:
         for state in states:
-            console.print(_report(state))
+            to.print(_report(state, to.width))
 
 
 def _watch(look: _Look, as_json: bool) -> NoReturn:
     """On a terminal one view that is kept up to date; elsewhere a report whenever something has changed."""
-    console = None if as_json else _console()
-    if console is not None and console.is_terminal:
-        _watch_live(look, console)
+    to = None if as_json else console(_WIDTH_WITHOUT_TERMINAL)
+    if to is not None and to.is_terminal:
+        _watch_live(look, to)
     shown: object = None
     while True:
         states = look()
         if (facts := [[_facts(state) for state in states], look.errors]) != shown:
             shown = facts
-            if console is not None:
-                console.print(time.strftime("%Y-%m-%d %H:%M:%S"))
-            _show(look, states, console)
+            if to is not None:
+                to.print(time.strftime("%Y-%m-%d %H:%M:%S"))
+            _show(look, states, to)
             sys.stdout.flush()
         time.sleep(_REFRESH_SECONDS)
 
@@ -111,29 +111,22 @@ def _facts(state: LockState) -> object:
     )
 
 
-def _watch_live(look: _Look, console: Console) -> NoReturn:
+def _watch_live(look: _Look, to: Console) -> NoReturn:
     from rich.console import Group  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     def view() -> RenderableType:
-        parts: list[RenderableType] = [_report(state) for state in look(aloud=False)]
+        parts: list[RenderableType] = [_report(state, to.width) for state in look(aloud=False)]
         return Group(*parts, *(Text(one_line(message), style="red") for message in look.errors.values()))
 
-    with Live(view(), console=console, auto_refresh=False) as live:
+    with Live(view(), console=to, auto_refresh=False) as live:
         while True:
             time.sleep(_REFRESH_SECONDS)
             live.update(view(), refresh=True)
 
 
-def _console() -> Console:
-    from rich.console import Console  # noqa: PLC0415
-
-    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if has_width else _WIDTH_WITHOUT_TERMINAL)
-
-
-def _report(state: LockState) -> RenderableType:
+def _report(state: LockState, width: int) -> RenderableType:
     from rich.console import Group  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -141,7 +134,7 @@ def _report(state: LockState) -> RenderableType:
     if os.path.basename(state.lock_path) != f"{os.path.basename(state.lock_file.rstrip('/'))}.rwlock":
         headline.append(f", kept in {printable(state.lock_path)}", style="not bold")
     peers = (*state.holders, *state.waiters)
-    return Group(headline, _table(peers)) if peers else headline
+    return Group(headline, *_table(peers, width)) if peers else headline
 
 
 def _summary(state: LockState) -> str:
@@ -163,20 +156,31 @@ def _summary(state: LockState) -> str:
     return f"{text} ({generation})"
 
 
-def _table(peers: Sequence[PeerInfo]) -> RenderableType:
-    # Nothing in it can steer the terminal, whatever the participants' names say. What one runs is shown where there is
-    # room for it.
+def _table(peers: Sequence[PeerInfo], width: int) -> Iterator[RenderableType]:
+    # Nothing in it can steer the terminal, whatever the participants' names say.
+    from rich.cells import cell_len  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    columns = {heading: [one_line(content(peer)) for peer in peers] for heading, content in _COLUMNS.items()}
+    needs = {heading: max(map(cell_len, (heading, *cells))) + 2 for heading, cells in columns.items() if any(cells)}
+    if _LAST in needs:
+        needs[_LAST] = min(needs[_LAST], _LAST_AT_LEAST)
+    left_out = []
+    for heading in _LEAST_FIRST:
+        if heading in needs and sum(needs.values()) > width:
+            left_out.append(heading)
+            del needs[heading]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading, _ in _COLUMNS:
+    for heading in needs:
         table.add_column(heading, no_wrap=heading != _LAST)
-    for peer in peers:
-        cells = [Text(one_line(content(peer)), no_wrap=True, overflow="ellipsis") for _, content in _COLUMNS]
+    for peer, *row in zip(peers, *(columns[heading] for heading in needs), strict=True):
+        cells = [Text(cell, no_wrap=True, overflow="ellipsis") for cell in row]
         cells[0].stylize(_style(peer))
         table.add_row(*cells)
-    return table
+    yield table
+    if left_out:
+        yield Text(f"(too narrow for: {', '.join(reversed(left_out))}; --json has all)", style="dim")
 
 
 def _style(peer: PeerInfo) -> str:
@@ -209,14 +213,18 @@ def _does(peer: PeerInfo) -> str:
     return f"{verb}s" if peer.state == "holding" else f"waits to {verb}"
 
 
+_COLUMNS: Final[dict[str, Callable[[PeerInfo], str]]] = {
+    "": _does,
+    "who": lambda peer: f"{peer.user}@{peer.host}" if peer.understood else "unknown format",
+    "pid": lambda peer: "" if peer.pid is None else f"{peer.pid}{' (dead)' if peer.alive is False else ''}",
+    "since": lambda peer: "" if peer.since is None else _clock(peer.since),
+    "silent": lambda peer: duration(round(peer.silent_for)),
+    "evictable": lambda peer: "now" if peer.evictable_in <= 0 else f"in {duration(round(peer.evictable_in))}",
+    "token": lambda peer: peer.token[:_TOKEN_DIGITS],
+    "what": _what,
+}
+#: What is left out of a narrow table first.
+_LEAST_FIRST: Final = ("token", "evictable", "silent", "what", "since", "pid")
+#: The last column is cut where there is no room for all of it, but not to less than so many characters.
 _LAST: Final = "what"
-_COLUMNS: Final[tuple[tuple[str, Callable[[PeerInfo], str]], ...]] = (
-    ("", _does),
-    ("who", lambda peer: f"{peer.user}@{peer.host}" if peer.understood else "unknown format"),
-    ("pid", lambda peer: "" if peer.pid is None else f"{peer.pid}{' (dead)' if peer.alive is False else ''}"),
-    ("since", lambda peer: "" if peer.since is None else _clock(peer.since)),
-    ("silent", lambda peer: duration(round(peer.silent_for))),
-    ("evictable", lambda peer: "now" if peer.evictable_in <= 0 else f"in {duration(round(peer.evictable_in))}"),
-    ("token", lambda peer: peer.token[:_TOKEN_DIGITS]),
-    (_LAST, _what),
-)
+_LAST_AT_LEAST: Final = 20

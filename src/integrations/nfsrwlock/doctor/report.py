@@ -6,14 +6,12 @@ A verdict promises no more than was tested: what one host cannot tell, it does n
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Literal
 
-from nfsrwlock.text import PROGRAM, one_line, printable
+from nfsrwlock.text import PROGRAM, console, one_line, printable
 
 #: Where a finding comes from: seen now, on this mount; seen by this project on its NFS cluster (``tests/nfs``); or
 #: taken from the documentation of the file system, and seen by nobody here.
@@ -130,12 +128,10 @@ _BASES: Final = {"measured": "", "lab": " [seen on this project's NFS cluster]",
 
 def show(report: Report, *, separated: bool) -> None:
     """Print one report, for people; below an empty line if it is ``separated`` from what stands above."""
-    from rich.console import Console  # noqa: PLC0415 - costs more to import than most commands need
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415 - costs more to import than most commands need
     from rich.text import Text  # noqa: PLC0415
 
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
-    to = Console(highlight=False, width=width)
+    to = console(_WIDTH_WITHOUT_TERMINAL)
     if separated:
         to.print()
     headline = Text(printable(report.path), style="bold")
