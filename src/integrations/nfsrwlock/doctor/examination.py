@@ -92,7 +92,7 @@ class Examination:
             report.checks += self._race(scratch)
             self._progress("measuring the cost")
             report.checks.append(cost.measure(scratch.root, mount, lambda: self._progress("measuring the cost")))
-        except LockError as error:
+        except (LockError, OSError) as error:
             report.checks.append(Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", _TRY_AGAIN))
         finally:
             if scratch.remove():
