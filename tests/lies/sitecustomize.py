@@ -111,7 +111,7 @@ def boot_id_of_another_host(path: Any, *args: Any, **kwargs: Any) -> Any:
 
 def files_stay_old(path: Any, *args: Any, **kwargs: Any) -> Any:
     if "/data/0." in str(path):  # of the first host, as the second one sees it
-        return io.StringIO('{"version": "old"}')
+        return io.StringIO('{"version": "older"}')
     return boot_id_of_another_host(path, *args, **kwargs)
 
 

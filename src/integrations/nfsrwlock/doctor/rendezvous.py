@@ -254,7 +254,7 @@ def _look(talk: _Talk, root: str) -> Sight:
         write_json(path, {"version": "new"})
     # The word lies elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
     talk.meet("new")
-    data = [str(read_json(path).get("version")) for path in theirs]
+    data = ["new" if read_json(path) == {"version": "new"} else "old" for path in theirs]
     here, there = LockDirectory(f"{root}/news-{own}"), LockDirectory(f"{root}/news-{other}")
     for _ in range(WARMING_LOOKS):
         here.listdir()

@@ -80,7 +80,7 @@ class Scratch:
         return scratch
 
     def remove(self) -> bool:
-        """Remove it with what is in it, and nothing that was put in its place; return whether it is gone."""
+        """Remove it with what is in it, and nothing of what was put in its place; return whether it is gone."""
         deadline = time.monotonic() + _REMOVAL_SECONDS
         while os.path.lexists(self.path):
             shutil.rmtree(".", ignore_errors=True, dir_fd=self.fd)  # all but the directory itself
@@ -101,11 +101,9 @@ def left_behind(home: str) -> Iterator[Check]:
     """Remove what doctors on this host left in ``home`` when they were killed; name what may be another host's."""
     names: list[str] = []
     with suppress(OSError):  # a directory that may be written, but not listed
-        names = sorted(os.listdir(home))
-    for token in (name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)):
+        names = sorted(name for name in os.listdir(home) if name.startswith(_PREFIX))
+    for token in filter(is_token, (name.removeprefix(_PREFIX) for name in names)):
         path, who = scratch_path(home, token), None
-        if not is_token(token):
-            continue
         with suppress(OSError), closing(Scratch(path)) as scratch:
             who = next((one.who for one in parse_listing(os.listdir(scratch.fd)).announcements.values()), None)
             if who is not None and is_dead(who) and scratch.remove():
