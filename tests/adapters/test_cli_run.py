@@ -178,6 +178,18 @@ def test_a_signal_ends_the_wait_and_leaves_nothing_behind(scene: Scene, signum: 
     assert not scene.exists("ran")
 
 
+def test_a_wait_ends_soon_after_the_process_that_the_user_started_was_killed(scene: Scene) -> None:
+    scene.hold("read")
+    waiter = scene.start("run", "--write", "data", "--poll", "0.1", "--", "touch", "ran")
+    scene.wait_for(lambda: len(scene.announced()) == 2)
+    keeper = scene.keeper(waiter)
+    waiter.kill()
+    waiter.wait()
+    scene.wait_for(lambda: len(scene.announced()) == 1)
+    scene.wait_for(lambda: keeper not in [entry.pid for entry in scene.processes()])
+    assert not scene.exists("ran")
+
+
 def test_a_wait_between_long_looks_is_ended_soon_as_well(scene: Scene) -> None:
     scene.hold("read")
     waiter = scene.start("run", "--write", "data", "--poll", "60", "--", "touch", "ran")
