@@ -21,7 +21,7 @@ from typing import Final
 from nfsrwlock.cli.outcome import CliError
 from nfsrwlock.cli.preparing import directory_of_lock
 from nfsrwlock.doctor import cost, filesystems, rendezvous
-from nfsrwlock.doctor.races import Plan, call_seconds, judge, play, prepare
+from nfsrwlock.doctor.races import Plan, call_seconds, judge, play, prepare, recorded
 from nfsrwlock.doctor.report import Check, Level, Report
 from nfsrwlock.doctor.scratch import Scratch, left_behind
 from nfsrwlock.text import printable
@@ -115,7 +115,8 @@ class Examination:
                 )
             plan = Plan(self.rounds, call_seconds(scratch.files), self.processes)
             prepare(scratch.root, plan, self._progress)
-            return judge(plan, play(scratch, range(plan.players), lambda: time.monotonic() + 0.05, self._progress))
+            play(scratch, range(plan.players), lambda: time.monotonic() + 0.05, self._progress)
+            return judge(plan, recorded(scratch.root, plan))
         except CliError as error:
             if self.peer_seconds is not None:
                 raise

@@ -6,15 +6,14 @@ not depend on it: names are made once and stay, so a listing that misses one is 
 player was. Being on time only makes for closer races, which are more likely to show a fault; they never prove that
 there is none. So a finding says what was seen, not what is so.
 
-A player is a process. It prints what it saw as JSON, and signs of life in between. So it ends soon after the process
-that started it, however that ended: then nobody reads what it prints.
+A player is a process. It reads what to do, and writes what it saw, in the scratch directory, and prints signs of life.
+So it ends soon after the process that started it, however that ended: then nobody reads what it prints.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
-import json
 import random
 import secrets
 import statistics
@@ -176,7 +175,7 @@ class Plan:
 @dataclass(slots=True)
 class Record:
     """
-    What one player saw; comes from its process as JSON.
+    What one player saw.
 
     :param outcomes: by race, how this player's call ended in each round
     :param spans: by race, when the call began and ended, seconds from the start
@@ -273,9 +272,9 @@ def _sleep_until(due: float, progress: Callable[[], None]) -> None:
             progress()
 
 
-def play(scratch: Scratch, numbers: range, agree: Callable[[], float], progress: Progress) -> list[Record]:
+def play(scratch: Scratch, numbers: range, agree: Callable[[], float], progress: Progress) -> None:
     """
-    Start players, let them race as it was prepared, and return what they saw.
+    Start players, and let them race as it was prepared; :func:`recorded` has what they saw.
 
     :param numbers: of the players on this host
     :param agree: called when they are ready; returns when the first round begins, on this host's monotonic clock
@@ -286,13 +285,14 @@ def play(scratch: Scratch, numbers: range, agree: Callable[[], float], progress:
     try:
         processes.extend(_start(scratch, number) for number in numbers)
         for process in processes:
-            _answer(process, "starting processes", progress)
+            _wait_for("ready", process, "starting processes", progress)
         start = agree()
         for process in processes:
             assert process.stdin is not None
             with suppress(BrokenPipeError):  # its end is found below
                 print(start, file=process.stdin, flush=True)
-        return [Record(**_answer(process, "racing", progress)) for process in processes]
+        for process in processes:
+            _wait_for("done", process, "racing", progress)
     finally:
         for process in processes:
             process.kill()
@@ -313,19 +313,17 @@ def _start(scratch: Scratch, number: int) -> subprocess.Popen[str]:
         raise CliError(f"a process could not be started: {error.strerror}", Exit.FAILED) from None
 
 
-def _answer(process: subprocess.Popen[str], doing: str, progress: Progress) -> dict[str, Any]:
+def _wait_for(word: str, process: subprocess.Popen[str], doing: str, progress: Progress) -> None:
     assert process.stdout is not None
     while (line := process.stdout.readline()) == "\n":  # a sign of life
         progress(doing)
     progress(doing)
-    answer: dict[str, Any] = json.loads(line) if line else {"error": f"a process ended while {doing}; try again"}
-    if "error" in answer:
-        raise CliError(answer["error"], Exit.FAILED)
-    return answer
+    if line != f"{word}\n":  # an error's text
+        raise CliError(line.strip() or f"a process ended while {doing}; try again", Exit.FAILED)
 
 
 def main() -> None:
-    """Be a player process: read the plan, print a line, read the start, print what was seen; empty lines in between."""
+    """Be a player process: say ready, read the start, race, say done; empty lines in between are signs of life."""
     root, number = sys.argv[1], int(sys.argv[2])
     said = 0.0
 
@@ -337,11 +335,17 @@ def main() -> None:
 
     try:
         plan = Plan(**read_json(f"{root}/plan.json"))
-        print("{}", flush=True)
-        answer = asdict(race(root, number, plan, float(sys.stdin.readline()), progress))
+        print("ready", flush=True)
+        record = race(root, number, plan, float(sys.stdin.readline()), progress)
+        write_json(f"{root}/record-{number}.json", asdict(record))
+        print("done", flush=True)
     except (CliError, OSError) as error:
-        answer = {"error": error.strerror if isinstance(error, OSError) else str(error)}
-    print(json.dumps(answer), flush=True)
+        print(error.strerror if isinstance(error, OSError) else error, flush=True)
+
+
+def recorded(root: str, plan: Plan) -> list[Record]:
+    """Return what all players saw, in the order of their numbers; ``CliError`` if it cannot be read here."""
+    return [Record(**read_json(f"{root}/record-{number}.json")) for number in range(plan.players)]
 
 
 def judge(plan: Plan, records: Sequence[Record], clocks: float | None = None) -> list[Check]:

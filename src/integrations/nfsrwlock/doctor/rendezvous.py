@@ -20,7 +20,7 @@ from typing import Any, Final
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.doctor.filesystems import explain_other
-from nfsrwlock.doctor.races import WARMING_LOOKS, Plan, Progress, Record, call_seconds, judge, play, prepare
+from nfsrwlock.doctor.races import WARMING_LOOKS, Plan, Progress, call_seconds, judge, play, prepare, recorded
 from nfsrwlock.doctor.report import Check, Level, Report
 from nfsrwlock.doctor.scratch import Scratch, read_json, scratch_path, write_json
 from nfsrwlock.text import PROGRAM, printable, say
@@ -215,17 +215,16 @@ def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str
         start = max(mine / 1e9, theirs / 1e9 - ahead) + max(0.1, 100 * call) + uncertain
         return time.monotonic() + start - time.time()
 
-    records = play(scratch, range(talk.node * processes, (talk.node + 1) * processes), agree, talk.progress)
+    play(scratch, range(talk.node * processes, (talk.node + 1) * processes), agree, talk.progress)
     sight = _look(talk, scratch.root)
     if talk.node == 1:
-        talk.say("done", {"records": [asdict(record) for record in records], "sight": asdict(sight)})
+        talk.say("done", asdict(sight))
         return []
     talk.hear("done")
-    theirs = talk.content("done")
-    records += [Record(**record) for record in theirs["records"]]
+    sights, records = [sight, Sight(**talk.content("done"))], recorded(scratch.root, plan)
     if first["kernel"] == second["kernel"]:
         return judge(plan, records)
-    return [*judge(plan, records, uncertain), *judge_sights([sight, Sight(**theirs["sight"])], ahead, uncertain)]
+    return [*judge(plan, records, uncertain), *judge_sights(sights, ahead, uncertain)]
 
 
 def _compare_clocks(talk: _Talk) -> tuple[float, float]:
