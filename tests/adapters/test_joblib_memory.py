@@ -449,6 +449,29 @@ def test_metadata_that_are_not_joblibs_are_none(tmp_path: Path) -> None:
     assert cached(2, 3).tolist() == [3, 3]
 
 
+@pytest.mark.parametrize(
+    "left", [None, "", '{"duration": 1, "inp', "null", "[1, 2]", '{"duration": 1, "input_args": {}}']
+)
+@pytest.mark.parametrize("kind", [Memory, joblib.Memory], ids=["ours", "joblib's"])
+def test_a_callback_is_not_asked_about_an_item_without_whole_metadata_which_is_computed_anew(
+    tmp_path: Path, kind: Any, left: str | None
+) -> None:
+    computed: list[int] = []
+    asked: list[float] = []
+
+    def work(x: int) -> int:
+        computed.append(x)
+        return 2 * x
+
+    kind(tmp_path / "cache", verbose=0).cache(work)(3)
+    (found,) = (tmp_path / "cache").rglob("metadata.json")
+    found.unlink() if left is None else found.write_text(left)
+    memory = Memory(tmp_path / "cache", verbose=0)
+    cached = memory.cache(work, cache_validation_callback=lambda metadata: not asked.append(metadata["time"]))
+    assert (cached(3), computed, asked) == (6, [3, 3], [])
+    assert (cached(3), computed, len(asked)) == (6, [3, 3], 1)
+
+
 # -- the registered backend -------------------------------------------------------------------------------------------
 
 

@@ -186,6 +186,13 @@ def test_a_directory_that_is_no_longer_valid_is_built_anew_as_a_whole(tmp_path: 
     assert sorted(os.listdir(tmp_path)) == ["data", "data.rwlock"]
 
 
+def test_what_was_fetched_cannot_be_handed_to_another_process_which_is_told_what_to_do(tmp_path: Path) -> None:
+    with fetch(tmp_path / "x", lambda path: path.write_text("x")) as fetched:
+        with pytest.raises(TypeError, match=r"belongs to this process: pass on the path"):
+            pickle.dumps(fetched)
+        fetched.check()
+
+
 def test_a_wrong_option_is_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"fetch\(\) got an unexpected keyword argument 'time_out'"):
         fetch(tmp_path / "data", Path.touch, time_out=3)  # type: ignore[call-arg]

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Final, NoReturn, Self, Unpack
 
 from nfsrwlock_core import (
     DeadlockError,
@@ -60,6 +60,12 @@ class Fetched:
     def __repr__(self) -> str:
         status = "free" if self._lock is None else self._lock.status.value
         return f"<{type(self).__name__} {os.fspath(self.path)!r}, {status}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"the hold on {os.fspath(self.path)!r} belongs to this process: pass on the path, and keep the hold until "
+            "the other process is done, or let that one call fetch() itself"
+        )
 
     @property
     def generation(self) -> int | None:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, TypeVar, Unpack
+from typing import Any, Final, TypeVar, Unpack
 
 import joblib
 from joblib._store_backends import CacheWarning
@@ -43,6 +43,8 @@ from .store import LINGER_S, TAG, CallId, Granularity, LockingStoreBackend, regi
 
 _Call = TypeVar("_Call", bound=Call)
 
+#: What joblib's metadata of an item have in any case.
+_METADATA: Final = frozenset({"duration", "input_args", "time"})
 #: Set while joblib's own check of a function's code runs: then `clear` is about other code's items only.
 _code_has_changed: ContextVar[bool] = ContextVar("nfsrwlock_joblib_code_has_changed", default=False)
 
@@ -67,7 +69,10 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         # An item without a mark was stored by joblib, whose rule is that all items are of the code beside them.
         if tag != self._tag if tag is not None else not self._is_stored_code_ours():
             return False
-        return self.cache_validation_callback is None or bool(self.cache_validation_callback(metadata))
+        if self.cache_validation_callback is None:
+            return True
+        # A callback counts on what joblib writes, which a full disk or a crash may have kept from the file.
+        return metadata.keys() >= _METADATA and bool(self.cache_validation_callback(metadata))
 
     def _is_stored_code_ours(self) -> bool:
         try:
