@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Final, Literal, Self, Unpack
 
 from .errors import LockLostError, LockNotHeldError
 from .holding.hold import HoldStatus
@@ -108,14 +108,19 @@ class LockSet:
         return tuple(member.lock for member in self._members)
 
     @property
+    def modes(self) -> dict[str, Literal["read", "write"]]:
+        """How each canonical path is locked, in the order of :attr:`locks`."""
+        return {member.path: member.mode.value for member in self._members}
+
+    @property
     def paths_read(self) -> tuple[str, ...]:
         """The canonical paths that are locked shared, in order."""
-        return tuple(member.path for member in self._members if member.mode is Mode.READ)
+        return tuple(path for path, mode in self.modes.items() if mode == "read")
 
     @property
     def paths_write(self) -> tuple[str, ...]:
         """The canonical paths that are locked exclusively, in order."""
-        return tuple(member.path for member in self._members if member.mode is Mode.WRITE)
+        return tuple(path for path, mode in self.modes.items() if mode == "write")
 
     @property
     def status(self) -> HoldStatus:

@@ -13,21 +13,13 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from nfsrwlock_core import HoldWitness, LockError, LockNotHeldError
+from nfsrwlock_core import AsyncAcquireReturnProxy, HoldWitness, LockError, LockNotHeldError, SoftReadWriteLock
 
 Mode = Literal["read", "write"]
-
-
-class CanCheck(Protocol):
-    """What locks, and what their acquires return, can do."""
-
-    def check(self) -> None:
-        """Raise if the hold does not stand."""
 
 
 def _task() -> asyncio.Task[Any] | None:
@@ -51,13 +43,12 @@ class Held:
 
     name: str
     mode: Mode
-    lock: CanCheck | None
+    lock: SoftReadWriteLock | AsyncAcquireReturnProxy | None
     witness: HoldWitness | None = None
     tag: str | None = None
     pid: int = field(default_factory=os.getpid)
     thread: threading.Thread = field(default_factory=threading.current_thread)
     task: asyncio.Task[Any] | None = field(default_factory=_task)
-    ended: bool = False
 
     @property
     def is_callers(self) -> bool:
@@ -78,29 +69,26 @@ class Held:
 
 
 _around: ContextVar[tuple[Held, ...]] = ContextVar("nfsrwlock_joblib_around", default=())
-#: All of this process, for threads that a pool has started and that have an empty context.
-_all: list[Held] = []
+#: All of this process that have not ended: contexts outlive them, and a pool's threads start with an empty context.
+_all: set[Held] = set()
 
 
 def note(*holds: Held) -> None:
     """Note that the caller has taken ``holds``."""
     _around.set((*_around.get(), *holds))
-    _all.extend(holds)
+    _all.update(holds)
 
 
 def end(*holds: Held) -> None:
     """Note that they have ended, from whatever context; also where a signal's exception came upon :func:`note`."""
-    for hold in holds:
-        hold.ended = True
-        with suppress(ValueError):
-            _all.remove(hold)
-    _around.set(tuple(hold for hold in _around.get() if not hold.ended))
+    _all.difference_update(holds)
+    _around.set(tuple(hold for hold in _around.get() if hold in _all))
 
 
 def held(name: str) -> Held | None:
     """Return the innermost hold on a lock in the caller's context; ``None`` if there is none."""
     for hold in reversed(_around.get()):
-        if hold.name == name and not hold.ended and (hold.pid != os.getpid() or _stands(hold)):
+        if hold.name == name and hold in _all and (hold.pid != os.getpid() or _stands(hold)):
             return hold
     return None
 
@@ -108,7 +96,7 @@ def held(name: str) -> Held | None:
 def held_around(name: str) -> Iterator[Held]:
     """Yield the holds on a lock that end only after the calling code has, those of parent threads included."""
     parents = _parent_threads()
-    seen = [hold for hold in _around.get() if not hold.ended]
+    seen = [hold for hold in _around.get() if hold in _all]
     seen += [hold for hold in list(_all) if hold.thread in parents and hold not in seen and hold.pid == os.getpid()]
     for hold in seen:
         if hold.name == name and _stands(hold):

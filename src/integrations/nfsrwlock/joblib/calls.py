@@ -14,18 +14,21 @@ from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from nfsrwlock.driving import at_once, done
 from nfsrwlock_core import AsyncSoftReadWriteLock, DeadlockError, SoftReadWriteLock, Timeout, WaitInfo
 
 from . import mapping
 from .around import Held, Mode, end, held, held_around, note
-from .driving import at_once, done
 
 if TYPE_CHECKING:
     from .store import CallId, LockingStoreBackend, Signature
 
 _R = TypeVar("_R")
+
+
+MAPPED_HERE: Final = "it is in use by a memory map of this process"
 
 
 class Taken(Enum):
@@ -37,12 +40,6 @@ class Taken(Enum):
     APPEARED = "appeared"
     #: A memory map of this very process holds it shared, so that waiting might never end; the lock is not held.
     MAPPED_HERE = "mapped here"
-
-
-class _EndsWait(Exception):
-    def __init__(self, taken: Taken) -> None:
-        super().__init__(taken)
-        self.taken = taken
 
 
 class Call:
@@ -99,35 +96,40 @@ class Call:
             assert outer is not None
             self._note(replace(outer, tag=tag or outer.tag))
             return Taken.YES
+        ended: Taken | None = None
+
+        def is_over() -> bool:
+            nonlocal ended
+            ended = self._look(mode, seen, until_changed)
+            return ended is not None
+
         acquire = self._lock.acquire_read if mode == "read" else self._lock.acquire_write
+        on_wait = self._refuse_parents if self._store.granularity == "function" else None
         try:
-            grant = await done(acquire(blocking=blocking, on_wait=partial(self._look, mode, seen, until_changed)))
-        except _EndsWait as ended:
+            grant = await done(acquire(blocking=blocking, on_wait=on_wait, until=is_over))
+        except Timeout:
+            if ended is None:
+                raise
             if self._borrowed is None:
-                return ended.taken
+                return ended
             by = self._borrowed.lock
         else:
             by = grant if isinstance(self, TaskCall) else self._lock
         self._note(Held(self._lock_file, mode, by, tag=tag))
         return Taken.YES
 
-    def _look(self, mode: Mode, seen: Signature | None, until_changed: bool, info: WaitInfo) -> None:
+    def _look(self, mode: Mode, seen: Signature | None, until_changed: bool) -> Taken | None:
+        # What ends the waiting, if anything does.
         if mode == "read":
             self._borrowed = mapping.borrow(self._lock_file)
-            if self._borrowed is not None:
-                raise _EndsWait(Taken.YES)
-        else:
-            now = self._store.signature(self.call_id) if until_changed else None
-            if now is not None and now != seen:
-                raise _EndsWait(Taken.APPEARED)
-            if mapping.is_mapped_here(self._lock_file):
-                raise _EndsWait(Taken.MAPPED_HERE)
-        self._refuse_parents(info)
+            return None if self._borrowed is None else Taken.YES
+        now = self._store.signature(self.call_id) if until_changed else None
+        if now is not None and now != seen:
+            return Taken.APPEARED
+        return Taken.MAPPED_HERE if mapping.is_mapped_here(self._lock_file) else None
 
     def _refuse_parents(self, info: WaitInfo) -> None:
         # A function computes under one lock, so children that it waits for can neither load nor compute its items.
-        if self._store.granularity == "item":
-            return
         above = [peer.pid for peer in info.blockers if peer.mode == "write" and peer.is_ancestor]
         if above or any(held_around(self._lock_file)):
             raise DeadlockError(

@@ -15,19 +15,21 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from nfsrwlock.driving import at_once, done
 from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import (
     AsyncSoftReadWriteLock,
     DeadlockError,
     HoldWitness,
     LockNotHeldError,
+    LockSet,
     SoftReadWriteLock,
+    Timeout,
     WaitInfo,
     inspect,
 )
 
 from .around import Held, Mode, end, held_around, note
-from .driving import at_once, done
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -41,14 +43,6 @@ class Wish:
     mode: Mode
 
 
-class Borrow(Exception):
-    """A parent process holds a path shared, and a writer between it and us waits: its hold must do for us, too."""
-
-    def __init__(self, hold: Held) -> None:
-        super().__init__(hold)
-        self.hold = hold
-
-
 def wishes_of(read: Paths, write: Paths, options: LockOptions) -> list[Wish]:
     """
     Return what is asked for, each lock once, in the order in which everybody takes them.
@@ -56,16 +50,10 @@ def wishes_of(read: Paths, write: Paths, options: LockOptions) -> list[Wish]:
     :raises ValueError: if no path is given, or settings are wrong
     :raises TypeError: if what is given is no path
     """
-    wishes: dict[str, Wish] = {}
-    modes: tuple[tuple[Mode, Paths], ...] = (("read", read), ("write", write))
-    for mode, paths in modes:
-        for path in several(paths, mode):
-            lock = SoftReadWriteLock(path, is_singleton=False, **options)
-            # A path in both is written. Absolute, because the process may change its directory.
-            wishes[lock.lock_path] = Wish(os.path.abspath(lock.lock_file), lock.lock_path, mode)
-    if not wishes:
-        raise ValueError("there must be at least one path to read or to write")
-    return [wishes[lock_path] for lock_path in sorted(wishes, key=os.fsencode)]
+    locks = LockSet(several(read, "read"), several(write, "write"), **options)
+    return [
+        Wish(path, lock.lock_path, mode) for (path, mode), lock in zip(locks.modes.items(), locks.locks, strict=True)
+    ]
 
 
 def several(paths: Paths, name: str) -> Iterable[str | os.PathLike[str]]:
@@ -103,21 +91,22 @@ def hold_around(wish: Wish) -> Held | None:
     raise DeadlockError(_message(wish, hold.mode, hold.pid))
 
 
-def refuse_parents(wish: Wish, options: LockOptions, info: WaitInfo) -> None:
+def parents_hold(wish: Wish, options: LockOptions, info: WaitInfo) -> Held | None:
     """
     Look, while waiting, whether a process above this one is in the way; it cannot let go before this one is done.
 
+    :returns: its hold if it holds shared what is to be read, and only a waiting writer stands between
     :raises DeadlockError: if it holds a path that is asked for in conflict with it
-    :raises Borrow: if it holds shared what is to be read, and only a waiting writer stands between
     """
+    if info.warning is None:  # the engine has looked for processes above this one
+        return None
     for peer in info.blockers:
-        if peer.state == "holding" and not wish.mode == "read" == peer.mode and peer.is_ancestor:  # which reads /proc
+        if peer.state == "holding" and not wish.mode == "read" == peer.mode and peer.is_ancestor:
             raise DeadlockError(_message(wish, peer.mode, peer.pid))
-    if info.mode == "read" and info.blockers:
-        for peer in inspect(wish.path, lock_dir=options.get("lock_dir")).holders:
-            if peer.mode == "read" and peer.is_ancestor:
-                witness = HoldWitness(wish.path, wish.lock_path, peer.name)
-                raise Borrow(Held(wish.lock_path, "read", None, witness))
+    for peer in inspect(wish.path, lock_dir=options.get("lock_dir")).holders if wish.mode == "read" else ():
+        if peer.mode == "read" and peer.is_ancestor:
+            return Held(wish.lock_path, "read", None, HoldWitness(wish.path, wish.lock_path, peer.name))
+    return None
 
 
 def _message(wish: Wish, mode: str, pid: int | None) -> str:
@@ -223,10 +212,18 @@ class Guard:
         # Noted before it is held, so that a signal's exception right after the grant leaves nothing behind.
         self._locks.append(lock)
         acquire = lock.acquire_write if wish.mode == "write" else lock.acquire_read
+        borrowed: Held | None = None
+
+        def look(info: WaitInfo) -> None:
+            nonlocal borrowed
+            borrowed = parents_hold(wish, self._options, info)
+
         try:
-            grant = await done(acquire(limit, on_wait=partial(refuse_parents, wish, self._options)))
-        except Borrow as borrow:
-            self._around.append(borrow.hold)
+            grant = await done(acquire(limit, on_wait=look, until=lambda: borrowed is not None))
+        except Timeout:
+            if borrowed is None:
+                raise
+            self._around.append(borrowed)
         else:
             self._stack.push_async_exit(partial(_end_block, grant))
             of_thread = isinstance(lock, SoftReadWriteLock)

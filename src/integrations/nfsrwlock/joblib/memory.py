@@ -11,7 +11,6 @@ import functools
 import inspect
 import logging
 import os
-import textwrap
 import time
 import traceback
 import warnings
@@ -37,7 +36,7 @@ from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import LockLostError
 
 from .around import held
-from .calls import Call, Taken, TaskCall, ThreadCall
+from .calls import MAPPED_HERE, Call, Taken, TaskCall, ThreadCall
 from .mapping import maps_in
 from .store import LINGER_S, TAG, CallId, Granularity, LockingStoreBackend, register_store_backend, tag_of
 
@@ -53,6 +52,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
     """A function whose results are cached, and computed once; made by :meth:`Memory.cache`."""
 
     store_backend: LockingStoreBackend
+    _kind: type[ThreadCall | TaskCall] = ThreadCall
 
     # -- whether a stored result may be used --------------------------------------------------------------------------
 
@@ -109,12 +109,17 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
     # -- the call -----------------------------------------------------------------------------------------------------
 
     def _cached_call(self, args: Any, kwargs: Any, shelving: bool) -> Any:
-        call = self._begun(ThreadCall, args, kwargs)
+        # In a coroutine function joblib awaits what this returns.
+        call = self._begun(self._kind, args, kwargs)
         return call.run(self._steps(call, args, kwargs, shelving))
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the call whether it is cached or not, store the result, return it and what is known of the call."""
-        call = self._begun(ThreadCall, args, kwargs)
+        """
+        Compute the call whether it is cached or not, store the result, return it and what is known of the call.
+
+        Of a coroutine function, await what it returns.
+        """
+        call = self._begun(self._kind, args, kwargs)
         return call.run(self._steps(call, args, kwargs, shelving=False, force=True))
 
     def _begun(self, kind: type[_Call], args: Any, kwargs: Any) -> _Call:
@@ -130,7 +135,10 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         # it keeps looking: what has appeared need not be computed, and is loaded under the shared lock, together with
         # all the others who waited.
         store, call_id = self.store_backend, call.call_id
-        self._say_what_is_asked(call_id, args, kwargs)
+        if self._verbose >= 20:  # as joblib
+            logging.basicConfig(level=logging.INFO)
+            name, signature = format_signature(self.func, *args, **kwargs)
+            self.info(f"Querying {name} with signature {signature} (argument hash {call_id[1]}) in {store.location}")
         while True:
             seen = None
             if not force:
@@ -145,7 +153,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
                 await call.give()
             taken = await call.take("write", seen=seen, until_changed=not force, tag=self._tag)
             if taken is Taken.MAPPED_HERE:
-                return await self._compute_only(call, shelving, "it is in use by a memory map of this process")
+                return self._not_stored(await call.compute(), shelving, MAPPED_HERE)
             if taken is Taken.APPEARED:
                 continue
             now = store.signature(call_id)
@@ -178,8 +186,8 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             return self.store_backend.load_copy(call_id)
         return output
 
-    async def _compute_only(self, call: Call, shelving: bool, reason: str) -> tuple[Any, dict[str, Any]]:
-        output = await call.compute()
+    @staticmethod
+    def _not_stored(output: Any, shelving: bool, reason: object) -> tuple[Any, dict[str, Any]]:
         warnings.warn(f"Unable to cache to disk: {reason}.", CacheWarning, stacklevel=2)
         return (NotMemorizedResult(output) if shelving else output), {}
 
@@ -197,11 +205,10 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         started = time.time()
         output = await call.compute()
         try:
-            self._check_hold(call_id)
+            store.check_hold(call_id)
         except LockLostError as error:
-            warnings.warn(f"Unable to cache to disk: {error}", CacheWarning, stacklevel=2)
-            return (NotMemorizedResult(output) if shelving else output), {}
-        store.start_anew(call_id)  # not earlier: if the function had raised, what was there would be as good as before
+            return self._not_stored(output, shelving, error)
+        store.remove(call_id)  # not earlier: if the function had raised, what was there would be as good as before
         # Before the result is there, so that whoever finds it finds its mark, too, even if this process is killed.
         store.store_metadata(call_id, {"duration": time.time() - started, "input_args": {}, "time": started})
         # What joblib's _after_call does, which would map the result while the exclusive lock is held.
@@ -219,31 +226,6 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             output = output if loaded is None else loaded[0]
         return output, metadata
 
-    def _check_hold(self, call_id: CallId) -> None:
-        hold = held(self.store_backend.lock_file(call_id))
-        if hold is not None:
-            hold.check()
-
-    def _say_what_is_asked(self, call_id: CallId, args: Any, kwargs: Any) -> None:
-        if self._verbose < 20:
-            return
-        logging.basicConfig(level=logging.INFO)
-        _, name = get_func_name(self.func)
-        _, signature = format_signature(self.func, *args, **kwargs)
-        location = self.store_backend.get_cached_func_info([self.func_id])["location"]
-        self.info(
-            textwrap.dedent(
-                f"""
-                Querying {name} with signature
-                {signature}.
-
-                (argument hash {call_id[1]})
-
-                The store location is {location}.
-                """
-            )
-        )
-
     # -- removal ------------------------------------------------------------------------------------------------------
 
     def clear(self, warn: bool = True) -> None:
@@ -256,7 +238,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             self.warn(f"Clearing function cache identified by {self.func_id}")
         if _code_has_changed.get():
             # Those that are in use are not lost by staying: their mark says that they are of other code.
-            self.store_backend.remove_stale(self.func_id, self._tag)
+            self.store_backend.remove_all(self.func_id, keep=self._tag)
         else:
             busy = self.store_backend.remove_all(self.func_id)
             if busy and warn:
@@ -268,22 +250,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
 class AsyncLockingMemorizedFunc(LockingMemorizedFunc, AsyncMemorizedFunc):  # type: ignore[misc]
     """A coroutine function whose results are cached, and computed once."""
 
-    async def _cached_call(self, args: Any, kwargs: Any, shelving: bool) -> Any:
-        call = self._begun(TaskCall, args, kwargs)
-        return await call.run(self._steps(call, args, kwargs, shelving))
-
-    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the result, from the store or computed."""
-        return (await self._cached_call(args, kwargs, shelving=False))[0]
-
-    async def call_and_shelve(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a reference to the result, from the store or computed."""
-        return (await self._cached_call(args, kwargs, shelving=True))[0]
-
-    async def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute the call whether it is cached or not; see :meth:`LockingMemorizedFunc.call`."""
-        call = self._begun(TaskCall, args, kwargs)
-        return await call.run(self._steps(call, args, kwargs, shelving=False, force=True))
+    _kind = TaskCall
 
 
 class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types

@@ -28,13 +28,13 @@ from joblib._store_backends import CacheWarning, FileSystemStoreBackend
 from joblib.memory import extract_first_line
 from joblib.memory import register_store_backend as _register
 
+from nfsrwlock.driving import at_once
 from nfsrwlock.freshness import stat_afresh
 from nfsrwlock.options import LockOptions, lock_option_names
 from nfsrwlock_core import SoftReadWriteLock, Timeout, make_directories
 
 from .around import held
-from .calls import Call, Taken, ThreadCall
-from .driving import at_once
+from .calls import MAPPED_HERE, Call, Taken, ThreadCall
 from .mapping import maps_in
 
 Granularity = Literal["item", "function"]
@@ -96,21 +96,16 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
     def _agree_on_granularity(self, marker: str, share: Literal["user", "group"]) -> None:
         # Who locks items and who locks functions would not see each other. A symbolic link is made whole or not at all,
         # by one of those who come at the same time.
-        with suppress(OSError):  # who may not write there cannot lock either
-            try:
-                make_directories(os.path.dirname(marker), share)
-                os.symlink(self.granularity, marker)
-            except FileExistsError:
-                pass
-        try:
-            agreed = os.readlink(marker)
-        except OSError:
-            return
-        if agreed != self.granularity:
-            raise ValueError(
-                f"the store {self.location!r} is used with granularity={agreed!r}, not {self.granularity!r}: use the "
-                f"same in all programs, also in those that clean up. To change it, remove {marker!r} while none runs"
-            )
+        with suppress(OSError):  # it is there, or who may not write there, and cannot lock either
+            make_directories(os.path.dirname(marker), share)
+            os.symlink(self.granularity, marker)
+        with suppress(OSError):
+            if (agreed := os.readlink(marker)) != self.granularity:
+                raise ValueError(
+                    f"the store {self.location!r} is used with granularity={agreed!r}, not {self.granularity!r}: use "
+                    f"the same in all programs, also in those that clean up. To change it, remove {marker!r} while "
+                    "none runs"
+                )
 
     # -- locks --------------------------------------------------------------------------------------------------------
 
@@ -124,6 +119,15 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         # A map's hold lasts for as long as the map does; there is nothing to keep after it.
         linger = 0.0 if self.mmap_mode is not None else self._linger
         return kind(self.lock_file(call_id), is_singleton=False, linger=linger, **self._options)
+
+    def check_hold(self, call_id: CallId) -> None:
+        """
+        Make sure that the caller's hold on an item stands, if it has one.
+
+        :raises LockLostError: if it was lost
+        """
+        if (hold := held(self.lock_file(call_id))) is not None:
+            hold.check()
 
     def signature(self, call_id: CallId) -> Signature | None:
         """Return by what one stored result differs from another, as the file server says; ``None`` if there is none."""
@@ -142,7 +146,7 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         call = ThreadCall(self, call_id)
         try:
             if at_once(call.take("write", blocking=wait)) is Taken.MAPPED_HERE:
-                raise Timeout(lock_file, "it is in use by a memory map of this process")
+                raise Timeout(lock_file, MAPPED_HERE)
             yield
         finally:
             at_once(call.give())
@@ -185,10 +189,9 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
     def _move_item(self, src: str, dst: str) -> None:
         # The moment in which a result becomes visible, and so the last one to make sure that it may.
         call_id = os.path.split(os.path.relpath(os.path.dirname(dst), self.location))
-        hold = held(self.lock_file(call_id)) if _ITEM.fullmatch(call_id[1]) else None
         try:
-            if hold is not None:
-                hold.check()
+            if _ITEM.fullmatch(call_id[1]):
+                self.check_hold(call_id)
             os.replace(src, dst)
         except BaseException:
             with suppress(OSError):
@@ -266,52 +269,38 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         try:
             with self._exclusively(call_id, wait=False):
                 if keep is None or self.get_metadata(call_id).get(TAG) != keep:
-                    self._remove(call_id)
+                    self.remove(call_id)
         except Timeout:
             return False
         return True
 
-    def _remove(self, call_id: CallId) -> None:
+    def remove(self, call_id: CallId) -> None:
+        """Remove what is there of an item. The caller holds its exclusive lock."""
         # The result first: without it there is no item, whatever a crash leaves of the rest.
         directory = os.path.join(self.location, *call_id)
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(directory, _OUTPUT))
         shutil.rmtree(directory, ignore_errors=True)
 
-    def start_anew(self, call_id: CallId) -> None:
-        """Remove what is there of an item, because it has been computed anew. The caller holds its exclusive lock."""
-        if os.path.isdir(os.path.join(self.location, *call_id)):
-            self._remove(call_id)
-
-    def remove_stale(self, func_id: str, keep: str) -> int:
-        """
-        Remove a function's items that other code computed, because its code has changed.
-
-        An item that is in use stays, and is marked as what it is if joblib wrote it without a mark: nobody will take it
-        for a result of the new code.
-
-        :param keep: the mark of the new code
-        :returns: how many were in use
-        """
-        old = self._stored_tag(func_id)
-        busy = 0
-        for call_id in self._items(func_id, deep=False):
-            if self.remove_if_idle(call_id, keep=keep):
-                continue
-            busy += 1
-            self._mark_if_unmarked(call_id, old)
-        return busy
-
-    def remove_all(self, func_id: str) -> int:
+    def remove_all(self, func_id: str, *, keep: str | None = None) -> int:
         """
         Remove all items of a function, or of the store (``""``), that are not in use, and directories left empty.
 
+        An item that is in use stays, and is marked as what it is if joblib wrote it without a mark: nobody will take it
+        for a result of other code.
+
+        :param keep: the mark of the code that the function has now: only its own items that other code computed go
         :returns: how many were in use
         """
-        busy = [call_id for call_id in self._items(func_id, deep=True) if not self.remove_if_idle(call_id)]
+        items = self._items(func_id, deep=keep is None)
+        old = {func_id: self._stored_tag(func_id) for func_id, _ in items}  # now: other code may be stored meanwhile
+        busy = [call_id for call_id in items if not self.remove_if_idle(call_id, keep=keep)]
         for call_id in busy:
-            self._mark_if_unmarked(call_id, self._stored_tag(call_id[0]))
-        self._prune(os.path.join(self.location, func_id) if func_id else self.location)
+            metadata = self.get_metadata(call_id)
+            if TAG not in metadata and self.contains_item(call_id):
+                super().store_metadata(call_id, {**metadata, TAG: old[call_id[0]]})
+        if keep is None:
+            self._prune(os.path.join(self.location, func_id) if func_id else self.location)
         return len(busy)
 
     def _items(self, func_id: str, *, deep: bool) -> list[CallId]:
@@ -322,17 +311,11 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             names[:] = [name for name in names if deep and not _ITEM.fullmatch(name)]
         return found
 
-    def _stored_tag(self, func_id: str) -> str | None:
+    def _stored_tag(self, func_id: str) -> str:
         try:
             return tag_of(extract_first_line(self.get_cached_func_code([func_id]))[0])
         except (OSError, ValueError):
-            return None
-
-    def _mark_if_unmarked(self, call_id: CallId, tag: str | None) -> None:
-        metadata = self.get_metadata(call_id)
-        if TAG not in metadata and self.contains_item(call_id):
-            # Without knowing whose code it was: a mark that fits no code.
-            super().store_metadata(call_id, {**metadata, TAG: tag or ""})
+            return ""  # it is not known: a mark that fits no code
 
     def _prune(self, top: str) -> None:
         # Directories that hold no items any more, deepest first. rmdir(2) refuses the others, however they came by it.

@@ -25,4 +25,6 @@ def at_once(steps: Coroutine[Any, Any, _R]) -> _R:
     except StopIteration as end:
         result: _R = end.value
         return result
+    finally:
+        steps.close()
     raise AssertionError("in a thread there is nothing to wait for")
