@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypedDict
 
 
 class LeaseOptions(TypedDict, total=False):
@@ -32,13 +33,14 @@ def lock_option_names() -> list[str]:
     return sorted({*LeaseOptions.__annotations__, *LockOptions.__annotations__})
 
 
-def refuse_unknown(options: dict[str, Any], caller: str) -> None:
+def refuse_unknown(options: Iterable[str], caller: str, known: Sequence[str] | None = None) -> None:
     """
-    Make sure that ``options`` are names of :class:`LockOptions`.
+    Make sure that ``options`` are names of settings.
 
+    :param known: the names that there are, in order; ``None``: those of :class:`LockOptions`
     :raises TypeError: if one is not, with those that are
     """
-    known = lock_option_names()
+    known = lock_option_names() if known is None else known
     for name in options:
         if name not in known:
             raise TypeError(

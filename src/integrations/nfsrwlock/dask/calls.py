@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Generator
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
+
+from nfsrwlock.driving import at_once
 
 from .context import Caller, caller_here, is_on_dask_loop, task_caller, thread_caller
 from .settings import Time, limit
 
 Steps = Coroutine[Any, Any, Any]
-_R = TypeVar("_R")
 
 
 class LockMethods:
@@ -34,7 +35,7 @@ class LockMethods:
 
     def _run(self, steps: Callable[[Caller], Steps], name: str, *, is_try: bool = False) -> Any:
         if not self._is_async():
-            return run_in_thread(steps(thread_caller()))
+            return at_once(steps(thread_caller()))
         # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
         caller = caller_here()
         return Awaitable(
@@ -82,13 +83,13 @@ class LockMethods:
                 f"'with' on {self!r} would block Dask's event loop; in a coroutine use 'async with', and make a "
                 "function of client.run, which Dask calls on its loop, a coroutine"
             )
-        run_in_thread(self._acquire(thread_caller(), True, None))
+        at_once(self._acquire(thread_caller(), True, None))
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        run_in_thread(self._release(thread_caller(), is_unwinding=exc_value is not None))
+        at_once(self._release(thread_caller(), is_unwinding=exc_value is not None))
 
     async def __aenter__(self) -> Self:
         await self._acquire(task_caller(), True, None)
@@ -98,18 +99,6 @@ class LockMethods:
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._release(task_caller(), is_unwinding=exc_value is not None)
-
-
-def run_in_thread(steps: Coroutine[Any, Any, _R]) -> _R:
-    """Run the steps for a caller in a thread, for whom they await nothing that suspends, and return their result."""
-    try:
-        steps.send(None)
-    except StopIteration as end:
-        result: _R = end.value
-        return result
-    finally:
-        steps.close()
-    raise AssertionError("the steps wait for an event loop")
 
 
 class Awaitable(Steps):

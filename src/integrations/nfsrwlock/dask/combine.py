@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Generator
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final
 
 from dask.base import tokenize
 from dask.utils import SerializableLock
@@ -21,28 +21,12 @@ from distributed import Lock as DistributedLock
 from filelock import BaseFileLock
 
 from nfsrwlock import FileLock
+from nfsrwlock.driving import at_once, done
 from nfsrwlock_core import LockNotHeldError, Timeout
 
-from .calls import LockMethods, run_in_thread
+from .calls import LockMethods
 from .context import Caller, thread_caller
 from .lock import Lock, RWLock
-
-
-@runtime_checkable
-class Member(Protocol):
-    """
-    What :func:`combine` takes beside locks of this module: the methods of ``threading.Lock``.
-
-    ``acquire()`` waits, ``acquire(False)`` does not, ``acquire(True, seconds)`` waits so long; what it returns is false
-    if it has failed. If there is ``locked()``, too, it is asked, else the lock is tried.
-    """
-
-    def acquire(self, blocking: bool = ..., timeout: float = ..., /) -> Any:
-        """Take it."""
-
-    def release(self) -> Any:
-        """Give it back."""
-
 
 _FILE_LOCKS: Final = (BaseFileLock, FileLock)
 
@@ -160,9 +144,9 @@ def _flat(locks: Any) -> Generator[Any, None, None]:
             yield from _flat(lock.locks)
         elif isinstance(lock, RWLock):
             raise TypeError(f"combine takes one view of {lock!r}: its read or its write")
-        elif isinstance(lock, type) or not isinstance(lock, Member | None):
-            raise TypeError(f"a lock has acquire and release; {lock!r} has not")
         elif lock is not None:
+            if isinstance(lock, type) or not (hasattr(lock, "acquire") and hasattr(lock, "release")):
+                raise TypeError(f"a lock has acquire and release; {lock!r} has not")
             if inspect.iscoroutinefunction(lock.acquire):
                 raise TypeError(f"{lock!r} is an asyncio lock of one event loop and cannot be combined; take it apart")
             yield lock
@@ -184,16 +168,16 @@ async def _take(lock: Any, caller: Caller, blocking: bool, deadline: float | Non
     seconds = None if deadline is None else max(deadline - time.monotonic(), 0.0)
     if isinstance(lock, Lock):
         return await lock._acquire(caller, blocking, seconds)
-    # By position, for their names differ (multiprocessing says `block`).
-    arguments: tuple[Any, ...] = (False,) if not blocking else () if seconds is None else (True, seconds)
     if isinstance(lock, _FILE_LOCKS):  # their time-out comes first, and its end is an exception
         try:
-            lock.acquire(*arguments[1:] if blocking else (0,))
+            lock.acquire(seconds if blocking else 0)
         except TimeoutError:
             return False
         return True
+    # By position, for their names differ (multiprocessing says `block`).
+    arguments: tuple[Any, ...] = (False,) if not blocking else () if seconds is None else (True, seconds)
     result = lock.acquire(*arguments)
-    return (await result if inspect.isawaitable(result) else result) is not False
+    return await done(result) is not False
 
 
 async def _release_all(locks: Any, caller: Caller) -> tuple[list[Any], Exception | None]:
@@ -202,7 +186,7 @@ async def _release_all(locks: Any, caller: Caller) -> tuple[list[Any], Exception
     for lock in reversed(locks):
         try:
             result = lock._release(caller) if isinstance(lock, Lock) else lock.release()
-            results.append(await result if inspect.isawaitable(result) else result)
+            results.append(await done(result))
         except Exception as error:
             first = first or error
     return results, first
@@ -213,7 +197,7 @@ def _is_locked(lock: Any) -> bool:
         return lock._is_locked()
     if hasattr(lock, "locked"):
         return bool(lock.locked())
-    if run_in_thread(_take(lock, thread_caller(), False, None)):
+    if at_once(_take(lock, thread_caller(), False, None)):
         lock.release()
         return False
     return True

@@ -25,7 +25,8 @@ from distributed.metrics import context_meter
 from distributed.threadpoolexecutor import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
-from nfsrwlock_core import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock, LockLostError, LockSet, Timeout, WaitInfo
+from nfsrwlock.driving import done
+from nfsrwlock_core import AsyncSoftReadWriteLock, LockLostError, LockSet, Timeout, WaitInfo
 
 from .activity import LONG_WAIT_S, activity
 from .context import Caller, current_worker
@@ -47,7 +48,8 @@ class Hold:
         self.caller: Final = caller
         #: By which objects it was taken, once for each time. It ends with the last one.
         self.takers: Final = [taker]
-        self._granted: LockSet | AsyncAcquireReturnProxy
+        #: What the lock's acquire has returned: a set in a thread, a proxy in a coroutine.
+        self._granted: Any = None
         self._worker: Final = current_worker()
         self._started: Final = time.monotonic()
         self._next_report_s = LONG_WAIT_S
@@ -70,13 +72,17 @@ class Hold:
         :raises distributed.Reschedule: if the task is to start over, or was cancelled
         """
         with activity.waiting(self), context_meter.meter("nfsrwlock-wait"):
-            self._granted = await self._take_as_asked(seconds)
             try:
-                self._refuse_if_cancelled()
-            except Reschedule:
-                with suppress(LockLostError):
-                    await self._give_back(self.caller)
-                raise
+                self._granted = await self._take_as_asked(seconds)
+            except Timeout:
+                if not self._is_cancelled():
+                    raise
+            if self._granted is None or self._is_cancelled():
+                if self._granted is not None:
+                    with suppress(LockLostError):
+                        await self._give_back(self.caller)
+                # Should the task be wanted again by the time that this arrives, it starts over: nobody sees an error.
+                raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
 
     async def end(self, caller: Caller) -> None:
         """
@@ -126,19 +132,18 @@ class Hold:
 
     # -- how it waits -------------------------------------------------------------------------------------------------
 
-    async def _take_as_asked(self, seconds: float) -> LockSet | AsyncAcquireReturnProxy:
-        policy = self.settings.on_contention
-        if seconds != 0 and policy != "block" and self._is_in_pool():
-            if policy == "reschedule" and seconds < 0:
-                try:
-                    return await self._take(self.settings.reschedule_after)
-                except Timeout as busy:
-                    raise Reschedule(str(busy)) from None
-            if policy == "secede":
-                try:
-                    return await self._take(0)
-                except Timeout:
-                    secede()  # type: ignore[no-untyped-call]
+    async def _take_as_asked(self, seconds: float) -> Any:
+        policy = self.settings.on_contention if seconds != 0 and self._is_in_pool() else "block"
+        if policy == "reschedule" and seconds < 0:
+            try:
+                return await self._take(self.settings.reschedule_after)
+            except Timeout as busy:
+                raise Reschedule(str(busy)) from None
+        if policy == "secede":
+            try:
+                return await self._take(0)
+            except Timeout:
+                secede()  # type: ignore[no-untyped-call]
         return await self._take(seconds)
 
     def _is_in_pool(self) -> bool:
@@ -151,29 +156,29 @@ class Hold:
             and bool(getattr(thread_state, "proceed", False))
         )
 
-    async def _take(self, seconds: float) -> LockSet | AsyncAcquireReturnProxy:
+    async def _take(self, seconds: float) -> Any:
         settings = self.settings
         heartbeat: Any = settings.heartbeat
         if heartbeat == "auto":
             heartbeat = "process" if self._worker is not None or Worker._instances else "thread"
+        acquire: Any
         if not self.caller.is_coroutine:
-            held = LockSet.joined([_lock_set(settings, heartbeat)])
-            return held.acquire(seconds, blocking=seconds != 0, on_wait=self._before_pause)
-        lock = await self.caller.call(  # it resolves the path
-            lambda: AsyncSoftReadWriteLock(
-                settings.path, is_singleton=False, heartbeat=heartbeat, **settings.core_arguments()
+            acquire = LockSet.joined([_lock_set(settings, heartbeat)]).acquire
+        else:
+            lock = await self.caller.call(  # it resolves the path
+                lambda: AsyncSoftReadWriteLock(
+                    settings.path, is_singleton=False, heartbeat=heartbeat, **settings.core_arguments()
+                )
             )
-        )
-        acquire = lock.acquire_write if settings.mode == "write" else lock.acquire_read
-        return await acquire(seconds, blocking=seconds != 0, on_wait=self._before_pause)
+            acquire = lock.acquire_write if settings.mode == "write" else lock.acquire_read
+        return await done(acquire(seconds, blocking=seconds != 0, on_wait=self._before_pause, until=self._is_cancelled))
 
     def _before_pause(self, info: WaitInfo) -> None:
+        is_first, self._has_paused = not self._has_paused, True
         if (seconds := self.waited_s()) >= self._next_report_s:
             self._next_report_s *= 10
             blockers = [peer.describe() for peer in info.blockers[:5]]
             activity.report("waiting", self, seconds=round(seconds, 3), blockers=blockers)
-        is_first, self._has_paused = not self._has_paused, True
-        self._refuse_if_cancelled()
         key = self.caller.key
         if is_first and self.caller.is_coroutine and self._worker is not None and key is not None:
             # Dask runs no more coroutines and threads at a time than a worker has threads, so a coroutine that waits
@@ -182,15 +187,13 @@ class Hold:
             seconds = now - (self._worker.state.tasks[key].start_time or now)
             self._worker.handle_stimulus(SecedeEvent(key=key, compute_duration=seconds, stimulus_id=f"secede-{now}"))
 
-    def _refuse_if_cancelled(self) -> None:
+    def _is_cancelled(self) -> bool:
         # Dask lets tasks that it has cancelled run to their end, coroutines included. One that does not have to wait
         # may go on; one that waited should not get the lock any more.
         if not self._has_paused or self._worker is None or self.caller.key is None:
-            return
+            return False
         task = self._worker.state.tasks.get(self.caller.key)
-        if task is None or task.state == "cancelled":
-            # Should the task be wanted again by the time that this arrives, it starts over and nobody sees an error.
-            raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
+        return task is None or task.state == "cancelled"
 
 
 @lru_cache(maxsize=1000)

@@ -17,10 +17,11 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import Any, Final, Unpack
 
+from nfsrwlock.driving import at_once
 from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
 from .activity import activity
-from .calls import LockMethods, run_in_thread
+from .calls import LockMethods
 from .context import Caller, caller_here, is_on_dask_loop, thread_caller
 from .holding import Hold
 from .names import encoded, fresh_name, path_of
@@ -182,7 +183,7 @@ class Lock(LockMethods):
 
     def _abandon(self) -> None:
         with suppress(LockLostError):
-            run_in_thread(self._close(thread_caller()))
+            at_once(self._close(thread_caller()))
 
     # -- how: one story, of which nothing suspends for a caller in a thread -------------------------------------------
 

@@ -14,8 +14,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from distributed import Client, Nanny, NannyPlugin, Scheduler, SchedulerPlugin, Worker, WorkerPlugin
-from distributed.core import Status
+from distributed import Client, Scheduler, SchedulerPlugin, Worker, WorkerPlugin
+from distributed.core import rpc
+from distributed.protocol.pickle import dumps
 from distributed.scheduler import WorkerState
 
 from .activity import Event, activity
@@ -33,7 +34,6 @@ logger: Final = logging.getLogger("nfsrwlock.dask")
 
 #: The topic of ``client.get_events``.
 TOPIC: Final = "nfsrwlock"
-_HANDLER: Final = "nfsrwlock_evict_dead"
 #: Strings, for the table of workers on the dashboard shows no others.
 _METRICS: Final[dict[str, Callable[[Worker], str]]] = {
     "nfsrwlock held": lambda _: _shown(activity.held),
@@ -41,8 +41,8 @@ _METRICS: Final[dict[str, Callable[[Worker], str]]] = {
 }
 #: How much longer than its looks an answer may take.
 _ANSWER_S: Final = 5.0
-#: After so many seconds without an answer another neighbour is asked.
-_HEAD_START_S: Final = 1.0
+#: Whoever cannot be reached for so many seconds is passed over.
+_CONNECT_S: Final = 1.0
 
 
 def install(client: Client) -> Any:
@@ -60,7 +60,7 @@ def install(client: Client) -> Any:
     """
     if not isinstance(client, Client):
         raise TypeError(f"install needs a distributed.Client, not {type(client).__name__}")
-    plugins = (_SchedulerEviction(configured_time("eviction-timeout")), _NannyEviction(), _WorkerLocks())
+    plugins = (_SchedulerEviction(configured_time("eviction-timeout")), _WorkerLocks())
 
     async def register() -> None:
         for plugin in plugins:
@@ -77,7 +77,6 @@ class _WorkerLocks(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         self._worker = worker
         worker.metrics.update(_METRICS)
-        worker.handlers[_HANDLER] = _evict_handler
         activity.open_journal(_journal_of(worker.local_directory))
         activity.listeners.append(self._log)
         if len(activity.listeners) == 1 and prometheus is not None:
@@ -87,7 +86,6 @@ class _WorkerLocks(WorkerPlugin):
         # Tasks may be running yet, and hold locks.
         for name in _METRICS:
             worker.metrics.pop(name, None)
-        _remove_handler(worker)
         activity.close_journal(_journal_of(worker.local_directory))
         activity.listeners.remove(self._log)
         if not activity.listeners and prometheus is not None:
@@ -101,19 +99,6 @@ class _WorkerLocks(WorkerPlugin):
             self._worker.log_event(TOPIC, event)
         except Exception:  # the loop has ended: nobody listens any more, and the lock is not concerned
             logger.debug("the event %r was not delivered", event, exc_info=True)
-
-
-class _NannyEviction(NannyPlugin):
-    # Lets a nanny, which outlives its worker's process, look at what that process has left.
-    name = "nfsrwlock-nanny"
-    idempotent = True
-    restart = False
-
-    def setup(self, nanny: Nanny) -> None:
-        nanny.handlers[_HANDLER] = _evict_handler
-
-    def teardown(self, nanny: Nanny) -> None:
-        _remove_handler(nanny)
 
 
 class _SchedulerEviction(SchedulerPlugin):
@@ -149,35 +134,29 @@ class _SchedulerEviction(SchedulerPlugin):
 
     async def _ask_all(self, scheduler: Scheduler, removed: WorkerState) -> None:
         neighbours = [state.address for state in scheduler.workers.values() if state.host == removed.host]
-        asked: list[asyncio.Task[bool]] = []
-        async with asyncio.TaskGroup() as group:
-            for address in filter(None, (removed.nanny, *neighbours)):
-                # Another one, too, if there is no answer soon: the nanny may have died with its worker.
-                asked.append(group.create_task(self._ask(scheduler, address, removed)))
-                await asyncio.wait(asked[-1:], timeout=_HEAD_START_S)
-                if any(task.done() and task.result() for task in asked):
-                    break
+        for address in filter(None, (removed.nanny, *neighbours)):  # the nanny may have died with its worker
+            if await self._ask(scheduler, address, removed):
+                return
 
     async def _ask(self, scheduler: Scheduler, address: str, removed: WorkerState) -> bool:
-        # Returns whether there was an answer.
+        # Returns whether there was an answer. What is run there is Dask's means for that: client.run uses it.
+        arguments = _journal_of(removed.local_directory), self._patience
         try:
-            evicted = await asyncio.wait_for(
-                getattr(scheduler.rpc(address), _HANDLER)(
-                    journal=_journal_of(removed.local_directory), patience=self._patience
-                ),
-                self._patience + _ANSWER_S,
-            )
-        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
-            logger.info("%s cannot look for what %s left: %s", address, removed.address, error)
-            return False
-        if not isinstance(evicted, list | tuple):  # an address without our plugin answers with an error in a dict
+            async with (
+                asyncio.timeout(self._patience + _ANSWER_S),
+                rpc(address, timeout=_CONNECT_S, connection_args=scheduler.connection_args) as server,  # type: ignore[no-untyped-call]
+            ):
+                answer = await server.run(function=dumps(_evict), args=dumps(arguments))  # type: ignore[no-untyped-call]
+            evicted = answer["result"]
+        except Exception as error:  # whatever kind it is: one that is there without nfsrwlock, say
+            logger.info("%s cannot look for what %s left: %r", address, removed.address, error)
             return False
         for event in evicted:
             scheduler.log_event(TOPIC, {"action": "evicted", "worker": removed.address, **event})
         return True
 
 
-async def _evict_handler(journal: str, patience: float) -> list[Event]:
+async def _evict(journal: str, patience: float) -> list[Event]:
     # In a thread: this process's loop must not wait for a file server.
     evicted = await asyncio.to_thread(evict_dead, journal, patience)
     return [{"mode": entry.mode, "path": entry.path} for entry in evicted]
@@ -186,12 +165,6 @@ async def _evict_handler(journal: str, patience: float) -> list[Event]:
 def _journal_of(local_directory: str) -> str:
     # Beside that directory: a nanny removes it as soon as its worker has died.
     return f"{local_directory}.nfsrwlock"
-
-
-def _remove_handler(server: Worker | Nanny) -> None:
-    # One that ends is asked yet, and Dask would log an error.
-    if server.status in (Status.running, Status.paused):
-        server.handlers.pop(_HANDLER, None)
 
 
 def _shown(holds: list[Hold]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypedDict, cast, get_args
 import dask.config
 from dask.utils import parse_timedelta
 
+from nfsrwlock.options import refuse_unknown
 from nfsrwlock_core import LockSet, lock_home
 
 Mode = Literal["read", "write"]
@@ -109,10 +110,7 @@ def settings_of(path: str, options: Options) -> Settings:
     :raises TypeError: if one is unknown, or of the wrong type
     :raises ValueError: if one is out of range, or two contradict each other
     """
-    known = sorted(Options.__annotations__)
-    for name in options:
-        if name not in known:
-            raise TypeError(f"Lock got an unexpected keyword argument {name!r}; lock settings are: {', '.join(known)}")
+    refuse_unknown(options, "Lock", sorted(Options.__annotations__))
 
     def chosen(name: str) -> Any:
         given = options.get(name)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nfsrwlock.driving import at_once, done
 from nfsrwlock_core import AsyncSoftReadWriteLock, DeadlockError, SoftReadWriteLock, Timeout, WaitInfo
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 _R = TypeVar("_R")
 
 
-MAPPED_HERE: Final = "it is in use by a memory map of this process"
-
-
 class Taken(Enum):
     """What came of the wish to take the lock."""
 
@@ -39,7 +36,7 @@ class Taken(Enum):
     #: The item appeared meanwhile; the lock is not held.
     APPEARED = "appeared"
     #: A memory map of this very process holds it shared, so that waiting might never end; the lock is not held.
-    MAPPED_HERE = "mapped here"
+    MAPPED_HERE = "it is in use by a memory map of this process"
 
 
 class Call:
@@ -51,11 +48,13 @@ class Call:
     :param function: what is to be computed, without parameters; in a task it gives an awaitable
     """
 
+    _kind: type[SoftReadWriteLock | AsyncSoftReadWriteLock] = SoftReadWriteLock
+
     def __init__(self, store: LockingStoreBackend, call_id: CallId, function: Callable[[], Any] | None = None) -> None:
         self._store = store
         self.call_id = call_id
         self._function: Any = function
-        self._lock: Any = self._new_lock()
+        self._lock: Any = store.lock_for(call_id, self._kind)
         self._lock_file: str = self._lock.lock_file
         #: What is held for it, as long as it is.
         self._held: Held | None = None
@@ -169,7 +168,8 @@ class Call:
             self._borrowed = None
         elif (lock := self._lock_for_maps()) is not None:
             mapping.keep_for(maps, lock, partial(lock.release, force=True))
-            self._lock = self._new_lock() if lock is self._lock else self._lock
+            if lock is self._lock:
+                self._lock = self._store.lock_for(self.call_id, self._kind)
         else:
             return False
         self._forget()
@@ -179,12 +179,10 @@ class Call:
         """Call the function and return what it returns."""
         raise NotImplementedError
 
-    def _new_lock(self) -> Any:
-        raise NotImplementedError
-
     def _lock_for_maps(self) -> SoftReadWriteLock | None:
         # A lock that is held shared, and may be released in any thread.
-        raise NotImplementedError
+        lock: SoftReadWriteLock = self._lock
+        return lock
 
 
 class ThreadCall(Call):
@@ -219,13 +217,6 @@ class ThreadCall(Call):
         """Call the function in this thread, as near to its caller as can be: it may call itself many levels deep."""
         return await _in_run(self._function)
 
-    def _new_lock(self) -> Any:
-        return self._store.lock_for(self.call_id)
-
-    def _lock_for_maps(self) -> SoftReadWriteLock:
-        lock: SoftReadWriteLock = self._lock
-        return lock
-
 
 @types.coroutine
 def _in_run(function: Callable[[], _R]) -> Generator[Callable[[], _R], _R, _R]:
@@ -234,6 +225,8 @@ def _in_run(function: Callable[[], _R]) -> Generator[Callable[[], _R], _R, _R]:
 
 class TaskCall(Call):
     """A call by an asyncio task: it waits on the loop, without a thread."""
+
+    _kind = AsyncSoftReadWriteLock
 
     async def run(self, steps: Coroutine[Any, Any, _R]) -> _R:
         """Run the steps and return their result."""
@@ -247,9 +240,6 @@ class TaskCall(Call):
     async def compute(self) -> Any:
         """Call the function and wait for what it gives."""
         return await self._function()
-
-    def _new_lock(self) -> Any:
-        return self._store.lock_for(self.call_id, AsyncSoftReadWriteLock)
 
     def _lock_for_maps(self) -> SoftReadWriteLock | None:
         # A task's hold ends with the task, and maps may outlive it: they get their own, unless somebody waits to write.

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -34,28 +33,6 @@ from .around import Held, Mode, end, held_around, note
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
-@dataclass(slots=True)
-class Wish:
-    """A lock that is asked for."""
-
-    path: str
-    lock_path: str
-    mode: Mode
-
-
-def wishes_of(read: Paths, write: Paths, options: LockOptions) -> list[Wish]:
-    """
-    Return what is asked for, each lock once, in the order in which everybody takes them.
-
-    :raises ValueError: if no path is given, or settings are wrong
-    :raises TypeError: if what is given is no path
-    """
-    locks = LockSet(several(read, "read"), several(write, "write"), **options)
-    return [
-        Wish(path, lock.lock_path, mode) for (path, mode), lock in zip(locks.modes.items(), locks.locks, strict=True)
-    ]
-
-
 def several(paths: Paths, name: str) -> Iterable[str | os.PathLike[str]]:
     """
     Return ``paths`` one by one, be it one or several.
@@ -70,28 +47,28 @@ def several(paths: Paths, name: str) -> Iterable[str | os.PathLike[str]]:
     return paths
 
 
-def hold_around(wish: Wish) -> Held | None:
+def hold_around(lock: SoftReadWriteLock, mode: Mode) -> Held | None:
     """
-    Return the hold around the calling code that covers ``wish``, ``None`` if there is none around it.
+    Return the hold around the calling code that does for taking ``lock``, ``None`` if there is none around it.
 
-    :raises DeadlockError: if there is one that conflicts with it
+    :raises DeadlockError: if there is one that conflicts with that
     """
-    around = list(held_around(wish.lock_path))
+    around = list(held_around(lock.lock_path))
     for hold in around:
-        if hold.mode == "read" == wish.mode or (hold.is_callers and hold.mode == "write"):
+        if hold.mode == "read" == mode or (hold.is_callers and hold.mode == "write"):
             return hold
     if not around:
         return None
     hold = around[-1]
     if hold.is_callers:
         raise DeadlockError(
-            f"cannot take the write lock on {wish.path!r}: the code around holds it shared, and waiting for itself "
-            "would never end; take it exclusively at the outset"
+            f"cannot take the write lock on {lock.lock_file!r}: the code around holds it shared, and waiting for "
+            "itself would never end; take it exclusively at the outset"
         )
-    raise DeadlockError(_message(wish, hold.mode, hold.pid))
+    raise DeadlockError(_message(lock, mode, hold.mode, hold.pid))
 
 
-def parents_hold(wish: Wish, options: LockOptions, info: WaitInfo) -> Held | None:
+def parents_hold(lock: SoftReadWriteLock, mode: Mode, info: WaitInfo) -> Held | None:
     """
     Look, while waiting, whether a process above this one is in the way; it cannot let go before this one is done.
 
@@ -101,18 +78,18 @@ def parents_hold(wish: Wish, options: LockOptions, info: WaitInfo) -> Held | Non
     if info.warning is None:  # the engine has looked for processes above this one
         return None
     for peer in info.blockers:
-        if peer.state == "holding" and not wish.mode == "read" == peer.mode and peer.is_ancestor:
-            raise DeadlockError(_message(wish, peer.mode, peer.pid))
-    for peer in inspect(wish.path, lock_dir=options.get("lock_dir")).holders if wish.mode == "read" else ():
+        if peer.state == "holding" and not mode == "read" == peer.mode and peer.is_ancestor:
+            raise DeadlockError(_message(lock, mode, peer.mode, peer.pid))
+    for peer in inspect(lock.lock_file, lock_dir=lock.lock_dir).holders if mode == "read" else ():
         if peer.mode == "read" and peer.is_ancestor:
-            return Held(wish.lock_path, "read", None, HoldWitness(wish.path, wish.lock_path, peer.name))
+            return Held(lock.lock_path, "read", None, HoldWitness(lock.lock_file, lock.lock_path, peer.name))
     return None
 
 
-def _message(wish: Wish, mode: str, pid: int | None) -> str:
-    doing = {"read": "shared", "write": "exclusively"}.get(mode, "")
+def _message(lock: SoftReadWriteLock, mode: Mode, held: str, pid: int | None) -> str:
+    doing = {"read": "shared", "write": "exclusively"}.get(held, "")
     return (
-        f"cannot take the {wish.mode} lock on {wish.path!r}: its parent, process {pid}, holds it {doing}. "
+        f"cannot take the {mode} lock on {lock.lock_file!r}: its parent, process {pid}, holds it {doing}. "
         "Waiting would never end; let children take other paths than their parent, or let the parent take none"
     )
 
@@ -128,10 +105,13 @@ class Guard:
     _kind: type[SoftReadWriteLock | AsyncSoftReadWriteLock] = SoftReadWriteLock
 
     def __init__(self, read: Paths, write: Paths, options: LockOptions) -> None:
-        self._set_up(wishes_of(read, write, options), options)
+        # Absolute, because the process may change its directory.
+        read, write = map(os.path.abspath, several(read, "read")), map(os.path.abspath, several(write, "write"))
+        self._set_up(LockSet(read, write, **options), options)
 
-    def _set_up(self, wishes: list[Wish], options: LockOptions, witnesses: tuple[HoldWitness, ...] = ()) -> None:
-        self._wishes = wishes
+    def _set_up(self, asked: LockSet, options: LockOptions, witnesses: tuple[HoldWitness, ...] = ()) -> None:
+        #: What is asked for: each lock once, in the order in which everybody takes them. It is never held itself.
+        self._asked = asked
         self._options = options
         #: What is held, and holds of others that cover what is asked for. In a copy all are others'.
         self._own: list[Held] = []
@@ -142,21 +122,20 @@ class Guard:
         self._stack = AsyncExitStack()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _arrived, (self._wishes, self._options, self.witnesses())
+        return _arrived, (self._asked, self._options, self.witnesses())
 
     def __repr__(self) -> str:
-        paths = {mode: [wish.path for wish in self._wishes if wish.mode == mode] for mode in ("read", "write")}
-        return f"<{type(self).__name__} read={paths['read']}, write={paths['write']}>"
+        return f"<{type(self).__name__} read={list(self.paths_read)}, write={list(self.paths_write)}>"
 
     @property
     def paths_read(self) -> tuple[str, ...]:
         """The paths that are locked shared, absolute."""
-        return tuple(wish.path for wish in self._wishes if wish.mode == "read")
+        return self._asked.paths_read
 
     @property
     def paths_write(self) -> tuple[str, ...]:
         """The paths that are locked exclusively, absolute."""
-        return tuple(wish.path for wish in self._wishes if wish.mode == "write")
+        return self._asked.paths_write
 
     def witnesses(self) -> tuple[HoldWitness, ...]:
         """Return by what other processes check each of the holds; empty if it is not held."""
@@ -197,26 +176,26 @@ class Guard:
         limit = self._options.get("timeout", -1)
         deadline = time.monotonic() + limit
         try:
-            for wish in self._wishes:
-                if (outer := hold_around(wish)) is not None:
+            for lock, mode in zip(self._asked.locks, self._asked.modes.values(), strict=True):
+                if (outer := hold_around(lock, mode)) is not None:
                     self._around.append(outer)
                 else:
-                    await self._take(wish, limit if limit < 0 else max(deadline - time.monotonic(), 0.0))
+                    await self._take(lock, mode, limit if limit < 0 else max(deadline - time.monotonic(), 0.0))
             note(*self._own)
         except BaseException:
             await self._abandon()
             raise
 
-    async def _take(self, wish: Wish, limit: float) -> None:
-        lock: Any = self._kind(wish.path, is_singleton=False, **self._options)
+    async def _take(self, asked: SoftReadWriteLock, mode: Mode, limit: float) -> None:
+        lock: Any = self._kind(asked.lock_file, is_singleton=False, **self._options)
         # Noted before it is held, so that a signal's exception right after the grant leaves nothing behind.
         self._locks.append(lock)
-        acquire = lock.acquire_write if wish.mode == "write" else lock.acquire_read
+        acquire = lock.acquire_write if mode == "write" else lock.acquire_read
         borrowed: Held | None = None
 
         def look(info: WaitInfo) -> None:
             nonlocal borrowed
-            borrowed = parents_hold(wish, self._options, info)
+            borrowed = parents_hold(asked, mode, info)
 
         try:
             grant = await done(acquire(limit, on_wait=look, until=lambda: borrowed is not None))
@@ -228,7 +207,7 @@ class Guard:
             self._stack.push_async_exit(partial(_end_block, grant))
             of_thread = isinstance(lock, SoftReadWriteLock)
             witness = lock.witness() if of_thread else None
-            self._own.append(Held(wish.lock_path, wish.mode, lock if of_thread else grant, witness))
+            self._own.append(Held(asked.lock_path, mode, lock if of_thread else grant, witness))
 
     async def _leave(self, *exception: Any) -> None:
         try:
@@ -246,7 +225,7 @@ class Guard:
         end(*self._own)
         for lock in self._locks:
             await done(lock.release(force=True))
-        self._set_up(self._wishes, self._options)
+        self._set_up(self._asked, self._options)
 
 
 class TaskGuard(Guard):
@@ -266,9 +245,9 @@ async def _end_block(grant: Any, *exception: Any) -> None:
     await done((grant.__exit__ if hasattr(grant, "__exit__") else grant.__aexit__)(*exception))
 
 
-def _arrived(wishes: list[Wish], options: LockOptions, witnesses: tuple[HoldWitness, ...]) -> Guard:
+def _arrived(asked: LockSet, options: LockOptions, witnesses: tuple[HoldWitness, ...]) -> Guard:
     copy = Guard.__new__(Guard)
-    copy._set_up(wishes, options, witnesses)
+    copy._set_up(asked, options, witnesses)
     return copy
 
 
@@ -295,5 +274,5 @@ def guard(read: Paths = (), write: Paths = (), **options: Unpack[LockOptions]) -
     Entering raises :class:`Timeout`, :class:`LockPathError` and :class:`DeadlockError`; leaving raises
     :class:`LockLostError` if a lock was lost and no other exception is on its way.
     """
-    refuse_unknown(dict(options), "guard()")
+    refuse_unknown(options, "guard()")
     return Guard(read, write, options)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, Unpack, cast
 
 from nfsrwlock.options import LockOptions, refuse_unknown
+from nfsrwlock_core import LockSet
 
-from .guarding import Guard, Paths, TaskGuard, several, wishes_of
+from .guarding import Guard, Paths, TaskGuard, several
 
 PathsOrFunction = Paths | Callable[..., Paths]
 _PathsOfCall = Callable[[tuple[Any, ...], dict[str, Any]], tuple[Paths, Paths]]
@@ -108,7 +109,7 @@ def locked(
     A call raises what the function raises, and what :func:`guard` raises when it is entered and left. It raises
     :class:`TypeError` if a function that is no coroutine function returns a coroutine.
     """
-    refuse_unknown(dict(options), "locked()")
+    refuse_unknown(options, "locked()")
     # Once, because an iterator would be used up by the first call.
     shared = read if callable(read) else tuple(several(read, "read"))
     exclusive = write if callable(write) else tuple(several(write, "write"))
@@ -116,7 +117,7 @@ def locked(
         raise ValueError("locked() needs read= or write=, a path to lock")
     # Wrong settings and paths raise at once; where all paths come from arguments, with any path.
     fixed = [path for paths in (shared, exclusive) if not callable(paths) for path in paths]
-    wishes_of(fixed or "any", (), options)
+    LockSet(fixed or "any", **options)
 
     def decorate(func: Callable[_P, _R]) -> Callable[_P, _R]:
         if isinstance(func, staticmethod | classmethod):

@@ -7,8 +7,6 @@ What is stored and where is joblib's; the locks are :mod:`nfsrwlock.joblib.store
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import os
 import time
@@ -25,18 +23,15 @@ from joblib.func_inspect import format_signature, get_func_name
 from joblib.memory import (
     _FUNCTION_HASHES,
     AsyncMemorizedFunc,
-    AsyncNotMemorizedFunc,
     MemorizedFunc,
-    NotMemorizedFunc,
     NotMemorizedResult,
-    extract_first_line,
 )
 
 from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import LockLostError
 
 from .around import held
-from .calls import MAPPED_HERE, Call, Taken, TaskCall, ThreadCall
+from .calls import Call, Taken, TaskCall, ThreadCall
 from .mapping import maps_in
 from .store import LINGER_S, TAG, CallId, Granularity, LockingStoreBackend, register_store_backend, tag_of
 
@@ -80,11 +75,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
                 return True  # as joblib: what this process has once seen to fit keeps fitting
         except TypeError:
             pass  # not every callable can be hashed
-        try:
-            stored, _ = extract_first_line(self.store_backend.get_cached_func_code([self.func_id]))
-        except (OSError, ValueError):
-            return False
-        return bool(stored == self.func_code_info[0])
+        return self.store_backend.stored_tag(self.func_id) == self._tag
 
     def _check_previous_func_code(self, stacklevel: int = 2) -> bool:
         token = _code_has_changed.set(True)
@@ -146,45 +137,41 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
                 found = store.contains_item(call_id)
                 seen = None if found else store.signature(call_id)
                 if (found or seen is not None) and self._is_valid(call_id):
-                    loaded = await self._load(call, call_id, args, kwargs, shelving)
+                    loaded = await self._load(call, args, kwargs, shelving)
                     if loaded is not None:
                         return loaded[0], {}
                 seen = store.signature(call_id) if found else seen
                 await call.give()
             taken = await call.take("write", seen=seen, until_changed=not force, tag=self._tag)
             if taken is Taken.MAPPED_HERE:
-                return self._not_stored(await call.compute(), shelving, MAPPED_HERE)
+                return self._not_stored(await call.compute(), shelving, taken.value)
             if taken is Taken.APPEARED:
                 continue
             now = store.signature(call_id)
             if not force and now is not None and now != seen:
                 await call.give()
                 continue
-            return await self._compute_and_store(call, call_id, args, kwargs, shelving)
+            return await self._compute_and_store(call, args, kwargs, shelving)
 
-    async def _load(self, call: Call, call_id: CallId, args: Any, kwargs: Any, shelving: bool) -> tuple[Any] | None:
+    async def _load(self, call: Call, args: Any, kwargs: Any, shelving: bool) -> tuple[Any] | None:
         # The shared lock is held. Gives a tuple of the output, or None if it cannot be loaded.
+        store, call_id = self.store_backend, call.call_id
         if shelving:
             return (self._get_memorized_result(call_id),)
         try:
             started = time.time()
             output = self._load_item(call_id)
-            if self.store_backend.mmap_mode is not None:
-                output = await self._keep_maps(call, call_id, output)
+            maps = [] if store.mmap_mode is None else maps_in(output)
+            if maps and not await call.keep(maps):
+                output = store.load_copy(call_id)
             if self._verbose > 4:
                 self._print_duration(time.time() - started, context="cache loaded ")
         except Exception:
-            if self.store_backend.signature(call_id) is not None:  # else this client only believed that it was there
+            if store.signature(call_id) is not None:  # else this client only believed that it was there
                 _, signature = format_signature(self.func, *args, **kwargs)
                 self.warn(f"Exception while loading results for {signature}\n {traceback.format_exc()}")
             return None
         return (output,)
-
-    async def _keep_maps(self, call: Call, call_id: CallId, output: Any) -> Any:
-        maps = maps_in(output)
-        if maps and not await call.keep(maps):
-            return self.store_backend.load_copy(call_id)
-        return output
 
     @staticmethod
     def _not_stored(output: Any, shelving: bool, reason: object) -> tuple[Any, dict[str, Any]]:
@@ -192,10 +179,10 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         return (NotMemorizedResult(output) if shelving else output), {}
 
     async def _compute_and_store(
-        self, call: Call, call_id: CallId, args: Any, kwargs: Any, shelving: bool
+        self, call: Call, args: Any, kwargs: Any, shelving: bool
     ) -> tuple[Any, dict[str, Any]]:
         # The exclusive lock is held.
-        store = self.store_backend
+        store, call_id = self.store_backend, call.call_id
         self._check_previous_func_code(stacklevel=4)
         if self._verbose > 10:
             location = store.get_cached_func_info([self.func_id])["location"]
@@ -222,7 +209,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         if self.mmap_mode is not None:
             await call.give()
             await call.take("read")
-            loaded = await self._load(call, call_id, args, kwargs, shelving)
+            loaded = await self._load(call, args, kwargs, shelving)
             output = output if loaded is None else loaded[0]
         return output, metadata
 
@@ -302,7 +289,7 @@ class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
                 f"Unknown location {location} or backend {backend}: nfsrwlock keeps its store in a directory, "
                 "so backend must be 'local' or 'nfsrwlock'"
             )
-        refuse_unknown(dict(options), "Memory()")
+        refuse_unknown(options, "Memory()")
         register_store_backend()
         super().__init__(
             location=location,
@@ -322,32 +309,12 @@ class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
         cache_validation_callback: Callable[[dict[str, Any]], bool] | None = None,
     ) -> Any:
         """Return ``func`` with its results cached and computed once; parameters as in joblib."""
-        if cache_validation_callback is not None and not callable(cache_validation_callback):
-            raise ValueError(f"cache_validation_callback needs to be callable. Got {cache_validation_callback}.")
-        if func is None:
-            return functools.partial(
-                self.cache,
-                ignore=ignore,
-                verbose=verbose,
-                mmap_mode=mmap_mode,
-                cache_validation_callback=cache_validation_callback,
-            )
-        is_coroutine = inspect.iscoroutinefunction(func)
-        if self.store_backend is None:
-            return (AsyncNotMemorizedFunc if is_coroutine else NotMemorizedFunc)(func)
-        if isinstance(func, MemorizedFunc):
-            func = func.func
-        cached = (AsyncLockingMemorizedFunc if is_coroutine else LockingMemorizedFunc)(
-            func,
-            location=self.store_backend,
-            backend=self.backend,
-            ignore=ignore,
-            mmap_mode=self.mmap_mode if mmap_mode is False else mmap_mode,
-            compress=self.compress,
-            verbose=self._verbose if verbose is None else verbose,
-            timestamp=self.timestamp,
-            cache_validation_callback=cache_validation_callback,
-        )
+        cached = super().cache(func, ignore, verbose, mmap_mode, cache_validation_callback)
+        if not isinstance(cached, MemorizedFunc):
+            return cached  # there is no store, or no function yet
+        # joblib names its classes in there. Ours have the same state.
+        is_coroutine = isinstance(cached, AsyncMemorizedFunc)
+        cached.__class__ = AsyncLockingMemorizedFunc if is_coroutine else LockingMemorizedFunc
         # joblib would read the source at the first call. The file may have been changed by then, and what this process
         # computes would be marked as computed by code that it does not have.
         _ = cached.func_code_info

@@ -34,7 +34,7 @@ from nfsrwlock.options import LockOptions, lock_option_names
 from nfsrwlock_core import SoftReadWriteLock, Timeout, make_directories
 
 from .around import held
-from .calls import MAPPED_HERE, Call, Taken, ThreadCall
+from .calls import Call, Taken, ThreadCall
 from .mapping import maps_in
 
 Granularity = Literal["item", "function"]
@@ -145,8 +145,8 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             return
         call = ThreadCall(self, call_id)
         try:
-            if at_once(call.take("write", blocking=wait)) is Taken.MAPPED_HERE:
-                raise Timeout(lock_file, MAPPED_HERE)
+            if (taken := at_once(call.take("write", blocking=wait))) is not Taken.YES:
+                raise Timeout(lock_file, taken.value)
             yield
         finally:
             at_once(call.give())
@@ -293,7 +293,7 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         :returns: how many were in use
         """
         items = self._items(func_id, deep=keep is None)
-        old = {func_id: self._stored_tag(func_id) for func_id, _ in items}  # now: other code may be stored meanwhile
+        old = {func_id: self.stored_tag(func_id) for func_id, _ in items}  # now: other code may be stored meanwhile
         busy = [call_id for call_id in items if not self.remove_if_idle(call_id, keep=keep)]
         for call_id in busy:
             metadata = self.get_metadata(call_id)
@@ -311,11 +311,12 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             names[:] = [name for name in names if deep and not _ITEM.fullmatch(name)]
         return found
 
-    def _stored_tag(self, func_id: str) -> str:
+    def stored_tag(self, func_id: str) -> str:
+        """Return the mark of the code that lies beside a function's items; one that fits no code if none does."""
         try:
             return tag_of(extract_first_line(self.get_cached_func_code([func_id]))[0])
         except (OSError, ValueError):
-            return ""  # it is not known: a mark that fits no code
+            return ""
 
     def _prune(self, top: str) -> None:
         # Directories that hold no items any more, deepest first. rmdir(2) refuses the others, however they came by it.
