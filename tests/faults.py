@@ -367,6 +367,7 @@ class Stage:
             clock=self.clock if clock is None else clock,
             is_dead=self.dead.__contains__,
             token=lambda: next(ahead, None) or self.token(),
+            standstill=lambda: standstill,
         )
         return Participant(
             MemoryFiles(self.server) if files is None else files,
@@ -379,7 +380,6 @@ class Stage:
             since_ms=1_700_000_000_000,
             record=b"{}",
             watch=watch,
-            standstill=standstill,
         )
 
     def twin(self, holder: Participant, files: MemoryFiles) -> Announced:

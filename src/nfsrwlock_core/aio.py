@@ -25,8 +25,7 @@ from .errors import LockError, LockLostError, LockNotHeldError
 from .holding import keeper
 from .holding.hold import Hold, HoldStatus, logger
 from .holding.kept import Use
-from .holding.waiting import GRACE_S, Attempt, Io, Pause, Steps, Unanswered, acquiring
-from .lock import OnWait, Until
+from .holding.waiting import GRACE_S, Attempt, Io, OnWait, Pause, Steps, Unanswered, Until, Wait, acquiring
 from .names import Mode
 from .protocol.watch import Watch
 from .settings import HasSettings, Heartbeat, Settings, checked
@@ -335,7 +334,7 @@ class AsyncSoftReadWriteLock(HasSettings):
         until: Until | None = None,
     ) -> AsyncAcquireReturnProxy:
         """Take the lock shared for the calling task; see :meth:`SoftReadWriteLock.acquire_read`."""
-        return await self._acquire(Mode.READ, timeout, blocking, on_wait, until)
+        return await self._acquire(Mode.READ, Wait(self._limit_of_call(timeout, blocking), on_wait, until))
 
     async def acquire_write(
         self,
@@ -346,7 +345,7 @@ class AsyncSoftReadWriteLock(HasSettings):
         until: Until | None = None,
     ) -> AsyncAcquireReturnProxy:
         """Take the lock exclusively for the calling task; see :meth:`SoftReadWriteLock.acquire_write`."""
-        return await self._acquire(Mode.WRITE, timeout, blocking, on_wait, until)
+        return await self._acquire(Mode.WRITE, Wait(self._limit_of_call(timeout, blocking), on_wait, until))
 
     def read_lock(
         self,
@@ -370,16 +369,8 @@ class AsyncSoftReadWriteLock(HasSettings):
         """Hold the lock exclusively for an ``async with`` block; see :meth:`SoftReadWriteLock.write_lock`."""
         return _Block(partial(self.acquire_write, timeout, blocking=blocking, on_wait=on_wait, until=until))
 
-    async def _acquire(
-        self,
-        mode: Mode,
-        timeout: float | None,
-        blocking: bool | None,
-        on_wait: OnWait | None,
-        until: Until | None,
-    ) -> AsyncAcquireReturnProxy:
+    async def _acquire(self, mode: Mode, wait: Wait) -> AsyncAcquireReturnProxy:
         self._refuse_if_unusable()
-        limit, blocking = self._limit_of_call(timeout, blocking)
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("an asynchronous lock must be acquired in a task")
@@ -393,15 +384,14 @@ class AsyncSoftReadWriteLock(HasSettings):
                 Attempt,
                 self._settings,
                 mode,
+                wait,
                 watch=self._table.watch,
                 device=self._table.device,
-                on_wait=on_wait,
-                until=until,
                 is_closed=lambda: self._closed,
                 task=ref(task),
             )
             try:
-                hold = await self._drive(acquiring(attempt, timeout=limit, blocking=blocking))
+                hold = await self._drive(acquiring(attempt))
             except TimeoutError:
                 self._refuse_if_unusable()
                 raise
@@ -430,10 +420,6 @@ class AsyncSoftReadWriteLock(HasSettings):
         if (error := held.hold.error()) is not None:
             raise error
         held.levels[id(self)] = held.levels.get(id(self), 0) + 1
-
-    def _refuse_if_unusable(self) -> None:
-        self._refuse_after_fork()
-        self._refuse_if_closed()
 
     async def release(self, *, force: bool = False) -> None:
         """

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -21,8 +20,7 @@ from .errors import DeadlockError, LockError, LockLostError, LockNotHeldError
 from .holding.held import own_hold, self_wait
 from .holding.hold import Hold, HoldStatus
 from .holding.kept import Use
-from .holding.waiting import Attempt, acquiring, run
-from .inspection import WaitInfo
+from .holding.waiting import Attempt, OnWait, Until, Wait, acquiring, run
 from .names import Mode
 from .protocol.watch import Watch
 from .settings import HasSettings, Heartbeat, Settings, checked
@@ -34,9 +32,6 @@ from .witness import HoldWitness
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise
-
-OnWait = Callable[[WaitInfo], None]
-Until = Callable[[], bool]
 
 
 class AcquireReturnProxy:
@@ -297,7 +292,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         :raises TypeError: if ``timeout`` or ``blocking`` is of the wrong type
         :raises ValueError: if ``timeout`` is ``nan``, or negative and not -1
         """
-        return self._acquire(Mode.READ, timeout, blocking, on_wait, until)
+        return self._acquire(Mode.READ, Wait(self._limit_of_call(timeout, blocking), on_wait, until))
 
     def acquire_write(
         self,
@@ -314,7 +309,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
         :raises RuntimeError: if this instance holds it shared, or another thread holds it exclusively
         """
-        return self._acquire(Mode.WRITE, timeout, blocking, on_wait, until)
+        return self._acquire(Mode.WRITE, Wait(self._limit_of_call(timeout, blocking), on_wait, until))
 
     @contextmanager
     def read_lock(
@@ -330,7 +325,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
         :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
         """
-        yield from self._block(Mode.READ, timeout, blocking, on_wait, until)
+        yield from self._block(Mode.READ, Wait(self._limit_of_call(timeout, blocking), on_wait, until))
 
     @contextmanager
     def write_lock(
@@ -346,19 +341,12 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
         :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
         """
-        yield from self._block(Mode.WRITE, timeout, blocking, on_wait, until)
+        yield from self._block(Mode.WRITE, Wait(self._limit_of_call(timeout, blocking), on_wait, until))
 
-    def _block(
-        self,
-        mode: Mode,
-        timeout: float | None,
-        blocking: bool | None,
-        on_wait: OnWait | None,
-        until: Until | None,
-    ) -> Iterator[None]:
+    def _block(self, mode: Mode, wait: Wait) -> Iterator[None]:
         level = AcquireReturnProxy(self)
         try:
-            self._acquire(mode, timeout, blocking, on_wait, until, level)
+            self._acquire(mode, wait, level)
             try:
                 yield
             except BaseException:
@@ -372,40 +360,45 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         if error is not None:
             raise error
 
-    def _acquire(
-        self,
-        mode: Mode,
-        timeout: float | None,
-        blocking: bool | None,
-        on_wait: OnWait | None,
-        until: Until | None,
-        level: AcquireReturnProxy | None = None,
-    ) -> AcquireReturnProxy:
-        self._refuse_after_fork()
-        limit, blocking = self._limit_of_call(timeout, blocking)
-        started = time.monotonic() if limit > 0 else 0.0
+    def _acquire(self, mode: Mode, wait: Wait, level: AcquireReturnProxy | None = None) -> AcquireReturnProxy:
         level = AcquireReturnProxy(self) if level is None else level
         try:
             if self._join(mode, level):
                 return level
-            self._wait_for_turn(level, limit)
+            if self._asking[0] is not level:
+                self._wait_for_turn(level, wait)
             if self._held is None or not self._join(mode, level):
-                left = max(limit - (time.monotonic() - started), 0.0) if limit > 0 else limit
-                self._acquire_anew(mode, left, blocking, on_wait, until, level)
+                level._use = use = Use(self._settings, mode, self)
+                hold = use.join()
+                if hold is None:
+                    level._attempt = Attempt(
+                        *(self._settings, mode, wait),
+                        watch=self._watch, device=self._device, is_closed=lambda: self._closed,
+                    )  # fmt: skip
+                    hold = run(acquiring(level._attempt))
+                self._device, use.may_move = hold.device, level._may_move
+                with self._internal:
+                    self._refuse_if_unusable()
+                    use.begin(hold)
+                    use.levels[level] = level._thread
+                    self._held, self._latest_compromise = use, None
+                level._attempt = None
             self._end_turn(level)
             return level
-        except BaseException:
+        except BaseException as error:
             self._abandon(level)
+            if isinstance(error, TimeoutError):
+                self._refuse_if_unusable()
             raise
 
     def _join(self, mode: Mode, level: AcquireReturnProxy) -> bool:
         # Adds a level to the hold that this instance has. If it has none, puts the level in line, and returns False.
         with self._internal:
-            self._refuse_if_closed()
+            self._refuse_if_unusable()
             use, me = self._held, level._thread
             if use is None:
                 if level not in self._asking:
-                    if any(other._thread == me for other in self._asking):  # from its on_wait, or a signal's handler
+                    if me in [other._thread for other in self._asking]:  # from its on_wait, or a signal's handler
                         raise RuntimeError(f"the lock on {self.lock_file!r} is being acquired by this very thread")
                     self._asking.append(level)
                 return False
@@ -425,11 +418,10 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
             use.levels[level] = me
             return True
 
-    def _wait_for_turn(self, level: AcquireReturnProxy, limit: float) -> None:
-        deadline = time.monotonic() + limit
+    def _wait_for_turn(self, level: AcquireReturnProxy, wait: Wait) -> None:
         while self._asking[0] is not level:
             try:
-                level._called.get(timeout=None if limit < 0 else max(deadline - time.monotonic(), 0.0))
+                level._called.get(timeout=wait.left())
             except queue.Empty:
                 from .compat import Timeout  # noqa: PLC0415 - not needed while all goes well
 
@@ -441,41 +433,6 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 self._asking.remove(level)
             for following in self._asking[:1]:
                 following._called.put(None)
-
-    def _acquire_anew(
-        self,
-        mode: Mode,
-        timeout: float,
-        blocking: bool,
-        on_wait: OnWait | None,
-        until: Until | None,
-        level: AcquireReturnProxy,
-    ) -> None:
-        level._use = use = Use(self._settings, mode, self)
-        hold = use.join()
-        if hold is None:
-            level._attempt = Attempt(
-                self._settings,
-                mode,
-                watch=self._watch,
-                device=self._device,
-                on_wait=on_wait,
-                until=until,
-                is_closed=lambda: self._closed,
-            )
-            try:
-                hold = run(acquiring(level._attempt, timeout=timeout, blocking=blocking))
-            except TimeoutError:
-                self._refuse_if_closed()
-                raise
-            self._device = hold.device
-        use.may_move = level._may_move
-        with self._internal:
-            self._refuse_if_closed()
-            use.begin(hold)
-            use.levels[level] = level._thread
-            self._held, self._latest_compromise = use, None
-        level._attempt = None
 
     def _abandon(self, level: AcquireReturnProxy) -> None:
         # Whatever there is of it, for a caller that never learns of it.

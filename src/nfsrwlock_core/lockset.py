@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,8 @@ from typing import Any, Final, Literal, Self, Unpack
 
 from .errors import LockLostError, LockNotHeldError
 from .holding.hold import HoldStatus
-from .lock import AcquireReturnProxy, OnWait, SoftReadWriteLock, Until
+from .holding.waiting import OnWait, Until, Wait
+from .lock import AcquireReturnProxy, SoftReadWriteLock
 from .names import Mode
 from .settings import Options
 from .system.paths import AnyPath, canonical
@@ -196,33 +196,21 @@ class LockSet:
         """
         me = object()
         try:
-            self._acquire(me, timeout, blocking, on_wait, until)
+            self._acquire(me, Wait(self.locks[0]._limit_of_call(timeout, blocking), on_wait, until))
             self._enters = threading.get_ident()
             return self
         except BaseException:
             self._give_back(me, [])  # all: a signal's exception may have come right after one was taken
             raise
 
-    def _acquire(
-        self,
-        me: object,
-        timeout: float | None,
-        blocking: bool | None,
-        on_wait: OnWait | None,
-        until: Until | None,
-    ) -> None:
-        first = self.locks[0]
-        limit, blocking = first._limit_of_call(timeout, blocking)
-        first._refuse_after_fork()  # what holds it there is the parent
+    def _acquire(self, me: object, wait: Wait) -> None:
+        self.locks[0]._refuse_if_unusable()  # what holds it there is the parent
         with self._mutex:
             if self._holder is not None:
                 raise RuntimeError("this LockSet is held, or being acquired, already; sets are not re-entrant")
             self._holder = me
-        deadline = time.monotonic() + limit
         for member in self._members:
-            left = -1.0 if limit < 0 else max(deadline - time.monotonic(), 0.0)
-            level = AcquireReturnProxy(member.lock, may_move=True)
-            member.lock._acquire(member.mode, left, blocking, on_wait, until, level)
+            member.lock._acquire(member.mode, wait, AcquireReturnProxy(member.lock, may_move=True))
         self._is_held = True
 
     def release(self) -> None:
@@ -260,12 +248,12 @@ class LockSet:
     def __enter__(self) -> Self:
         # What another thread holds, or a parent before its fork(), or an outer block, is not this block's.
         if self._is_held and self._enters == threading.get_ident():
-            self.locks[0]._refuse_after_fork()
+            self.locks[0]._refuse_if_unusable()
             self._enters = None
             return self
         me = object()
         try:
-            self._acquire(me, None, None, None, None)
+            self._acquire(me, Wait(self.locks[0]._limit_of_call(None, None)))
             return self
         except BaseException:
             self._give_back(me, [])

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cached_property
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypedDict, get_args
 
@@ -61,7 +62,7 @@ class Settings:
     lock_dir: str | None = field(compare=False)
     linger: float = 0.0
 
-    @property
+    @cached_property
     def beat_interval(self) -> float:
         """Seconds between heartbeats: as asked for, but never too few to keep the lease."""
         return min(self.heartbeat_interval, self.stale_threshold / _BEATS_PER_LEASE)
@@ -143,18 +144,17 @@ class HasSettings:
 
         __exit__ = __aenter__ = __aexit__ = __enter__
 
-    def _refuse_after_fork(self) -> None:
+    def _refuse_if_unusable(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(f"the lock on {self.lock_file!r} was invalidated by fork(); make a new one in the child")
-
-    def _refuse_if_closed(self) -> None:
         if self._closed:
             raise RuntimeError(f"the lock on {self.lock_file!r} has been closed")
 
-    def _limit_of_call(self, timeout: float | None, blocking: bool | None) -> tuple[float, bool]:
-        # What a call says, or else the lock: seconds, -1 for no limit, and whether to wait at all.
-        blocking = self.blocking if blocking is None else blocking
-        return checked_timeout(self.timeout if timeout is None else timeout, blocking=blocking), blocking
+    def _limit_of_call(self, timeout: float | None, blocking: bool | None) -> float:
+        # What a call says, or else the lock: seconds, 0 for no waiting at all, -1 for no limit.
+        known = self._settings
+        blocking = known.blocking if blocking is None else boolean("blocking", blocking)
+        return checked_timeout(known.timeout if timeout is None else timeout, blocking=blocking)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, HasSettings):
@@ -237,11 +237,10 @@ def checked_timeout(timeout: float, *, blocking: bool) -> float:
     """
     Return the timeout of one call as seconds, -1 for no limit.
 
-    :raises TypeError: if it is no number, or ``blocking`` no bool
+    :raises TypeError: if it is no number
     :raises ValueError: if a blocking call gets ``nan``, or a negative number other than -1
     """
-    boolean("blocking", blocking)
-    value = seconds("timeout", timeout)
+    value = timeout if type(timeout) is float else seconds("timeout", timeout)
     if not blocking:
         return 0.0
     if math.isnan(value):

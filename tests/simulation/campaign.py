@@ -157,13 +157,13 @@ class User:
         self.clock = process.host.clock
         self.files = MountedFiles(process)
         self.watch = watch.Watch()
-        self.standstill = run.standstill
         self.poll = run.rng.choice(run.polls)
 
         self.world = protocol.World(
             clock=self.clock,
             is_dead=lambda who: self.run.is_dead(self.process.host, who),
             token=lambda: f"{self.rng.getrandbits(128):032x}",
+            standstill=lambda: run.standstill,
         )
 
     def participant(self, mode: Mode, ttl: float, known: watch.Watch | None = None) -> protocol.Participant:
@@ -178,7 +178,6 @@ class User:
             ticket=int(wall_s * 1_000_000),
             since_ms=int(wall_s * 1000),
             watch=known,
-            standstill=self.standstill,
         )
 
     def acquire(

@@ -56,6 +56,7 @@ TABLE = {
         "os.mkdir(path, mode)": MADE,
         "_open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,
         "_open(self.path, _OPEN_FLAGS)": LAST,
+        "_open(directory.path, _OPEN_FLAGS)": LAST,
         "os.listdir(self.path)": TOKEN,
         "os.rmdir(directory)": NAME,
         "os.open(name, flags, dir_fd=dir_fd)": LAST,

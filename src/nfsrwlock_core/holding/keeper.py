@@ -68,7 +68,8 @@ def keep(hold: Hold, form: str) -> None:
 
     :raises LockError: if no thread can be started otherwise; then nobody beats for it
     """
-    _release_at_worker_exit()
+    if not _keepers.has_finalizer and "multiprocessing.util" in sys.modules:
+        _release_at_worker_exit()
     if _keepers.beats_at_once:
         hold.due = now()
     try:
@@ -91,8 +92,6 @@ def beat_at_once() -> None:
 
 def _release_at_worker_exit() -> None:
     # multiprocessing ends its children without atexit; it has finalizers of its own.
-    if _keepers.has_finalizer or "multiprocessing.util" not in sys.modules:
-        return
     _keepers.has_finalizer = True
     from multiprocessing import process, util  # noqa: PLC0415 - loaded already
 

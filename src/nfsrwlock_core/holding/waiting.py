@@ -58,7 +58,7 @@ _PASSING: Final = frozenset(
     if (number := getattr(errno, name, None)) is not None
 )
 
-WORLD: Final = World(clock=now, is_dead=is_dead, token=fresh_token)
+WORLD: Final = World(clock=now, is_dead=is_dead, token=fresh_token, standstill=standstill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,28 @@ os.register_at_fork(after_in_child=_unanswered.clear)  # threads do not survive 
 
 
 Steps = Generator[Io | Pause, Any, Hold]
+OnWait = Callable[[WaitInfo], None]
+Until = Callable[[], bool]
+
+
+class Wait:
+    """
+    How long a call may wait from now on, and what goes on meanwhile.
+
+    :param limit: seconds; 0: it does not wait; -1: no limit
+    :param on_wait: called before each pause
+    :param until: asked before each pause; once true, the call ends like one whose time is up
+    """
+
+    def __init__(self, limit: float, on_wait: OnWait | None = None, until: Until | None = None) -> None:
+        #: When its time is up (``time.monotonic``).
+        self.deadline: Final = None if limit < 0 else time.monotonic() + limit
+        self.on_wait: Final = on_wait
+        self.until: Final = until
+
+    def left(self) -> float | None:
+        """Return how many seconds are left; ``None``: no limit."""
+        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
 
 
 class Attempt:
@@ -102,9 +124,8 @@ class Attempt:
     :param mode: shared or exclusive
     :param watch: what is known already of the peers on this lock
     :param device: the file system of the lock, if an earlier attempt has found and checked it
-    :param on_wait: called before each pause
-    :param until: asked before each pause; once true, the attempt ends like one whose time is up
-    :param is_closed: the same, asked by the lock itself
+    :param wait: how it waits
+    :param is_closed: like its ``until``, asked by the lock itself
     :param task: of asyncio, for which it is; ``None``: for the calling thread
     """
 
@@ -112,18 +133,16 @@ class Attempt:
         self,
         settings: Settings,
         mode: Mode,
+        wait: Wait,
         *,
         watch: Watch,
         device: int | None = None,
-        on_wait: Callable[[WaitInfo], None] | None = None,
-        until: Callable[[], bool] | None = None,
         is_closed: Callable[[], bool] = lambda: False,
         task: ref[Any] | None = None,
     ) -> None:
         self.settings: Final = settings
         self.mode: Final = mode
-        self.on_wait: Final = on_wait
-        self.until: Final = until
+        self.wait: Final = wait
         self.is_closed: Final = is_closed
         self.trouble: OSError | None = None
         self._files: Final = LockDirectory(settings.lock_path, settings.share, device)
@@ -140,7 +159,6 @@ class Attempt:
             since_ms=wall // 1_000_000,
             record=own_record(who.pid),
             watch=watch,
-            standstill=standstill(),
         )
         self._pid: Final = who.pid
         self._self_wait: Final = SelfWait(settings.lock_file, mode, task)
@@ -153,7 +171,7 @@ class Attempt:
 
     def is_held_up(self) -> bool:
         """Whether so many earlier calls to this file system hang that this attempt must not add one to them."""
-        if not _unanswered or self._participant.phase is not Phase.OUTSIDE:
+        if self._participant.phase is not Phase.OUTSIDE:
             return False
         place = mountpoint(self.settings.lock_path)
         hanging = sum(mountpoint(other.settings.lock_path) == place for other in tuple(_unanswered))
@@ -170,40 +188,37 @@ class Attempt:
         :raises LockError: if the lock cannot live here
         :raises OSError: for trouble that will not pass by itself
         """
-        if self._is_foreign():
+        if self._pid != os.getpid():
             raise RuntimeError(f"acquiring {self.settings.lock_file!r} was under way in the parent of this fork()")
+        participant = self._participant
         try:
             with self._mutex:
-                return None if self._is_over else self._step()
-        finally:
-            if self._is_over:  # given up meanwhile, and left to whoever is here
-                self.give_up()
-
-    def _step(self) -> Hold | None:
-        participant = self._participant
-        wall_clock.look()
-        if self.mode is Mode.WRITE:
-            kept.make_way(self.settings.lock_path)
-        try:
-            self._files.open()
-            evictions = -1
-            while evictions < participant.evictions:  # who was in the way is gone: no reason to wait
-                evictions = participant.evictions
-                if participant.advance():
-                    hold = Hold(
-                        participant, self.settings.lock_file, self._files.device or 0, self.settings.on_compromise
-                    )
-                    if hold.remaining < 0:  # there was a pause, of which only the wall clock knows
-                        hold.beat()
-                    return hold
+                if self._is_over:
+                    return None
+                wall_clock.look()
+                if self.mode is Mode.WRITE:
+                    kept.make_way(self.settings.lock_path)
+                try:
+                    self._files.open()
+                    evictions = -1
+                    while evictions < participant.evictions:  # who was in the way is gone: no reason to wait
+                        evictions = participant.evictions
+                        if participant.advance():
+                            settings, device = self.settings, self._files.device or 0
+                            hold = Hold(participant, settings.lock_file, device, settings.on_compromise)
+                            if hold.remaining < 0:  # there was a pause, of which only the wall clock knows
+                                hold.beat()
+                            return hold
+                finally:
+                    self._files.close()
+            self.trouble = None
         except LockError:
             raise
         except OSError as error:
             self._judge(error)
-        else:
-            self.trouble = None
         finally:
-            self._files.close()
+            if self._is_over:  # given up meanwhile, and left to whoever is here
+                self.give_up()
         return None
 
     def _judge(self, error: OSError) -> None:
@@ -222,8 +237,8 @@ class Attempt:
 
         Where the last step still hangs, its own thread does that when it ends.
         """
-        if self._is_foreign():
-            return
+        if self._pid != os.getpid():
+            return  # what a forked child unwinds is its parent's, and on disk it must stay
         self._is_over = True
         _unanswered.add(self)
         if not self._mutex.acquire(timeout=GRACE_S):
@@ -246,10 +261,6 @@ class Attempt:
                 time.sleep(_GIVE_UP_PAUSE_S)
             else:
                 return
-
-    def _is_foreign(self) -> bool:
-        # What a forked child unwinds is its parent's, and on disk it must stay.
-        return self._pid != os.getpid()
 
     def settle(self) -> None:
         """Give up if that has not been done: an exception may come between any two steps, and the first to give up."""
@@ -300,13 +311,13 @@ class Attempt:
             warning=self._self_wait.warning,
         )
 
-    def refuse_self_wait(self, *, has_limit: bool) -> None:
+    def refuse_self_wait(self) -> None:
         """
         Look whether it waits for a hold that cannot end before the waiting does; asks nothing of the lock's files.
 
         :raises DeadlockError: if it does
         """
-        is_endless = not has_limit and self.until is None and self.on_wait is None
+        is_endless = self.wait.deadline is None and self.wait.until is None and self.wait.on_wait is None
         self._self_wait.look(self._participant, is_endless=is_endless)
 
     def pause(self, waited: float) -> float:
@@ -314,41 +325,37 @@ class Attempt:
         return self._participant.pause(waited, self.settings.poll_interval, random.random())
 
 
-def acquiring(attempt: Attempt, *, timeout: float, blocking: bool) -> Steps:
+def acquiring(attempt: Attempt) -> Steps:
     """
     Tell the story of one acquisition.
 
-    :param timeout: seconds; negative: no limit
-    :param blocking: whether to wait at all
     :returns: a granted hold, which nobody beats for yet
-    :raises Timeout: if the time is up or ``until`` says so, or at once if ``blocking`` is false
+    :raises Timeout: if the time is up or ``until`` says so
     :raises DeadlockError: if the lock is held until an ancestor of this process ends, or by the caller itself
     :raises LockError: if the lock cannot live at its path
     """
-    started, is_logged = time.monotonic(), False
-    if not blocking:
-        timeout = 0.0
-    deadline = None if timeout < 0 else started + timeout
+    started, wait, is_logged = time.monotonic(), attempt.wait, False
+    deadline = wait.deadline
     limit = None if deadline is None else deadline + GRACE_S
     try:
         while True:
-            hold: Hold | None = None if attempt.is_held_up() else (yield Io(attempt.step, limit))
+            hold: Hold | None = None if _unanswered and attempt.is_held_up() else (yield Io(attempt.step, limit))
             if hold is not None:
                 logger.debug("acquired the lock on %r to %s", hold.lock_file, attempt.mode.value)
                 return hold
             moment = time.monotonic()
             waited = moment - started
             is_over = (deadline is not None and moment >= deadline) or attempt.is_closed()
-            if is_over or (attempt.until is not None and attempt.until()):
+            if is_over or (wait.until is not None and wait.until()):
                 error = yield Io(partial(attempt.timed_out, waited), None)
                 logger.debug("gave up waiting: %s", error)
                 raise error
             if not is_logged:
                 is_logged = True
                 logger.debug("waiting for the lock on %r to %s", attempt.settings.lock_file, attempt.mode.value)
-            yield Io(partial(attempt.refuse_self_wait, has_limit=deadline is not None), None)  # reads /proc
-            if attempt.on_wait is not None:
-                attempt.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
+            yield Io(attempt.refuse_self_wait, None)  # reads /proc
+            if wait.on_wait is not None:
+                wait.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
             pause = attempt.pause(waited)
             yield Pause(pause if deadline is None else min(pause, max(deadline - moment, 0.0)))
     except Unanswered as error:
@@ -377,7 +384,13 @@ def run(steps: Steps) -> Hold:
         wish = next(steps)
         while True:
             try:
-                result = _grant_wish(wish)
+                if isinstance(wish, Pause):
+                    time.sleep(wish.seconds)
+                    result = None
+                elif wish.limit is None:
+                    result = wish.call()
+                else:
+                    result = _answer(wish, wish.limit)
             except BaseException as error:
                 wish = steps.throw(error)
             else:
@@ -387,14 +400,10 @@ def run(steps: Steps) -> Hold:
         return hold
 
 
-def _grant_wish(wish: Io | Pause) -> Any:
-    if isinstance(wish, Pause):
-        return time.sleep(wish.seconds)
-    if wish.limit is None:
-        return wish.call()
+def _answer(wish: Io, limit: float) -> Any:
     # In another thread, because a call to a hard-mounted server that is down cannot be interrupted.
     try:
-        return workers.call(wish.call, max(wish.limit - time.monotonic(), 0.1))
+        return workers.call(wish.call, max(limit - time.monotonic(), 0.1))
     except TimeoutError as error:
         if isinstance(error, LockError) or error.errno is not None:
             raise  # the call's own

@@ -53,7 +53,7 @@ class Lease:
 
     def has_run_out(self, now: float) -> bool:
         """Whether the hold is suspect at ``now``."""
-        return now > self.expires
+        return now > self.renewed + self.ttl * (1 - MARGIN)
 
 
 class Beat(Enum):
@@ -87,11 +87,13 @@ class World:
     :param clock: seconds on a monotonic clock that runs through suspend
     :param is_dead: whether this kernel proves that a process has ended
     :param token: returns 32 fresh random hex digits
+    :param standstill: for how many seconds after a new connection to the server peers may be unable to beat
     """
 
     clock: Callable[[], float]
     is_dead: Callable[[Identity], bool]
     token: Callable[[], str]
+    standstill: Callable[[], float] = float
 
 
 def fresh_token() -> str:

@@ -78,7 +78,6 @@ class Participant(Observer):
     :param since_ms: wall-clock time for people, milliseconds
     :param record: what the first heartbeat's file says, for people
     :param watch: what is known already of the peers on this lock
-    :param standstill: for how many seconds after a new connection to the server peers may be unable to beat
     """
 
     def __init__(
@@ -94,7 +93,6 @@ class Participant(Observer):
         since_ms: int,
         record: bytes = b"",
         watch: Watch | None = None,
-        standstill: float = 0.0,
     ) -> None:
         super().__init__(
             files,
@@ -104,7 +102,6 @@ class Participant(Observer):
             interval=interval,
             record=record,
             watch=Watch() if watch is None else watch,
-            standstill=standstill,
         )
         self._who: Final = who
         self._ticket: Final = ticket
@@ -139,7 +136,8 @@ class Participant(Observer):
         """
         if self.phase is Phase.GRANTED:
             return True
-        self._remove_litter()
+        if self._litter:
+            self._remove_litter()
         if self.phase is Phase.DRAINING:
             return self._drain()
         if self.name:

@@ -34,7 +34,6 @@ class Observer(Announced):
     A participant that watches who is in its way.
 
     :param watch: what is known already of the peers on this lock
-    :param standstill: for how many seconds after a new connection to the server peers may be unable to beat
     """
 
     def __init__(
@@ -47,11 +46,9 @@ class Observer(Announced):
         interval: float,
         record: bytes,
         watch: Watch,
-        standstill: float,
     ) -> None:
         super().__init__(files, world, mode, ttl=ttl, interval=interval, record=record)
         self.watch: Final = watch
-        self._standstill: Final = standstill
         #: Those whom the latest step found in the way.
         self.blockers: tuple[Announcement, ...] = ()
         #: How many peers this participant has evicted.
@@ -94,7 +91,8 @@ class Observer(Announced):
             overdue = proven_dead or self.watch.watched(peer.name) >= lease * _OVERDUE
             beat = self._look_at_beat(peer, known, overdue=overdue)
             # Only now: the look itself may have been what needed a new connection.
-            self.watch.connected(self.files.connection(), now=self._world.clock(), standstill=self._standstill)
+            now, standstill = self._world.clock(), self._world.standstill()
+            self.watch.connected(self.files.connection(), now=now, standstill=standstill)
             if beat is None and known is not None:
                 # Somebody has begun to evict it, and anyone may finish that; or the listing is an old one.
                 if evict(self.files, peer, None):

@@ -128,17 +128,17 @@ class LockDirectory:
             _close(fd)
 
     def mkdir(self, name: str) -> None:  # noqa: D102 - see Files
-        with self._at() as here:
+        with _At(self) as here:
             os.mkdir(name, _GROUP_MODE if self.share == "group" else _USER_MODE, dir_fd=here)
 
     def rmdir(self, name: str) -> None:  # noqa: D102
-        with self._at() as here:
+        with _At(self) as here:
             os.rmdir(name, dir_fd=here)
 
     def listdir(self, name: str = "") -> list[str]:  # noqa: D102
         if not name:
             return os.listdir(self.path)
-        with self._at() as here:
+        with _At(self) as here:
             fd = _open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, here)
         try:
             return os.listdir(fd)
@@ -169,7 +169,7 @@ class LockDirectory:
         # Gives a descriptor of the directory that `name` lies in, and its last component. An announcement that is a
         # symbolic link, which only an attacker makes, is refused (ENOTDIR) and not followed.
         announcement, _, last = name.rpartition("/")
-        with self._at() as here:
+        with _At(self) as here:
             if not announcement:
                 yield here, last
                 return
@@ -178,10 +178,6 @@ class LockDirectory:
             yield fd, last
         finally:
             _close(fd)
-
-    def _at(self) -> _Descriptor:
-        is_open = self._fd >= 0
-        return _Descriptor(self._fd if is_open else _open(self.path, _OPEN_FLAGS), to_close=not is_open)
 
     def _open_or_make(self) -> int:
         for _ in range(5):
@@ -306,13 +302,14 @@ def create_beat(name: str, record: bytes, *, dir_fd: int) -> None:
             raise
 
 
-class _Descriptor:
-    # A descriptor for a `with` block. A generator would do, but makes up a tenth of an uncontended cycle's own time.
+class _At:
+    # A descriptor of a directory for a `with` block. A generator would do, but makes up a tenth of an uncontended
+    # cycle's own time.
     __slots__ = ("_fd", "_to_close")
 
-    def __init__(self, fd: int, *, to_close: bool) -> None:
-        self._fd = fd
-        self._to_close = to_close
+    def __init__(self, directory: LockDirectory) -> None:
+        self._to_close = directory._fd < 0
+        self._fd = _open(directory.path, _OPEN_FLAGS) if self._to_close else directory._fd
 
     def __enter__(self) -> int:
         return self._fd
