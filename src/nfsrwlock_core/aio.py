@@ -27,7 +27,6 @@ from .holding.hold import Hold, HoldStatus, logger
 from .holding.kept import Use
 from .holding.waiting import GRACE_S, Attempt, Io, OnWait, Pause, Steps, Unanswered, Until, Wait, acquiring
 from .names import Mode
-from .protocol.watch import Watch
 from .settings import HasSettings, Heartbeat, Settings, checked
 from .system import workers
 from .system.directory import Share
@@ -73,7 +72,6 @@ class _Table:
         self.holds: Final = WeakKeyDictionary[asyncio.Task[Any], _TaskHold]()
         #: What tasks that are done have left to those who have what their acquire returned, such as a block's end.
         self.left: Final = WeakSet[_TaskHold]()
-        self.watch: Final = Watch()
         self.device: int | None = None
 
     def enter(self, task: asyncio.Task[Any], held: _TaskHold) -> None:
@@ -385,7 +383,6 @@ class AsyncSoftReadWriteLock(HasSettings):
                 self._settings,
                 mode,
                 wait,
-                watch=self._table.watch,
                 device=self._table.device,
                 is_closed=lambda: self._closed,
                 task=ref(task),

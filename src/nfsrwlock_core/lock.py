@@ -22,7 +22,6 @@ from .holding.hold import Hold, HoldStatus
 from .holding.kept import Use
 from .holding.waiting import Attempt, OnWait, Until, Wait, acquiring, run
 from .names import Mode
-from .protocol.watch import Watch
 from .settings import HasSettings, Heartbeat, Settings, checked
 from .singletons import OnePerPath, offer, register
 from .system.directory import Share
@@ -173,7 +172,6 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         #: Who acquires it anew, one for each thread. The first waits on disk; the others wait here.
         self._asking: list[AcquireReturnProxy] = []
         self._latest_compromise: LeaseCompromise | None = None
-        self._watch = Watch()
         self._device: int | None = None
         register(self)
 
@@ -372,9 +370,8 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 hold = use.join()
                 if hold is None:
                     level._attempt = Attempt(
-                        *(self._settings, mode, wait),
-                        watch=self._watch, device=self._device, is_closed=lambda: self._closed,
-                    )  # fmt: skip
+                        self._settings, mode, wait, device=self._device, is_closed=lambda: self._closed
+                    )
                     hold = run(acquiring(level._attempt))
                 self._device, use.may_move = hold.device, level._may_move
                 with self._internal:

@@ -35,6 +35,7 @@ the lock reads none that is lower; who has released the lock has left no announc
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
 from collections import deque
@@ -127,8 +128,11 @@ class _Oracle:
     def last_look(self, name: str) -> None:
         return None
 
-    def look(self, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0) -> None:
+    def look(
+        self, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0
+    ) -> tuple[float, int | None]:
         self.seen[name] = beat
+        return self.watched(name), beat
 
     def watched(self, name: str) -> float:
         self.asked[name] = self.seen.get(name)
@@ -137,8 +141,11 @@ class _Oracle:
     def beat(self, name: str) -> int | None:
         return self.seen.get(name)
 
-    def keep_only(self, names: Any) -> None:
-        for name in [name for name in self.seen if name not in names]:
+    def known(self) -> set[str]:
+        return set(self.seen)
+
+    def forget(self, names: Any) -> None:
+        for name in names:
             del self.seen[name]
 
 
@@ -948,6 +955,8 @@ _FORGET: Final[dict[str, Callable[[protocol.Participant, Any], Any]]] = {
     "evictions": lambda participant, value: 0,
     "beat_error": lambda participant, value: None,
     "_looked_at": lambda participant, value: set(),
+    "_attended": lambda participant, value: -math.inf,
+    "_shortest": lambda participant, value: _TTL,
     "_first_listing": lambda participant, value: None,
     "_listing": _only_what_is_cleaned_by,
 }

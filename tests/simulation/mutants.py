@@ -32,6 +32,8 @@ from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.witness import HoldWitness
 
 Changes = Callable[[ExitStack], None]
+#: What :meth:`watch.Watch.look` returns.
+Seen = tuple[float, int | None]
 
 
 @dataclass(frozen=True)
@@ -567,11 +569,12 @@ def never_ask_for_the_next_beat(stack: ExitStack) -> None:
 
 @_mutant("time that nobody watched does not count: not across an outage")
 def count_time_across_outage(stack: ExitStack) -> None:
-    def look(self: watch.Watch, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0) -> None:
-        record = self._records.setdefault(name, watch._Record(met=now))
+    def look(self: watch.Watch, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0) -> Seen:
+        record = self._records.get(name, watch._Record(met=now))
         if record.since is None or record.beat != beat:
-            record.beat, record.since, record.credit = beat, now, credit
-        record.last = now
+            record = record._replace(beat=beat, since=now, credit=credit)
+        self._records[name] = record._replace(last=now)
+        return self.watched(name), beat
 
     _replace(stack, watch.Watch, look=look)
 
@@ -592,11 +595,11 @@ def count_on_after_a_beat(stack: ExitStack) -> None:
 
     def look_at_presence(
         self: watch.Watch, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0
-    ) -> None:
+    ) -> Seen:
         record = self._records.get(name)
         if record is not None and record.since is not None and beat is not None:
-            record.beat = beat
-        look(self, name, beat, lease=lease, now=now, credit=credit)
+            self._records[name] = record._replace(beat=beat)
+        return look(self, name, beat, lease=lease, now=now, credit=credit)
 
     _replace(stack, watch.Watch, look=look_at_presence)
 
@@ -608,8 +611,8 @@ def gap_by_own_lease(stack: ExitStack) -> None:
     def judge_with_own_gaps(self: Participant, peer: Announcement, *, proven_dead: bool) -> None:
         look = self.watch.look
 
-        def look_by_own_lease(name: str, beat: int | None, **options: Any) -> None:
-            look(name, beat, **{**options, "lease": self._ttl})
+        def look_by_own_lease(name: str, beat: int | None, **options: Any) -> Seen:
+            return look(name, beat, **{**options, "lease": self._ttl})
 
         with mock.patch.object(self.watch, "look", look_by_own_lease):
             judge(self, peer, proven_dead=proven_dead)
@@ -620,7 +623,7 @@ def gap_by_own_lease(stack: ExitStack) -> None:
 @_mutant("a waiter pauses by the shortest lease of those in its way, not by its own only")
 def pause_by_own_lease(stack: ExitStack) -> None:
     def pause(self: Participant, waited: float, poll_interval: float, chance: float) -> float:
-        self.blockers = ()
+        self._shortest = self._ttl
         return _pause(self, waited, poll_interval, chance)
 
     _pause = Participant.pause
@@ -638,12 +641,11 @@ def beats_go_back(stack: ExitStack) -> None:
 
     def look_at_any(
         self: watch.Watch, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0
-    ) -> None:
+    ) -> Seen:
         record = self._records.get(name)
         if record is not None and beat is not None and record.beat is not None and beat < record.beat:
-            record.since = None
-            record.beat = beat
-        look(self, name, beat, lease=lease, now=now, credit=credit)
+            self._records[name] = record._replace(since=None, beat=beat)
+        return look(self, name, beat, lease=lease, now=now, credit=credit)
 
     _replace(stack, watch.Watch, look=look_at_any)
 

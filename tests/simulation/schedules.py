@@ -153,7 +153,8 @@ def _state_of(caller: Participant | None) -> Any:
     if caller is None:
         return None
     notes = (caller._first_listing and caller._first_listing.notes, caller._listing and caller._listing.notes)
-    fields = (caller.phase, caller._fresh, caller._afresh_in, frozenset(caller._looked_at), notes)
+    timing = (caller._fresh, caller._afresh_in, caller._attended)
+    fields = (caller.phase, timing, frozenset(caller._looked_at), notes)
     return fields, tuple(peer.name for peer in caller.blockers), _seen_by(caller.watch)
 
 

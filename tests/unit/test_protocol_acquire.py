@@ -190,7 +190,7 @@ def test_the_writer_with_the_larger_ticket_withdraws(stage):
     """Section 2, writer 2: S holds a writer with a smaller (ticket, token): withdraw, so that it need not wait."""
     early = stage.peer(Mode.WRITE, ticket=5)
     writer = stage.writer(ticket=6)
-    assert not writer.advance()
+    assert not stage.poll(writer, TTL / 2000)
     assert early.name in stage.server.announced
     assert first_name(writer) not in stage.server.announced
     assert [peer.name for peer in writer.blockers] == [early.name]
@@ -222,7 +222,7 @@ def test_equal_tickets_are_settled_by_the_token(stage, mine, other, stays):
     """Section 2: if two writers see each other, the one with the larger (ticket, token) withdraws."""
     stage.peer(Mode.WRITE, ticket=6, token=other)
     writer = stage.writer(ticket=6, tokens=[mine])
-    assert not writer.advance()
+    assert not stage.poll(writer, TTL / 2000)
     assert (first_name(writer) in stage.server.announced) is stays
 
 
@@ -270,17 +270,45 @@ def test_a_writer_that_was_announced_anew_before_the_first_one_listed_makes_room
 
 
 def test_a_writer_that_waits_gives_way_ever_more_rarely(stage):
-    """Section 2, writer 3: at once the first time, then after 1/360 of the lease, doubling up to 1/12."""
+    """Section 2, writer 3: after 1/2880 of the lease, doubling up to 1/12."""
     stage.peer(Mode.WRITE, ticket=5, lease=10_000)
     writer = stage.writer(ticket=6)
     times = []
     writer.files.inject(Before("mkdir", lambda: times.append(stage.clock()), on="write.", times=None))
-    assert not stage.poll(writer, 60, every=0.05)
+    assert not stage.poll(writer, 60, every=0.005)
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert pauses[0] == 0
-    expected = [min(TTL / 360 * 2**number, TTL / 12) for number in range(len(pauses) - 1)]
-    assert pauses[1:] == pytest.approx(expected, abs=0.06)
+    expected = [min(TTL / 2880 * 2**number, TTL / 12) for number in range(len(pauses))]
+    assert len(pauses) > 8
+    assert pauses == pytest.approx(expected, abs=0.006)
     assert writer.name in stage.server.announced
+
+
+def test_a_writer_behind_which_others_move_on_stays_in_line(stage):
+    """Section 2, writer 3: who gives way without need makes those behind it wait for what it announces anew."""
+    ahead = [stage.peer(Mode.WRITE, ticket=number) for number in range(1, 30)]
+    writer = stage.writer(ticket=99)
+    assert not writer.advance()
+    first = writer.name
+    while ahead:
+        assert not stage.poll(writer, TTL / 3000, every=TTL / 6000)
+        stage.leave(ahead.pop(0))
+    assert writer.advance()
+    assert writer.name == first
+
+
+def test_a_writer_gives_way_once_nothing_moves_any_more(stage):
+    """Section 2, writer 3: two that wait for each other may both have seen others go before."""
+    first, second = stage.writer(ticket=5), stage.writer(ticket=6)
+    early = stage.peer(Mode.WRITE, ticket=1)
+    first.files.inject(Before("listdir", second.advance))
+    assert not first.advance()
+    stage.leave(early)
+    for _ in range(80):
+        stage.clock.sleep(TTL / 2880)
+        assert not second.advance()
+        if first.advance():
+            break
+    assert first.phase is Phase.GRANTED
 
 
 def test_a_writer_that_gave_way_is_granted_as_soon_as_those_before_it_are_gone(stage):
@@ -323,7 +351,7 @@ def test_a_writer_keeps_its_ticket_across_retries(stage):
     """Section 2: go to 1 with the same ticket, so that nobody who came later overtakes."""
     early = stage.peer(Mode.WRITE, ticket=5)
     writer = stage.writer(ticket=6)
-    writer.advance()
+    assert not stage.poll(writer, 1, every=0.05)
     stage.leave(early)
     assert stage.poll(writer, 1)
     made = [parse_announcement(call[1]) for call in writer.files.calls if call[0] == "mkdir"]
@@ -823,7 +851,7 @@ def test_a_writer_of_unknown_format_is_given_way(stage):
     """Section 1: it may itself wait for us; if both stayed announced, they would wait for each other for ever."""
     stage.server.mkdir("write.v2.x")
     writer = stage.writer(ticket=0)
-    assert not writer.advance()
+    assert not stage.poll(writer, TTL / 2000)
     assert first_name(writer) not in stage.server.announced
 
 

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import itertools
 import random
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -165,7 +167,9 @@ def test_the_shortest_lease_of_those_in_the_way_sets_the_pause(stage):
     waiter = stage.writer(ticket=2)
     assert not waiter.advance()
     stage.peer(Mode.READ, lease=0.5)
+    stage.clock.sleep(0.5)
     assert not waiter.advance()
+    stage.clock.sleep(3600.0)
     assert waiter.pause(3600.0, 5.0, 0.5) == 3.0 / 12
 
 
@@ -182,12 +186,54 @@ def test_a_listing_is_made_afresh_by_the_shortest_lease_of_those_in_the_way(stag
 
 
 def test_waiters_ask_rarely_when_nothing_needs_them_to_ask_often(stage):
-    """Section 3: a fortieth of the time waited, from a sixteenth of the poll interval up to four times that."""
+    """A fortieth of the time waited, from a sixteenth of the poll interval up to four times that."""
     stage.peer(Mode.WRITE)
-    waiter = stage.writer(ticket=2)
+    waiter = stage.reader()
     assert not waiter.advance()
     assert [waiter.pause(waited, 0.25, 0.5) for waited in (0.0, 10.0, 20.0, 3600.0)] == [0.25 / 16, 0.25, 0.5, 1.0]
     assert [waiter.pause(20.0, 0.25, chance) for chance in (0.0, 1.0)] == [0.375, 0.625]
+
+
+def test_a_writer_asks_the_more_often_the_nearer_its_turn_is(stage):
+    """Whose turn is next need not wait; who is far behind need not ask. All readers are one turn, for they overlap."""
+    ahead = [stage.peer(Mode.WRITE, ticket=number, lease=3600) for number in range(1, 10)]
+    readers = [stage.peer(Mode.READ, lease=3600) for _ in range(3)]
+    waiter = stage.writer(ticket=99)
+    for left in range(10, 1, -1):
+        assert not waiter.advance()
+        assert waiter.pause(7.0, 0.25, 0.5) == pytest.approx(0.25 / 64 * left)
+        stage.leave(ahead.pop(0))
+    assert not waiter.advance()
+    assert waiter.pause(7.0, 0.25, 0.5) == 0.25 / 64
+    stage.clock.sleep(4)
+    stage.leave(readers.pop())
+    assert not waiter.advance()
+    assert waiter.pause(7.0, 0.25, 0.5) == pytest.approx(0.1), "and rarely where nothing moves"
+    stage.clock.sleep(400)
+    assert waiter.pause(7.0, 0.25, 0.5) == 1.0
+
+
+def test_a_heartbeat_that_another_thread_finds_saves_the_holder(stage):
+    """Section 3: threads share a watch. What is removed is the heartbeat that was watched, no later one."""
+    holder = holder_at(stage, 3)
+    watch = Watch()
+    one, other = stage.reader(watch=watch), stage.reader(watch=watch)
+    watched = watch.look
+
+    def look(name: str, beat: int | None, **given: Any) -> Any:
+        judged = watched(name, beat, **given)
+        if judged[0] >= TTL and holder.beats == 3:  # right now the holder wakes up, and the other thread looks
+            assert holder.beat() is Beat.DONE
+            other.advance()
+        return judged
+
+    with mock.patch.object(watch, "look", look):
+        for _ in range(int(TTL) + 5):
+            stage.clock.sleep(1)
+            assert not one.advance()
+            other.advance()
+    assert holder.beats == 4
+    assert holder.name in stage.server.announced
 
 
 def test_the_evictor_of_the_first_half_is_not_paid_for_with_the_successor(stage):

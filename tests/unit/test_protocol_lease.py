@@ -709,6 +709,7 @@ def test_a_process_that_is_not_known_to_be_dead_keeps_its_lease(stage):
     writer = stage.writer(ticket=9)
     assert not stage.poll(writer, TTL - 1)
     stage.dead.add(peer.who)
+    stage.clock.sleep(0.1)
     assert not writer.advance()
     assert writer.advance()
 

@@ -177,7 +177,8 @@ def test_a_peer_that_is_not_listed_any_more_is_forgotten():
     """Sections 2 and 3: a name that is gone never comes back, so what is known of it would only pile up."""
     watch = looking((100, 3), (120, 3))
     watch.look("read.other", 1, lease=LEASE, now=120.0)
-    watch.keep_only({"read.other": None})
+    assert watch.known() == {PEER, "read.other"}
+    watch.forget({PEER, "read.never met"})
     assert watch.last_look(PEER) is None
     assert watch.watched(PEER) == 0.0
     assert watch.last_look("read.other") == 120.0

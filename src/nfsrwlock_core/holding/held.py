@@ -128,15 +128,18 @@ class SelfWait:
         blockers = {peer.name for peer in participant.blockers}
         peers = {(peer.name, peer.name in blockers): peer for peer in participant.others}
         new = [(peer, key[1]) for key, peer in peers.items() if key not in self._seen]
-        self._seen.update(peers)
+        self._seen = set(peers)
         given = os.environ.get(VARIABLE, "").split()
         mine: set[object] = callers() if self._task is None else {self._task}
         own = {hold.participant.name for _, hold in uses_of(mine)} if is_endless and new else set()
-        above = ancestors() if any(peer.who is not None and is_same_kernel(peer.who) for peer, _ in new) else set()
+        others = {peer.who for peer, _ in new if peer.who is not None and peer.who.pid != os.getpid()}
+        near = {who for who in others if is_same_kernel(who)}
+        above = ancestors() if near else set()
+        held_for = {who: _held_for(who) & above for who in near}  # once for each process, however many wait in it
         for peer, blocks in new:
             if peer.who is None:
                 continue
-            whom = _held_for(peer.who) & above if is_same_kernel(peer.who) else set()
+            whom = held_for.get(peer.who, set())
             is_own, is_above = peer.name in own, (peer.who.pid, peer.who.start) in above and peer.who.pid != os.getpid()
             if is_own:
                 by = f"this very {'thread' if self._task is None else 'task'}"

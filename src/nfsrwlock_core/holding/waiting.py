@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import ref
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 GRACE_S: Final = 2.0
 #: How many calls that were given up may hang on one file system before later attempts on it wait until one ends.
 _HANGING_MOST: Final = 4
+#: How often a waiter looks whether it waits for itself, seconds.
+_SELF_WAIT_S: Final = 0.1
 #: How often a withdrawal is tried while the server refuses it, and the pause in between, seconds.
 _GIVE_UP_TRIES: Final = 10
 _GIVE_UP_PAUSE_S: Final = 0.2
@@ -59,6 +61,13 @@ _PASSING: Final = frozenset(
 )
 
 WORLD: Final = World(clock=now, is_dead=is_dead, token=fresh_token, standstill=standstill)
+
+
+@lru_cache(maxsize=256)
+def _watch(lock_path: str) -> Watch:
+    # What this process knows of the peers on a lock, by whatever lock object it asks.
+    del lock_path
+    return Watch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +131,6 @@ class Attempt:
 
     :param settings: of the lock
     :param mode: shared or exclusive
-    :param watch: what is known already of the peers on this lock
     :param device: the file system of the lock, if an earlier attempt has found and checked it
     :param wait: how it waits
     :param is_closed: like its ``until``, asked by the lock itself
@@ -135,7 +143,6 @@ class Attempt:
         mode: Mode,
         wait: Wait,
         *,
-        watch: Watch,
         device: int | None = None,
         is_closed: Callable[[], bool] = lambda: False,
         task: ref[Any] | None = None,
@@ -158,7 +165,7 @@ class Attempt:
             ticket=wall // 1000,
             since_ms=wall // 1_000_000,
             record=own_record(who.pid),
-            watch=watch,
+            watch=_watch(settings.lock_path),
         )
         self._pid: Final = who.pid
         self._self_wait: Final = SelfWait(settings.lock_file, mode, task)
@@ -335,7 +342,7 @@ def acquiring(attempt: Attempt) -> Steps:
     :raises LockError: if the lock cannot live at its path
     """
     started, wait, is_logged = time.monotonic(), attempt.wait, False
-    deadline = wait.deadline
+    deadline, looks = wait.deadline, started
     limit = None if deadline is None else deadline + GRACE_S
     try:
         while True:
@@ -353,7 +360,9 @@ def acquiring(attempt: Attempt) -> Steps:
             if not is_logged:
                 is_logged = True
                 logger.debug("waiting for the lock on %r to %s", attempt.settings.lock_file, attempt.mode.value)
-            yield Io(attempt.refuse_self_wait, None)  # reads /proc
+            if moment >= looks:
+                looks = moment + _SELF_WAIT_S
+                yield Io(attempt.refuse_self_wait, None)  # reads /proc
             if wait.on_wait is not None:
                 wait.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
             pause = attempt.pause(waited)

@@ -42,16 +42,20 @@ from .watch import Watch
 #: A waiter pauses at most for this part of the shortest lease of all whom it waits for, and of its own: a look that was
 #: not yet due before a pause comes less than 1/3 after the one before it, whatever :data:`_SPREAD` and calls add.
 _PAUSE_MOST: Final = 1 / 12
-#: Polls begin at this part of the poll interval, for locks that are held for milliseconds.
+#: A reader begins with pauses of this part of the poll interval, for locks that are held for milliseconds.
 _POLL_FIRST: Final = 1 / 16
-#: Long waits are polled less often: a waiter pauses for this part of the time it has waited …
+#: A writer with this part of it for each one ahead: it need not look before those have had their turns.
+_POLL_NEXT: Final = 1 / 64
+#: Long waits are polled less often: a reader pauses for this part of the time it has waited, a writer of the time since
+#: it came nearer …
 _POLL_OF_WAITED: Final = 1 / 40
 #: … up to this multiple of its poll interval.
 _POLL_MOST: Final = 4
 #: Pauses differ by up to this part of them, lest many waiters ask at one moment.
 _SPREAD: Final = 1 / 4
-#: A waiting writer stays announced this part of its lease at first, and at the most, before it makes room again.
-_STAY_FIRST: Final = 1 / 360
+#: A writer before which nothing moves stays announced this part of its lease at first, for each that is ahead of it,
+#: and at the most, before it makes room.
+_STAY_FIRST: Final = 1 / 2880
 _STAY_MOST: Final = 1 / 12
 #: A waiter makes its listing fresh after this part of its lease at first, and at the most of the shortest lease of all
 #: whom it waits for, by a change of its own. That also stops it on NFSv4 in a grace period, before it has taken who
@@ -107,9 +111,9 @@ class Participant(Observer):
         self._ticket: Final = ticket
         self._since_ms: Final = since_ms
         self._ahead: frozenset[str] | None = None  # S of the protocol
-        # Until when a writer stays announced behind one that was first, and for how long it does at a time.
-        self._stays_until = 0.0
-        self._stay = 0.0
+        # Since when a writer stays announced behind one that was first, and for how long it does at a time.
+        self._stays_since = 0.0
+        self._stay = ttl * _STAY_FIRST
         # When the listing that a waiter repeats was made afresh, and how long after that it is to be made so again.
         self._fresh = 0.0
         self._afresh_in = 0.0
@@ -156,10 +160,13 @@ class Participant(Observer):
         :param poll_interval: what the waiter's settings say, seconds
         :param chance: a random number from 0 to 1
         """
-        wanted = min(max(waited * _POLL_OF_WAITED, poll_interval * _POLL_FIRST), poll_interval * _POLL_MOST)
-        return min(wanted, self._shortest_lease() * _PAUSE_MOST) * (1 - _SPREAD + 2 * _SPREAD * chance)
+        first = _POLL_FIRST
+        if self.mode is Mode.WRITE:
+            first, waited = _POLL_NEXT * self._line, self._world.clock() - self._moved
+        wanted = min(max(waited * _POLL_OF_WAITED, poll_interval * first), poll_interval * _POLL_MOST)
+        return min(wanted, self._shortest * _PAUSE_MOST) * (1 - _SPREAD + 2 * _SPREAD * chance)
 
-    def _announce_and_decide(self, *, may_give_way: bool = True) -> bool:
+    def _announce_and_decide(self) -> bool:
         self._announce()
         listing = self._list()
         if self.name not in listing.announcements:
@@ -173,15 +180,9 @@ class Participant(Observer):
             self.phase = Phase.POLLING
             self._attend(in_the_way)
             return False
-        if in_the_way and may_give_way and self._must_give_way():
-            return self._announce_anew()
         self._ahead = frozenset(listing.announcements) - {self.name}
         self.phase = Phase.DRAINING
         return self._drain_rest(listing)
-
-    def _announce_anew(self) -> bool:
-        self._withdraw()
-        return self._announce_and_decide(may_give_way=False)
 
     def _announce(self) -> None:
         name = announcement_name(
@@ -204,12 +205,12 @@ class Participant(Observer):
         self._litter.remove(name)
 
     def _list(self) -> Listing:
-        listing = parse_listing(self.files.listdir())
-        self._listing = listing
+        known = self.watch.known()  # before: another thread may meet those that come later
+        self._listing = listing = parse_listing(self.files.listdir())
         self._own_names.intersection_update({self.name, *listing.announcements})
         if self._first_listing is None:
             self._first_listing = listing
-        self.watch.keep_only(listing.announcements)
+        self.watch.forget(known - listing.announcements.keys())
         return listing
 
     def _look_again(self) -> Listing:
@@ -217,7 +218,7 @@ class Participant(Observer):
         # tick of our latest listing is not seen before the next one, which may never come. So a waiter makes one now
         # and then.
         now = self._world.clock()
-        if now < self._fresh + min(self._afresh_in, self._shortest_lease() * _AFRESH_MOST):
+        if now < self._fresh + min(self._afresh_in, self._shortest * _AFRESH_MOST):
             return self._list()
         self._fresh, self._afresh_in = now, 2 * self._afresh_in
         with self._change(if_possible=True):
@@ -232,15 +233,16 @@ class Participant(Observer):
         # What is not understood may be a writer that waits for us: give way, or both would wait for ever.
         return [peer for peer in others if peer.mode is Mode.WRITE and (not peer.understood or peer.rank < mine)]
 
-    def _must_give_way(self) -> bool:
-        # A writer that was first may wait for us, and we for it. So we announce ourselves anew once right away, and
-        # then ever more rarely, as long as one that was first is there: after its first listing it does not wait for
-        # what we announce. In between we stay announced, so that no new reader gets in before us.
+    def _must_give_way(self, listing: Listing) -> bool:
+        # A writer that was first may wait for us, and we for it. So where nothing moves we announce ourselves anew,
+        # ever more rarely, as long as one that was first is there: after its first listing it does not wait for what
+        # we announce. In between we stay announced, so that no new reader gets in before us.
         now = self._world.clock()
-        if now < self._stays_until:
+        if now < max(self._stays_since, self._moved) + min(self._stay * self._line, self._ttl * _STAY_MOST):
             return False
-        self._stay = min(max(2 * self._stay, self._ttl * _STAY_FIRST), self._ttl * _STAY_MOST)
-        self._stays_until = now + self._stay
+        if not any(peer.name in (self._ahead or ()) for peer in self._in_the_way(listing)):
+            return False
+        self._stays_since, self._stay = now, 2 * self._stay
         return True
 
     def _drain(self) -> bool:
@@ -251,8 +253,9 @@ class Participant(Observer):
         if self.name not in listing.announcements:
             self._write_off()  # evicted while waiting; the ticket keeps our place
             return False
-        if any(peer.name in (self._ahead or ()) for peer in self._in_the_way(listing)) and self._must_give_way():
-            return self._announce_anew()
+        if self._must_give_way(listing):
+            self._withdraw()
+            return self._announce_and_decide()
         return self._drain_rest(listing)
 
     def _drain_rest(self, listing: Listing) -> bool:

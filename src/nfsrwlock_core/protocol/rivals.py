@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 from typing import Final
 
 from nfsrwlock_core.names import LEASE_MIN_S, Announcement, Listing, Mode, beat_name, note_name, parse_beats
@@ -23,6 +24,10 @@ _LOOK_EVERY: Final = 1 / 6
 #: A peer that goes within this part of its lease (at most :data:`_PATIENCE_MAX_S`) costs no look at all.
 _PATIENCE: Final = 1 / 60
 _PATIENCE_MAX_S: Final = 0.1
+#: Those in the way are gone through once in as many seconds for each of them, but no less often than after this part of
+#: the shortest lease.
+_EACH_S: Final = 0.01
+_CROWD: Final = 1 / 90
 #: A peer that has shown one beat for this part of its lease should have sent the next: it is looked for by name.
 _OVERDUE: Final = 1 / 2
 #: Notes left by one caller that gives up; enough for the next caller to go on where it matters.
@@ -53,6 +58,12 @@ class Observer(Announced):
         self.blockers: tuple[Announcement, ...] = ()
         #: How many peers this participant has evicted.
         self.evictions: int = 0
+        # How many turns come before ours, those of all readers as one, and when they were last seen to become fewer.
+        self._line = 0
+        self._moved = 0.0
+        # When they were last gone through, and the shortest of their leases and ours.
+        self._attended = -math.inf
+        self._shortest = ttl
         self._listing: Listing | None = None
         self._first_listing: Listing | None = None
         self._looked_at: set[str] = set()
@@ -60,28 +71,38 @@ class Observer(Announced):
     def _attend(self, blockers: list[Announcement]) -> bool:
         # Watch those in the way, and evict who is dead or has been silent for its lease. Returns whether there are any.
         self.blockers = tuple(blockers)
-        now = self._world.clock()
-        for peer in blockers:
-            proven_dead = peer.who is not None and self._world.is_dead(peer.who)
-            if proven_dead or self._is_due(peer, now):
-                self._look_and_judge(peer, proven_dead=proven_dead)
-        return bool(blockers)
+        now, count = self._world.clock(), len(blockers)
+        writers = sum(peer.is_writer for peer in blockers)
+        line = writers + (writers < count)
+        if line < self._line or not self._line:
+            self._moved = now
+        self._line = line
+        self._shortest = lease = min((self._ttl, *(self._lease_of(peer) for peer in blockers)))
+        # The more there are, the less often they are gone through: a crowd must not look at nothing but each other.
+        if now >= self._attended + min(max(self._patience(lease), _EACH_S * count), lease * _CROWD):
+            self._attended = now
+            dead = {who for who in {peer.who for peer in blockers} if who is not None and self._world.is_dead(who)}
+            for peer in blockers:
+                if peer.who in dead or self._is_due(peer, now):
+                    self._look_and_judge(peer, proven_dead=peer.who in dead)
+        return count > 0
+
+    @staticmethod
+    def _patience(lease: float) -> float:
+        return min(_PATIENCE_MAX_S, lease * _PATIENCE)
 
     def _is_due(self, peer: Announcement, now: float) -> bool:
         lease = self._lease_of(peer)
         met = self.watch.meet(peer.name, now)
         last = self.watch.last_look(peer.name)
         if last is None:
-            return now - met >= min(_PATIENCE_MAX_S, lease * _PATIENCE)
+            return now - met >= self._patience(lease)
         return now - last >= lease * _LOOK_EVERY or self.watch.watched(peer.name) + now - last >= lease
 
     def _lease_of(self, peer: Announcement) -> float:
         # What states no lease that we can read gets the longer of the default and our own; what states one so short
         # that no lock has it, the shortest: nobody could look often enough for less.
         return max(peer.lease_ms / 1000, LEASE_MIN_S if peer.understood else self._ttl)
-
-    def _shortest_lease(self) -> float:
-        return min((self._ttl, *(self._lease_of(peer) for peer in self.blockers)))
 
     def _look_and_judge(self, peer: Announcement, *, proven_dead: bool) -> None:
         # A look that fails is no look: the rule about gaps in watching takes care of it.
@@ -101,10 +122,9 @@ class Observer(Announced):
                 beat = known
             if not proven_dead:
                 credit = self._credit(peer, beat)
-                self.watch.look(peer.name, beat, lease=lease, now=self._world.clock(), credit=credit)
-                if self.watch.watched(peer.name) < lease:
+                watched, beat = self.watch.look(peer.name, beat, lease=lease, now=self._world.clock(), credit=credit)
+                if watched < lease:
                     return
-                beat = self.watch.beat(peer.name)
             self.evictions += evict(self.files, peer, beat)
 
     def _look_at_beat(self, peer: Announcement, known: int | None, *, overdue: bool) -> int | None:

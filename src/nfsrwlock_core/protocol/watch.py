@@ -13,12 +13,12 @@ that fails if the peer has moved since it was observed.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import NamedTuple
 
 
-@dataclass(slots=True)
-class _Record:
+class _Record(NamedTuple):
+    # Replaced as a whole: threads share a watch, and what they judge by must be of one look.
     met: float
     beat: int | None = None
     since: float | None = None
@@ -34,7 +34,6 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        # Replaced as a whole, never shrunk in place, so that threads may share a watch without a lock.
         self._records: dict[str, _Record] = {}
         self._connection: str | None = None
         self._connected = -math.inf
@@ -55,14 +54,18 @@ class Watch:
         """Note that ``name`` is there, without a look at its heartbeat; return when it was first met."""
         return self._records.setdefault(name, _Record(met=now)).met
 
-    def look(self, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0) -> None:
+    def look(
+        self, name: str, beat: int | None, *, lease: float, now: float, credit: float = 0.0
+    ) -> tuple[float, int | None]:
         """
         Take in a successful look at ``name`` that showed ``beat``.
 
         :param lease: the peer's lease, seconds
         :param credit: seconds that others watched this very beat before we began, from their notes
+        :returns: for how many seconds its latest known beat was seen, and which that is. To be judged together: another
+            thread's look may find a later one at any moment
         """
-        record = self._records.setdefault(name, _Record(met=now))
+        record = self._records.get(name, _Record(met=now))
         if beat is not None and record.beat is not None and beat < record.beat:
             beat, credit = record.beat, 0.0  # beats only grow: this look is an old one, and so is what others watched
         still = self._others_stand_still_until - now
@@ -73,18 +76,17 @@ class Watch:
             or record.last < self._connected
         ):
             # What it takes longer than a lease until all others can beat again must pass, too.
-            record.beat, record.since, record.credit = beat, now, min(credit, lease - still) if still > 0 else credit
+            record = record._replace(beat=beat, since=now, credit=min(credit, lease - still) if still > 0 else credit)
         elif record.credit >= 0:
             # Others' time and ours may overlap: the longer counts.
-            record.credit = max(record.credit, credit - (now - record.since))
-        record.last = now
+            record = record._replace(credit=max(record.credit, credit - (now - record.since)))
+        self._records[name] = record = record._replace(last=now)
+        return _watched(record), beat
 
     def watched(self, name: str) -> float:
         """Return for how many seconds ``name`` was seen to show its latest known beat, notes of others included."""
         record = self._records.get(name)
-        if record is None or record.since is None:
-            return 0.0
-        return record.last - record.since + record.credit
+        return 0.0 if record is None else _watched(record)
 
     def silence(self, name: str, now: float) -> float:
         """Return for how many seconds nothing new was seen of ``name``; for people: not all of it may count."""
@@ -103,6 +105,15 @@ class Watch:
         record = self._records.get(name)
         return None if record is None else record.beat
 
-    def keep_only(self, names: Collection[str]) -> None:
-        """Forget all others: a name that is gone never comes back."""
-        self._records = {name: record for name, record in list(self._records.items()) if name in names}
+    def known(self) -> set[str]:
+        """Return the names of all peers that something is known of."""
+        return set(self._records)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget peers that are gone: a name never comes back."""
+        for name in names:
+            self._records.pop(name, None)
+
+
+def _watched(record: _Record) -> float:
+    return 0.0 if record.since is None else record.last - record.since + record.credit

@@ -71,7 +71,7 @@ def is_dead(who: Identity) -> bool:
 
     A zombie counts as dead: its files are closed, it cannot write any more. A stopped process does not.
     """
-    if not is_same_kernel(who):
+    if who == current_identity() or not is_same_kernel(who):
         return False
     if not 0 < who.pid < _PIDS:
         return True  # no process has such a number: the name is not what a process made
