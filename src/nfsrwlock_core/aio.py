@@ -25,7 +25,7 @@ from .errors import LockError, LockLostError, LockNotHeldError
 from .holding import keeper
 from .holding.hold import Hold, HoldStatus, logger
 from .holding.kept import Use
-from .holding.waiting import GRACE_S, Attempt, Io, OnWait, Pause, Steps, Unanswered, Until, Wait, acquiring
+from .holding.waiting import GRACE_S, Attempt, Io, OnWait, Steps, Unanswered, Until, Wait, acquiring
 from .names import Mode
 from .settings import HasSettings, Heartbeat, Settings, checked
 from .system import workers
@@ -491,9 +491,9 @@ class AsyncSoftReadWriteLock(HasSettings):
             hold: Hold = end.value
             return hold
 
-    async def _grant_wish(self, wish: Io | Pause) -> Any:
-        if isinstance(wish, Pause):
-            return await asyncio.sleep(wish.seconds)
+    async def _grant_wish(self, wish: Io | float) -> Any:
+        if isinstance(wish, float):
+            return await asyncio.sleep(wish)
         limit = wish.limit
         if limit is None and wish.closing:
             limit = time.monotonic() + GRACE_S  # a cancelled task ends, even if the server that it waits for hangs

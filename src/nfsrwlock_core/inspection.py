@@ -173,7 +173,16 @@ def inspect(
     except FileNotFoundError:
         return LockState(lock_file=lock_file, lock_path=lock_path, exists=False)
     peers = [_peer_info(lock_path, announcement) for announcement in listing.announcements.values()]
-    return _sorted_state(lock_file, lock_path, peers, listing.highest_generation, previous)
+    was_holding = frozenset(peer.token for peer in previous.holders) if previous is not None else frozenset()
+    holders, waiters = _told_apart(peers, was_holding)
+    return LockState(
+        lock_file=lock_file,
+        lock_path=lock_path,
+        exists=True,
+        holders=holders,
+        waiters=waiters,
+        generation=listing.highest_generation,
+    )
 
 
 def _list(lock_path: str) -> Listing:
@@ -195,21 +204,6 @@ def _list(lock_path: str) -> Listing:
         raise
     except OSError as error:
         raise path_error(error, lock_path) or error from None
-
-
-def _sorted_state(
-    lock_file: str, lock_path: str, peers: list[PeerInfo], generation: int, previous: LockState | None
-) -> LockState:
-    was_holding = frozenset(peer.token for peer in previous.holders) if previous is not None else frozenset()
-    holders, waiters = _told_apart(peers, was_holding)
-    return LockState(
-        lock_file=lock_file,
-        lock_path=lock_path,
-        exists=True,
-        holders=holders,
-        waiters=waiters,
-        generation=generation,
-    )
 
 
 def _told_apart(

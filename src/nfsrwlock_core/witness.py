@@ -18,15 +18,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from typing import Any, Final
 
 from .errors import LeaseExpiredError, LockLostError
 from .holding.held import VARIABLE
 from .holding.waiting import WORLD
-from .names import Announcement, gone_name, parse_beats, parse_listing
-from .protocol.heartbeat import MARGIN, World
+from .names import Announcement, parse_beats, parse_listing
+from .protocol.heartbeat import MARGIN, World, changed
 from .system.directory import Files, LockDirectory
 
 #: A heartbeat that was first seen after a pause longer than this part of the lease may be as old as the pause.
@@ -115,7 +114,7 @@ class HoldWitness:
     def _refuse_if_gone(self, files: Files) -> None:
         # The listing may have been an old one. After a change of our own it is not (PROTOCOL.md, section 6 b).
         try:
-            with self._probe(files):
+            with changed(files, self._world):
                 peer = self._announcement(files)
         except OSError:
             return
@@ -139,7 +138,7 @@ class HoldWitness:
         if self._looked is not None and moment - self._looked < self._lease * _GAP:
             latest = self._looked  # we looked then, and it was not there
         try:
-            with self._probe(files) as probe:
+            with changed(files, self._world) as probe:
                 age = (self._glance(probe)[0] - stamp) / 1e9
         except OSError as error:
             if latest is None or error.errno not in _FULL:
@@ -159,17 +158,6 @@ class HoldWitness:
     def _lease(self) -> float:
         known = parse_listing([self.name]).announcements.get(self.name)
         return 0.0 if known is None else known.lease_ms / 1000
-
-    @contextmanager
-    def _probe(self, files: Files) -> Iterator[str]:
-        # Gives the name of a directory that was made just now.
-        name = gone_name(self._world.token())
-        files.mkdir(name)
-        try:
-            yield name
-        finally:
-            with suppress(OSError):
-                files.rmdir(name)
 
     def _files(self) -> Files:
         return LockDirectory(self.lock_path)

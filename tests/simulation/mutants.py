@@ -292,8 +292,8 @@ def generation_of_any_listing(stack: ExitStack) -> None:
 
 @_mutant("a generation is read only after a change of one's own that succeeded")
 def generation_without_its_probe(stack: ExitStack) -> None:
-    change = Announced._change
-    _replace(stack, Announced, _change=lambda self, *, if_possible=False: change(self, if_possible=True))
+    changed = heartbeat.changed
+    _replace(stack, heartbeat, changed=lambda files, world: changed(files, world, if_possible=True))
 
 
 # -- leases -----------------------------------------------------------------------------------------------------------

@@ -84,13 +84,6 @@ class Io:
     closing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Ask the runner to wait."""
-
-    seconds: float
-
-
 class Unanswered(Exception):
     """The file server did not answer a step in time, which may still be under way, or the text says why else."""
 
@@ -100,7 +93,8 @@ _unanswered: Final[set[Attempt]] = set()
 os.register_at_fork(after_in_child=_unanswered.clear)  # threads do not survive a fork
 
 
-Steps = Generator[Io | Pause, Any, Hold]
+#: What an acquisition asks its runner for: calls, or a pause of so many seconds.
+Steps = Generator[Io | float, Any, Hold]
 OnWait = Callable[[WaitInfo], None]
 Until = Callable[[], bool]
 
@@ -366,7 +360,7 @@ def acquiring(attempt: Attempt) -> Steps:
             if wait.on_wait is not None:
                 wait.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
             pause = attempt.pause(waited)
-            yield Pause(pause if deadline is None else min(pause, max(deadline - moment, 0.0)))
+            yield pause if deadline is None else min(pause, max(deadline - moment, 0.0))
     except Unanswered as error:
         attempt.abandon()
         seconds = time.monotonic() - started
@@ -393,8 +387,8 @@ def run(steps: Steps) -> Hold:
         wish = next(steps)
         while True:
             try:
-                if isinstance(wish, Pause):
-                    time.sleep(wish.seconds)
+                if isinstance(wish, float):
+                    time.sleep(wish)
                     result = None
                 elif wish.limit is None:
                     result = wish.call()

@@ -101,6 +101,28 @@ def fresh_token() -> str:
     return os.urandom(16).hex()
 
 
+@contextlib.contextmanager
+def changed(files: Files, world: World, *, if_possible: bool = False) -> Iterator[str]:
+    """
+    Make a directory for a block, and give its name.
+
+    A listing within, after a mkdir of our own, shows everything that was there before (PROTOCOL.md, section 6 b).
+
+    :param if_possible: go on where nothing can be made, on a full disk, say
+    :raises OSError: what the system said
+    """
+    probe = gone_name(world.token())
+    try:
+        files.mkdir(probe)
+    except OSError:
+        if not if_possible:
+            raise
+    try:
+        yield probe
+    finally:
+        remove_quietly(files, [probe])
+
+
 class Announced:
     """
     A participant whose announcement is on disk.
@@ -259,20 +281,6 @@ class Announced:
             self.beat_error = error
             return Beat.UNKNOWN
 
-    @contextlib.contextmanager
-    def _change(self, *, if_possible: bool = False) -> Iterator[None]:
-        # A listing within, after a mkdir of our own, shows everything that was there before (section 6 b).
-        probe = gone_name(self._world.token())
-        try:
-            self.files.mkdir(probe)
-        except OSError:
-            if not if_possible:  # on a full disk, say
-                raise
-        try:
-            yield
-        finally:
-            remove_quietly(self.files, [probe])
-
     def read_generation(self) -> int:
         """
         Return the generation of the lock, exact while this participant holds it.
@@ -283,7 +291,7 @@ class Announced:
         :raises OSError: what a system call said
         """
         if self.generation is None:
-            with self._change():
+            with changed(self.files, self._world):
                 self.generation = parse_listing(self.files.listdir()).highest_generation
         return self.generation
 

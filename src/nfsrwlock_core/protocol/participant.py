@@ -34,7 +34,7 @@ from nfsrwlock_core.names import (
 )
 from nfsrwlock_core.system.directory import Files
 
-from .heartbeat import Beat, Lease, Phase, World
+from .heartbeat import Beat, Lease, Phase, World, changed
 from .removal import remove_announcement, remove_quietly
 from .rivals import Observer
 from .watch import Watch
@@ -221,7 +221,7 @@ class Participant(Observer):
         if now < self._fresh + min(self._afresh_in, self._shortest * _AFRESH_MOST):
             return self._list()
         self._fresh, self._afresh_in = now, 2 * self._afresh_in
-        with self._change(if_possible=True):
+        with changed(self.files, self._world, if_possible=True):
             return self._list()
 
     def _in_the_way(self, listing: Listing) -> list[Announcement]:

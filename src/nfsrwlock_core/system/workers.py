@@ -34,6 +34,10 @@ class Workers:
     """A pool without a limit of its own: as many threads as there are calls at one time, if the system gives them."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all threads."""
         self._lock = threading.RLock()  # re-entrant: a signal's handler may release a lock
         #: Where each idle thread waits for its next task, the latest last.
         self._idle: list[queue.SimpleQueue[Callable[[], None]]] = []
@@ -131,31 +135,9 @@ class Workers:
                     self._idle.append(mine)
 
 
-_workers = Workers()
+_workers: Final = Workers()
+submit: Final = _workers.submit
+enqueue: Final = _workers.enqueue
+call: Final = _workers.call
 
-
-def submit(func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
-    """Run ``func`` in a thread of this process's pool, or here and now if there can be none; return its future."""
-    return _workers.submit(func, *args, **kwargs)
-
-
-def enqueue(func: Callable[_P, _R], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_R]:
-    """Run ``func`` in a thread of this process's pool, as soon as there is one, and return its future."""
-    return _workers.enqueue(func, *args, **kwargs)
-
-
-def call(func: Callable[[], _R], seconds: float) -> _R:
-    """
-    Run ``func`` in a thread of this process's pool and wait for its result.
-
-    :raises TimeoutError: if it has not ended after ``seconds``; it goes on. Its text says why it has not begun
-    """
-    return _workers.call(func, seconds)
-
-
-def _reset_after_fork() -> None:
-    global _workers  # noqa: PLW0603 - threads do not survive a fork
-    _workers = Workers()
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)
+os.register_at_fork(after_in_child=_workers.reset)  # threads do not survive a fork
