@@ -31,20 +31,31 @@ _NFS: Final = {
 }
 _MAIN: Final = "nfs4.2"
 #: How long a whole run takes by itself, seconds; --duration is relative to that.
-_LOCAL_S: Final = 100.0
-_NFS_S: Final = 900.0
+_LOCAL_S: Final = 160.0
+_NFS_S: Final = 1100.0
 
 _ALL: Final = tuple(KINDS)
 _FEW: Final = tuple(name for name in KINDS if name not in ("soft", "strict", "flufl"))
 FULL: Final = Plan(_ALL, _ALL)
 LOCAL: Final = Plan(
-    _ALL, _ALL, cycle_s=6, storm_s=10, writer_s=4, polls=(0.05, 0.25, 1.0), long_wait_s=0, recovery_s=6, recoveries=2
+    _ALL,
+    _ALL,
+    cycle_s=6,
+    contended_s=4,
+    storm_s=10,
+    writer_s=4,
+    polls=(0.05, 0.25, 1.0),
+    long_wait_s=0,
+    recovery_s=6,
+    recoveries=2,
 )
 #: The other NFS places: what depends on the place, of those that are compared most.
 BRIEF: Final = Plan(
     _ALL,
     _FEW,
     cycle_s=8,
+    contended_s=4,
+    threads=(),
     storm_s=10,
     storms=3,
     writer_s=5,
@@ -65,6 +76,8 @@ QUICK: Final = Plan(
     _ALL,
     _ALL,
     cycle_s=0.5,
+    contended_s=1.5,
+    threads=(4, 8),
     crowd=8,
     storm_s=30,
     storms=1,

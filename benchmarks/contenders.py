@@ -34,13 +34,13 @@ class Options:
 
 class Contender:
     """
-    One lock on one path, of one process.
+    One lock object on one path.
 
     :param take: waits for the lock
     :param give_back: releases it
     """
 
-    #: How often a wait has looked in vain so far, where the contender can say so.
+    #: How often :meth:`wait` has looked in vain so far, where the contender can say so.
     polls: int | None = None
 
     def __init__(self, take: Callable[[], object], give_back: Callable[[], object]) -> None:
@@ -50,6 +50,10 @@ class Contender:
     def acquire(self) -> None:
         """Wait for the lock."""
         self._take()
+
+    def wait(self) -> None:
+        """Wait for it, and count how often that looked in vain."""
+        self.acquire()
 
     def release(self) -> None:
         """Give it back."""
@@ -68,9 +72,14 @@ class NfsRwLock(Contender):
 
         lock = SoftReadWriteLock(path, is_singleton=False, **_given(options, lease="stale_threshold"))
         take = lock.acquire_read if mode == "read" else lock.acquire_write
-        super().__init__(partial(take, on_wait=self._count), lock.release)
+        super().__init__(take, lock.release)
+        self._wait = partial(take, on_wait=self._count)  # which makes the wait itself dearer
         self.polls = 0
         self._directory, self._mode = lock.lock_path, mode
+
+    def wait(self) -> None:
+        """Wait for it, and count."""
+        self._wait()
 
     def _count(self, _: object) -> None:
         assert self.polls is not None
@@ -164,6 +173,7 @@ class Kind:
     :param shared: whether several can hold it at once
     :param excludes: whether it keeps anybody out at all
     :param polls: whether its poll interval can be set
+    :param threads: whether it keeps threads of one process from each other
     """
 
     label: str
@@ -171,6 +181,7 @@ class Kind:
     shared: bool = False
     excludes: bool = True
     polls: bool = True
+    threads: bool = True
 
 
 #: In the order of the tables.
@@ -182,8 +193,8 @@ KINDS: Final[dict[str, Kind]] = {
     "soft": Kind("filelock SoftFileLock", lambda p, o: FilelockSoft(p, o, "SoftFileLock")),
     "strict": Kind("filelock StrictSoftFileLock", lambda p, o: FilelockSoft(p, o, "StrictSoftFileLock")),
     "flufl": Kind("flufl.lock", Flufl, polls=False),
-    "lockf-read": Kind("lockf, shared", lambda p, o: Lockf(p, o, "read"), shared=True, polls=False),
-    "lockf-write": Kind("lockf, exclusive", lambda p, o: Lockf(p, o, "write"), polls=False),
+    "lockf-read": Kind("lockf, shared", lambda p, o: Lockf(p, o, "read"), shared=True, polls=False, threads=False),
+    "lockf-write": Kind("lockf, exclusive", lambda p, o: Lockf(p, o, "write"), polls=False, threads=False),
     "floor": Kind("bare floor: mkdir, list, rmdir", Floor, shared=True, excludes=False),
 }
 

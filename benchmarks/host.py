@@ -128,9 +128,7 @@ def _serve(line: socket.socket) -> NoReturn:
                 answer = {"value": getattr(tasks, request["do"])(**request["with"])}
             except Exception as error:
                 traceback.print_exc()
-                # Without the path that an OSError names: it says nothing to others.
-                said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                answer = {"error": f"{type(error).__name__}: {said}"}
+                answer = {"error": tasks.told(error)}
             line.sendall(json.dumps(answer).encode() + b"\n")
     os._exit(0)
 

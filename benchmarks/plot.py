@@ -1,4 +1,4 @@
-"""The results as one picture (SVG, drawn by hand): four panels, all of NFSv4.2, all times on logarithmic scales."""
+"""The results as one picture (SVG, drawn by hand): five panels, all of NFSv4.2, all times on logarithmic scales."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def figure(document: Document) -> str:
     svg.text(_MARGIN, y + 20, "Scales are logarithmic. Left is better, and so is low.", colour=_SOFT)
     y += 44
     if place is not None:
-        panels: list[Callable[[_Svg, Document, str, float], float]] = [_cycles, _storm, _curves]
+        panels: list[Callable[[_Svg, Document, str, float], float]] = [_cycles, _contended, _storm, _curves]
         for panel in panels:
             y = panel(svg, document, place, y)
     height = math.ceil(y)
@@ -126,6 +126,19 @@ def _cycles(svg: _Svg, document: Document, place: str, y: float) -> float:
             note += f", {record['requests']:.3g} requests"
         rows.append((record, [times["p10"], times["median"], times["p90"]], note))
     title = "Acquire + release, nobody else there: median, and 10 % to 90 %"
+    return _rows(svg, y, title, rows)
+
+
+def _contended(svg: _Svg, document: Document, place: str, y: float) -> float:
+    rows: list[tuple[Record, list[float | None], str]] = []
+    processes = 0
+    for record in find(document, "contended", place, threads=1):
+        processes = record["processes"]
+        waits = record["seconds"]
+        if waits["n"]:
+            note = f"{record['cycles per second']:.3g} cycles/s, each {record['fewest']}–{record['most']}"
+            rows.append((record, [waits["p10"], waits["median"], record["longest"]], note))
+    title = f"{processes} processes ask for it exclusively again and again: waits, 10 %, the median and the longest"
     return _rows(svg, y, title, rows)
 
 

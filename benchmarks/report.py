@@ -21,7 +21,7 @@ def page(document: Document) -> str:
     parts = [_conditions(document), _targets(document)]
     parts += [
         section(document)
-        for section in (_uncontended, _storm, _writer, _handover, _waiters, _holders, _recovery, _growth)
+        for section in (_uncontended, _contended, _storm, _writer, _handover, _waiters, _holders, _recovery, _growth)
     ]
     return "\n".join(part for part in parts if part)
 
@@ -121,7 +121,9 @@ def _targets(document: Document) -> str:
     rows = [
         [target.text, target.figure, "met" if target.is_met else "**missed**"] for target in targets.judge(document)
     ]
-    return _section("Targets (NFSv4.2)", "", _table(["Target", "Measured", ""], rows)) if rows else ""
+    return (
+        _section("Targets (NFSv4.2, where none is named)", "", _table(["Target", "Measured", ""], rows)) if rows else ""
+    )
 
 
 def _uncontended(document: Document) -> str:
@@ -155,6 +157,33 @@ def _uncontended(document: Document) -> str:
 
 def _is_counted(record: Record) -> bool:
     return bool(record["requests"]) or not record["contender"].startswith("lockf")
+
+
+def _contended(document: Document) -> str:
+    rows = []
+    for record in find(document, "contended"):
+        those = f"{record['processes']} processes" if record["threads"] == 1 else f"{record['threads']} threads"
+        failed = f" ({record['failed']} failed: {_short(record['error'])})" if record["failed"] else ""
+        requests = f"{record['requests']:.1f}" if "requests" in record and _is_counted(record) else ""
+        rows.append(
+            [
+                _label(document, record),
+                _kind(record),
+                f"{those}, {record['hold'] * 1000:g} ms",
+                f"{_figures(record['cycles per second'])} of {1 / record['hold']:g}{failed}",
+                f"{record['fewest']}–{record['most']}",
+                f"{_ms(record['seconds'].get('median'))} / {_ms(record['longest'])}",
+                requests,
+            ]
+        )
+    header = ["", "", "who, and each's hold", "cycles/s", "each's cycles", "wait, ms", "requests a cycle"]
+    return _section(
+        "Contended: hold, release, and ask again at once",
+        "Processes on two clients, or threads of one process with a lock object each, take the lock exclusively. "
+        "Cycles of all together, of at most so many; of the slowest and the fastest; waits: the median of those that "
+        "were granted / the longest, those included that lasted at the end.",
+        _table(header, rows) if rows else "",
+    )
 
 
 def _storm(document: Document) -> str:

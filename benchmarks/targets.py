@@ -1,4 +1,4 @@
-"""What this project set out to reach, and whether a run on the lab's NFSv4.2 has reached it."""
+"""What this project set out to reach, and whether a run, mostly on the lab's NFSv4.2, has reached it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ def judge(document: Document) -> Iterator[Target]:
     """All targets that the document has figures for."""
     yield from _requests(document)
     yield from _times(document)
+    yield from _contended(document)
+    yield from _threads(document)
     yield from _storm(document)
     yield from _crowd(document)
     yield from _growth(document)
@@ -84,6 +86,54 @@ def _times(document: Document) -> Iterator[Target]:
     if times is not None:
         yield Target(
             "a read cycle takes at most 1.5 times as long as the bare floor", f"{times:.2f} times", times <= 1.5
+        )
+
+
+def _contended(document: Document) -> Iterator[Target]:
+    ours = first(document, "contended", _PLACE, "nfsrwlock-write", threads=1)
+    if ours is not None:
+        for other, label, least in (("soft", "`SoftFileLock`", 1.4), ("lockf-write", "`lockf`", 0.8)):
+            theirs = first(document, "contended", _PLACE, other, threads=1)
+            if theirs is not None and theirs["cycles per second"]:
+                times = ours["cycles per second"] / theirs["cycles per second"]
+                yield Target(
+                    f"contended writers have at least {least:g} times the cycles of {label}",
+                    f"{times:.2f} times",
+                    times >= least,
+                )
+        if "requests" in ours:
+            yield Target(
+                "contended writers make at most 14 requests a cycle",
+                f"{ours['requests']:.1f}",
+                ours["requests"] <= 14,
+            )
+        yield Target(
+            "of contended writers, the slowest process has at least 0.8 times the cycles of the fastest",
+            f"{ours['fewest']} and {ours['most']}",
+            ours["fewest"] >= 0.8 * ours["most"] > 0,
+        )
+        median = _median(ours)
+        if median is not None:
+            times = ours["longest"] / median
+            yield Target(
+                "no contended writer waits for longer than 3 times the median", f"{times:.1f} times", times <= 3
+            )
+    ours = first(document, "contended", "local", "nfsrwlock-write", threads=1)
+    if ours is not None:
+        cycles = ours["cycles per second"]
+        yield Target(
+            "locally, contended writers have at least 150 of 200 cycles/s", f"{cycles:.0f} cycles/s", cycles >= 150
+        )
+
+
+def _threads(document: Document) -> Iterator[Target]:
+    records = [first(document, "contended", "local", "nfsrwlock-write", threads=threads) for threads in (4, 100)]
+    few, many = (None if record is None else record["cycles per second"] for record in records)
+    if few and many is not None:
+        yield Target(
+            "locally, 100 threads that wait have at least 0.6 times the grants/s of 4",
+            f"{many / few:.2f} times: {many:.1f} and {few:.1f} grants/s",
+            many / few >= 0.6,
         )
 
 

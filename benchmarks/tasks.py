@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
 import tempfile
 import threading
 import time
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +78,7 @@ def wait() -> None:
 
     def acquire() -> None:
         try:
-            _contender().acquire()
+            _contender().wait()
         except Exception as error:
             _here["trouble"] = error
             raise
@@ -109,6 +112,58 @@ def come_and_go(until: float, hold: float, pause: float) -> int:
     return rounds
 
 
+@dataclass
+class _Contestant:
+    """What a thread does that wants the lock again and again: the moments when it asked, and when it was granted."""
+
+    contender: Contender
+    hold: float
+    asked: list[float] = field(default_factory=list)
+    granted: list[float] = field(default_factory=list)
+    error: str | None = None
+
+    def run(self, begin: float, until: float) -> None:
+        time.sleep(max(begin - time.time(), 0))
+        try:
+            while (now := time.time()) < until:
+                self.asked.append(now)
+                self.contender.acquire()
+                self.granted.append(time.time())
+                time.sleep(self.hold)
+                self.contender.release()
+        except Exception as error:
+            self.error = told(error)
+            raise
+
+    def found(self, since: float, until: float) -> dict[str, Any]:
+        granted = [*self.granted]  # before those who asked: it may still wait, or be granted at this moment
+        waits, waiting = [], 0.0
+        for begun, ended in zip_longest(self.asked, granted, fillvalue=math.inf):
+            if since <= ended < until:
+                waits.append(ended - begun)
+            elif ended >= until:
+                waiting = until - begun
+        return {"waits": waits, "waiting": waiting, "error": self.error}
+
+
+def contend(
+    contender: str, path: str, threads: int, hold: float, begin: float, since: float, until: float
+) -> list[dict[str, Any]]:
+    """
+    Acquire, hold and release without a pause, in so many threads, each by a lock object of its own.
+
+    They begin at a moment of the wall clock and go on until another; what is granted from ``since`` on counts. Who
+    waits at the end is left waiting.
+
+    :returns: of each thread, how long the waits for its grants were, how long it has waited at the end, and its error
+    """
+    contestants = [_Contestant(KINDS[contender].make(path, Options()), hold) for _ in range(threads)]
+    for one in contestants:
+        threading.Thread(target=one.run, args=(begin, until), daemon=True).start()
+    time.sleep(max(until - time.time(), 0))
+    return [one.found(since, until) for one in contestants]
+
+
 def hold_many(contender: str, path: str, count: int, really: bool) -> None:
     """Hold the lock so many times over, each by a lock object of its own; or leave what others find of that."""
     held = _here.setdefault("held", [])
@@ -119,6 +174,12 @@ def hold_many(contender: str, path: str, count: int, really: bool) -> None:
         else:
             one.announce()
         held.append(one)
+
+
+def told(error: Exception) -> str:
+    """An error in words, without the path that an OSError names: it says nothing to others."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{type(error).__name__}: {said}"
 
 
 def requests(mountpoint: str | None) -> dict[str, int]:

@@ -24,6 +24,8 @@ class Plan:
     :param contenders: those to be compared
     :param few: those of them that are compared in everything but uncontended cycles
     :param cycle_s: seconds of uncontended cycles
+    :param contended_s: for how long a lock is contended for
+    :param threads: numbers of threads of one process that contend for it
     :param crowd: processes of a storm, and of waiters and holders
     :param storm_s: for how long a storm is watched
     :param storms: how many, of a contender that is through in a second or so
@@ -45,6 +47,8 @@ class Plan:
     contenders: tuple[str, ...]
     few: tuple[str, ...]
     cycle_s: float = 20.0
+    contended_s: float = 8.0
+    threads: tuple[int, ...] = (4, 30, 100)
     crowd: int = 100
     storm_s: float = 15.0
     storms: int = 4
@@ -72,6 +76,7 @@ class Plan:
         return replace(
             self,
             cycle_s=self.cycle_s * factor,
+            contended_s=self.contended_s * factor,
             storms=max(round(self.storms * factor), 1),
             writer_s=self.writer_s * factor,
             handovers=max(round(self.handovers * factor), 2),
@@ -84,9 +89,9 @@ Measurement = Callable[["Place", Plan, "NfsLab | None"], Iterator[Record]]
 
 def measurements() -> dict[str, Measurement]:
     """All of them by name, in the order in which they are taken."""
-    from . import growth, handover, idle, recovery, storm, uncontended, writer
+    from . import contended, growth, handover, idle, recovery, storm, uncontended, writer
 
-    modules = (uncontended, growth, storm, writer, handover, idle, recovery)
+    modules = (uncontended, contended, growth, storm, writer, handover, idle, recovery)
     return {module.__name__.rpartition(".")[2]: module.measure for module in modules}
 
 

@@ -31,7 +31,9 @@ def benchmarks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("bench")
     (directory / "work").mkdir()
-    result = benchmarks("local", "--quick", "--duration", "60", "--dir", directory / "work", "--out", directory / "out")
+    result = benchmarks(
+        "local", "--quick", "--duration", "100", "--dir", directory / "work", "--out", directory / "out"
+    )
     assert result.returncode == 0, result.stderr
     assert not list((directory / "work").iterdir()), "the place is removed"
     return directory / "out"
@@ -45,6 +47,7 @@ def contenders(directory: Path, measurement: str) -> set[str]:
 
 def test_every_lock_is_measured_by_every_measurement_that_concerns_it(quick: Path) -> None:
     assert contenders(quick, "uncontended") == SHARED | EXCLUSIVE | {"floor"}
+    assert contenders(quick, "contended") == {"nfsrwlock-write", "filelock-write", "soft", "lockf-write"}
     assert contenders(quick, "storm") == SHARED | {"soft", "strict"}
     assert contenders(quick, "writer") == SHARED
     assert contenders(quick, "handover") == EXCLUSIVE
@@ -66,10 +69,24 @@ def test_our_lock_never_fails_and_what_must_come_has_come(quick: Path) -> None:
             assert record["seconds"]["min"] > 0
 
 
+def test_contended_cycles_are_counted_once_each_and_take_at_least_their_holds(quick: Path) -> None:
+    records = json.loads((quick / "results.json").read_text())["records"]
+    contended = [record for record in records if record["measurement"] == "contended"]
+    assert {(record["processes"], record["threads"]) for record in contended} == {(4, 1), (1, 4), (1, 8)}
+    assert "lockf-write" not in {record["contender"] for record in contended if record["threads"] > 1}
+    for record in contended:
+        holders, grants = record["processes"] * record["threads"], record["seconds"]["n"]
+        assert grants == pytest.approx(record["cycles per second"] * record["watched"], abs=0.5)
+        assert holders * record["fewest"] <= grants <= holders * record["most"]
+        assert grants == 0 or record["longest"] >= record["seconds"]["max"] - 1e-3
+        if record["contender"].startswith("nfsrwlock"):
+            assert grants <= record["watched"] / record["hold"] + 1
+
+
 def test_the_results_say_what_ran_and_name_no_host_and_no_path(quick: Path) -> None:
     text = (quick / "results.json").read_text()
     document = json.loads(text)
-    assert document["pieces"][0]["command"] == "python benchmarks local --quick --duration 60"
+    assert document["pieces"][0]["command"] == "python benchmarks local --quick --duration 100"
     assert {"python", "nfsrwlock", "filelock"} <= set(document["versions"])
     assert str(quick.parent) not in text
     assert str(Path.home()) not in text
@@ -134,13 +151,20 @@ def storm(contender: str, median: float | None) -> dict[str, Any]:
     return record | {"first": found, "median": found, "last": found}
 
 
+def contest(contender: str, cycles: float, *, place: str = "nfs4.2", threads: int = 1, **more: Any) -> dict[str, Any]:
+    record = {"measurement": "contended", "place": place, "contender": contender, "processes": 8 if threads == 1 else 1}
+    record |= {"threads": threads, "hold": 0.01, "watched": 6.0, "cycles per second": cycles, "fewest": 50, "most": 60}
+    record |= {"seconds": seconds(0.1), "longest": 0.2, "failed": 0, "error": None}
+    return record | more
+
+
 def written(directory: Path, *records: dict[str, Any]) -> tuple[str, str]:
     document = {
         "schema": 1,
         "versions": {"python": "3", "nfsrwlock": "0"},
         "machine": {"processors": 2, "processor": "p", "memory": "m", "system": "s"},
         "pieces": [{"began": "2026-01-01T00:00:00+00:00", "command": "python benchmarks nfs", "seconds": 60}],
-        "places": {"nfs4.2": {"label": "NFSv4.2"}},
+        "places": {"local": {"label": "local"}, "nfs4.2": {"label": "NFSv4.2"}},
         "records": records,
     }
     (directory / "results.json").write_text(json.dumps(document))
@@ -175,6 +199,40 @@ def test_a_target_is_met_or_missed_by_the_figures(tmp_path: Path) -> None:
     assert "met    read and write cycles are faster than `flufl.lock`: 2.6 and 1.0 times as fast" in lines
     assert "met    a read cycle takes at most 1.5 times as long as the bare floor: 1.43 times" in lines
     assert "met    in a storm of 100 readers, the median waits at most 1/20 as long as filelock's: 1/20" in lines
+
+
+def test_a_target_of_contended_locks_is_met_or_missed_by_the_figures(tmp_path: Path) -> None:
+    rivals = contest("soft", 50.0), contest("lockf-write", 80.0), contest("filelock-write", 0.0, seconds={"n": 0})
+    ours = contest("nfsrwlock-write", 70.0, requests=14.2, **{"requests by kind": {"GETATTR": 14.2}})
+    local = [
+        contest("nfsrwlock-write", cycles, place="local", threads=n) for cycles, n in ((149, 1), (80, 4), (48, 100))
+    ]
+    said, _ = written(tmp_path, ours, *rivals, *local)
+    slowest = "of contended writers, the slowest process has at least 0.8 times the cycles of the fastest"
+    longest = "no contended writer waits for longer than 3 times the median"
+    lines = said.splitlines()
+    assert "met    contended writers have at least 1.4 times the cycles of `SoftFileLock`: 1.40 times" in lines
+    assert "met    contended writers have at least 0.8 times the cycles of `lockf`: 0.88 times" in lines
+    assert "MISSED contended writers make at most 14 requests a cycle: 14.2" in lines
+    assert f"met    {slowest}: 50 and 60" in lines
+    assert f"met    {longest}: 2.0 times" in lines
+    assert "MISSED locally, contended writers have at least 150 of 200 cycles/s: 149 cycles/s" in lines
+    threads = "locally, 100 threads that wait have at least 0.6 times the grants/s of 4"
+    assert f"met    {threads}: 0.60 times: 48.0 and 80.0 grants/s" in lines
+    ours |= {"cycles per second": 60.0, "requests": 14.0, "fewest": 47, "longest": 0.31}
+    local[0]["cycles per second"], local[2]["cycles per second"] = 150, 47
+    said, _ = written(tmp_path, ours, *rivals, *local)
+    lines = said.splitlines()
+    assert "MISSED contended writers have at least 1.4 times the cycles of `SoftFileLock`: 1.20 times" in lines
+    assert "MISSED contended writers have at least 0.8 times the cycles of `lockf`: 0.75 times" in lines
+    assert "met    contended writers make at most 14 requests a cycle: 14.0" in lines
+    assert f"MISSED {slowest}: 47 and 60" in lines
+    assert f"MISSED {longest}: 3.1 times" in lines
+    assert "met    locally, contended writers have at least 150 of 200 cycles/s: 150 cycles/s" in lines
+    assert f"MISSED {threads}: 0.59 times: 47.0 and 80.0 grants/s" in lines
+    rows = (tmp_path / "results.md").read_text()
+    assert "| NFSv4.2 | nfsrwlock, write | 8 processes, 10 ms | 60.0 of 100 | 47\u201360 | 100 / 310 | 14.0 |" in rows
+    assert "| local | nfsrwlock, write | 100 threads, 10 ms | 47.0 of 100 | 50\u201360 | 100 / 200 |  |" in rows
 
 
 def test_who_never_had_the_lock_counts_as_having_waited_for_the_whole_storm(tmp_path: Path) -> None:
