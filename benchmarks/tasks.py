@@ -113,7 +113,7 @@ def come_and_go(until: float, hold: float, pause: float) -> int:
 
 
 @dataclass
-class _Contestant:
+class Contestant:
     """What a thread does that wants the lock again and again: the moments when it asked, and when it was granted."""
 
     contender: Contender
@@ -123,6 +123,7 @@ class _Contestant:
     error: str | None = None
 
     def run(self, begin: float, until: float) -> None:
+        """Begin at a moment of the wall clock; do not ask any more after another."""
         time.sleep(max(begin - time.time(), 0))
         try:
             while (now := time.time()) < until:
@@ -136,12 +137,13 @@ class _Contestant:
             raise
 
     def found(self, since: float, until: float) -> dict[str, Any]:
+        """How long the waits for the grants between these moments were, and what lasted then; the error, if any."""
         granted = [*self.granted]  # before those who asked: it may still wait, or be granted at this moment
         waits, waiting = [], 0.0
         for begun, ended in zip_longest(self.asked, granted, fillvalue=math.inf):
             if since <= ended < until:
                 waits.append(ended - begun)
-            elif ended >= until:
+            elif ended >= until and self.error is None:
                 waiting = until - begun
         return {"waits": waits, "waiting": waiting, "error": self.error}
 
@@ -157,7 +159,7 @@ def contend(
 
     :returns: of each thread, how long the waits for its grants were, how long it has waited at the end, and its error
     """
-    contestants = [_Contestant(KINDS[contender].make(path, Options()), hold) for _ in range(threads)]
+    contestants = [Contestant(KINDS[contender].make(path, Options()), hold) for _ in range(threads)]
     for one in contestants:
         threading.Thread(target=one.run, args=(begin, until), daemon=True).start()
     time.sleep(max(until - time.time(), 0))

@@ -132,6 +132,32 @@ def test_bad_input_is_told_in_a_line(tmp_path: Path, arguments: list[str], said:
     assert "Traceback" not in result.stderr
 
 
+def test_a_wait_counts_where_it_is_granted_and_one_that_lasts_has_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.contenders import KINDS, Options
+    from benchmarks.tasks import Contestant
+
+    contender = KINDS["lockf-write"].make("/dev/null", Options())
+    one = Contestant(contender, 0.0, asked=[0.0, 1.0, 3.0, 5.0], granted=[0.5, 2.5, 3.5])
+    assert one.found(1.0, 6.0) == {"waits": [1.5, 0.5], "waiting": 1.0, "error": None}
+    one.granted.append(7.0)  # too late
+    assert one.found(1.0, 6.0) == {"waits": [1.5, 0.5], "waiting": 1.0, "error": None}
+    one.granted[-1] = 5.5
+    assert one.found(1.0, 6.0) == {"waits": [1.5, 0.5, 0.5], "waiting": 0.0, "error": None}
+
+
+def test_a_contestant_that_fails_says_why_and_names_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.contenders import Contender
+    from benchmarks.tasks import Contestant
+
+    one = Contestant(Contender((tmp_path / "missing").read_bytes, tmp_path.exists), 0.0)
+    with pytest.raises(FileNotFoundError):
+        one.run(0.0, 1e12)
+    error = "FileNotFoundError: No such file or directory"
+    assert one.found(0.0, 1e12) == {"waits": [], "waiting": 0.0, "error": error}  # it waits no longer
+
+
 # -- the report, from figures made up ---------------------------------------------------------------------------------
 
 
