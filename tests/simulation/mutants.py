@@ -245,7 +245,7 @@ def trust_first_listing(stack: ExitStack) -> None:
     _replace(stack, Participant, _number_the_grant=number_the_grant)
 
 
-@_mutant("a number that could not be made is not ours", run=517)
+@_mutant("a number that could not be made is not ours")
 def taken_number_is_fine(stack: ExitStack) -> None:
     make = Participant._try_mkdir
 
@@ -429,7 +429,7 @@ def ghost_proves_the_hold(stack: ExitStack) -> None:
 
 
 @_mutant(
-    "a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession", run=528
+    "a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession", run=2065
 )
 def resume_without_the_unheard_beat(stack: ExitStack) -> None:
     resume = Announced.resume.__func__  # type: ignore[attr-defined]

@@ -26,6 +26,7 @@ ELSEWHERE = frozenset(
         "generation_of_any_listing",
         "generation_without_its_probe",
         "own_eexist_is_success",
+        "taken_number_is_fine",
     }
 )
 

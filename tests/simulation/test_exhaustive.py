@@ -58,6 +58,7 @@ BROKEN = {
     "generation_of_any_listing": Bounds(modes="WR", generation=True, expiries=0, beats=0, crashes=0),
     "generation_without_its_probe": Bounds(modes="WR", generation=True, faults=1, expiries=0, beats=0, crashes=0),
     "announcement_counts_from_after_the_call": Bounds(modes="WR"),
+    "taken_number_is_fine": Bounds(modes="WW"),
 }
 #: Found by schedules of whole steps.
 UNTIMELY_BOUNDS = schedules.Bounds(ticks=4, calls=2, beats=1, shared_watch=(False,))

@@ -7,6 +7,7 @@ machine, so these set the clock that Python shows to the engine.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -135,3 +136,14 @@ def test_what_was_sent_before_a_pause_was_seen_is_older_than_the_pause(
     set_wall_clock(10 + 600)
     assert 599 < clock.gained(sent) < 601
     assert clock.gained(clock.look() + 1e-6) < 0.1, "what is sent after a look is not"
+
+
+def test_a_process_that_stands_still_in_each_of_its_first_looks_takes_its_locks(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = itertools.count()
+    clock = WallClock()
+    with monkeypatch.context() as paused:
+        paused.setattr(time, "clock_gettime", lambda _: float(next(moments)))
+        assert clock.gained(0.0) == 0.0
+    assert clock.gained(clock.look()) == 0.0

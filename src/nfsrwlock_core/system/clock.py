@@ -52,7 +52,7 @@ class WallClock:
         """Return by how much the wall clock has run ahead since the last look before ``since``, seconds."""
         self.look()
         leads = list(self._leads)
-        if leads[-1][0] <= since:
+        if not leads or leads[-1][0] <= since:  # none: whenever it looked so far, its thread stood still
             return 0.0
         before = [lead for moment, lead in leads if moment <= since]
         return max(leads[-1][1] - (before or [leads[0][1]])[-1], 0.0)
