@@ -53,8 +53,8 @@ _POLL_OF_WAITED: Final = 1 / 40
 _POLL_MOST: Final = 4
 #: Pauses differ by up to this part of them, lest many waiters ask at one moment.
 _SPREAD: Final = 1 / 4
-#: A writer before which nothing moves stays announced this part of its lease at first, for each that is ahead of it,
-#: and at the most, before it makes room.
+#: A writer before which nothing moves stays announced this part of its lease at first, later for each that is ahead of
+#: it, and at the most, before it makes room.
 _STAY_FIRST: Final = 1 / 2880
 _STAY_MOST: Final = 1 / 12
 #: A waiter makes its listing fresh after this part of its lease at first, and at the most of the shortest lease of all
@@ -237,8 +237,9 @@ class Participant(Observer):
         # A writer that was first may wait for us, and we for it. So where nothing moves we announce ourselves anew,
         # ever more rarely, as long as one that was first is there: after its first listing it does not wait for what
         # we announce. In between we stay announced, so that no new reader gets in before us.
-        now = self._world.clock()
-        if now < max(self._stays_since, self._moved) + min(self._stay * self._line, self._ttl * _STAY_MOST):
+        # The first time soon: who asks at one moment waits for each other in a ring.
+        now, turns = self._world.clock(), self._line if self._stays_since else 1
+        if now < max(self._stays_since, self._moved) + min(self._stay * turns, self._ttl * _STAY_MOST):
             return False
         if not any(peer.name in (self._ahead or ()) for peer in self._in_the_way(listing)):
             return False
@@ -253,10 +254,12 @@ class Participant(Observer):
         if self.name not in listing.announcements:
             self._write_off()  # evicted while waiting; the ticket keeps our place
             return False
+        if self._drain_rest(listing):
+            return True
         if self._must_give_way(listing):
             self._withdraw()
             return self._announce_and_decide()
-        return self._drain_rest(listing)
+        return False
 
     def _drain_rest(self, listing: Listing) -> bool:
         assert self._ahead is not None
