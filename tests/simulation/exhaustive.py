@@ -81,6 +81,8 @@ class Bounds:
     crashes: int = 1
     #: How many calls fail, in all.
     faults: int = 0
+    #: Whether a writer that finds one of higher rank gives way at once, too.
+    gives_way: bool = False
     #: Whether a holder reads its generation.
     generation: bool = False
     #: To the letter of section 6, only ``mkdir`` makes the next listing fresh.
@@ -669,6 +671,8 @@ class Search:
             since_ms=0,
             watch=_Oracle({}),  # type: ignore[arg-type]
         )
+        if self.bounds.gives_way:
+            participant._stays_since = -_TTL
         fields = self._freeze(participant, tokens, {})
         place = _Place(who, fields, "", (), None, 0, None, None, False, round_, 0, False)
         return self._place(place)
@@ -956,6 +960,10 @@ _FORGET: Final[dict[str, Callable[[protocol.Participant, Any], Any]]] = {
     "beat_error": lambda participant, value: None,
     "_looked_at": lambda participant, value: set(),
     "_attended": lambda participant, value: -math.inf,
+    # When a writer gives way is a matter of time alone; here it does after a lease, and at once if the bounds say so.
+    "_line": lambda participant, value: 1,
+    "_moved": lambda participant, value: -math.inf,
+    "_stay": lambda participant, value: _TTL,
     "_shortest": lambda participant, value: _TTL,
     "_first_listing": lambda participant, value: None,
     "_listing": _only_what_is_cleaned_by,

@@ -137,7 +137,7 @@ def ignore_rank(stack: ExitStack) -> None:
     _replace(stack, Participant, _in_the_way=only_readers_give_way)
 
 
-@_mutant("S is fixed at the first listing: those who come later wait for the writer")
+@_mutant("S is fixed at the first listing: those who come later wait for the writer", run=431)
 def add_to_s(stack: ExitStack) -> None:
     drain = Participant._drain_rest
 
@@ -227,7 +227,7 @@ def removed_says_enoent(stack: ExitStack) -> None:
 # -- number the grant -------------------------------------------------------------------------------------------------
 
 
-@_mutant("a number is granted only after a fresh listing shows that it is the highest", kind="mixed", run=879)
+@_mutant("a number is granted only after a fresh listing shows that it is the highest", kind="mixed", run=1004)
 def trust_first_listing(stack: ExitStack) -> None:
     def number_the_grant(self: Participant, listing: Any) -> bool:
         number = listing.highest_generation + 1
