@@ -278,7 +278,7 @@ class _Step:
             variables = tuple(
                 (name, _frozen(value))
                 for name, value in sorted(frame.f_locals.items())
-                if value is not self.participant and not isinstance(value, _Scripted)
+                if value is not self.participant and not isinstance(value, _Scripted | protocol.World)
             )
             frames.append((frame.f_code, frame.f_lasti, variables))
             frame = frame.f_back
