@@ -42,7 +42,6 @@ _R = TypeVar("_R")
 class _TaskHold:
     use: Use
     hold: Hold
-    task: ref[asyncio.Task[Any]]
     #: Levels by the lock object through which they were taken.
     levels: dict[int, int] = field(default_factory=dict)
     #: Ends the hold when nobody can do that any more. Alive as long as nobody has.
@@ -88,7 +87,7 @@ class _Table:
         if held.forgotten.detach() is None:
             return False
         self.left.discard(held)
-        if (task := held.task()) is not None:
+        if held.use.task is not None and (task := held.use.task()) is not None:
             self.holds.pop(task, None)
             task.remove_done_callback(self._leave)
         return True
@@ -394,7 +393,7 @@ class AsyncSoftReadWriteLock(HasSettings):
                 raise
         # No await may come between the grant and this entry, or a cancellation would lose the hold.
         use.task = ref(task)
-        held = _TaskHold(use, hold, ref(task), {id(self): 1})
+        held = _TaskHold(use, hold, {id(self): 1})
         self._table.enter(task, held)
         self._table.device = hold.device
         self._latest_compromise = None

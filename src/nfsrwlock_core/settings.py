@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import cached_property
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypedDict, get_args
 
@@ -62,7 +61,7 @@ class Settings:
     lock_dir: str | None = field(compare=False)
     linger: float = 0.0
 
-    @cached_property
+    @property
     def beat_interval(self) -> float:
         """Seconds between heartbeats: as asked for, but never too few to keep the lease."""
         return min(self.heartbeat_interval, self.stale_threshold / _BEATS_PER_LEASE)
@@ -240,7 +239,7 @@ def checked_timeout(timeout: float, *, blocking: bool) -> float:
     :raises TypeError: if it is no number
     :raises ValueError: if a blocking call gets ``nan``, or a negative number other than -1
     """
-    value = timeout if type(timeout) is float else seconds("timeout", timeout)
+    value = seconds("timeout", timeout)
     if not blocking:
         return 0.0
     if math.isnan(value):

@@ -23,11 +23,6 @@ from nfsrwlock import (
 )
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
 def single(path: Path, **settings: Any) -> SoftReadWriteLock:
     return SoftReadWriteLock(path, is_singleton=False, poll_interval=0.02, **settings)
 

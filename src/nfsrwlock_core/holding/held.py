@@ -129,9 +129,11 @@ class SelfWait:
         peers = {(peer.name, peer.name in blockers): peer for peer in participant.others}
         new = [(peer, key[1]) for key, peer in peers.items() if key not in self._seen]
         self._seen = set(peers)
+        if not new:
+            return
         given = os.environ.get(VARIABLE, "").split()
         mine: set[object] = callers() if self._task is None else {self._task}
-        own = {hold.participant.name for _, hold in uses_of(mine)} if is_endless and new else set()
+        own = {hold.participant.name for _, hold in uses_of(mine)} if is_endless else set()
         others = {peer.who for peer, _ in new if peer.who is not None and peer.who.pid != os.getpid()}
         near = {who for who in others if is_same_kernel(who)}
         above = ancestors() if near else set()

@@ -53,7 +53,7 @@ class Lease:
 
     def has_run_out(self, now: float) -> bool:
         """Whether the hold is suspect at ``now``."""
-        return now > self.renewed + self.ttl * (1 - MARGIN)
+        return now > self.expires
 
 
 class Beat(Enum):

@@ -140,8 +140,7 @@ class Participant(Observer):
         """
         if self.phase is Phase.GRANTED:
             return True
-        if self._litter:
-            self._remove_litter()
+        self._remove_litter()
         if self.phase is Phase.DRAINING:
             return self._drain()
         if self.name:
