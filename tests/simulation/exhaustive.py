@@ -953,6 +953,12 @@ def _only_what_is_cleaned_by(participant: protocol.Participant, listing: Listing
     return Listing({}, tuple(sorted(numbers)), (), tuple(sorted(listing.gone)))
 
 
+class _AllThere(frozenset[int]):
+    # One turn, that is never seen to be gone.
+    def __le__(self, others: object) -> bool:
+        return True
+
+
 #: Fields that decide nothing later on, here, where nobody leaves notes: they only keep like states apart.
 _FORGET: Final[dict[str, Callable[[protocol.Participant, Any], Any]]] = {
     "blockers": lambda participant, value: (),
@@ -961,7 +967,7 @@ _FORGET: Final[dict[str, Callable[[protocol.Participant, Any], Any]]] = {
     "_looked_at": lambda participant, value: set(),
     "_attended": lambda participant, value: -math.inf,
     # When a writer gives way is a matter of time alone; here it does after a lease, and at once if the bounds say so.
-    "_line": lambda participant, value: 1,
+    "_turns": lambda participant, value: _AllThere({1}),
     "_moved": lambda participant, value: -math.inf,
     "_stay": lambda participant, value: _TTL,
     "_shortest": lambda participant, value: _TTL,

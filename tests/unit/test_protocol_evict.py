@@ -213,6 +213,19 @@ def test_a_writer_asks_the_more_often_the_nearer_its_turn_is(stage):
     assert waiter.pause(7.0, 0.25, 0.5) == 1.0
 
 
+def test_a_writer_that_only_makes_room_moves_nothing(stage):
+    """Section 2, writer 3: else waiters behind one holder, each of which gives way in vain, would never get calmer."""
+    stage.peer(Mode.WRITE, ticket=1, lease=3600)
+    other = stage.peer(Mode.WRITE, ticket=2, lease=3600)
+    waiter = stage.writer(ticket=99)
+    assert not waiter.advance()
+    stage.clock.sleep(4)
+    stage.leave(other)
+    stage.peer(Mode.WRITE, ticket=2, lease=3600)
+    assert not waiter.advance()
+    assert waiter.pause(7.0, 0.25, 0.5) == pytest.approx(0.1)
+
+
 def test_a_heartbeat_that_another_thread_finds_saves_the_holder(stage):
     """Section 3: threads share a watch. What is removed is the heartbeat that was watched, no later one."""
     holder = holder_at(stage, 3)

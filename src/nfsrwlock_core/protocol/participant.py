@@ -47,7 +47,7 @@ _POLL_FIRST: Final = 1 / 16
 #: A writer with this part of it for each one ahead: it need not look before those have had their turns.
 _POLL_NEXT: Final = 1 / 64
 #: Long waits are polled less often: a reader pauses for this part of the time it has waited, a writer of the time since
-#: it came nearer …
+#: one of those before it was last seen to be gone …
 _POLL_OF_WAITED: Final = 1 / 40
 #: … up to this multiple of its poll interval.
 _POLL_MOST: Final = 4
@@ -161,7 +161,7 @@ class Participant(Observer):
         """
         first = _POLL_FIRST
         if self.mode is Mode.WRITE:
-            first, waited = _POLL_NEXT * self._line, self._world.clock() - self._moved
+            first, waited = _POLL_NEXT * len(self._turns), self._world.clock() - self._moved
         wanted = min(max(waited * _POLL_OF_WAITED, poll_interval * first), poll_interval * _POLL_MOST)
         return min(wanted, self._shortest * _PAUSE_MOST) * (1 - _SPREAD + 2 * _SPREAD * chance)
 
@@ -237,7 +237,7 @@ class Participant(Observer):
         # ever more rarely, as long as one that was first is there: after its first listing it does not wait for what
         # we announce. In between we stay announced, so that no new reader gets in before us.
         # The first time soon: who asks at one moment waits for each other in a ring.
-        now, turns = self._world.clock(), self._line if self._stays_since else 1
+        now, turns = self._world.clock(), len(self._turns) if self._stays_since else 1
         if now < max(self._stays_since, self._moved) + min(self._stay * turns, self._ttl * _STAY_MOST):
             return False
         if not any(peer.name in (self._ahead or ()) for peer in self._in_the_way(listing)):

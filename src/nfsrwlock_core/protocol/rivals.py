@@ -58,8 +58,9 @@ class Observer(Announced):
         self.blockers: tuple[Announcement, ...] = ()
         #: How many peers this participant has evicted.
         self.evictions: int = 0
-        # How many turns come before ours, those of all readers as one, and when they were last seen to become fewer.
-        self._line = 0
+        # The turns that come before ours, by their tickets, those of all readers as one; and since when all of them are
+        # there. Who only makes room and comes again keeps its ticket.
+        self._turns: frozenset[int] = frozenset()
         self._moved = 0.0
         # When they were last gone through, and the shortest of their leases and ours.
         self._attended = -math.inf
@@ -72,11 +73,7 @@ class Observer(Announced):
         # Watch those in the way, and evict who is dead or has been silent for its lease. Returns whether there are any.
         self.blockers = tuple(blockers)
         now, count = self._world.clock(), len(blockers)
-        writers = sum(peer.is_writer for peer in blockers)
-        line = writers + (writers < count)
-        if line < self._line or not self._line:
-            self._moved = now
-        self._line = line
+        self._count_turns(blockers, now)
         self._shortest = lease = min((self._ttl, *(self._lease_of(peer) for peer in blockers)))
         # The more there are, the less often they are gone through: a crowd must not look at nothing but each other.
         if now >= self._attended + min(max(self._patience(lease), _EACH_S * count), lease * _CROWD):
@@ -86,6 +83,13 @@ class Observer(Announced):
                 if peer.who in dead or self._is_due(peer, now):
                     self._look_and_judge(peer, proven_dead=peer.who in dead)
         return count > 0
+
+    def _count_turns(self, blockers: list[Announcement], now: float) -> None:
+        turns = frozenset(peer.ticket for peer in blockers)
+        listed = () if self._listing is None else self._listing.announcements.values()
+        if not self._turns or not self._turns <= turns.union(peer.ticket for peer in listed if peer.is_writer):
+            self._moved = now
+        self._turns = turns
 
     @staticmethod
     def _patience(lease: float) -> float:
