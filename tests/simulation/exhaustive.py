@@ -947,7 +947,8 @@ _HASHABLE: Final = (int, float, str, bytes, frozenset, Enum, type(None))
 
 
 def _only_what_is_cleaned_by(participant: protocol.Participant, listing: Listing | None) -> Listing | None:
-    if listing is None:
+    # Whoever is not announced lists anew before the grant, after which it cleans up.
+    if listing is None or not participant.name:
         return None
     numbers = listing.generations if participant.mode is Mode.WRITE else ()
     return Listing({}, tuple(sorted(numbers)), (), tuple(sorted(listing.gone)))
