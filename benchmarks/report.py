@@ -78,7 +78,7 @@ def _ratios(document: Document) -> str:
     cells = ["–" if storm is None else f"{'> ' * storm[1]}{_times(storm[0])}" for storm in storms]
     rows.append(["100 readers at one moment, the median's wait: filelock `SoftReadWriteLock`", *cells])
     header = ["times as long as nfsrwlock", *(document["places"][place]["label"] for place in places)]
-    return _table(header, rows) + "\n"
+    return f"Measured with {_versions(document)}.\n\n{_table(header, rows)}\n"
 
 
 def _times(value: float | None) -> str:
@@ -91,11 +91,10 @@ def _times(value: float | None) -> str:
 
 
 def _conditions(document: Document) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     machine = document["machine"]
     pieces = document["pieces"]
     lines = [
-        f"{versions}. {machine['processors']} processors ({machine['processor']}), {machine['system']}"
+        f"{_versions(document)}. {machine['processors']} processors ({machine['processor']}), {machine['system']}"
         + (f"; the NFS server and its four clients: {machine['guests']}." if "guests" in machine else "."),
         f"Measured {_days(pieces)}, {sum(piece.get('seconds', 0) for piece in pieces) / 60:.0f} minutes in all:",
         "",
@@ -110,6 +109,10 @@ def _conditions(document: Document) -> str:
     if trips:
         lines += [f"One round trip to the server, at the least: {'; '.join(trips)}.", ""]
     return "\n".join(lines)
+
+
+def _versions(document: Document) -> str:
+    return ", ".join(f"{name} {version}" for name, version in document["versions"].items())
 
 
 def _days(pieces: list[dict[str, Any]]) -> str:

@@ -187,7 +187,7 @@ def contest(contender: str, cycles: float, *, place: str = "nfs4.2", threads: in
 def written(directory: Path, *records: dict[str, Any]) -> tuple[str, str]:
     document = {
         "schema": 1,
-        "versions": {"python": "3", "nfsrwlock": "0"},
+        "versions": {"python": "3", "nfsrwlock": "0", "filelock": "4"},
         "machine": {"processors": 2, "processor": "p", "memory": "m", "system": "s"},
         "pieces": [{"began": "2026-01-01T00:00:00+00:00", "command": "python benchmarks nfs", "seconds": 60}],
         "places": {"local": {"label": "local"}, "nfs4.2": {"label": "NFSv4.2"}},
@@ -266,6 +266,7 @@ def test_who_never_had_the_lock_counts_as_having_waited_for_the_whole_storm(tmp_
     said, readme = written(tmp_path, *cycles, storm("nfsrwlock-read", 0.4), storm("filelock-read", None))
     assert "met    in a storm of 100 readers, the median waits at most 1/20 as long as filelock's: 1/50 or less" in said
     assert "| > 50 |" in readme
+    assert "Measured with python 3, nfsrwlock 0, filelock 4.\n" in readme, "whoever reads it knows which releases"
     assert readme.startswith("before\n")
     assert readme.endswith("<!-- end of benchmarks -->\nafter\n")
     assert "\nold\n" not in readme

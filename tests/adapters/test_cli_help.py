@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pty
+import select
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -58,12 +61,18 @@ def test_commands_options_and_paths_are_completed(scene: Scene, shell: str) -> N
         assert "file" in completed(scene, line, shell)[0].replace(",", " ").split(), line
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_bash_completes_paths_with_the_documented_line(scene: Scene) -> None:
+@pytest.fixture
+def shell_environment(scene: Scene) -> dict[str, str]:
+    """That of a shell which finds the program by its name."""
     (scene.directory / "bin").mkdir()
     program = scene.directory / "bin" / "nfsrwlock"
     program.write_text(f'#!/bin/sh\nexec {shlex.join(PROGRAM)} "$@"\n')
     program.chmod(0o755)
+    return {**scene.environment, "PATH": f"{scene.directory}/bin:{os.environ['PATH']}"}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_paths_with_the_documented_line(scene: Scene, shell_environment: dict[str, str]) -> None:
     script = """
         eval "$(_NFSRWLOCK_COMPLETE=bash_source nfsrwlock)"
         compopt() { echo "compopt $1 $2"; }  # works within a completion only
@@ -78,13 +87,71 @@ def test_bash_completes_paths_with_the_documented_line(scene: Scene) -> None:
     result = subprocess.run(
         ["bash", "-c", script],
         cwd=scene.directory,
-        env={**scene.environment, "PATH": f"{scene.directory}/bin:{os.environ['PATH']}"},
+        env=shell_environment,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == ["release", "compopt -o default", ""], "bash itself completes paths"
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes_with_the_documented_line(scene: Scene, shell_environment: dict[str, str]) -> None:
+    (scene.directory / "data.fa").touch()
+    lines = ("nfsrwlock rel", "nfsrwlock status da", "nfsrwlock run --write da", "nfsrwlock run -w x -- da")
+    script = "_NFSRWLOCK_COMPLETE=fish_source nfsrwlock | source\n" + "".join(
+        f"complete --do-complete {shlex.quote(line)}\n" for line in lines
+    )
+    result = subprocess.run(
+        ["fish", "--no-config", "-c", script],
+        cwd=scene.directory,
+        env=shell_environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    assert [line.partition("\t")[0] for line in result.stdout.splitlines()] == ["release", *["data.fa"] * 3]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("nfsrwlock rel", "nfsrwlock release "),
+        ("nfsrwlock status da", "nfsrwlock status data.fa "),
+        ("nfsrwlock run -w x -- da", "nfsrwlock run -w x -- data.fa "),
+    ],
+)
+def test_zsh_completes_with_the_documented_line(
+    scene: Scene, shell_environment: dict[str, str], typed: str, completed: str
+) -> None:
+    (scene.directory / "data.fa").touch()
+    set_up = (
+        'autoload -Uz compinit; compinit -u -D; eval "$(_NFSRWLOCK_COMPLETE=zsh_source nfsrwlock)"; echo "is"" set up"'
+    )
+    child, terminal = pty.fork()  # zsh completes what is typed at a terminal only
+    if child == 0:
+        os.chdir(scene.directory)
+        os.execvpe("zsh", ["zsh", "-f", "-i"], {**shell_environment, "TERM": "dumb"})
+    try:
+        os.write(terminal, f"{set_up}\r".encode())
+        read_until(terminal, "is set up")
+        os.write(terminal, f"{typed}\t".encode())
+        read_until(terminal, completed)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)
+
+
+def read_until(terminal: int, wanted: str) -> None:
+    """Read what a terminal shows until it has shown ``wanted``."""
+    shown = ""
+    while wanted not in shown:
+        assert select.select([terminal], [], [], 60)[0], shown
+        shown += os.read(terminal, 4096).decode(errors="replace")
 
 
 # Manual pages

@@ -24,6 +24,11 @@ EXPECTED = {
 }
 
 
+def test_users_can_read_which_of_filelocks_own_tests_do_not_pass() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "from-filelock.md").read_text()
+    assert [name for name in EXPECTED if f"`{name}`" not in page] == []
+
+
 @pytest.mark.peers
 @pytest.mark.timeout(400)
 def test_filelocks_own_tests_pass_but_those_that_are_told(tmp_path: Path) -> None:
