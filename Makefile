@@ -49,7 +49,7 @@ TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock demo example-joblib example-dask test test-newest test-oldest \
-    test-snakemake test-snakemake-versions test-dask-zarr2 test-slurm test-nfs test-nfs-long simulate exhaustive mutants \
+    test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-slurm test-nfs test-nfs-long simulate exhaustive mutants \
     campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
 
@@ -76,6 +76,9 @@ test-snakemake: .venv/.dev ## locked Snakemake workflows: 200 rewrites of a file
 
 test-dask-zarr2: .venv-zarr2/.dev ## the adapter for Dask with zarr 2, in an environment of its own
 	.venv-zarr2/bin/python -m pytest tests/adapters/dask_zarr2.py $(PYTEST_ARGS)
+
+test-recipes: .venv-recipes/.dev ## the recipes of docs/recipes with their libraries and engines, in an environment of its own
+	.venv-recipes/bin/python -m pytest tests/adapters/recipes.py --timeout 300 $(PYTEST_ARGS)
 
 example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed: nothing is computed twice
 	$(BIN)/python examples/joblib/run.py
@@ -199,6 +202,9 @@ PINNED_AND_THIS = $(PINNED)/$(1).txt; $(@D)/bin/$(PIP) install --no-deps --no-bu
 
 .venv-zarr2/.dev: requirements/zarr2.txt requirements/build.txt pyproject.toml
 	$(call set_up,$(PINNED)/build.txt,$(call PINNED_AND_THIS,zarr2))
+
+.venv-recipes/.dev: requirements/recipes.txt requirements/build.txt pyproject.toml
+	$(call set_up,$(PINNED)/build.txt,$(call PINNED_AND_THIS,recipes))
 
 # Made anew each time, for what was the newest yesterday may not be today. Dependency groups need pip 25.1.
 .PHONY: .venv-newest/.dev

@@ -2,7 +2,7 @@
 Runs the snippets of one page, as a reader would who copies them one after the other: `test_snippets.py` starts it.
 
 Python blocks share one namespace, which is empty at first; shell blocks share one shell. What belongs in another
-terminal has a shell of its own. Steps come as JSON on stdin; the exit code is 1 where one did not do what the page says.
+terminal has a shell of its own. Steps come as JSON on stdin; the exit code is 1 where one did not do what is shown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VARIES = [
     (r"\b\d+(?:\.\d+)? (?:ms|s|min|h|d)\b(?: \d+ (?:ms|s|min|h)\b)*", "TIME"),
     (r"\b[0-9a-f]{8,}\b", "TOKEN"),
     (r"[\w.-]+@[\w.-]+", "SOMEBODY"),
-    (r"\d+(?:\.\d+)?", "N"),
+    (r"\d{3,}(?:\.\d+)?|\d+\.\d+", "N"),
     (r"\s+", " "),
 ]
 
