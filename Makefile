@@ -49,7 +49,7 @@ TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock demo example-joblib example-dask test test-newest test-oldest \
-    test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-slurm test-nfs test-nfs-long simulate exhaustive mutants \
+    test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-docs test-slurm test-nfs test-nfs-long simulate exhaustive mutants \
     campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
 
@@ -153,6 +153,9 @@ format: .venv/.dev ## let ruff format the sources
 docs: .venv/.docs ## the documentation, in docs/_build/html; warnings are errors
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 	@echo "see docs/_build/html/index.html"
+
+test-docs: docs ## all pages in a real browser, on a desk and a phone: links, pictures, overflow (four minutes; Chromium)
+	$(BIN)/python tests/browse.py
 
 build: .venv/.dev ## wheel and source distribution, in dist/
 	rm -rf dist

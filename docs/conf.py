@@ -20,6 +20,8 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = f"nfsrwlock {release}"
 
 autodoc_member_order = "bysource"
