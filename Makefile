@@ -48,7 +48,7 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo example-joblib example-dask test test-newest test-oldest \
+.PHONY: help setup lock demo example-joblib example-dask test coverage test-newest test-oldest \
     test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-docs test-slurm test-nfs test-nfs-long simulate exhaustive mutants \
     campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
@@ -98,6 +98,13 @@ endef
 
 test: lint ## lint, then every test that needs neither root nor NFS
 	$(call pytest,.venv, and not peers)
+
+coverage: .venv/.coverage ## how much of src the tests without needs execute, subprocesses included
+	mkdir -p build/coverage && rm -f build/coverage/data*
+	$(BIN)/python -m coverage run -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal -m "not alone and not peers" $(SUITES) $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+	$(BIN)/python -m coverage html --quiet --directory build/coverage/html
 
 test-newest: .venv-newest/.dev ## the tests with the newest release of everything, and those that compare with other locks
 	$(call pytest,.venv-newest)
@@ -215,7 +222,7 @@ PINNED_AND_THIS = $(PINNED)/$(1).txt; $(@D)/bin/$(PIP) install --no-deps --no-bu
 	@rm -f $@
 	$(call set_up,--upgrade 'pip>=25.1',--upgrade --group dev --editable .)
 
-.venv/.bench .venv/.slurm .venv/.docs: .venv/.%: requirements/%.txt .venv/.dev
+.venv/.bench .venv/.slurm .venv/.docs .venv/.coverage: .venv/.%: requirements/%.txt .venv/.dev
 	@set -eu; $(TAKE_TURNS); \
 	if [ $@ -nt $< ] && [ $@ -nt .venv/.dev ]; then exit 0; fi; \
 	echo "adding requirements/$*.txt to .venv"; \

@@ -107,8 +107,8 @@ def measure(path: Path, window: str) -> list[str]:
     if title is None:
         return [f"{where}: could not be measured"]
     problems = [f"{where}: does not load {title[3]}"] if title[3] else []
-    if int(title[2]) > int(title[1]):
-        problems.append(f"{where}: is {title[2]} px wide, not {title[1]}: {title[4]}")
+    if int(title[2]) > int(title[1]) or title[4]:
+        problems.append(f"{where}: is wider than its window: {title[4]}")
     return problems
 
 
