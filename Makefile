@@ -48,8 +48,8 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo example-joblib example-dask test test-newest test-oldest \
-    test-snakemake test-snakemake-versions test-dask-zarr2 test-slurm test-nfs test-nfs-long simulate exhaustive mutants \
+.PHONY: help setup lock demo example-joblib example-dask test coverage test-newest test-oldest \
+    test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-docs test-slurm test-nfs test-nfs-long simulate exhaustive mutants \
     campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
 
@@ -77,6 +77,9 @@ test-snakemake: .venv/.dev ## locked Snakemake workflows: 200 rewrites of a file
 test-dask-zarr2: .venv-zarr2/.dev ## the adapter for Dask with zarr 2, in an environment of its own
 	.venv-zarr2/bin/python -m pytest tests/adapters/dask_zarr2.py $(PYTEST_ARGS)
 
+test-recipes: .venv-recipes/.dev ## the recipes of docs/recipes with their libraries and engines, in an environment of its own
+	.venv-recipes/bin/python -m pytest tests/adapters/recipes.py --timeout 300 $(PYTEST_ARGS)
+
 example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed: nothing is computed twice
 	$(BIN)/python examples/joblib/run.py
 
@@ -95,6 +98,13 @@ endef
 
 test: lint ## lint, then every test that needs neither root nor NFS
 	$(call pytest,.venv, and not peers)
+
+coverage: .venv/.coverage ## how much of src the tests without needs execute, subprocesses included
+	mkdir -p build/coverage && rm -f build/coverage/data*
+	$(BIN)/python -m coverage run -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal -m "not alone and not peers" $(SUITES) $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+	$(BIN)/python -m coverage html --quiet --directory build/coverage/html
 
 test-newest: .venv-newest/.dev ## the tests with the newest release of everything, and those that compare with other locks
 	$(call pytest,.venv-newest)
@@ -151,6 +161,9 @@ docs: .venv/.docs ## the documentation, in docs/_build/html; warnings are errors
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 	@echo "see docs/_build/html/index.html"
 
+test-docs: docs ## all pages in a real browser, on a desk and a phone: links, pictures, overflow (four minutes; Chromium)
+	$(BIN)/python tests/browse.py
+
 build: .venv/.dev ## wheel and source distribution, in dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
@@ -200,13 +213,16 @@ PINNED_AND_THIS = $(PINNED)/$(1).txt; $(@D)/bin/$(PIP) install --no-deps --no-bu
 .venv-zarr2/.dev: requirements/zarr2.txt requirements/build.txt pyproject.toml
 	$(call set_up,$(PINNED)/build.txt,$(call PINNED_AND_THIS,zarr2))
 
+.venv-recipes/.dev: requirements/recipes.txt requirements/build.txt pyproject.toml
+	$(call set_up,$(PINNED)/build.txt,$(call PINNED_AND_THIS,recipes))
+
 # Made anew each time, for what was the newest yesterday may not be today. Dependency groups need pip 25.1.
 .PHONY: .venv-newest/.dev
 .venv-newest/.dev: pyproject.toml
 	@rm -f $@
 	$(call set_up,--upgrade 'pip>=25.1',--upgrade --group dev --editable .)
 
-.venv/.bench .venv/.slurm .venv/.docs: .venv/.%: requirements/%.txt .venv/.dev
+.venv/.bench .venv/.slurm .venv/.docs .venv/.coverage: .venv/.%: requirements/%.txt .venv/.dev
 	@set -eu; $(TAKE_TURNS); \
 	if [ $@ -nt $< ] && [ $@ -nt .venv/.dev ]; then exit 0; fi; \
 	echo "adding requirements/$*.txt to .venv"; \

@@ -1,4 +1,4 @@
-"""Writes the manual pages, from the definition of the command line, when a wheel is built."""
+"""What building adds: manual pages, from the definition of the command line, and a README whose links work on PyPI."""
 
 from __future__ import annotations
 
@@ -8,6 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
+
+
+class Readme(MetadataHookInterface):
+    """Hatchling finds it by its base class."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Set the long description of the package."""
+        text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
+        text = with_absolute_links(text, metadata["urls"]["Source"])
+        metadata["readme"] = {"content-type": "text/markdown", "text": text}
+
+
+def with_absolute_links(text: str, source: str) -> str:
+    """Return the Markdown ``text`` with each relative link, and each picture, led to the repository at ``source``."""
+    raw = source.replace("://github.com/", "://raw.githubusercontent.com/")
+
+    def absolute(match: re.Match[str]) -> str:
+        picture, label, target = match.groups()
+        return f"{picture}[{label}]({raw + '/main' if picture else source + '/blob/main'}/{target})"
+
+    return re.sub(r"(!?)\[([^\]]*)\]\((?!https?://|#)([^)\s]+)\)", absolute, text)
 
 
 class ManualPages(BuildHookInterface):  # type: ignore[type-arg]

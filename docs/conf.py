@@ -14,12 +14,14 @@ author = "nfsrwlock developers"
 copyright = "2026, nfsrwlock developers"
 release = version = nfsrwlock.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "sphinx_copybutton", "sphinx_design"]
 exclude_patterns = ["_build", "benchmarks/results.md"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = f"nfsrwlock {release}"
 
 autodoc_member_order = "bysource"
@@ -31,6 +33,7 @@ add_module_names = False
 
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
+copybutton_line_continuation_character = "\\"
 
 # The build reads nothing from the network, so names of the standard library and of filelock have no target here.
 _ELSEWHERE = (

@@ -18,7 +18,9 @@ SEARCHES = [
     pytest.param(Bounds(modes="WR"), 30_000, id="writer, reader"),
     pytest.param(Bounds(modes="WW"), 80_000, id="two writers"),
     pytest.param(
-        Bounds(modes="WW", announcements=(1, 2), gives_way=True, crashes=0), 140_000, id="two writers, one gives way"
+        Bounds(modes="WW", announcements=(1, 2), gives_way=True, beats=0, crashes=0),
+        90_000,
+        id="two writers, one gives way",
     ),
     pytest.param(
         Bounds(modes="WR", faults=1, expiries=(1, 0), beats=(1, 0), crashes=0), 35_000, id="writer, reader, a fault"
@@ -38,8 +40,11 @@ SEARCHES = [
     ),
     pytest.param(Bounds(modes="WRR", beats=0, expiries=(1, 0, 0)), 130_000, id="writer, two readers"),
     pytest.param(
-        Bounds(modes="WWR", gives_way=True, beats=0, expiries=(1, 0, 0), crashes=0), 160_000, id="two writers, reader"
+        Bounds(modes="WWR", announcements=(1, 2, 1), gives_way=True, beats=0, expiries=0, crashes=0),
+        25_000,
+        id="two writers, one gives way, reader",
     ),
+    pytest.param(Bounds(modes="WWR", beats=0, expiries=(0, 0, 1), crashes=0), 60_000, id="two writers, reader"),
 ]
 
 #: The same for schedules of whole steps, with the shipped watch and notes.

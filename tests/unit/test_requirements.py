@@ -41,6 +41,8 @@ def wanted(lock: str) -> list[str]:
         return own
     if lock == "zarr2":
         return [*own, *PYPROJECT["project"]["optional-dependencies"]["dask"], *group(lock)]
+    if lock == "recipes":
+        return [*own, *group(lock)]
     return [*own, *extras(), *group("dev")] if lock in ("dev", "oldest") else group(lock)
 
 
