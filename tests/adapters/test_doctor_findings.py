@@ -34,6 +34,7 @@ def record(player: int) -> Record:
         "unlink": ["done" if first else "ENOENT"] * ROUNDS,
         "create": ["done" if first else "ENOTEMPTY"] * ROUNDS,
         "rmdir": ["done" if first else "ENOENT"] * ROUNDS,
+        "rename": ["done" if first else "ENOENT"] * ROUNDS,
         "nonempty": ["ENOTEMPTY"] * ROUNDS,
     }
     spans = {race.name: [(number, number + 0.001) for number in range(ROUNDS)] for race in RACES}
@@ -121,7 +122,10 @@ def test_a_name_that_was_not_made_is_not_missed() -> None:
 
 @pytest.mark.parametrize(
     ("race", "fact"),
-    [("unlink", "moved_and_removed"), ("create", "filled_and_removed"), ("rmdir", "renamed_and_removed")],
+    [
+        *(("unlink", "moved_and_removed"), ("create", "filled_and_removed")),
+        *(("rmdir", "renamed_and_removed"), ("rename", "renamed_twice")),
+    ],
 )
 def test_a_beat_that_both_got_is_unfit(race: str, fact: str) -> None:
     seen = result()

@@ -141,6 +141,13 @@ DEMANDS: Final = (
                 _EMPTY,
             ),
             Race(
+                "rename",
+                "rename {n} gone.{p}.{n}",
+                "rename {n} gone.{p}.{n}",
+                {"renamed_twice": "one directory was renamed twice"},
+                _EMPTY,
+            ),
+            Race(
                 "nonempty",
                 "rmdir {n}",
                 "rmdir {n}",
@@ -149,7 +156,7 @@ DEMANDS: Final = (
                 winners=0,
             ),
         ),
-        tried="tried rename against unlink and rmdir, create against rmdir, and rmdir of what is not empty",
+        tried="tried rename against rename, unlink and rmdir, create against rmdir, and rmdir of what is not empty",
         kept="never did both succeed, and no directory with an entry was removed (demand c)",
         lost="A live holder could be evicted here (demand c)",
     ),
