@@ -375,6 +375,12 @@ exit 1
 DESCRIPTIONS["smb-default"] = dataclasses.replace(
     DESCRIPTIONS["smb"], options="", mind="No lock can be had without `dir_mode=0700`: see below."
 )
+for _name in ("ganesha-4.1", "9p"):
+    DESCRIPTIONS[f"{_name}-dirsync"] = dataclasses.replace(
+        DESCRIPTIONS[_name],
+        title=f"{DESCRIPTIONS[_name].title} over ext4 with `dirsync`",
+        serve=f"mount -o remount,dirsync /mnt/disk\n{DESCRIPTIONS[_name].serve}",
+    )
 DESCRIPTIONS["sshfs-nocache"] = dataclasses.replace(DESCRIPTIONS["sshfs"], options="dir_cache=no", mind="")
 DESCRIPTIONS["cephfs-fuse"] = dataclasses.replace(
     DESCRIPTIONS["cephfs"],
@@ -388,14 +394,3 @@ done
 exit 1
 """,
 )
-
-#: What was never tried, and why.
-NOT_TESTED: Final = {
-    "Lustre": "its servers need a kernel of their own, which no registry here ships",
-    "GPFS (IBM Storage Scale)": "not free",
-    "BeeGFS": "Debian does not ship it; its client is a kernel module of its own",
-    "OCFS2, GFS2": "need a disk that several machines share; the lab has none yet",
-    "JuiceFS, SeaweedFS": "not in Debian",
-    "NFS servers of NetApp, Isilon, VAST, EFS and others": "not to be had here",
-    "other kernels than the one named above": "the lab's guests have one",
-}
