@@ -20,7 +20,7 @@ from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_announ
 from nfsrwlock_core.protocol.heartbeat import Beat, Phase, World, fresh_token
 from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.protocol.removal import evict
-from nfsrwlock_core.system import directory
+from nfsrwlock_core.system import directory, mounts
 from nfsrwlock_core.system.directory import LockDirectory
 from other_users import ALICE, BOB, EVE, TEAM, as_user, directory_of, needs_root
 from small_disks import fill, fill_blocks, free_one, small_disk
@@ -55,6 +55,21 @@ def refusal(path: str | Path, share: directory.Share = "user") -> str:
     assert repr(str(path)) in message, "it names the path"
     assert "; " in message, "and the remedy"
     return message
+
+
+@pytest.mark.parametrize(("fstype", "allowed", "is_refused"), [("cifs", "", 1), ("cifs", "1", 0), ("nfs4", "", 0)])
+def test_a_lock_on_smb_is_refused_unless_somebody_takes_the_risk(
+    tmp_path: Path, lock_path: str, monkeypatch: pytest.MonkeyPatch, fstype: str, allowed: str, is_refused: int
+) -> None:
+    device = tmp_path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    (tmp_path / "mountinfo").write_text(f"29 1 {number} / /mnt rw,relatime shared:1 - {fstype} //srv/fs rw\n")
+    monkeypatch.setattr(mounts, "_PROC", tmp_path)
+    monkeypatch.setenv("NFSRWLOCK_UNFIT", allowed)
+    if is_refused:
+        assert "lies on SMB" in refusal(lock_path)
+    else:
+        opened(lock_path)
 
 
 def participant(files: LockDirectory, mode: Mode = Mode.WRITE, *, ttl: float = 90.0, host: str = "here") -> Participant:

@@ -24,6 +24,7 @@ from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import gone_name
 
 from .connection import connection
+from .mounts import mount_of_device
 
 Share = Literal["user", "group"]
 
@@ -37,6 +38,8 @@ _OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os,
 #: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
 _HALF_MADE_S: Final = 2.0
 MOVE_AWAY: Final = "move it away (mv) while nobody holds the lock; the owner of the directory around it may do so"
+#: On SMB a rename and a removal of one name both succeeded, which breaks demand (c): PROTOCOL.md section 6.
+_UNFIT: Final = frozenset({"cifs", "smb3"})
 #: A heartbeat's text where there is nothing more to say, or no room for it; a symbolic link cannot have none.
 _NO_RECORD: Final = b"{}"
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG})
@@ -97,7 +100,7 @@ class LockDirectory:
         not open opens the directory for itself, by its path, and neither makes nor checks it: so a hold, which may
         last for days, keeps no descriptor, and notices if its directory was moved away.
 
-        :raises LockPathError: if it is a symbolic link or a file, another user's, or was made for another ``share``
+        :raises LockPathError: if it is a symbolic link or a file, another user's, made for another ``share``, or on SMB
         :raises OSError: what the system said otherwise
         """
         if self._fd >= 0:
@@ -235,6 +238,14 @@ class LockDirectory:
 
     def _check(self) -> int:
         found = os.fstat(self._fd)
+        mount = mount_of_device(found.st_dev)
+        if mount is not None and mount.fstype in _UNFIT and os.environ.get("NFSRWLOCK_UNFIT") != "1":
+            raise LockPathError(
+                self.path,
+                "lies on SMB, where two hosts may hold one lock: a rename and a removal of one name can both succeed",
+                "keep the lock elsewhere with lock_dir= (or NFSRWLOCK_DIR), or take the risk with NFSRWLOCK_UNFIT=1",
+                errno.EOPNOTSUPP,
+            )
         for_group = bool(found.st_mode & 0o070)
         if self.share == "group":
             if not for_group or (found.st_mode & 0o2070) != 0o2070:

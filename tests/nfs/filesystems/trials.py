@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import re
 import sys
@@ -98,6 +99,22 @@ def exclusion(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     }
 
 
+def churn(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
+    """
+    Let listings meet changes: demand (b) again, for names that stay while others come and go.
+
+    ``doctor`` never removes a name while it races, since its players do not wait for each other.
+    """
+    path = f"{MOUNTPOINT}/churn"
+    with _processes(lab, extent.processes) as processes:
+        processes[0].do(f"churned = LockDirectory({path!r}); churned.open(); churned.mkdir('stay.0')")
+        for number, process in enumerate(processes):
+            process.tell(f"churn({path!r}, 'p{number}', {extent.storm_s})")
+        found = [process.answer(extent.storm_s + 75) for process in processes]
+    counts = {name: sum(one[name] for one in found) for name in ("rounds", "missed")}
+    return {**counts, "examples": [text for one in found for text in one["examples"]][:4]}
+
+
 def faults(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     """Take locks at random while clients stand still, are cut off or lose their power, and processes die."""
     actors = ("thread", "tasks", "user", "process") if kind.lets_all_users_in else ("thread", "tasks", "process")
@@ -162,6 +179,7 @@ def crashes(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
 #: In this order: the last one takes the server's power away.
 TRIALS: Final[dict[str, Callable[[Lab, FileSystem, Extent], dict[str, Any]]]] = {
     "exclusion": exclusion,
+    "churn": churn,
     "demands": demands,
     "faults": faults,
     "crashes": crashes,
@@ -206,6 +224,7 @@ def _until_silent(jobs: list[Job], quiet_s: float = 1.0, most_s: float = 20.0) -
 def prepare(lab: Lab, kind: FileSystem, bind: list[Path]) -> None:
     """Bring it up, with two clients."""
     lab.down()
+    os.environ["NFSRWLOCK_UNFIT"] = "1"  # what locks refuse is tried all the same
     lab.up(clients=2, serve=kind.serve, mount=kind.mounting, disk=kind.disk, mem_mib=kind.mem_mib, bind=bind,
            lease_s=10, grace_s=10)  # fmt: skip
 

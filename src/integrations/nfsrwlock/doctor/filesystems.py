@@ -38,7 +38,12 @@ _NFS3_CACHE: Final = "A client may hold an old listing until it makes a change i
 _NFS4: Final = _type(Level.OK, f"keeps demands (a) to (c). {_CRASH}", basis="lab")
 _CLUSTER: Final = _type(Level.OK, "keeps all demands by its documentation; this project has not tried it.")
 _GUEST: Final = _type(Level.WARNING, "shared by a host with its guests. Nothing is known about their caches.", _TRY)
-_SMB: Final = _type(Level.WARNING, "SMB. Whether a listing right after an own mkdir is fresh is not known.", _TRY)
+_SMB: Final = _type(
+    Level.UNFIT,
+    "SMB breaks demand (c): a rename and a removal of one name were seen to succeed both, so two may hold a lock.",
+    f"{ELSEWHERE} Or take the risk with NFSRWLOCK_UNFIT=1, on a mount with dir_mode=0700.",
+    "lab",
+)
 _FUSE: Final = _type(Level.WARNING, "a file system in user space; what it promises is up to its makers.", _TRY)
 
 #: By the kernel's name for it; NFS with its version.
@@ -110,9 +115,6 @@ def _options(mount: Mount) -> Iterator[Check]:
     if mount.fstype == "lustre":
         for name in {"flock", "localflock", "noflock"} & mount.options.keys():
             yield _option("flock", Level.OK, f"{name}: about flock and fcntl, which are not used here.")
-    if mount.fstype in ("cifs", "smb3") and cache == "loose":
-        text = "cache=loose: this host does not ask the server whether its copy is fresh, by mount.cifs(8)."
-        yield _option("cache", Level.WARNING, text, "Mount with cache=strict.")
     if mount.fstype == "9p" and cache in ("loose", "fscache"):
         text = f"cache={cache}: meant for mounts that nobody else changes, by the kernel's documentation."
         yield _option("cache", Level.WARNING, text, "Mount with cache=none.")

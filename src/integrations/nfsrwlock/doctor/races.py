@@ -37,8 +37,6 @@ _DONE: Final = "done"
 _LATE: Final = {"EEXIST", "ENOENT", "ENOTEMPTY", "EBUSY", "ESTALE"}
 #: So many rounds share a directory: its listing grows, and is warm from the round before.
 _ROUNDS_PER_DIRECTORY: Final = 20
-#: How often to look until a cache is warm: a Linux NFS client was seen to ask once more after its first look.
-WARMING_LOOKS: Final = 3
 #: Time between two rounds, in times of a call, and the part of it in which the caches are warmed.
 _PERIOD_CALLS: Final = 10
 _WARMING_PART: Final = 0.6
@@ -233,8 +231,9 @@ def race(root: str, player: int, plan: Plan, start: float, progress: Callable[[]
             # A little early or late, so that over the rounds each player is the first now and then.
             due += random.uniform(-0.5, 0.5) * min(plan.call, plan.period / 5)
             looks = 0
-            # Also puts a listing beside the mkdir of another process that shares this client's cache.
-            while kind.winners is None and (looks < WARMING_LOOKS or time.monotonic() < due):
+            # Also puts a listing beside the mkdir of another process that shares this client's cache. Who is late looks
+            # once: the round before has warmed its cache, and players who fall behind would race no more.
+            while kind.winners is None and (not looks or time.monotonic() < due):
                 progress()
                 files.listdir()
                 looks += 1
