@@ -258,6 +258,7 @@ def test_without_proc_nothing_is_known_and_that_is_said(tmp_path: Path, monkeypa
         ("gpfs", "ok", "hosts"),
         ("cifs", "unfit", "hosts"),
         ("fuse.sshfs", "warning", "hosts"),
+        ("fuse.glusterfs", "unfit", "hosts"),
         ("fuse.whatever", "warning", "hosts"),
         ("fuse.s3fs", "unfit", "hosts"),
         ("9p", "warning", "hosts"),
@@ -271,7 +272,7 @@ def test_a_type_says_what_to_expect(fstype: str, level: str, scope: str) -> None
     found = mount(fstype)
     (check,) = explain(found)
     assert (check.level, scope_of(found)) == (level, scope)
-    assert check.basis == ("lab" if fstype in ("nfs4", "cifs") else "documented")
+    assert check.basis == ("lab" if fstype in ("nfs4", "cifs", "fuse.sshfs", "fuse.glusterfs") else "documented")
 
 
 NFS4 = "rw,vers=4.2,acregmin=3,acregmax=60,acdirmin=30,acdirmax=60,{},timeo=600,retrans=2,local_lock=none"
@@ -309,8 +310,7 @@ def test_a_soft_mount_is_compared_with_the_lease() -> None:
 @pytest.mark.parametrize(
     ("fstype", "options", "expected"),
     [
-        ("lustre", "rw,noflock", {"option-flock": "ok"}),
-        ("lustre", "rw,localflock", {"option-flock": "ok"}),
+        ("lustre", "rw,noflock", {}),
         ("9p", "rw,cache=loose", {"option-cache": "warning"}),
         ("ext4", "rw,nocto,soft", {}),
     ],

@@ -376,10 +376,10 @@ DESCRIPTIONS["smb-default"] = dataclasses.replace(
     DESCRIPTIONS["smb"], options="", mind="No lock can be had without `dir_mode=0700`: see below."
 )
 for _name in ("ganesha-4.1", "9p"):
-    DESCRIPTIONS[f"{_name}-dirsync"] = dataclasses.replace(
+    DESCRIPTIONS[f"{_name}-sync"] = dataclasses.replace(
         DESCRIPTIONS[_name],
-        title=f"{DESCRIPTIONS[_name].title} over ext4 with `dirsync`",
-        serve=f"mount -o remount,dirsync /mnt/disk\n{DESCRIPTIONS[_name].serve}",
+        title=f"{DESCRIPTIONS[_name].title} over ext4 mounted with `sync`",
+        serve=f"mount -o remount,sync /mnt/disk\n{DESCRIPTIONS[_name].serve}",
     )
 DESCRIPTIONS["sshfs-nocache"] = dataclasses.replace(DESCRIPTIONS["sshfs"], options="dir_cache=no", mind="")
 DESCRIPTIONS["cephfs-fuse"] = dataclasses.replace(

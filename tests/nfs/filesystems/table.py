@@ -118,7 +118,9 @@ def write(rows: dict[str, dict[str, Any]]) -> None:
     with open(_PAGE, "r+") as page:
         fcntl.flock(page, fcntl.LOCK_EX)
         known = json.loads(_FIGURES.read_text()) if _FIGURES.exists() else {}
-        known |= rows
+        for name, row in rows.items():  # trials that were not made this time stay as they were
+            earlier = {key: value for key, value in known.get(name, {}).items() if key != "error"}
+            known[name] = {**earlier, **row}
         known = {name: known[name] for name in DESCRIPTIONS if name in known}
         _FIGURES.write_text(json.dumps(known, indent=1) + "\n")
         before, _, rest = page.read().partition(_BEGIN)
