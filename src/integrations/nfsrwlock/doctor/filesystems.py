@@ -62,7 +62,10 @@ _TYPES: Final[dict[str, Check]] = {
         "lab",
     ),
     "fuse.glusterfs": _type(
-        Level.UNFIT, "locks hold, but with default options 92 of 275 files read under them were old.", ELSEWHERE, "lab"
+        Level.UNFIT,
+        "locks hold, but with default options 92 of 275 files read under them were old, and updates were lost.",
+        ELSEWHERE,
+        "lab",
     ),
     "fuse.s3fs": _type(
         Level.UNFIT,
