@@ -9,6 +9,7 @@ docs/concepts/file-systems.md up to date; rows of an earlier run stay unless the
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -45,8 +46,16 @@ def programs_missing(kind: FileSystem) -> list[str]:
 
 def run(name: str, kind: FileSystem, extent: trials.Extent, limit_s: float, only: list[str]) -> dict[str, Any]:
     """Try one file system."""
+    directory = Path(tempfile.gettempdir()) / f"nfslab-filesystems-{name}"
+    with open(f"{directory}.lock", "w") as turn:  # two runs of one file system would take each other's lab down
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        return _try(name, kind, extent, limit_s, only, Lab(directory))
+
+
+def _try(
+    name: str, kind: FileSystem, extent: trials.Extent, limit_s: float, only: list[str], lab: Lab
+) -> dict[str, Any]:
     row: dict[str, Any] = {"title": kind.title, "options": kind.options, "mind": kind.mind}
-    lab = Lab(Path(tempfile.gettempdir()) / f"nfslab-filesystems-{os.getuid()}-{name}")
     # The main thread has the alarm; what it interrupts are waits.
     signal.signal(signal.SIGALRM, _ring)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
