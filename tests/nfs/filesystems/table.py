@@ -15,8 +15,7 @@ _PAGE: Final = _DOCS / "concepts/file-systems.md"
 _BEGIN: Final = "<!-- begin: written by make test-filesystems -->\n"
 _END: Final = "<!-- end: written by make test-filesystems -->\n"
 
-#: The checks of ``doctor``, by demand, with the facts that count what must not happen.
-_DEMANDS: Final = {"a": "mkdir", "b": "listing", "c": "removal"}
+#: The facts of ``doctor``'s checks that count what must not happen.
 _COUNTS: Final = {
     "both": "mkdir/mkdir",
     "missed": "missed each other",
@@ -41,15 +40,14 @@ def as_markdown(rows: dict[str, dict[str, Any]]) -> str:
 
 def _line(name: str, row: dict[str, Any]) -> list[str]:
     checks = row.get("demands", {}).get("checks", {})
-    rounds = next(
-        (str(checks[check]["rounds"]) for check in _DEMANDS.values() if "rounds" in checks.get(check, {})), ""
-    )
+    rounds = str(checks.get("mkdir", {}).get("rounds", ""))
     versions = ", ".join(filter(None, [row.get("package"), row.get("kernel") and f"Linux {row['kernel']}"]))
     trials = (row, *(row.get(trial, {}) for trial in ("exclusion", "demands", "faults", "crashes")))
     mind = [row["mind"], *(f"**{_one_line(trial['error'])}**" for trial in trials if "error" in trial)]
     return [
         *(f"{row['title']}, `{name}`", f"`{row['options']}`" if row["options"] else "", f"{versions}, {row['date']}"),
-        *(rounds, *(_demand(checks.get(check)) for check in _DEMANDS.values()), _crashes(row.get("crashes", {}))),
+        *(rounds, _demand(checks.get("mkdir")), _demand(checks.get("listing")) + _churn(row.get("churn", {}))),
+        *(_demand(checks.get("removal")), _crashes(row.get("crashes", {}))),
         *(_storm(row.get("exclusion", {})), _faults(row.get("faults", {})), _data(row), _cost(checks.get("cost", {}))),
         " ".join(filter(None, mind)),
     ]
@@ -64,6 +62,10 @@ def _demand(check: dict[str, Any] | None) -> str:
         return "not tested"
     broken = {name: check[fact] for fact, name in _COUNTS.items() if check.get(fact)}
     return ", ".join(f"**{name} {count}**" for name, count in broken.items()) or "0"
+
+
+def _churn(found: dict[str, Any]) -> str:
+    return f"; {_bold(found['missed'])} of {found['rounds']} in the churn" if "rounds" in found else ""
 
 
 def _crashes(found: dict[str, Any]) -> str:
