@@ -40,7 +40,11 @@ def as_markdown(rows: dict[str, dict[str, Any]]) -> str:
 
 def _line(name: str, row: dict[str, Any]) -> list[str]:
     checks = row.get("demands", {}).get("checks", {})
-    rounds = str(checks.get("mkdir", {}).get("rounds", ""))
+    apart = [
+        checks[name]["median_apart_ms"] for name in ("mkdir", "listing", "removal") if "rounds" in checks.get(name, {})
+    ]
+    apart = " / ".join(f"{race['median_apart_ms']:.0f}" for race in raced)
+    rounds = f"{raced[0]['rounds']}; {apart} ms" if raced else ""
     versions = ", ".join(filter(None, [row.get("package"), row.get("kernel") and f"Linux {row['kernel']}"]))
     trials = (row, *(row.get(trial, {}) for trial in ("exclusion", "demands", "faults", "crashes")))
     mind = [row["mind"], *(f"**{_one_line(trial['error'])}**" for trial in trials if "error" in trial)]
