@@ -40,9 +40,7 @@ def as_markdown(rows: dict[str, dict[str, Any]]) -> str:
 
 def _line(name: str, row: dict[str, Any]) -> list[str]:
     checks = row.get("demands", {}).get("checks", {})
-    apart = [
-        checks[name]["median_apart_ms"] for name in ("mkdir", "listing", "removal") if "rounds" in checks.get(name, {})
-    ]
+    raced = [checks[name] for name in ("mkdir", "listing", "removal") if "rounds" in checks.get(name, {})]
     apart = " / ".join(f"{race['median_apart_ms']:.0f}" for race in raced)
     rounds = f"{raced[0]['rounds']}; {apart} ms" if raced else ""
     versions = ", ".join(filter(None, [row.get("package"), row.get("kernel") and f"Linux {row['kernel']}"]))
