@@ -24,7 +24,6 @@ from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import gone_name
 
 from .connection import connection
-from .mounts import mount_of_device
 
 Share = Literal["user", "group"]
 
@@ -38,8 +37,7 @@ _OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os,
 #: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
 _HALF_MADE_S: Final = 2.0
 MOVE_AWAY: Final = "move it away (mv) while nobody holds the lock; the owner of the directory around it may do so"
-#: On SMB a rename and a removal of one name both succeeded, which breaks demand (c): PROTOCOL.md section 6.
-_UNFIT: Final = frozenset({"cifs", "smb3"})
+_MOUNTS: Final = "/proc/self/mountinfo"
 #: A heartbeat's text where there is nothing more to say, or no room for it; a symbolic link cannot have none.
 _NO_RECORD: Final = b"{}"
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG})
@@ -238,8 +236,7 @@ class LockDirectory:
 
     def _check(self) -> int:
         found = os.fstat(self._fd)
-        mount = mount_of_device(found.st_dev)
-        if mount is not None and mount.fstype in _UNFIT and os.environ.get("NFSRWLOCK_UNFIT") != "1":
+        if os.environ.get("NFSRWLOCK_UNFIT") != "1" and _is_on_smb(found.st_dev):
             raise LockPathError(
                 self.path,
                 "lies on SMB, where two hosts may hold one lock: a rename and a removal of one name can both succeed",
@@ -289,6 +286,15 @@ class LockDirectory:
         finally:
             with contextlib.suppress(OSError):
                 os.rmdir(probe, dir_fd=self._fd)
+
+
+def _is_on_smb(device: int) -> bool:
+    # There a rename and a removal of one name both succeeded, which breaks demand (c): PROTOCOL.md section 6.
+    # Not by the module `mounts`: to import it takes longer than to take a lock.
+    wanted = f" {os.major(device)}:{os.minor(device)} "
+    with contextlib.suppress(OSError), open(_MOUNTS, errors="replace") as file:
+        return any(wanted in line and (" - cifs " in line or " - smb3 " in line) for line in file)
+    return False
 
 
 def create_beat(name: str, record: bytes, *, dir_fd: int) -> None:
