@@ -129,6 +129,7 @@ def write(rows: dict[str, dict[str, Any]]) -> None:
         _FIGURES.write_text(json.dumps(known, indent=1) + "\n")
         before, _, rest = page.read().partition(_BEGIN)
         _, _, after = rest.partition(_END)
+        text = f"{before}{_BEGIN}\n{as_markdown(known)}\n{_END}{after}"
         page.seek(0)
         page.truncate()
-        page.write(f"{before}{_BEGIN}\n{as_markdown(known)}\n{_END}{after}")
+        page.write(text)
