@@ -11,6 +11,11 @@ CLUSTERS ?= 4
 # More arguments for pytest, as in: make test PYTEST_ARGS="-k fork -x"
 PYTEST_ARGS ?=
 
+# File systems for test-filesystems, such as LANES="smb 9p"; none: all that it knows, one after the other.
+LANES ?=
+# More arguments for it, as in: make test-filesystems FILESYSTEMS_ARGS="--quick"
+FILESYSTEMS_ARGS ?=
+
 # How long campaign and simulate (3600), storm-joblib (60) and the benchmarks take, about, in seconds.
 DURATION ?=
 # The number that all choices of campaign and simulate follow from.
@@ -49,7 +54,8 @@ TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock demo example-joblib example-dask test coverage test-newest test-oldest \
-    test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-docs test-slurm test-nfs test-nfs-long simulate exhaustive mutants \
+    test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-docs test-slurm test-nfs test-nfs-long \
+    test-filesystems simulate exhaustive mutants \
     campaign storm-joblib \
     bench bench-nfs lint format docs build clean distclean
 
@@ -123,6 +129,10 @@ test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under fault
 test-nfs-long: .venv/.dev ## the same scenarios of server outages, with one of five minutes (root; about ten minutes)
 	$(BIN)/python tests/nfs/lab install
 	NFSRWLOCK_TEST_OUTAGE_S=300 $(BIN)/python -m pytest tests/nfs/test_server_outages.py -s $(PYTEST_ARGS)
+
+test-filesystems: .venv/.dev ## every shared file system that can be had, or LANES="smb 9p"; writes their table (root; hours)
+	$(BIN)/python tests/nfs/lab install
+	$(BIN)/python tests/nfs/filesystems --write $(FILESYSTEMS_ARGS) $(LANES)
 
 simulate: .venv/.dev ## random runs on the simulated NFS for DURATION seconds, from the number SEED on
 	$(BIN)/python tests/simulation/long.py --seconds $(or $(DURATION),3600) --seed $(SEED) --jobs $(PYTEST_WORKERS)

@@ -154,6 +154,7 @@ def test_each_path_gets_a_report_and_locks_kept_elsewhere_are_looked_for_there(s
         ("rmdir removes what is inside", "removal", "nonempty_removed"),
         ("create makes the directory", "removal", "filled_and_removed"),
         ("rmdir succeeds always", "removal", "renamed_and_removed"),
+        ("rename succeeds always", "removal", "renamed_twice"),
     ],
 )
 def test_a_file_system_that_breaks_a_demand_is_unfit(scene: Scene, lie: str, question: str, fact: str) -> None:

@@ -86,6 +86,14 @@ def rename_fails(path: Any, *args: Any, **kwargs: Any) -> None:
     _rename(path, *args, **kwargs)
 
 
+def rename_succeeds_always(path: Any, to: Any, **kwargs: Any) -> None:
+    try:
+        _rename(path, to, **kwargs)
+    except FileNotFoundError:
+        if not re.fullmatch(r"gone\.\d+\.\d+", str(to)):
+            raise
+
+
 def mkdir_hangs(path: Any, *args: Any, **kwargs: Any) -> None:
     if str(path).startswith("same."):
         parent = os.getppid()
@@ -134,6 +142,8 @@ def _tell(lie: str) -> None:
         os.rmdir = rmdir_succeeds_always
     elif lie == "create makes the directory":
         os.open = open_makes_the_directory
+    elif lie == "rename succeeds always":
+        os.rename = rename_succeeds_always
     elif lie == "rename fails":
         os.rename = rename_fails
     elif lie == "files look empty":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,8 +43,8 @@ NFS4_LEASE_S: Final = 10
 BOTH: Final = ("4.2", "3")
 
 
-def mount_all(node: Node) -> None:
+def mount_all(node: Node, lanes: Mapping[str, Lane] = LANES) -> None:
     """Mount each lane that is not mounted yet."""
-    for lane in LANES.values():
+    for lane in lanes.values():
         if lane.at not in node.mounts:
             node.mount(lane.version, lane.options, at=lane.at)

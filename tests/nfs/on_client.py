@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nfsrwlock import HoldStatus, HoldWitness, LockError, SoftReadWriteLock
+from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.mounts import requests_of
 
 
@@ -122,3 +123,27 @@ def checks(made: list[str], seconds: float, *, anew: bool) -> list[list[Any]]:
         seen.append([time.time(), failure])
         time.sleep(0.1)
     return seen
+
+
+def churn(directory: str, who: str, seconds: float) -> dict[str, Any]:
+    """
+    Make a name, list, and remove the one before it, for a while; count listings without what was there all along.
+
+    So the directory changes while others list it. ``stay.*`` were made before; nobody removes them.
+    """
+    files = LockDirectory(directory)
+    files.open()
+    stays = {name for name in files.listdir() if name.startswith("stay.")}
+    assert stays
+    rounds, missed, before = 0, [], ""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        name = f"{who}.{rounds}"
+        files.mkdir(name)
+        seen = set(files.listdir())
+        if gone := {*stays, name, *([before] if before else [])} - seen:
+            missed.append(f"{sorted(gone)} not in {sorted(seen)}")
+        if before:
+            files.rmdir(before)
+        rounds, before = rounds + 1, name
+    return {"rounds": rounds, "missed": len(missed), "examples": missed[:3]}

@@ -57,6 +57,21 @@ def refusal(path: str | Path, share: directory.Share = "user") -> str:
     return message
 
 
+@pytest.mark.parametrize(("fstype", "allowed", "is_refused"), [("cifs", "", 1), ("cifs", "1", 0), ("nfs4", "", 0)])
+def test_a_lock_on_smb_is_refused_unless_somebody_takes_the_risk(
+    tmp_path: Path, lock_path: str, monkeypatch: pytest.MonkeyPatch, fstype: str, allowed: str, is_refused: int
+) -> None:
+    device = tmp_path.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    (tmp_path / "mountinfo").write_text(f"29 1 {number} / /mnt rw,relatime shared:1 - {fstype} //srv/fs rw\n")
+    monkeypatch.setattr(directory, "_MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setenv("NFSRWLOCK_UNFIT", allowed)
+    if is_refused:
+        assert "lies on SMB" in refusal(lock_path)
+    else:
+        opened(lock_path)
+
+
 def participant(files: LockDirectory, mode: Mode = Mode.WRITE, *, ttl: float = 90.0, host: str = "here") -> Participant:
     """A participant of the shipped protocol on real files, on a clock that stands still."""
     return Participant(

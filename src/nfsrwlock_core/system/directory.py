@@ -37,6 +37,7 @@ _OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os,
 #: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
 _HALF_MADE_S: Final = 2.0
 MOVE_AWAY: Final = "move it away (mv) while nobody holds the lock; the owner of the directory around it may do so"
+_MOUNTS: Final = "/proc/self/mountinfo"
 #: A heartbeat's text where there is nothing more to say, or no room for it; a symbolic link cannot have none.
 _NO_RECORD: Final = b"{}"
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG})
@@ -97,7 +98,7 @@ class LockDirectory:
         not open opens the directory for itself, by its path, and neither makes nor checks it: so a hold, which may
         last for days, keeps no descriptor, and notices if its directory was moved away.
 
-        :raises LockPathError: if it is a symbolic link or a file, another user's, or was made for another ``share``
+        :raises LockPathError: if it is a symbolic link or a file, another user's, made for another ``share``, or on SMB
         :raises OSError: what the system said otherwise
         """
         if self._fd >= 0:
@@ -235,6 +236,13 @@ class LockDirectory:
 
     def _check(self) -> int:
         found = os.fstat(self._fd)
+        if os.environ.get("NFSRWLOCK_UNFIT") != "1" and _is_on_smb(found.st_dev):
+            raise LockPathError(
+                self.path,
+                "lies on SMB, where two hosts may hold one lock: a rename and a removal of one name can both succeed",
+                "keep the lock elsewhere with lock_dir= (or NFSRWLOCK_DIR), or take the risk with NFSRWLOCK_UNFIT=1",
+                errno.EOPNOTSUPP,
+            )
         for_group = bool(found.st_mode & 0o070)
         if self.share == "group":
             if not for_group or (found.st_mode & 0o2070) != 0o2070:
@@ -278,6 +286,15 @@ class LockDirectory:
         finally:
             with contextlib.suppress(OSError):
                 os.rmdir(probe, dir_fd=self._fd)
+
+
+def _is_on_smb(device: int) -> bool:
+    # There a rename and a removal of one name both succeeded, which breaks demand (c): PROTOCOL.md section 6.
+    # Not by the module `mounts`: to import it takes longer than to take a lock.
+    wanted = f" {os.major(device)}:{os.minor(device)} "
+    with contextlib.suppress(OSError), open(_MOUNTS, errors="replace") as file:
+        return any(wanted in line and (" - cifs " in line or " - smb3 " in line) for line in file)
+    return False
 
 
 def create_beat(name: str, record: bytes, *, dir_fd: int) -> None:

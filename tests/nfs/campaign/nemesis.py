@@ -6,7 +6,7 @@ import random
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nfs.lab import Lab, LabError, Node
@@ -31,6 +31,7 @@ class Nemesis:
     """
     Does one fault after the other, each in its own thread, so that faults of different machines overlap.
 
+    :param kinds: of faults, as :data:`KINDS` has them
     :param note: told of each fault when it is over (or when it begins and cannot be undone)
     :param kill: kills one process of a client by SIGKILL, and returns its name
     :param restart: starts the processes of a client anew, after it was switched on again
@@ -39,6 +40,7 @@ class Nemesis:
     lab: Lab
     seed: int
     lease_s: float
+    kinds: Mapping[str, int]
     note: Callable[[Fault], None]
     kill: Callable[[Node, random.Random], str]
     restart: Callable[[Node], None]
@@ -52,7 +54,7 @@ class Nemesis:
 
     def strike(self) -> None:
         """Begin one fault, on a machine that has none."""
-        kind = self._chance.choices(list(KINDS), list(KINDS.values()))[0]
+        kind = self._chance.choices(list(self.kinds), list(self.kinds.values()))[0]
         on_server = kind in ("nfsd restart", "server crash")
         # Drawn whether used or not, so that a seed's choices do not depend on what was busy.
         node = self.lab.server if on_server else self._chance.choice(self.lab.clients)

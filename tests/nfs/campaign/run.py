@@ -9,16 +9,16 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from nfs.lab import Job, Lab, Node
-from nfs.lanes import LANES, NFS4_LEASE_S, mount_all
+from nfs.lanes import LANES, NFS4_LEASE_S, Lane, mount_all
 
 from .history import Event, Fault, Verdict, judge, on_the_hosts_clock
-from .nemesis import NOBODY, Nemesis
+from .nemesis import KINDS, NOBODY, Nemesis
 
 _TESTS: Final = Path(__file__).resolve().parents[2]
 _PACKAGE: Final = "campaign"
@@ -66,9 +66,24 @@ class Campaign:
     :param processes: on each client
     :param locks: how many files there are; half of them are root's, the others a group's
     :param lease_s: of most of the processes; others have half of that, or three times
+    :param lanes: how the clients reach the files
+    :param actors: kinds of processes
+    :param faults: as :data:`nemesis.KINDS` has them
     """
 
-    def __init__(self, lab: Lab, place: str, *, seed: int, processes: int, locks: int, lease_s: float) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        place: str,
+        *,
+        seed: int,
+        processes: int,
+        locks: int,
+        lease_s: float,
+        lanes: Mapping[str, Lane] = LANES,
+        actors: Sequence[str] = ("thread", "tasks", "user", "process"),
+        faults: Mapping[str, int] = KINDS,
+    ) -> None:
         self.lab = lab
         self.place = place
         self.seed = seed
@@ -76,6 +91,9 @@ class Campaign:
         self.processes = processes
         self.locks = locks
         self.lease_s = lease_s
+        self._mounts = lanes
+        self._kinds = actors
+        self._fault_kinds = faults
         self.events: list[Event] = []
         self.faults: list[Fault] = []
         #: What went wrong with the campaign itself.
@@ -101,16 +119,17 @@ class Campaign:
         :param report: told once in ``every_s`` how far it is
         """
         for node in self.lab.clients:
-            mount_all(node)
-        shared = f"{LANES['4.2'].at}/{self.place}/group"
+            mount_all(node, self._mounts)
+        shared = f"{self._first_mount}/{self.place}/group"
         self.lab.clients[0].check(["mkdir", "-p", shared])
         self.lab.clients[0].check(["chown", f":{_GROUP}", shared])
         self.lab.clients[0].check(["chmod", "2770", shared])
         for node in self.lab.clients:
             self._start_machine(node)
         nemesis = Nemesis(
-            self.lab, self.seed, self.lease_s, note=self.faults.append, kill=self._kill_one, restart=self._start_machine
-        )
+            *(self.lab, self.seed, self.lease_s, self._fault_kinds),
+            note=self.faults.append, kill=self._kill_one, restart=self._start_machine,
+        )  # fmt: skip
         began = told = time.monotonic()
         try:
             while time.monotonic() - began < seconds:
@@ -134,7 +153,7 @@ class Campaign:
 
     def write_lock_anew(self) -> float:
         """Take each lock exclusively, from a process that knows nothing of the campaign; return the seconds it took."""
-        locks = self._locks(LANES["4.2"].at).values()
+        locks = self._locks(self._first_mount).values()
         began = time.monotonic()
         for kind in ("user", "group"):
             wanted = [f"--write={path}" for path, share in locks if share == kind]
@@ -144,6 +163,10 @@ class Campaign:
                 env={"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
             )
         return time.monotonic() - began
+
+    @property
+    def _first_mount(self) -> str:
+        return next(iter(self._mounts.values())).at
 
     def _locks(self, mount: str) -> dict[int, tuple[str, str]]:
         # Where they are below `mount`, and who shares them.
@@ -164,11 +187,11 @@ class Campaign:
     def _start_process(self, node: Node) -> None:
         number = self._numbers[node.name]
         self._numbers[node.name] += 1
-        lane = list(LANES)[(number + node.index) % len(LANES)]
+        lane = list(self._mounts)[(number + node.index) % len(self._mounts)]
         chance = random.Random(f"{self.seed} {node.name} {number}")
-        kind = ("thread", "tasks", "user", "process")[number % 4]
+        kind = self._kinds[number % len(self._kinds)]
         lease_s = self.lease_s * chance.choice([part for part in _LEASES if part >= 1 or kind != "process"])
-        locks = self._locks(LANES[lane].at)
+        locks = self._locks(self._mounts[lane].at)
         settings = {
             "locks": {n: lock for n, lock in locks.items() if kind != "user" or lock[1] == "group"},
             "options": {

@@ -97,8 +97,7 @@ def _status(lab: Lab) -> int:
                 state = f"clock {node.clock()[0]:+.4f} s"
             except (OSError, LabError) as error:
                 state = str(error)
-        mounts = (f"{at} {','.join(filter(None, what))}" for at, what in node.mounts.items())
-        print(f"{name:4} pid {pid or '-':<8} {state}", *mounts, sep="  ")
+        print(f"{name:4} pid {pid or '-':<8} {state}", *node.mounts.values(), sep="  ")
     return 0
 
 

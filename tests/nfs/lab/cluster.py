@@ -20,6 +20,9 @@ from .network import Network, data_address
 from .node import Node
 
 _GUEST_MODULES: Final = "/usr/lib/uml/modules"
+#: What the server runs unless it is told otherwise.
+KERNEL_SERVER: Final = 'sh "$NFSLAB_DIR/guest/nfsd" start'
+_MKFS: Final = {"ext4": ("-F", "-E", "lazy_itable_init=1,lazy_journal_init=1")}
 _EXPORT: Final = "rw,sync,no_root_squash,no_subtree_check,fsid=0"
 #: Where each guest has a file system of its own; the host's files there must be asked for.
 HIDDEN: Final = ("/tmp", "/var/tmp", "/run", "/mnt", "/dev", "/proc", "/sys")
@@ -77,6 +80,9 @@ class Lab:
         clients: int = 2,
         version: str = "4.2",
         options: str = "",
+        serve: str = KERNEL_SERVER,
+        mount: str = "",
+        disk: str = "ext4",
         lease_s: int = 90,
         grace_s: int = 90,
         disk_mib: int = 1024,
@@ -84,8 +90,11 @@ class Lab:
         bind: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
         """
-        Boot the server and the clients, and mount the export on each at ``/mnt/nfs``.
+        Boot the server and the clients, and mount what is served on each at ``/mnt/nfs``.
 
+        :param serve: a shell script that the server runs when it boots, to serve ``/mnt/disk/export``
+        :param mount: a shell script that a client runs to mount it at ``$1``; without, NFS is mounted
+        :param disk: the server's own file system, which ``mkfs`` knows by this name
         :param version: of NFS: "3", "4.0", "4.1" or "4.2"
         :param options: more mount options; without, caching is as it is by default and the mount is hard
         :param lease_s: of NFSv4's own state; 90 is Linux's default
@@ -105,19 +114,20 @@ class Lab:
         for path in (str(self.directory), *visible):
             if "," in path or any(character.isspace() for character in path):
                 raise LabError(f"UML takes no blanks or commas in a path: {path!r}")
-        disk = self._disk(disk_mib)
-        self.settings = {"clients": clients, "mem_mib": mem_mib, "disk": str(disk)}
+        image = self._disk(disk_mib)
+        self.settings = {"clients": clients, "mem_mib": mem_mib, "disk": str(image)}
         try:
             self._prepare(visible, lease_s, grace_s)
-            with open(disk, "wb") as image:
-                image.truncate(disk_mib << 20)
-            sh("/usr/sbin/mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1", str(disk))
+            self._write("serve", serve)
+            with open(image, "wb") as file:
+                file.truncate(disk_mib << 20)
+            sh(f"/usr/sbin/mkfs.{disk}", "-q", *_MKFS.get(disk, ()), str(image))
             self.network.up(len(self.names))
             for name in self.names:
                 self.node(name).boot()
             for name in self.names:
                 self.node(name).wait_until_ready()
-            each(self.clients, lambda client: client.mount(version, options))
+            each(self.clients, lambda client: client.mount(version, options, script=mount))
         except BaseException:
             self.down()
             raise

@@ -43,7 +43,7 @@ def frames(sock: socket.socket, alive: Callable[[], bool] = lambda: True) -> Ite
 
 def _environment() -> dict[str, str]:
     """What a command on a node gets of this process's environment. Guests write no compiled modules into the tree."""
-    kept = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TERM", "TZ")
+    kept = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "TERM", "TZ", "NFSRWLOCK_UNFIT")
     env = {name: value for name, value in os.environ.items() if name in kept or name.startswith(("PYTHON", "LC_"))}
     return {**env, "PYTHONDONTWRITEBYTECODE": "1"}
 

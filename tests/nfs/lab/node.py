@@ -199,37 +199,47 @@ class Node:
                 raise LabError(f"{self.name}: {data.decode(errors='replace')}")
         raise LabError(f"{self.name}: its agent hung up")
 
-    # NFS
+    # Mounts
 
-    def mount(self, version: str, options: str = "", at: str = MOUNTPOINT) -> None:
-        """Mount the export, with default options if none are given."""
-        # nfsd's version 4 root (fsid=0) is the export itself; version 3 knows it by its path.
-        source = "srv:/mnt/disk/export" if version.startswith("3") else "srv:/"
-        wanted = ",".join(filter(None, [f"vers={version}", options]))
-        self.check(["sh", "-c", 'mkdir -p "$1" && exec mount -t nfs -o "$2" "$3" "$1"', "sh", at, wanted, source])
-        self._note_mounts({**self.mounts, at: (version, options)})
+    def mount(self, version: str, options: str = "", at: str = MOUNTPOINT, *, script: str = "") -> None:
+        """
+        Mount the export, with default options if none are given.
+
+        :param script: mounts what is no NFS at ``$1`` instead
+        """
+        if not script:
+            # nfsd's version 4 root (fsid=0) is the export itself; version 3 knows it by its path.
+            source = "srv:/mnt/disk/export" if version.startswith("3") else "srv:/"
+            wanted = ",".join(filter(None, [f"vers={version}", options]))
+            script = f'mount -t nfs -o {wanted} {source} "$1"'
+        self._mount(at, script)
+        self._note_mounts({**self.mounts, at: script})
+
+    def _mount(self, at: str, script: str) -> None:
+        environment = {"NFSLAB_DIR": str(self.lab.directory)}
+        self.check(["sh", "-ec", f'mkdir -p "$1"\n{script}', "sh", at], env=environment)
 
     def remount(self) -> None:
         """Mount what it had mounted when it was switched off, and has not yet."""
-        for at, (version, options) in self.mounts.items():
+        for at, script in self.mounts.items():
             if self.run(["mountpoint", "-q", at]).returncode:
-                self.mount(version, options, at)
+                self._mount(at, script)
 
     def umount(self, at: str = MOUNTPOINT) -> None:
         """Unmount it, whoever still uses it."""
         self.check(["umount", "-l", at])
-        self._note_mounts({where: what for where, what in self.mounts.items() if where != at})
+        self._note_mounts({where: script for where, script in self.mounts.items() if where != at})
 
     @property
-    def mounts(self) -> dict[str, tuple[str, str]]:
-        """Where it has mounted the export, with which version and options."""
+    def mounts(self) -> dict[str, str]:
+        """Where it has mounted what is served, and by which shell script."""
         try:
-            noted = json.loads((self.directory / "mounts.json").read_text())
+            noted: dict[str, str] = json.loads((self.directory / "mounts.json").read_text())
         except FileNotFoundError:
             return {}
-        return {at: (version, options) for at, (version, options) in noted.items()}
+        return noted
 
-    def _note_mounts(self, mounts: dict[str, tuple[str, str]]) -> None:
+    def _note_mounts(self, mounts: dict[str, str]) -> None:
         (self.directory / "mounts.json").write_text(json.dumps(mounts))
 
     # Commands

@@ -37,8 +37,6 @@ _DONE: Final = "done"
 _LATE: Final = {"EEXIST", "ENOENT", "ENOTEMPTY", "EBUSY", "ESTALE"}
 #: So many rounds share a directory: its listing grows, and is warm from the round before.
 _ROUNDS_PER_DIRECTORY: Final = 20
-#: How often to look until a cache is warm: a Linux NFS client was seen to ask once more after its first look.
-WARMING_LOOKS: Final = 3
 #: Time between two rounds, in times of a call, and the part of it in which the caches are warmed.
 _PERIOD_CALLS: Final = 10
 _WARMING_PART: Final = 0.6
@@ -141,6 +139,13 @@ DEMANDS: Final = (
                 _EMPTY,
             ),
             Race(
+                "rename",
+                "rename {n} gone.{p}.{n}",
+                "rename {n} gone.{p}.{n}",
+                {"renamed_twice": "one directory was renamed twice"},
+                _EMPTY,
+            ),
+            Race(
                 "nonempty",
                 "rmdir {n}",
                 "rmdir {n}",
@@ -149,7 +154,7 @@ DEMANDS: Final = (
                 winners=0,
             ),
         ),
-        tried="tried rename against unlink and rmdir, create against rmdir, and rmdir of what is not empty",
+        tried="tried rename against rename, unlink and rmdir, create against rmdir, and rmdir of what is not empty",
         kept="never did both succeed, and no directory with an entry was removed (demand c)",
         lost="A live holder could be evicted here (demand c)",
     ),
@@ -226,8 +231,9 @@ def race(root: str, player: int, plan: Plan, start: float, progress: Callable[[]
             # A little early or late, so that over the rounds each player is the first now and then.
             due += random.uniform(-0.5, 0.5) * min(plan.call, plan.period / 5)
             looks = 0
-            # Also puts a listing beside the mkdir of another process that shares this client's cache.
-            while kind.winners is None and (looks < WARMING_LOOKS or time.monotonic() < due):
+            # Also puts a listing beside the mkdir of another process that shares this client's cache. Who is late looks
+            # once: the round before has warmed its cache, and players who fall behind would race no more.
+            while kind.winners is None and (not looks or time.monotonic() < due):
                 progress()
                 files.listdir()
                 looks += 1

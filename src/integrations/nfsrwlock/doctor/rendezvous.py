@@ -20,7 +20,7 @@ from typing import Any, Final
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.doctor.filesystems import explain_other
-from nfsrwlock.doctor.races import WARMING_LOOKS, Plan, Progress, call_seconds, judge, play, prepare, recorded
+from nfsrwlock.doctor.races import Plan, Progress, call_seconds, judge, play, prepare, recorded
 from nfsrwlock.doctor.report import Check, Level, Report
 from nfsrwlock.doctor.scratch import Scratch, read_json, scratch_path, write_json
 from nfsrwlock.text import PROGRAM, printable, say
@@ -32,6 +32,8 @@ from nfsrwlock_core.system.process import current_identity
 ANSWER_SECONDS: Final = 60.0
 #: How long the second node looks for the first one's directory.
 FIND_SECONDS: Final = 10.0
+#: How often to look until a cache is warm: a Linux NFS client was seen to ask once more after its first look.
+_WARMING_LOOKS: Final = 3
 #: How long a fresh listing may take to show what the other host made, before it counts as late.
 _NEWS_SECONDS: Final = 4.0
 _PROMPT_SECONDS: Final = 1.0
@@ -244,7 +246,7 @@ def _look(talk: _Talk, root: str) -> Sight:
     for path in mine:
         write_json(path, {"version": "old"})
     talk.meet("old")
-    for _ in range(WARMING_LOOKS):
+    for _ in range(_WARMING_LOOKS):
         for path in theirs:
             read_json(path)  # now this client has the old version
         time.sleep(_WARMING_SECONDS)
@@ -255,7 +257,7 @@ def _look(talk: _Talk, root: str) -> Sight:
     talk.meet("new")
     data = ["new" if read_json(path) == {"version": "new"} else "old" for path in theirs]
     here, there = LockDirectory(f"{root}/news-{own}"), LockDirectory(f"{root}/news-{other}")
-    for _ in range(WARMING_LOOKS):
+    for _ in range(_WARMING_LOOKS):
         here.listdir()
         time.sleep(_WARMING_SECONDS)
     talk.meet("listed")

@@ -1,0 +1,124 @@
+"""
+Every shared file system that can be had, each for itself: ``make test-filesystems LANES="smb 9p"``, as root.
+
+Installs what is missing, brings the file system up with two clients, tries what locks need of it, takes it down, and
+says in one line what came of it; what cannot be had is such a line, too. ``--write`` brings the table in
+docs/concepts/file-systems.md up to date; rows of an earlier run stay unless they are tried again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from debian import install
+from nfs.filesystems import table, trials
+from nfs.filesystems.descriptions import DESCRIPTIONS, FileSystem
+from nfs.lab import Lab, LabError, Unavailable, require, to_bind
+
+#: So long may one file system take, seconds; what was tried until then counts.
+_LIMIT_S: Final = 900.0
+
+
+class OutOfTimeError(BaseException):
+    """The file system has used up its time."""
+
+
+def programs_missing(kind: FileSystem) -> list[str]:
+    """What of its programs this machine has not."""
+    path = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
+    return [name for name in kind.programs.split() if not any(os.access(f"{at}/{name}", os.X_OK) for at in path)]
+
+
+def run(name: str, kind: FileSystem, extent: trials.Extent, limit_s: float, only: list[str]) -> dict[str, Any]:
+    """Try one file system."""
+    directory = Path(tempfile.gettempdir()) / f"nfslab-filesystems-{name}"
+    with open(f"{directory}.lock", "w") as turn:  # two runs of one file system would take each other's lab down
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        return _try(name, kind, extent, limit_s, only, Lab(directory))
+
+
+def _try(
+    name: str, kind: FileSystem, extent: trials.Extent, limit_s: float, only: list[str], lab: Lab
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"title": kind.title, "options": kind.options, "mind": kind.mind}
+    # The main thread has the alarm; what it interrupts are waits.
+    signal.signal(signal.SIGALRM, _ring)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    began = time.monotonic()
+    try:
+        install("tests/nfs/filesystems", lambda: programs_missing(kind), kind.packages.split())
+        trials.prepare(lab, kind, to_bind())
+        row |= {"up after, s": round(time.monotonic() - began, 1), **trials.describe(lab, kind)}
+        for trial in only:
+            since = time.monotonic()
+            try:
+                row[trial] = trials.TRIALS[trial](lab, kind, extent)
+            except Exception as error:  # the other trials still tell something
+                row[trial] = {"error": f"{error!r}"[-1500:]}
+                traceback.print_exc()
+            row[trial]["seconds"] = round(time.monotonic() - since, 1)
+            print(f"{name}: {trial}: {json.dumps(row[trial])[:1500]}", file=sys.stderr, flush=True)
+    except OutOfTimeError:
+        row["error"] = f"not done after {limit_s:g} s"
+    except (LabError, OSError, subprocess.SubprocessError) as error:
+        row["error"] = f"cannot be had: {error}"[-1500:]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        row["date"] = time.strftime("%Y-%m-%d")
+        lab.down()
+    return row
+
+
+def _ring(*_: object) -> None:
+    if threading.current_thread() is threading.main_thread():
+        raise OutOfTimeError
+
+
+def main() -> int:
+    """Try those that were asked for; return 1 if locks failed on one on which they should not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lanes", nargs="*", metavar="LANE", help=f"of {' '.join(DESCRIPTIONS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="few rounds: only whether it works")
+    parser.add_argument("--rounds", type=int, help=f"of each race (default: {trials.FULL.rounds})")
+    parser.add_argument("--limit", type=float, default=_LIMIT_S, help="for each, seconds (default: %(default)g)")
+    parser.add_argument("--only", nargs="+", choices=trials.TRIALS, default=list(trials.TRIALS), help="trials")
+    parser.add_argument("--write", action="store_true", help="bring docs/concepts/file-systems.md up to date")
+    options = parser.parse_args()
+    if unknown := set(options.lanes) - set(DESCRIPTIONS):
+        parser.error(f"no such file system: {' '.join(sorted(unknown))}; there are {' '.join(DESCRIPTIONS)}")
+    try:
+        require()
+    except Unavailable as error:
+        print(error, file=sys.stderr)
+        return error.code
+    extent = trials.QUICK if options.quick else trials.FULL
+    if options.rounds:
+        extent = replace(extent, rounds=options.rounds)
+    rows: dict[str, dict[str, Any]] = {}
+    for name in options.lanes or DESCRIPTIONS:
+        rows[name] = run(name, DESCRIPTIONS[name], extent, options.limit, options.only)
+        if options.write:
+            table.write({name: rows[name]})
+    print(table.as_markdown(rows))
+    return 1 if any(table.is_bad(row) for row in rows.values()) else 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # without waiting for threads that read from a node

@@ -1,0 +1,135 @@
+"""The table of docs/concepts/file-systems.md, and the figures behind it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from nfs.filesystems.descriptions import DESCRIPTIONS
+
+_DOCS: Final = Path(__file__).resolve().parents[3] / "docs"
+_FIGURES: Final = _DOCS / "evidence/file-systems.json"
+_PAGE: Final = _DOCS / "concepts/file-systems.md"
+_BEGIN: Final = "<!-- begin: written by make test-filesystems -->\n"
+_END: Final = "<!-- end: written by make test-filesystems -->\n"
+
+#: The facts of ``doctor``'s checks that count what must not happen.
+_COUNTS: Final = {
+    "both": "mkdir/mkdir",
+    "missed": "missed each other",
+    "own_missed": "missed its own",
+    "moved_and_removed": "rename/unlink",
+    "filled_and_removed": "create/rmdir",
+    "renamed_and_removed": "rename/rmdir",
+    "renamed_twice": "rename/rename",
+    "nonempty_removed": "rmdir of what is not empty",
+}
+
+
+def as_markdown(rows: dict[str, dict[str, Any]]) -> str:
+    """One line for each file system."""
+    head = [
+        *("file system, `LANE`", "options", "versions, date", "rounds", "(a)", "(b)", "(c)", "(d)"),
+        *("storm", "faults", "data", "read / write, ms", "to mind"),
+    ]
+    lines = [head, ["--"] * len(head), *(_line(name, row) for name, row in rows.items())]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _line(name: str, row: dict[str, Any]) -> list[str]:
+    checks = row.get("demands", {}).get("checks", {})
+    raced = [checks[name] for name in ("mkdir", "listing", "removal") if "rounds" in checks.get(name, {})]
+    apart = " / ".join(f"{race['median_apart_ms']:.0f}" for race in raced)
+    rounds = f"{raced[0]['rounds']}; {apart} ms" if raced else ""
+    versions = ", ".join(filter(None, [row.get("package"), row.get("kernel") and f"Linux {row['kernel']}"]))
+    trials = (row, *(row.get(trial, {}) for trial in ("exclusion", "demands", "faults", "crashes")))
+    mind = [row["mind"], *(f"**{_one_line(trial['error'])}**" for trial in trials if "error" in trial)]
+    return [
+        *(f"{row['title']}, `{name}`", f"`{row['options']}`" if row["options"] else "", f"{versions}, {row['date']}"),
+        *(rounds, _demand(checks.get("mkdir")), _demand(checks.get("listing")) + _churn(row.get("churn", {}))),
+        *(_demand(checks.get("removal")), _crashes(row.get("crashes", {}))),
+        *(_storm(row.get("exclusion", {})), _faults(row.get("faults", {})), _data(row), _cost(checks.get("cost", {}))),
+        " ".join(filter(None, mind)),
+    ]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("|", "/").replace("`", "'").split())[-300:]
+
+
+def _demand(check: dict[str, Any] | None) -> str:
+    if check is None or "rounds" not in check:
+        return "not tested"
+    broken = {name: check[fact] for fact, name in _COUNTS.items() if check.get(fact)}
+    return ", ".join(f"**{name} {count}**" for name, count in broken.items()) or "0"
+
+
+def _churn(found: dict[str, Any]) -> str:
+    return f"; {_bold(found['missed'])} of {found['rounds']} in the churn" if "rounds" in found else ""
+
+
+def _crashes(found: dict[str, Any]) -> str:
+    if "undone" not in found:
+        return "not tested"
+    undone = f"**{found['undone']}**" if found["undone"] else "0"
+    return f"{undone} of {found['changes']} in {found['crashes']}"
+
+
+def _storm(found: dict[str, Any]) -> str:
+    if "holds" not in found:
+        return "not tested"
+    return f"{_bold(found['overlaps'] + found['disorder'])} in {found['holds']} ({found['writes']} writes)"
+
+
+def _faults(found: dict[str, Any]) -> str:
+    if "holds" not in found:
+        return "not tested"
+    return f"{_bold(found['overlaps'])} in {found['holds']}, {sum(found['faults'].values())} faults"
+
+
+def _data(row: dict[str, Any]) -> str:
+    said = []
+    storm = row.get("exclusion", {})
+    if "holds" in storm:
+        said.append(f"{_bold(storm['old reads'])} of {storm['holds']} old")
+        if storm["lost updates"]:
+            said.append(f"**{storm['lost updates']} updates lost**")
+    data = row.get("demands", {}).get("checks", {}).get("data", {})
+    if "old" in data:
+        said.append(f"doctor: {_bold(data['old'])} of {data['read']} old")
+    return "; ".join(said) or "not tested"
+
+
+def _cost(found: dict[str, Any]) -> str:
+    if "read" not in found:
+        return "not tested"
+    return f"{found['read']['median_ms']:.1f} / {found['write']['median_ms']:.1f}"
+
+
+def _bold(count: int) -> str:
+    return f"**{count}**" if count else "0"
+
+
+def is_bad(row: dict[str, Any]) -> bool:
+    """Whether two held together what one may hold alone."""
+    return any(row.get(trial, {}).get("overlaps") for trial in ("exclusion", "faults"))
+
+
+def write(rows: dict[str, dict[str, Any]]) -> None:
+    """Put rows into the figures and the page; two runs side by side take turns."""
+    with open(_PAGE, "r+") as page:
+        fcntl.flock(page, fcntl.LOCK_EX)
+        known = json.loads(_FIGURES.read_text()) if _FIGURES.exists() else {}
+        for name, row in rows.items():  # trials that were not made this time stay as they were
+            earlier = {key: value for key, value in known.get(name, {}).items() if key != "error"}
+            known[name] = {**earlier, **row}
+        known = {name: known[name] for name in DESCRIPTIONS if name in known}
+        _FIGURES.write_text(json.dumps(known, indent=1) + "\n")
+        before, _, rest = page.read().partition(_BEGIN)
+        _, _, after = rest.partition(_END)
+        text = f"{before}{_BEGIN}\n{as_markdown(known)}\n{_END}{after}"
+        page.seek(0)
+        page.truncate()
+        page.write(text)

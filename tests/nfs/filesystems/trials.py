@@ -1,0 +1,234 @@
+"""
+What is tried on each file system, with what comes of it as figures for the table.
+
+The demands of section 6 of the protocol are raced by ``nfsrwlock doctor --peer`` itself, whose judge
+``tests/adapters/test_doctor_findings.py`` tests with file systems that lie; storms and campaigns have judges of their
+own, who know nothing of the protocol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nfs.campaign.history import conflicts, disorder
+from nfs.campaign.run import Campaign, document
+from nfs.filesystems.changes import states
+from nfs.filesystems.descriptions import FileSystem
+from nfs.lab import Job, Lab, LabError, Node
+from nfs.lab.node import MOUNTPOINT
+from nfs.lanes import Lane
+from nfs.scene import TESTS, Remote
+from nfs.storms import storm
+
+#: What may go wrong in a campaign; the server is the business of :func:`crashes`.
+_FAULTS: Final = {"pause": 6, "kill": 4, "helper kill": 3, "power cut": 2, "network cut": 2, "clock": 2}
+_LEASE_S: Final = 4.0
+_CHANGES: Final = str(Path(__file__).with_name("changes.py"))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is tried."""
+
+    rounds: int
+    storm_s: float
+    campaign_s: float
+    crashes: int
+    #: Of processes on each client, in storms, races and crashes.
+    processes: int = 2
+
+
+FULL: Final = Extent(rounds=2000, storm_s=20.0, campaign_s=45.0, crashes=3)
+QUICK: Final = Extent(rounds=100, storm_s=4.0, campaign_s=15.0, crashes=1)
+
+
+def demands(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
+    """Let ``doctor`` race the demands between the clients; return what it found, by check."""
+    n1, n2 = lab.clients
+    directory = f"{MOUNTPOINT}/doctor"
+    n1.check(["mkdir", directory])
+    command = [sys.executable, "-m", "nfsrwlock", "doctor"]
+    rounds = ["--rounds", str(extent.rounds), "--processes", str(extent.processes)]
+    first = n1.popen([*command, "--peer", "--json", *rounds, directory])
+    try:
+        first.wait_until(lambda: b"--join" in first.err and first.err.endswith(b"\n"), 60)
+        token = re.search(rb"--join (\w+)", first.err)
+        if token is None:
+            raise LabError(f"doctor: {(first.out + first.err).decode(errors='replace')}")
+        second = n2.popen([*command, "--join", token[1].decode(), directory])
+        ended = first.wait()
+        second.kill()
+    finally:
+        first.kill()
+    if not ended.stdout:
+        raise LabError(f"doctor: {ended.stderr.decode(errors='replace')}")
+    (report,) = json.loads(ended.stdout)
+    checks = {check["name"]: {"level": check["level"], "text": check["text"], **check["facts"]}
+              for check in report["checks"]}  # fmt: skip
+    return {"verdict": report["verdict"], "checks": checks}
+
+
+def exclusion(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
+    """Storm one lock from both clients."""
+    path = f"{MOUNTPOINT}/stormed"
+    lab.clients[0].check(["sh", "-c", ': >"$1"', "sh", path])
+    with _processes(lab, extent.processes) as processes:
+        found = storm(processes, {node.name: path for node in lab.clients}, extent.storm_s)
+    old = [(who, one) for who, one in found.said if one["mode"] == "read" and one["seen"] < one["generation"]]
+    wrong = [*conflicts(found.holds), *disorder(found.holds)]
+    lines = lab.clients[0].check(["cat", path]).split()
+    return {
+        "holds": len(found.holds),
+        "writes": len(found.writes),
+        "overlaps": len(list(conflicts(found.holds))),
+        "disorder": len(list(disorder(found.holds))),
+        "old reads": len(old),
+        "examples": [*(f"{violation.at:.4f}: {violation.what}" for violation in wrong[:4]), *map(str, old[:2])],
+        "lost updates": len(found.writes) - len(lines),
+        "clock error, ms": round(found.error_s * 1e3, 2),
+    }
+
+
+def churn(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
+    """
+    Let listings meet changes: demand (b) again, for names that stay while others come and go.
+
+    ``doctor`` never removes a name while it races, since its players do not wait for each other.
+    """
+    path = f"{MOUNTPOINT}/churn"
+    with _processes(lab, extent.processes) as processes:
+        processes[0].do(f"churned = LockDirectory({path!r}); churned.open(); churned.mkdir('stay.0')")
+        for number, process in enumerate(processes):
+            process.tell(f"churn({path!r}, 'p{number}', {extent.storm_s})")
+        found = [process.answer(extent.storm_s + 75) for process in processes]
+    counts = {name: sum(one[name] for one in found) for name in ("rounds", "missed")}
+    return {**counts, "examples": [text for one in found for text in one["examples"]][:4]}
+
+
+def faults(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
+    """Take locks at random while clients stand still, are cut off or lose their power, and processes die."""
+    actors = ("thread", "tasks", "user", "process") if kind.lets_all_users_in else ("thread", "tasks", "process")
+    lab.clients[0].check(["mkdir", f"{MOUNTPOINT}/campaign"])
+    campaign = Campaign(
+        *(lab, "campaign"), seed=1, processes=4, locks=4, lease_s=_LEASE_S,
+        lanes={"it": Lane("", "", MOUNTPOINT)}, actors=actors, faults=_FAULTS,
+    )  # fmt: skip
+    verdict = campaign.run(extent.campaign_s)
+    figures = document(campaign, verdict, extent.campaign_s)
+    # A client that serves others late is no danger: losses and what did not end well are told apart from overlaps.
+    grave = [what for what in figures["violations"] if "lost its hold" not in what]
+    return {
+        "holds": len(verdict.holds),
+        "faults": figures["faults"],
+        "endings": figures["endings"],
+        "overlaps": len(grave),
+        "violations": figures["violations"][:5],
+        "errors": [error[-600:] for error in figures["errors"][:3]],
+    }
+
+
+def crashes(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
+    """Cut the server's power while clients make changes; count those that were acknowledged and are undone."""
+    chance = random.Random(1)
+    acknowledged = undone = 0
+    examples: list[str] = []
+    for crash in range(extent.crashes):
+        directory = f"{MOUNTPOINT}/crash-{crash}"
+        jobs: dict[str, Job] = {}
+        for node in lab.clients:
+            for number in range(extent.processes):
+                name = f"{node.name}-{number}"
+                jobs[name] = node.popen([sys.executable, _CHANGES, directory, name], env={"PYTHONPATH": str(TESTS)})
+        try:
+            for name, job in jobs.items():
+                if not job.wait_until(lambda job=job: job.out.count(b"\n") > 50, 60):  # type: ignore[misc]
+                    raise LabError(f"{name}: {job.err.decode(errors='replace') or 'no change was acknowledged'}")
+            time.sleep(chance.uniform(0, 1.0))
+            lab.server.kill()
+            _until_silent(list(jobs.values()))
+            counts = {name: job.out.count(b"\n") for name, job in jobs.items()}
+        finally:
+            for job in jobs.values():
+                job.kill()
+        lab.server.start()
+        for node in lab.clients:
+            node.run(["umount", "-l", "-i", MOUNTPOINT], timeout=60)
+            node.remount()
+        there = set(lab.clients[0].check(["sh", "-c", '! cd "$1" || find . -mindepth 1', "sh", directory]).split())
+        for name, count in counts.items():
+            wanted, unsure = states(name, count)
+            wrong = [what for what, is_there in wanted.items()
+                     if what not in unsure and not any(one.startswith(f"{what}/") for one in unsure)
+                     and (f"./{what}" in there) != is_there]  # fmt: skip
+            acknowledged += count
+            undone += len(wrong)
+            examples += wrong[:2]
+    return {"crashes": extent.crashes, "changes": acknowledged, "undone": undone, "examples": examples[:6]}
+
+
+#: In this order: the last one takes the server's power away.
+TRIALS: Final[dict[str, Callable[[Lab, FileSystem, Extent], dict[str, Any]]]] = {
+    "exclusion": exclusion,
+    "churn": churn,
+    "demands": demands,
+    "faults": faults,
+    "crashes": crashes,
+}
+
+
+def describe(lab: Lab, kind: FileSystem) -> dict[str, Any]:
+    """What is mounted, and in which versions."""
+    first = kind.packages.split()[0]
+    version = lab.server.check(["dpkg-query", "-W", "-f", "${Version}", first])
+    mounted = [line.split() for line in lab.clients[0].check(["cat", "/proc/mounts"]).splitlines()]
+    options = next(line[2:4] for line in mounted if line[1] == MOUNTPOINT)
+    return {
+        "package": f"{first} {version}",
+        "kernel": lab.clients[0].check(["uname", "-r"]).strip(),
+        "type": options[0],
+        "mounted with": options[1],
+    }
+
+
+@contextlib.contextmanager
+def _processes(lab: Lab, number: int) -> Iterator[list[Remote]]:
+    made: list[Remote] = []
+    try:
+        for _ in range(number):
+            made += [Remote(node) for node in lab.clients]
+        yield made
+    finally:
+        for process in made:
+            process.end()
+
+
+def _until_silent(jobs: list[Job], quiet_s: float = 1.0, most_s: float = 20.0) -> None:
+    """Wait until nothing more is heard: what a client was told before the crash, it says now."""
+    heard, since, end = -1, time.monotonic(), time.monotonic() + most_s
+    while time.monotonic() < min(since + quiet_s, end):
+        if (now := sum(len(job.out) for job in jobs)) != heard:
+            heard, since = now, time.monotonic()
+        time.sleep(0.05)
+
+
+def prepare(lab: Lab, kind: FileSystem, bind: list[Path]) -> None:
+    """Bring it up, with two clients."""
+    lab.down()
+    os.environ["NFSRWLOCK_UNFIT"] = "1"  # what locks refuse is tried all the same
+    lab.up(clients=2, serve=kind.serve, mount=kind.mounting, disk=kind.disk, mem_mib=kind.mem_mib, bind=bind,
+           lease_s=10, grace_s=10)  # fmt: skip
+
+
+def nodes_of(lab: Lab) -> list[Node]:
+    """All machines."""
+    return [lab.server, *lab.clients]

@@ -1,0 +1,61 @@
+"""The cheapest of the other file systems, for a glance; ``make test-filesystems`` tries all of them for long."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from debian import Unavailable, install
+from nfs.filesystems import trials
+from nfs.filesystems.__main__ import programs_missing
+from nfs.filesystems.changes import changes, states
+from nfs.filesystems.descriptions import DESCRIPTIONS
+from nfs.lab import Lab, to_bind
+
+pytestmark = pytest.mark.nfs
+
+
+@pytest.fixture(scope="module", params=["9p", "ganesha-3", "linux-4.2"])
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Lab]]:
+    kind = DESCRIPTIONS[request.param]
+    try:
+        install("tests/nfs/filesystems", lambda: programs_missing(kind), kind.packages.split())
+    except Unavailable as error:
+        pytest.skip(str(error))
+    lab = Lab(Path(tempfile.gettempdir()) / f"nfslab-glance-{os.getpid()}")
+    try:
+        trials.prepare(lab, kind, to_bind())
+        yield request.param, lab
+    finally:
+        lab.down()
+
+
+def test_writers_are_alone(served: tuple[str, Lab]) -> None:
+    name, lab = served
+    found = trials.exclusion(lab, DESCRIPTIONS[name], trials.QUICK)
+    assert (found["overlaps"], found["disorder"], found["old reads"], found["lost updates"]) == (0, 0, 0, 0), found
+    assert found["writes"] >= 12
+
+
+def test_what_a_kernel_server_acknowledged_survives_a_power_cut(served: tuple[str, Lab]) -> None:
+    """Of the others this is known not to be so: the table in docs/concepts/file-systems.md."""
+    name, lab = served
+    found = trials.crashes(lab, DESCRIPTIONS[name], trials.QUICK)
+    assert found["changes"] > 200
+    assert (found["undone"] == 0) == (name == "linux-4.2"), found
+
+
+def test_what_must_be_there_after_a_crash_follows_from_what_was_acknowledged() -> None:
+    made: set[str] = set()
+    for acknowledged, (call, *names) in enumerate(itertools.islice(changes("a"), 200)):
+        wanted, unsure = states("a", acknowledged)
+        assert {name for name, is_there in wanted.items() if is_there} == made
+        assert set(names) == unsure
+        if call in ("rmdir", "unlink", "rename"):
+            made.remove(names[0])
+        made |= {names[-1]} if call in ("mkdir", "create", "rename") else set()
