@@ -65,6 +65,7 @@ def test_a_lock_on_smb_is_refused_unless_somebody_takes_the_risk(
     number = f"{os.major(device)}:{os.minor(device)}"
     (tmp_path / "mountinfo").write_text(f"29 1 {number} / /mnt rw,relatime shared:1 - {fstype} //srv/fs rw\n")
     monkeypatch.setattr(directory, "_MOUNTS", tmp_path / "mountinfo")
+    directory._is_on_smb.cache_clear()
     monkeypatch.setenv("NFSRWLOCK_UNFIT", allowed)
     if is_refused:
         assert "lies on SMB" in refusal(lock_path)

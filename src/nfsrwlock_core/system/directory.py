@@ -18,6 +18,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, Literal, Protocol
 
 from nfsrwlock_core.errors import LockPathError
@@ -236,7 +237,7 @@ class LockDirectory:
 
     def _check(self) -> int:
         found = os.fstat(self._fd)
-        if os.environ.get("NFSRWLOCK_UNFIT") != "1" and _is_on_smb(found.st_dev):
+        if os.environ.get("NFSRWLOCK_UNFIT") != "1" and _is_on_smb(found.st_dev, found.st_ino):
             raise LockPathError(
                 self.path,
                 "lies on SMB, where two hosts may hold one lock: a rename and a removal of one name can both succeed",
@@ -288,9 +289,12 @@ class LockDirectory:
                 os.rmdir(probe, dir_fd=self._fd)
 
 
-def _is_on_smb(device: int) -> bool:
+@lru_cache(maxsize=256)
+def _is_on_smb(device: int, inode: int) -> bool:
     # There a rename and a removal of one name both succeeded, which breaks demand (c): PROTOCOL.md section 6.
-    # Not by the module `mounts`: to import it takes longer than to take a lock.
+    # Not by the module `mounts`: to import it takes longer than to take a lock. What is kept is kept for a directory,
+    # since another mount may have the number of a device later on.
+    del inode
     wanted = f" {os.major(device)}:{os.minor(device)} "
     with contextlib.suppress(OSError), open(_MOUNTS, errors="replace") as file:
         return any(wanted in line and (" - cifs " in line or " - smb3 " in line) for line in file)
