@@ -20,7 +20,7 @@ from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_announ
 from nfsrwlock_core.protocol.heartbeat import Beat, Phase, World, fresh_token
 from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.protocol.removal import evict
-from nfsrwlock_core.system import directory
+from nfsrwlock_core.system import directory, mounts
 from nfsrwlock_core.system.directory import LockDirectory
 from other_users import ALICE, BOB, EVE, TEAM, as_user, directory_of, needs_root
 from small_disks import fill, fill_blocks, free_one, small_disk
@@ -64,7 +64,7 @@ def test_a_lock_on_smb_is_refused_unless_somebody_takes_the_risk(
     device = tmp_path.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     (tmp_path / "mountinfo").write_text(f"29 1 {number} / /mnt rw,relatime shared:1 - {fstype} //srv/fs rw\n")
-    monkeypatch.setattr(directory, "_MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setattr(mounts, "_PROC", str(tmp_path))
     directory._is_on_smb.cache_clear()
     monkeypatch.setenv("NFSRWLOCK_UNFIT", allowed)
     if is_refused:

@@ -65,7 +65,6 @@ TABLE = {
         "_open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, here)": INSIDE,
         "_open(announcement, _OPEN_FLAGS, here)": INSIDE,
         "os.listdir(fd)": INSIDE,
-        "open(_MOUNTS, errors='replace')": SYSTEM,
         "os.rename(last, new.rpartition('/')[2], src_dir_fd=parent, dst_dir_fd=parent)": INSIDE,
         "os.unlink(last, dir_fd=parent)": INSIDE,
         "os.chmod('.', _GROUP_MODE, dir_fd=parent)": INSIDE,

@@ -38,7 +38,6 @@ _OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os,
 #: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
 _HALF_MADE_S: Final = 2.0
 MOVE_AWAY: Final = "move it away (mv) while nobody holds the lock; the owner of the directory around it may do so"
-_MOUNTS: Final = "/proc/self/mountinfo"
 #: A heartbeat's text where there is nothing more to say, or no room for it; a symbolic link cannot have none.
 _NO_RECORD: Final = b"{}"
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG})
@@ -292,13 +291,12 @@ class LockDirectory:
 @lru_cache(maxsize=256)
 def _is_on_smb(device: int, inode: int) -> bool:
     # There a rename and a removal of one name both succeeded, which breaks demand (c): PROTOCOL.md section 6.
-    # Not by the module `mounts`: to import it takes longer than to take a lock. What is kept is kept for a directory,
-    # since another mount may have the number of a device later on.
+    # What is kept is kept for a directory, since another mount may have the number of a device later on.
+    from .mounts import mount_of_device  # noqa: PLC0415 - what makes no lock needs no look at the mounts
+
     del inode
-    wanted = f" {os.major(device)}:{os.minor(device)} "
-    with contextlib.suppress(OSError), open(_MOUNTS, errors="replace") as file:
-        return any(wanted in line and (" - cifs " in line or " - smb3 " in line) for line in file)
-    return False
+    mount = mount_of_device(device)
+    return mount is not None and mount.fstype in ("cifs", "smb3")
 
 
 def create_beat(name: str, record: bytes, *, dir_fd: int) -> None:

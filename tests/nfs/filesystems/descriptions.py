@@ -67,6 +67,16 @@ def _linux(options: str, mind: str = "") -> FileSystem:
     return dataclasses.replace(_LINUX, options=options, mind=mind)
 
 
+def _linux_over(disk: str, package: str) -> FileSystem:
+    return dataclasses.replace(
+        _LINUX,
+        title=f"Linux NFS server over {disk}",
+        disk=disk,
+        packages=f"{_LINUX.packages} {package}",
+        programs=f"{_LINUX.programs} mkfs.{disk}",
+    )
+
+
 _GANESHA: Final = FileSystem(
     "NFS-Ganesha, NFSv4.1",
     packages="nfs-ganesha nfs-ganesha-vfs",
@@ -105,20 +115,8 @@ DESCRIPTIONS: Final = {
     "noac": _linux("noac", "Costs many requests; locks do not need it."),
     "softerr": _linux("softerr,timeo=50,retrans=2", "Calls fail while the server is away: data may be lost."),
     "nordirplus": dataclasses.replace(_LINUX_3, options="nordirplus"),
-    "xfs": dataclasses.replace(
-        _LINUX,
-        title="Linux NFS server over xfs",
-        disk="xfs",
-        packages="nfs-kernel-server xfsprogs",
-        programs="rpc.nfsd mount.nfs mkfs.xfs",
-    ),
-    "btrfs": dataclasses.replace(
-        _LINUX,
-        title="Linux NFS server over btrfs",
-        disk="btrfs",
-        packages="nfs-kernel-server btrfs-progs",
-        programs="rpc.nfsd mount.nfs mkfs.btrfs",
-    ),
+    "xfs": _linux_over("xfs", "xfsprogs"),
+    "btrfs": _linux_over("btrfs", "btrfs-progs"),
     "tmpfs": dataclasses.replace(
         _LINUX,
         title="Linux NFS server over tmpfs",

@@ -73,8 +73,7 @@ def _churn(found: dict[str, Any]) -> str:
 def _crashes(found: dict[str, Any]) -> str:
     if "undone" not in found:
         return "not tested"
-    undone = f"**{found['undone']}**" if found["undone"] else "0"
-    return f"{undone} of {found['changes']} in {found['crashes']}"
+    return f"{_bold(found['undone'])} of {found['changes']} in {found['crashes']}"
 
 
 def _storm(found: dict[str, Any]) -> str:

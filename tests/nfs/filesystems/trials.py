@@ -24,7 +24,7 @@ from nfs.campaign.history import conflicts, disorder
 from nfs.campaign.run import Campaign, document
 from nfs.filesystems.changes import states
 from nfs.filesystems.descriptions import FileSystem
-from nfs.lab import Job, Lab, LabError, Node
+from nfs.lab import Job, Lab, LabError
 from nfs.lab.node import MOUNTPOINT
 from nfs.lanes import Lane
 from nfs.scene import TESTS, Remote
@@ -85,15 +85,15 @@ def exclusion(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     with _processes(lab, extent.processes) as processes:
         found = storm(processes, {node.name: path for node in lab.clients}, extent.storm_s)
     old = [(who, one) for who, one in found.said if one["mode"] == "read" and one["seen"] < one["generation"]]
-    wrong = [*conflicts(found.holds), *disorder(found.holds)]
+    overlaps, wrong_numbers = list(conflicts(found.holds)), list(disorder(found.holds))
     lines = lab.clients[0].check(["cat", path]).split()
     return {
         "holds": len(found.holds),
         "writes": len(found.writes),
-        "overlaps": len(list(conflicts(found.holds))),
-        "disorder": len(list(disorder(found.holds))),
+        "overlaps": len(overlaps),
+        "disorder": len(wrong_numbers),
         "old reads": len(old),
-        "examples": [*(f"{violation.at:.4f}: {violation.what}" for violation in wrong[:4]), *map(str, old[:2])],
+        "examples": [*(f"{one.at:.4f}: {one.what}" for one in (*overlaps, *wrong_numbers)[:4]), *map(str, old[:2])],
         "lost updates": len(found.writes) - len(lines),
         "clock error, ms": round(found.error_s * 1e3, 2),
     }
@@ -227,8 +227,3 @@ def prepare(lab: Lab, kind: FileSystem, bind: list[Path]) -> None:
     os.environ["NFSRWLOCK_UNFIT"] = "1"  # what locks refuse is tried all the same
     lab.up(clients=2, serve=kind.serve, mount=kind.mounting, disk=kind.disk, mem_mib=kind.mem_mib, bind=bind,
            lease_s=10, grace_s=10)  # fmt: skip
-
-
-def nodes_of(lab: Lab) -> list[Node]:
-    """All machines."""
-    return [lab.server, *lab.clients]
