@@ -653,8 +653,8 @@ class Search:
         content = dict(self._servers[server][0]).get(name)
         if content is None:
             return True
-        _, latest, sent = content
-        return beat != latest or clocks[self._owner(name)] > sent
+        _, ever, sent = content
+        return beat != (ever[-1] if ever else None) or clocks[self._owner(name)] > sent
 
     # -- participants -------------------------------------------------------------------------------------------------
 
@@ -817,11 +817,11 @@ class Search:
             return [tuple(sorted((*certain, *more))) for more in _subsets(sorted(new | old))]
         # What a client has cached of an announcement may be as old as it likes, even when it is its own.
         name, inside, entry = name.partition("/")
-        latest = contents[name][1] if name in contents else dict(ghosts).get(name)
+        ever = contents[name][1] if name in contents else dict(ghosts).get(name, ())
+        beats = [f"beat.{beat}" for beat in ever]
         if inside:
-            was_there = latest is not None and entry in {f"beat.{beat}" for beat in range(latest + 1)}
-            return [errno.ENOENT, errno.ENOTDIR] if was_there else [errno.ENOENT]
-        possible: list[Answer] = [(), *((f"beat.{beat}",) for beat in range(-1 if latest is None else latest + 1))]
+            return [errno.ENOENT, errno.ENOTDIR] if entry in beats else [errno.ENOENT]
+        possible: list[Answer] = [(), *((beat,) for beat in beats)]
         return possible if name in contents else [errno.ENOENT, *possible]
 
     def _changed(self, server: int, who: int, call: tuple[str, ...], sent: int, *, heard: bool) -> int:
@@ -834,16 +834,16 @@ class Search:
         if kind == "mkdir":
             if name in contents:
                 raise OSError(errno.EEXIST, name)
-            contents[name] = (None, None, sent)
+            contents[name] = (None, (), sent)  # its beat, all that it ever had, and when the latest was sent
             return self._server(frozenset(contents.items()), self._seen_change(views, fresh, made=name), ghosts)
         if top not in contents:
             raise OSError(errno.ENOENT, name)
-        beat, _latest, _ = contents[top]
+        beat, ever, _ = contents[top]
         if kind == "rmdir" or (kind == "rename" and not inside):
             if kind == "rmdir" and beat is not None:
                 raise OSError(errno.ENOTEMPTY, name)
             content = contents.pop(top)
-            if content[1] is not None:
+            if content[1]:
                 ghosts |= {(top, content[1])}
             if top.startswith(("read", "write")) and self._owner(top) != who:
                 self._tally["evictions"] += 1
@@ -857,7 +857,7 @@ class Search:
         if kind == "create":
             if beat is not None:
                 raise OSError(errno.EEXIST, name)
-            contents[top] = (number, number, sent)
+            contents[top] = (number, (*ever, number), sent)
         else:
             if beat != number:
                 raise OSError(errno.ENOENT, name)
@@ -865,7 +865,7 @@ class Search:
                 contents[top] = (None, *contents[top][1:])
             else:
                 number = parse_beats([call[2].partition("/")[2]])
-                contents[top] = (number, number, sent)
+                contents[top] = (number, (*ever, number), sent)
         return self._server(frozenset(contents.items()), views, ghosts)
 
     def _seen_change(
