@@ -228,6 +228,7 @@ def test_two_threads_that_want_to_write_get_an_error_not_a_deadlock(path: Path, 
         time.sleep(0.1)  # the other one waits for its turn behind that, most likely; it may come later as well
     outcomes = [future.exception(30) for future in waiting]
     other.end()
+    lock.release(force=True)
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "RuntimeError"]
 
 
