@@ -35,7 +35,7 @@ from adapters.dask_tasks import (
 from nfsrwlock import SoftReadWriteLock, inspect
 from nfsrwlock.dask import Lock, RWLock, install
 from nfsrwlock.dask.activity import activity
-from nfsrwlock.dask.journal import Entry, Left, evict_dead, read_journal
+from nfsrwlock.dask.journal import Entry, evict_dead, read_journal
 from nfsrwlock.dask.plugins import TOPIC
 
 #: So long that no test here waits for one: what ends a hold earlier is not the lease.
@@ -136,13 +136,11 @@ def test_a_journal_says_what_is_held_and_awaited(tmp_path: Path) -> None:
             assert waiter.acquire(timeout="50ms") is False
             thread = threading.Thread(target=waiter.acquire)
             thread.start()
-            left = Left(
-                os.getpid(), True, {Entry(True, "write", held.path, None), Entry(False, "read", waiter.path, None)}
-            )
-            wait_until(lambda: read_journal(path) == left)
+            both = {Entry(True, "write", held.path, None), Entry(False, "read", waiter.path, None)}
+            wait_until(lambda: read_journal(path) == (os.getpid(), True, both))
         thread.join()
         entries = {Entry(True, "write", held.path, None), Entry(True, "read", waiter.path, None)}
-        assert read_journal(path) == Left(os.getpid(), True, entries)
+        assert read_journal(path) == (os.getpid(), True, entries)
         waiter.release()
         activity.close_journal(path)
         assert os.path.exists(path)  # somebody may look after our death

@@ -24,9 +24,8 @@ from nfsrwlock import FileLock
 from nfsrwlock.driving import at_once, done
 from nfsrwlock_core import LockNotHeldError, Timeout
 
-from .calls import LockMethods
 from .context import Caller, thread_caller
-from .lock import Lock, RWLock
+from .lock import Lock, LockMethods, RWLock
 
 _FILE_LOCKS: Final = (BaseFileLock, FileLock)
 
@@ -72,7 +71,7 @@ class CombinedLock(LockMethods):
             if isinstance(lock, Lock):
                 lock.check()
 
-    async def _acquire(self, caller: Caller, blocking: bool, seconds: float | None) -> bool:
+    async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
         for lock in self.locks:
             if caller.is_coroutine and not isinstance(lock, Lock | DistributedLock):
                 raise TypeError(
@@ -83,25 +82,25 @@ class CombinedLock(LockMethods):
         taken: list[Any] = []
         try:
             for lock in self.locks:
-                if not await _take(lock, caller, blocking, deadline):
+                if not await _take(lock, caller, deadline):
                     raise Timeout(repr(lock), "its acquire() returned False although it was to wait")
                 taken.append(lock)
         except BaseException as error:
             await _release_all(taken, caller)
             # dask.array.store and others do not look at the result of an acquire that may wait.
-            if isinstance(error, Timeout) and (not blocking or seconds is not None):
+            if isinstance(error, Timeout) and seconds is not None:
                 return False
             raise
         self._holds.append(True)
         return True
 
-    async def _release(self, caller: Caller, *, is_unwinding: bool = False) -> bool:
+    async def _release(self, caller: Caller) -> bool:
         try:
             self._holds.pop()
         except IndexError:
             raise LockNotHeldError(f"Released too often: {self!r} is not held through this object") from None
         results, error = await _release_all(self.locks, caller)
-        if error is not None and not is_unwinding:
+        if error is not None:
             raise error
         return all(result is not False for result in results)
 
@@ -164,19 +163,18 @@ def _name_of(lock: Any) -> tuple[str, str]:
     return f"{type(lock).__module__}.{type(lock).__qualname__}", name
 
 
-async def _take(lock: Any, caller: Caller, blocking: bool, deadline: float | None) -> bool:
+async def _take(lock: Any, caller: Caller, deadline: float | None) -> bool:
     seconds = None if deadline is None else max(deadline - time.monotonic(), 0.0)
     if isinstance(lock, Lock):
-        return await lock._acquire(caller, blocking, seconds)
+        return await lock._acquire(caller, seconds)
     if isinstance(lock, _FILE_LOCKS):  # their time-out comes first, and its end is an exception
         try:
-            lock.acquire(seconds if blocking else 0)
+            lock.acquire(seconds)
         except TimeoutError:
             return False
         return True
     # By position, for their names differ (multiprocessing says `block`).
-    arguments: tuple[Any, ...] = (False,) if not blocking else () if seconds is None else (True, seconds)
-    result = lock.acquire(*arguments)
+    result = lock.acquire() if seconds is None else lock.acquire(True, seconds) if seconds else lock.acquire(False)
     return await done(result) is not False
 
 
@@ -197,7 +195,7 @@ def _is_locked(lock: Any) -> bool:
         return lock._is_locked()
     if hasattr(lock, "locked"):
         return bool(lock.locked())
-    if at_once(_take(lock, thread_caller(), False, None)):
+    if at_once(_take(lock, thread_caller(), 0.0)):
         lock.release()
         return False
     return True

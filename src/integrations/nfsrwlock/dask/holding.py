@@ -77,12 +77,13 @@ class Hold:
             except Timeout:
                 if not self._is_cancelled():
                     raise
-            if self._granted is None or self._is_cancelled():
-                if self._granted is not None:
-                    with suppress(LockLostError):
-                        await self._give_back(self.caller)
-                # Should the task be wanted again by the time that this arrives, it starts over: nobody sees an error.
-                raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
+            else:
+                if not self._is_cancelled():
+                    return
+                with suppress(LockLostError):
+                    await self._give_back(self.caller)
+            # Should the task be wanted again by the time that this arrives, it starts over: nobody sees an error.
+            raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
 
     async def end(self, caller: Caller) -> None:
         """

@@ -32,14 +32,6 @@ class Entry(NamedTuple):
     lock_dir: str | None
 
 
-class Left(NamedTuple):
-    """What a journal says of the process that wrote it, which lives or is dead."""
-
-    pid: int
-    is_alive: bool
-    entries: set[Entry]
-
-
 class Journal:
     """
     The file, written by the process that it is about.
@@ -90,9 +82,10 @@ def evict_dead(path: str, patience: float) -> list[Entry]:
     held: set[Entry] = set()
     while (left := read_journal(path)) is not None:
         is_over = time.monotonic() >= deadline
-        if not left.is_alive:
+        pid, is_alive, entries = left
+        if not is_alive:
             # A process that is killed closes its files, the journal too, a moment before it counts as dead.
-            claims = {entry for entry in left.entries if not _evict(entry, left.pid, held)}
+            claims = {entry for entry in entries if not _evict(entry, pid, held)}
             if not claims or is_over:
                 return list(held - claims) if _remove(path) else []
         elif is_over:
@@ -101,23 +94,19 @@ def evict_dead(path: str, patience: float) -> list[Entry]:
     return []
 
 
-def read_journal(path: str) -> Left | None:
-    """Return what the journal at ``path`` says; ``None`` if there is none, or none that is whole."""
+def read_journal(path: str) -> tuple[int, bool, set[Entry]] | None:
+    """Return the pid of who wrote a journal, whether it lives, and what it says; ``None``: there is no whole one."""
+    is_alive = False
     try:
         with open(path, encoding="ascii") as file:
-            is_alive = _is_locked(file.fileno())
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_alive = True
             pid, *entries = json.loads(file.readline())
     except (OSError, ValueError):
         return None
-    return Left(pid, is_alive, {Entry(*entry) for entry in entries})
-
-
-def _is_locked(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
+    return pid, is_alive, {Entry(*entry) for entry in entries}
 
 
 def _evict(entry: Entry, pid: int, held: set[Entry]) -> bool:

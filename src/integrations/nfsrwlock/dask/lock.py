@@ -1,8 +1,10 @@
 """
-``distributed.Lock``'s contract on a file.
+``distributed.Lock``'s contract on a file: its methods once, for callers in threads and for coroutines on Dask's loop.
 
 The object is a name and settings; holds hang on it only where they were taken. It pickles as name and settings, and so
 two objects with one name exclude each other wherever they are.
+
+What a method does is a coroutine. For a caller in a thread nothing in it suspends, so it runs to its end at once.
 """
 
 from __future__ import annotations
@@ -13,21 +15,156 @@ import os
 import sys
 import threading
 import uuid
-from contextlib import suppress
-from dataclasses import astuple, dataclass
-from typing import Any, Final, Unpack
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import AsyncExitStack, suppress
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Final, Self, Unpack
 
 from nfsrwlock.driving import at_once
 from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
 from .activity import activity
-from .calls import LockMethods
-from .context import Caller, caller_here, is_on_dask_loop, thread_caller
+from .context import Caller, caller_here, is_on_dask_loop, task_caller, thread_caller
 from .holding import Hold
-from .names import encoded, fresh_name, path_of
-from .settings import Mode, Options, Settings, settings_of
+from .names import encoded, path_of
+from .settings import Mode, Options, Settings, Time, limit, settings_of
 
 logger: Final = logging.getLogger("nfsrwlock.dask")
+
+Steps = Coroutine[Any, Any, Any]
+
+
+class LockMethods:
+    """The methods of ``distributed.Lock``, over :meth:`_acquire` and :meth:`_release`."""
+
+    async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
+        # ``seconds``: the limit; -1: none; ``None``: the lock's own, and whoever calls does not look at the result.
+        raise NotImplementedError
+
+    async def _release(self, caller: Caller) -> bool:
+        raise NotImplementedError
+
+    async def _leave(self, caller: Caller, error: BaseException | None) -> None:
+        # The end of a block; an error that is on its way already says why the work is void.
+        try:
+            await self._release(caller)
+        except LockLostError:
+            if error is None:
+                raise
+
+    def _is_async(self) -> bool:
+        return is_on_dask_loop()
+
+    def _run(self, steps: Callable[[Caller], Steps], name: str, *, is_try: bool = False) -> Any:
+        if not self._is_async():
+            return at_once(steps(thread_caller()))
+        # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
+        caller = caller_here()
+        return Awaitable(
+            lambda: steps(caller if caller.is_coroutine else task_caller()), f"{name}() of {self!r}", is_try=is_try
+        )
+
+    def acquire(self, blocking: bool = True, timeout: Time | None = None) -> Any:
+        """
+        Take the lock. On Dask's event loop, await the result.
+
+        :param blocking: ``False``: do not wait
+        :param timeout: how long to wait: seconds, ``"200ms"`` or a timedelta; ``None``: as the lock says
+        :returns: ``True``; ``False`` if it could not be had and ``blocking=False`` or ``timeout=`` allowed for that
+        :raises ValueError: if a time-out is given for a call that is not to wait
+        :raises Timeout: if the lock's own time-out is over
+        :raises distributed.Reschedule: in a task, with ``on_contention="reschedule"``
+        :raises LockPathError: if the lock cannot live at its path
+        :raises DeadlockError: if the caller holds the path shared and asks for it exclusively without a limit
+        :raises TypeError: in a coroutine, if a member of a combination is a thread's lock
+        """
+        if not blocking and timeout is not None:
+            raise ValueError("can't specify a timeout for a non-blocking call")
+        seconds = limit("timeout", timeout) if timeout is not None else None if blocking else 0.0
+        return self._run(lambda caller: self._acquire(caller, seconds), "acquire", is_try=not blocking)
+
+    def release(self) -> Any:
+        """
+        Give the lock back: the caller's own hold if it has one, else the oldest. On Dask's loop, await the result.
+
+        :returns: ``True``; ``False`` if a member of a combination says so
+        :raises LockNotHeldError: if the lock is not held through this object
+        :raises LockLostError: if the hold was lost before, so that what was done under it may overlap with others
+        """
+        return self._run(self._release, "release")
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        async def ready() -> Self:
+            return self
+
+        return ready().__await__()
+
+    def __enter__(self) -> Self:
+        if self._is_async():
+            raise RuntimeError(
+                f"'with' on {self!r} would block Dask's event loop; in a coroutine use 'async with', and make a "
+                "function of client.run, which Dask calls on its loop, a coroutine"
+            )
+        at_once(self._acquire(thread_caller(), None))
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        at_once(self._leave(thread_caller(), exc_value))
+
+    async def __aenter__(self) -> Self:
+        await self._acquire(task_caller(), None)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._leave(task_caller(), exc_value)
+
+
+class Awaitable(Steps):
+    """
+    A coroutine that refuses to be asked whether it is true, for it would say yes although nothing has happened yet.
+
+    :param make: returns the coroutine that is awaited
+    :param call: what it is the result of, for the error
+    :param is_try: it is an acquire that does not wait. It is false: whoever does not await it does not get the lock.
+        xarray asks so at the end of a file, which Python may call on any thread, the loop's as well
+    """
+
+    def __init__(self, make: Callable[[], Steps], call: str, *, is_try: bool) -> None:
+        self._make = make
+        self._call = call
+        self._is_try = is_try
+        if not is_try:
+            _ = self._steps  # made now, so that Python warns if it is never awaited
+
+    @cached_property
+    def _steps(self) -> Steps:
+        return self._make()
+
+    def __bool__(self) -> bool:
+        if self._is_try:
+            return False
+        raise RuntimeError(f"on Dask's event loop {self._call} must be awaited: nothing has been done yet")
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._steps.__await__()
+
+    def send(self, value: Any) -> Any:
+        """See ``collections.abc.Coroutine``."""
+        return self._steps.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """See ``collections.abc.Coroutine``."""
+        return self._steps.throw(*error)
+
+    def close(self) -> None:
+        """See ``collections.abc.Coroutine``."""
+        self._steps.close()
 
 
 class Lock(LockMethods):
@@ -65,7 +202,7 @@ class Lock(LockMethods):
     def __init__(
         self, name: Any = None, scheduler_rpc: Any = None, loop: Any = None, **options: Unpack[Options]
     ) -> None:
-        name = fresh_name() if name is None else name
+        name = f"lock-{uuid.uuid4().hex}" if name is None else name
         settings = settings_of(path_of(name), options)
         self._set_up(os.fsdecode(name) if isinstance(name, os.PathLike) else name, settings, loop)
 
@@ -190,9 +327,8 @@ class Lock(LockMethods):
     def _is_async(self) -> bool:
         return is_on_dask_loop(self._loop)
 
-    async def _acquire(self, caller: Caller, blocking: bool, seconds: float | None) -> bool:
-        may_fail = not blocking or seconds is not None
-        wanted = (self._settings.timeout if seconds is None else seconds) if blocking else 0.0
+    async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
+        wanted = self._settings.timeout if seconds is None else seconds
         # A reader who waits behind a writer who waits for it would never end, and a thread cannot overlap with itself.
         if self.mode == "read" and activity.join(caller, self.lock_path, self.id):
             return True
@@ -205,36 +341,27 @@ class Lock(LockMethods):
         try:
             await hold.take(wanted)
         except Timeout:
-            if may_fail:
-                return False
-            raise
+            if seconds is None:
+                raise
+            return False
         hold.collect_after_task()
         return True
 
-    async def _release(self, caller: Caller, *, is_unwinding: bool = False) -> bool:
+    async def _release(self, caller: Caller) -> bool:
         if (found := activity.strike_out(caller, self.id)) is None:
             raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
         hold, is_over = found
-        try:
-            if is_over:
-                await hold.end(caller)
-            else:
-                hold.check()
-        except LockLostError:
-            if not is_unwinding:
-                raise
-            return False
+        if is_over:
+            await hold.end(caller)
+        else:
+            hold.check()
         return True
 
     async def _close(self, caller: Caller) -> None:
-        first: LockLostError | None = None
-        while activity.through(self.id):
-            try:
-                await self._release(caller)
-            except LockLostError as error:
-                first = first or error
-        if first is not None:
-            raise first
+        async with AsyncExitStack() as stack:  # each of them, whichever is lost
+            for hold in activity.through(self.id):
+                for _ in range(hold.takers.count(self.id)):
+                    stack.push_async_callback(self._release, caller)
 
     def _is_locked(self) -> bool:
         return any(peer.mode != "read" or self.mode == "write" for peer in self._holders())
@@ -264,11 +391,9 @@ class RWLock:
     def __init__(self, name: Any = None, **options: Unpack[Options]) -> None:
         if "mode" in options:
             raise TypeError("an RWLock has both modes: take its read or its write")
-        name = fresh_name() if name is None else name
-        modes: tuple[Mode, ...] = ("read", "write")
-        for mode in modes:
-            options["mode"] = mode
-            object.__setattr__(self, mode, Lock(name, **options))
+        object.__setattr__(self, "write", Lock(name, **options))
+        object.__setattr__(self, "read", copy.copy(self.write))
+        self.read._settings = replace(self.write._settings, mode="read")
 
     @property
     def name(self) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -17,11 +16,6 @@ from .settings import configured, configured_directory
 
 #: The core adds a suffix of its own; names in a directory have 255 bytes on the file systems that matter.
 _NAME_MAX_BYTES: Final = 180
-
-
-def fresh_name() -> str:
-    """Return a name that no other lock has, as ``distributed.Lock`` makes one up."""
-    return f"lock-{uuid.uuid4().hex}"
 
 
 def path_of(name: Any) -> str:
