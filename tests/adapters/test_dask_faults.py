@@ -34,7 +34,7 @@ from adapters.dask_tasks import (
 )
 from nfsrwlock import SoftReadWriteLock, inspect
 from nfsrwlock.dask import Lock, RWLock, install
-from nfsrwlock.dask.activity import activity
+from nfsrwlock.dask.holding import activity
 from nfsrwlock.dask.journal import Entry, evict_dead, read_journal
 from nfsrwlock.dask.plugins import TOPIC
 
@@ -150,7 +150,7 @@ def test_a_journal_says_what_is_held_and_awaited(tmp_path: Path) -> None:
 
 def test_a_zombie_counts_as_dead(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from nfsrwlock.dask import Lock; from nfsrwlock.dask.activity import activity\n"
+        "import sys, time; from nfsrwlock.dask import Lock; from nfsrwlock.dask.holding import activity\n"
         "activity.open_journal(sys.argv[1] + '.journal'); lock = Lock(sys.argv[1], stale_threshold=90)\n"
         "lock.acquire(); print('held', flush=True); time.sleep(60)\n"
     )
@@ -302,7 +302,7 @@ def _measured(dask_scheduler: Any) -> bool:
 def _tell_of_a_wait() -> str:
     from distributed import get_worker
 
-    from nfsrwlock.dask.activity import activity
+    from nfsrwlock.dask.holding import activity
 
     for listener in activity.listeners:
         listener({"action": "waited", "mode": "read", "path": "/x", "seconds": 1.0})
@@ -337,7 +337,7 @@ def test_locks_that_are_just_taken_are_no_events(client: Any, tmp_path: Path) ->
 def _installed(dask_worker: Any) -> list[int]:
     from prometheus_client import REGISTRY
 
-    from nfsrwlock.dask.activity import activity
+    from nfsrwlock.dask.holding import activity
 
     named = [name for name in (*dask_worker.metrics, *dask_worker.handlers) if "nfsrwlock" in name]
     journal = f"{dask_worker.local_directory}.nfsrwlock"

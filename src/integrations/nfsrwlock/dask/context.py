@@ -49,11 +49,7 @@ def thread_caller() -> Caller:
 
 
 def task_caller() -> Caller:
-    """
-    Return who calls here, in an asyncio task.
-
-    :raises RuntimeError: outside of one
-    """
+    """Return who calls here, in an asyncio task."""
     task = asyncio.current_task()
     if task is None:
         raise RuntimeError("an awaitable lock must be used in an asyncio task")

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final
 
@@ -28,12 +31,16 @@ from distributed.worker_state_machine import SecedeEvent
 from nfsrwlock.driving import done
 from nfsrwlock_core import AsyncSoftReadWriteLock, LockLostError, LockSet, Timeout, WaitInfo
 
-from .activity import LONG_WAIT_S, activity
 from .context import Caller, current_worker
+from .journal import Entry, Journal
 from .settings import Settings
 
+#: Waits that are shorter are no news, seconds. One that lasts is reported then, and after ten times as long each.
+_LONG_WAIT_S: Final = 1.0
 #: How often it is looked whether a task that holds a lock has ended, seconds.
 _LOOK_S: Final = 1.0
+
+Event = dict[str, Any]
 
 
 class Hold:
@@ -52,8 +59,13 @@ class Hold:
         self._granted: Any = None
         self._worker: Final = current_worker()
         self._started: Final = time.monotonic()
-        self._next_report_s = LONG_WAIT_S
+        self._next_report_s = _LONG_WAIT_S
         self._has_paused = False
+
+    @property
+    def is_granted(self) -> bool:
+        """Whether the lock was granted, and not given back at once."""
+        return self._granted is not None
 
     def waited_s(self) -> float:
         """Return how long it has waited so far."""
@@ -68,7 +80,6 @@ class Hold:
         Take the lock as the settings say.
 
         :param seconds: 0: do not wait; -1: no limit
-        :raises Timeout: if it could not be had in time
         :raises distributed.Reschedule: if the task is to start over, or was cancelled
         """
         with activity.waiting(self), context_meter.meter("nfsrwlock-wait"):
@@ -82,24 +93,20 @@ class Hold:
                     return
                 with suppress(LockLostError):
                     await self._give_back(self.caller)
+                self._granted = None
             # Should the task be wanted again by the time that this arrives, it starts over: nobody sees an error.
             raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
 
     async def end(self, caller: Caller) -> None:
-        """
-        Give the lock back.
-
-        :param caller: who does that, anybody
-        :raises LockLostError: if the hold was lost
-        """
-        is_lost = False
+        """Give the lock back; anybody may."""
         try:
             await self._give_back(caller)
         except LockLostError:
-            is_lost = True
+            activity.losses += 1
+            activity.report("lost", self)
             raise
         finally:
-            activity.leave(self, is_lost=is_lost)
+            activity.leave(self)
 
     async def _give_back(self, caller: Caller) -> None:
         granted = self._granted
@@ -202,3 +209,124 @@ def _lock_set(settings: Settings, heartbeat: Any) -> LockSet:
     # Never held itself: it has resolved the path for those that are joined from it.
     paths: dict[str, Any] = {settings.mode: settings.path}
     return LockSet(**paths, heartbeat=heartbeat, **settings.core_arguments())
+
+
+class Activity:
+    """
+    What this process holds and waits for: for who asks again, for metrics, events and the journal.
+
+    Nothing is decided by it that the lock directory does not decide; it forgets everything in a forked child.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.awaited: list[Hold] = []
+        #: In the order in which they were granted.
+        self.held: list[Hold] = []
+        self._waited_s = 0.0
+        #: How many holds were lost.
+        self.losses = 0
+        #: Called with each event, from any thread.
+        self.listeners: list[Callable[[Event], None]] = []
+        self._journals: dict[str, Journal] = {}
+
+    def waited_s(self) -> float:
+        """Return how many seconds all callers together have waited, those that wait yet included."""
+        with self._lock:
+            return self._waited_s + sum(hold.waited_s() for hold in self.awaited)
+
+    @contextmanager
+    def waiting(self, hold: Hold) -> Iterator[None]:
+        """Count ``hold`` as awaited for the time of the block, and as held from then on if it is granted there."""
+        with self._changing():
+            self.awaited.append(hold)
+        try:
+            yield
+        finally:
+            with self._changing():
+                seconds = hold.waited_s()
+                self._waited_s += seconds
+                self.awaited.remove(hold)
+                if hold.is_granted:
+                    self.held.append(hold)
+            if seconds >= _LONG_WAIT_S:
+                self.report("waited", hold, seconds=round(seconds, 3))
+
+    def of(self, caller: Caller, lock_path: str) -> Hold | None:
+        """Return what ``caller`` holds of a lock, through whatever object."""
+        with self._lock:
+            mine = (hold for hold in self.held if hold.caller == caller and hold.settings.lock_path == lock_path)
+            return next((hold for hold in mine if hold.takers), None)
+
+    def through(self, taker: str) -> list[Hold]:
+        """Return what is held through one object."""
+        return [hold for hold in list(self.held) if taker in hold.takers]
+
+    def join(self, caller: Caller, lock_path: str, taker: str) -> bool:
+        """Take what ``caller`` holds once more; return whether it holds the lock."""
+        with self._lock:
+            hold = self.of(caller, lock_path)
+            if hold is not None:
+                hold.check()
+                hold.takers.append(taker)
+            return hold is not None
+
+    def strike_out(self, caller: Caller, taker: str) -> tuple[Hold, bool] | None:
+        """
+        Forget one of the times that ``taker`` took something: of the caller's own hold, else of the oldest.
+
+        :returns: the hold, and whether that was the last one who had taken it; ``None`` if there is none
+        """
+        with self._lock:
+            holds = self.through(taker)
+            if not holds:
+                return None
+            hold = next((hold for hold in reversed(holds) if hold.caller == caller), holds[0])
+            hold.takers.remove(taker)
+            return hold, not hold.takers
+
+    def leave(self, hold: Hold) -> None:
+        """Note that a hold has ended."""
+        with self._changing():
+            self.held.remove(hold)
+
+    def report(self, action: str, hold: Hold, **more: Any) -> None:
+        """Pass on an event to whoever listens."""
+        for listener in list(self.listeners):
+            listener({"action": action, "mode": hold.settings.mode, "path": hold.settings.path, **more})
+
+    def open_journal(self, path: str) -> None:
+        """Keep a journal, from now on, of what is held and awaited."""
+        with self._changing():
+            if path not in self._journals:
+                self._journals[path] = Journal(path)
+            self._journals[path].is_ending = False
+
+    def close_journal(self, path: str) -> None:
+        """Remove the journal as soon as nothing is held and awaited: until then somebody may look after our death."""
+        with self._changing():
+            self._journals[path].is_ending = True
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._lock:
+            yield
+            for path, journal in list(self._journals.items()):
+                entries = [
+                    Entry(is_held, hold.settings.mode, hold.settings.path, hold.settings.lock_dir)
+                    for is_held, holds in ((True, self.held), (False, self.awaited))
+                    for hold in holds
+                ]
+                journal.write(entries)
+                if journal.is_ending and not entries:
+                    self._journals.pop(path).remove()
+
+    def reset_after_fork(self) -> None:
+        """Forget all in a forked child: it is the parent's, and another thread of that may have held the lock."""
+        for journal in self._journals.values():
+            journal.close()
+        self.__init__()  # type: ignore[misc]
+
+
+activity: Final = Activity()
+os.register_at_fork(after_in_child=activity.reset_after_fork)

@@ -25,9 +25,8 @@ from typing import Any, Final, Self, Unpack
 from nfsrwlock.driving import at_once
 from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
-from .activity import activity
 from .context import Caller, caller_here, is_on_dask_loop, task_caller, thread_caller
-from .holding import Hold
+from .holding import Hold, activity
 from .names import encoded, path_of
 from .settings import Mode, Options, Settings, Time, limit, settings_of
 
@@ -38,6 +37,9 @@ Steps = Coroutine[Any, Any, Any]
 
 class LockMethods:
     """The methods of ``distributed.Lock``, over :meth:`_acquire` and :meth:`_release`."""
+
+    #: The Tornado loop that it was made with, if any.
+    _loop: Any = None
 
     async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
         # ``seconds``: the limit; -1: none; ``None``: the lock's own, and whoever calls does not look at the result.
@@ -55,7 +57,7 @@ class LockMethods:
                 raise
 
     def _is_async(self) -> bool:
-        return is_on_dask_loop()
+        return is_on_dask_loop(self._loop)
 
     def _run(self, steps: Callable[[Caller], Steps], name: str, *, is_try: bool = False) -> Any:
         if not self._is_async():
@@ -203,16 +205,18 @@ class Lock(LockMethods):
         self, name: Any = None, scheduler_rpc: Any = None, loop: Any = None, **options: Unpack[Options]
     ) -> None:
         name = f"lock-{uuid.uuid4().hex}" if name is None else name
+        self._loop = loop
         settings = settings_of(path_of(name), options)
-        self._set_up(os.fsdecode(name) if isinstance(name, os.PathLike) else name, settings, loop)
+        self.__setstate__((os.fsdecode(name) if isinstance(name, os.PathLike) else name, settings))
 
-    def _set_up(self, name: Any, settings: Settings, loop: Any = None) -> None:
-        #: As it was given.
-        self.name = name
+    def __getstate__(self) -> tuple[Any, Settings]:
+        return self.name, self._settings
+
+    def __setstate__(self, state: tuple[Any, Settings]) -> None:
+        #: ``name``: as it was given.
+        self.name, self._settings = state
         #: Of this object; a copy has another one.
         self.id = uuid.uuid4().hex
-        self._settings = settings
-        self._loop = loop
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -243,12 +247,6 @@ class Lock(LockMethods):
     def __dask_tokenize__(self) -> object:
         return "nfsrwlock.dask.Lock", astuple(self._settings)
 
-    def __getstate__(self) -> tuple[Any, Settings]:
-        return self.name, self._settings
-
-    def __setstate__(self, state: tuple[Any, Settings]) -> None:
-        self._set_up(*state)
-
     #: With ``__getitem__`` alone Python would take a lock for an endless sequence.
     __iter__ = None
 
@@ -266,7 +264,7 @@ class Lock(LockMethods):
             raise TypeError(f"a store's key must be a string, not {type(key).__name__}")
         path = os.path.join(f"{self.path}.keys", encoded(key))
         lock = _KeyLock.__new__(_KeyLock)
-        lock._set_up(path, self._settings.at(path))
+        lock.__setstate__((path, self._settings.at(path)))
         return lock
 
     # -- distributed.Lock's methods -----------------------------------------------------------------------------------
@@ -323,9 +321,6 @@ class Lock(LockMethods):
             at_once(self._close(thread_caller()))
 
     # -- how: one story, of which nothing suspends for a caller in a thread -------------------------------------------
-
-    def _is_async(self) -> bool:
-        return is_on_dask_loop(self._loop)
 
     async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
         wanted = self._settings.timeout if seconds is None else seconds

@@ -19,17 +19,14 @@ _NAME_MAX_BYTES: Final = 180
 
 
 def path_of(name: Any) -> str:
-    """
-    Return the path that ``name`` stands for.
-
-    :raises TypeError: if it is neither a path nor a name
-    :raises ValueError: if it is empty, or no path while ``nfsrwlock.root`` names no directory
-    """
+    """Return the path that ``name`` stands for."""
     if isinstance(name, os.PathLike) or (isinstance(name, str | bytes) and os.sep in os.fsdecode(name)):
         return os.fsdecode(name)
     if name in ("", b""):
         raise ValueError("a lock's name must not be empty")
-    file_name = encoded(name) if isinstance(name, str) else _encoded_value(name)
+    value = _plain(name)
+    # What is no string has a file name that no string has, for "." is quoted.
+    file_name = encoded(value) if isinstance(value, str) else f"{type(value).__name__}.{encoded(repr(value))}"
     if configured("root") is None:
         raise ValueError(
             f"the lock's name {name!r} is no path, and there is no directory for such locks; write ./{name} if a file "
@@ -37,12 +34,6 @@ def path_of(name: Any) -> str:
             "all workers share"
         )
     return os.path.join(configured_directory("root"), file_name)
-
-
-def _encoded_value(name: Any) -> str:
-    # No string has such a file name, for "." is quoted.
-    value = _plain(name)
-    return f"{type(value).__name__}.{encoded(repr(value))}"
 
 
 def _plain(name: Any) -> Any:

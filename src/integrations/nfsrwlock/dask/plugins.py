@@ -19,16 +19,15 @@ from distributed.core import rpc
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import WorkerState
 
-from .activity import Event, activity
 from .context import current_worker
-from .holding import Hold
+from .holding import Event, Hold, activity
 from .journal import evict_dead
 from .settings import configured_time
 
 try:
-    from . import prometheus
+    from .prometheus import REGISTRY, collector
 except ImportError:  # there is no prometheus_client
-    prometheus = None  # type: ignore[assignment]
+    collector = None
 
 logger: Final = logging.getLogger("nfsrwlock.dask")
 
@@ -79,8 +78,8 @@ class _WorkerLocks(WorkerPlugin):
         worker.metrics.update(_METRICS)
         activity.open_journal(_journal_of(worker.local_directory))
         activity.listeners.append(self._log)
-        if len(activity.listeners) == 1 and prometheus is not None:
-            prometheus.show()
+        if len(activity.listeners) == 1 and collector is not None:
+            REGISTRY.register(collector)
 
     def teardown(self, worker: Worker) -> None:
         # Tasks may be running yet, and hold locks.
@@ -88,8 +87,8 @@ class _WorkerLocks(WorkerPlugin):
             worker.metrics.pop(name, None)
         activity.close_journal(_journal_of(worker.local_directory))
         activity.listeners.remove(self._log)
-        if not activity.listeners and prometheus is not None:
-            prometheus.hide()
+        if not activity.listeners and collector is not None:
+            REGISTRY.unregister(collector)
 
     def _log(self, event: Event) -> None:
         # Workers of one process have one record of it, and one of them waited.
@@ -128,32 +127,28 @@ class _SchedulerEviction(SchedulerPlugin):
         if removed is None:
             return
         # Beside the removal, not in it: the rest of the cluster need not wait until a process is dead.
-        task = asyncio.get_running_loop().create_task(self._ask_all(scheduler, removed))
+        task = asyncio.get_running_loop().create_task(self._ask(scheduler, removed))
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
-    async def _ask_all(self, scheduler: Scheduler, removed: WorkerState) -> None:
+    async def _ask(self, scheduler: Scheduler, removed: WorkerState) -> None:
+        arguments = _journal_of(removed.local_directory), self._patience
         neighbours = [state.address for state in scheduler.workers.values() if state.host == removed.host]
         for address in filter(None, (removed.nanny, *neighbours)):  # the nanny may have died with its worker
-            if await self._ask(scheduler, address, removed):
-                return
-
-    async def _ask(self, scheduler: Scheduler, address: str, removed: WorkerState) -> bool:
-        # Returns whether there was an answer. What is run there is Dask's means for that: client.run uses it.
-        arguments = _journal_of(removed.local_directory), self._patience
-        try:
-            async with (
-                asyncio.timeout(self._patience + _ANSWER_S),
-                rpc(address, timeout=_CONNECT_S, connection_args=scheduler.connection_args) as server,  # type: ignore[no-untyped-call]
-            ):
-                answer = await server.run(function=dumps(_evict), args=dumps(arguments))  # type: ignore[no-untyped-call]
-            evicted = answer["result"]
-        except Exception as error:  # whatever kind it is: one that is there without nfsrwlock, say
-            logger.info("%s cannot look for what %s left: %r", address, removed.address, error)
-            return False
-        for event in evicted:
-            scheduler.log_event(TOPIC, {"action": "evicted", "worker": removed.address, **event})
-        return True
+            try:
+                async with (
+                    asyncio.timeout(self._patience + _ANSWER_S),
+                    rpc(address, timeout=_CONNECT_S, connection_args=scheduler.connection_args) as server,  # type: ignore[no-untyped-call]
+                ):
+                    # Dask's means to run something there: client.run uses it.
+                    answer = await server.run(function=dumps(_evict), args=dumps(arguments))  # type: ignore[no-untyped-call]
+                evicted = answer["result"]
+            except Exception as error:  # whatever kind it is: one that is there without nfsrwlock, say
+                logger.info("%s cannot look for what %s left: %r", address, removed.address, error)
+                continue
+            for event in evicted:
+                scheduler.log_event(TOPIC, {"action": "evicted", "worker": removed.address, **event})
+            return
 
 
 async def _evict(journal: str, patience: float) -> list[Event]:

@@ -7,14 +7,14 @@ Needs ``prometheus_client``, without which Dask itself has no such page.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 import dask.config
-from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.registry import REGISTRY, Collector
 
-from .activity import activity
+from .holding import activity
+
+__all__ = ["REGISTRY", "collector"]
 
 
 class _Collector(Collector):
@@ -31,14 +31,5 @@ class _Collector(Collector):
         yield CounterMetricFamily(f"{prefix}lost", "Holds that were lost.", activity.losses)
 
 
-_collector: Final = _Collector()
-
-
-def show() -> None:
-    """Add the metrics to those of the process: all its workers have one page."""
-    REGISTRY.register(_collector)
-
-
-def hide() -> None:
-    """Remove the metrics again."""
-    REGISTRY.unregister(_collector)
+#: To be registered once: all workers of a process have one page.
+collector: Collector | None = _Collector()

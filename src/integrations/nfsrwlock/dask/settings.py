@@ -80,11 +80,7 @@ class Settings:
         return {name: getattr(self, name) for name in names}
 
     def at(self, path: str) -> Settings:
-        """
-        Return the same settings for another path.
-
-        :raises ValueError: if a lock on it cannot be
-        """
+        """Return the same settings for another path; raise what is wrong with them."""
         probe = LockSet(write=path, **self.core_arguments())  # checks the values, and knows where the lock lives
         return replace(self, path=probe.paths_write[0], lock_path=probe.locks[0].lock_path)
 
@@ -104,12 +100,7 @@ def _naming_configuration() -> Iterator[None]:
 
 @_naming_configuration()
 def settings_of(path: str, options: Options) -> Settings:
-    """
-    Return the settings, or say what is wrong with them. ``None`` stands for what Dask's configuration says.
-
-    :raises TypeError: if one is unknown, or of the wrong type
-    :raises ValueError: if one is out of range, or two contradict each other
-    """
+    """Return the settings, or raise what is wrong with them. ``None`` stands for what Dask's configuration says."""
     refuse_unknown(options, "Lock", sorted(Options.__annotations__))
 
     def chosen(name: str) -> Any:
@@ -141,12 +132,9 @@ def configured(key: str) -> Any:
 
 
 def configured_directory(key: str) -> str:
-    """
-    Return a directory that Dask's configuration names, ``~`` expanded.
-
-    :raises ValueError: if it is no absolute path: it would be another directory in every process
-    """
+    """Return a directory that Dask's configuration names, ``~`` expanded."""
     value = configured(key)
+    # A path that is not absolute would be another directory in every process.
     path = os.path.expanduser(os.fsdecode(value)) if isinstance(value, str | os.PathLike) else ""
     if not os.path.isabs(path):
         raise ValueError(f"nfsrwlock.{key} in Dask's configuration must be an absolute path, got {value!r}")
@@ -154,11 +142,7 @@ def configured_directory(key: str) -> str:
 
 
 def configured_time(key: str) -> float:
-    """
-    Return a time of Dask's configuration as seconds.
-
-    :raises ValueError: if it is no time above 0
-    """
+    """Return a time of Dask's configuration, which must be above 0, as seconds."""
     number = seconds(f"nfsrwlock.{key}", configured(key))
     if not 0 < number < math.inf:
         raise ValueError(f"nfsrwlock.{key} must be positive and finite, got {configured(key)!r}")
@@ -166,12 +150,7 @@ def configured_time(key: str) -> float:
 
 
 def seconds(name: str, value: object) -> float:
-    """
-    Return a time in any form that Dask takes (a number of seconds, ``"200ms"``, a timedelta) as seconds.
-
-    :raises ValueError: if it is none
-    :raises TypeError: if it is of a type that is none
-    """
+    """Return a time in any form that Dask takes (a number of seconds, ``"200ms"``, a timedelta) as seconds."""
     wrong = f"{name} must be a time such as 1.5, '200ms' or a timedelta, got {value!r}"
     if isinstance(value, bool):
         raise TypeError(wrong)
@@ -184,12 +163,7 @@ def seconds(name: str, value: object) -> float:
 
 
 def limit(name: str, value: object) -> float:
-    """
-    Return a time limit as seconds, -1 for none. As with ``distributed.Lock``, a negative time has passed already.
-
-    :raises ValueError: if it is no time
-    :raises TypeError: if it is of a type that is none
-    """
+    """Return a time limit as seconds, -1 for none. As with ``distributed.Lock``, a negative time has passed already."""
     number = seconds(name, value)
     if math.isnan(number):
         raise ValueError(f"{name} must not be nan")

@@ -53,7 +53,9 @@ class Admission:
         if workflow.remote_execution_settings.immediate_submit:
             running = ()  # Snakemake never hears of their end
         self._plans = {job: self._plans[job] if job in self._plans else _plans(job) for job in (*jobs, *running)}
-        started = _Claims(plan for job in running for plan in self._plans[job])
+        started: dict[str, Mode] = {}
+        for job in running:
+            _claim(started, self._plans[job])
         #: By job that is not started: the path that it waits for, and who has the lock on it. ``None``: another job of
         #: this workflow, of which nobody need hear.
         obstacles: dict[Any, _Obstacle | None] = {}
@@ -62,7 +64,7 @@ class Admission:
             for plan in self._plans[job]:
                 if now - self._since.get(job, now) > plan.timeout:
                     continue  # it goes, and says for whom it has waited
-                if started.exclude(plan):
+                if _excludes(started, plan):
                     obstacles[job] = None
                     return False
                 for want in plan.wanted:
@@ -77,10 +79,11 @@ class Admission:
         if not all(may_start(job, look=True) for job in chosen):
             free = [job for job in free if may_start(job, look=True)]
             chosen = choose(free) if free else []
-        compatible, claims = [], _Claims()
+        compatible: list[Any] = []
+        claims: dict[str, Mode] = {}
         for job in chosen:
-            if not any(map(claims.exclude, self._plans[job])):
-                claims.add(self._plans[job])
+            if not any(_excludes(claims, plan) for plan in self._plans[job]):
+                _claim(claims, self._plans[job])
                 compatible.append(job)
         self._since = {job: self._since.get(job, now) for job in obstacles}
         self._say_who_waits(obstacles, now)
@@ -135,21 +138,10 @@ def _plans(job: Any) -> list[Plan]:
     return plans
 
 
-class _Claims:
-    """Who reads and who writes what."""
+def _claim(claims: dict[str, Mode], plans: list[Plan]) -> None:
+    for want in (want for plan in plans for want in plan.wanted):
+        claims[want.path] = "write" if claims.get(want.path) == "write" else want.mode
 
-    def __init__(self, plans: Iterable[Plan] = ()) -> None:
-        self._paths: dict[Mode, set[str]] = {"read": set(), "write": set()}
-        self.add(plans)
 
-    def add(self, plans: Iterable[Plan]) -> None:
-        for plan in plans:
-            for want in plan.wanted:
-                self._paths[want.mode].add(want.path)
-
-    def exclude(self, plan: Plan) -> bool:
-        """Whether ``plan`` cannot be had together with these."""
-        return any(
-            want.path in self._paths["write"] or (want.mode == "write" and want.path in self._paths["read"])
-            for want in plan.wanted
-        )
+def _excludes(claims: dict[str, Mode], plan: Plan) -> bool:
+    return any("write" in (want.mode, claims[want.path]) for want in plan.wanted if want.path in claims)

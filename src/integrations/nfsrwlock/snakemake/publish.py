@@ -48,11 +48,6 @@ class _Output:
     final: str
     private: str
 
-    @property
-    def is_directory(self) -> bool:
-        """Whether the rule says so."""
-        return bool(self.file.is_directory)
-
 
 class Workspace:
     """
@@ -215,10 +210,10 @@ class Workspace:
                 )
         self._refuse_links()
         for output in self._outputs:
-            if os.path.isdir(output.private) != output.is_directory:
-                problem = "no directory, although marked" if output.is_directory else "a directory; mark it"
+            if os.path.isdir(output.private) != output.file.is_directory:
+                problem = "no directory, although marked" if output.file.is_directory else "a directory; mark it"
                 raise LockingError(f"the output {output.final!r} is {problem} directory()")
-            _touch(output.private, is_directory=output.is_directory)
+            _touch(output.private, is_directory=output.file.is_directory)
         self._examine_as_snakemake_does()
 
     def _refuse_links(self) -> None:
@@ -265,8 +260,8 @@ class Workspace:
     def _replace_in_one_step(self, output: _Output) -> bool:
         self._locks.check()
         if _is_directory(output.final):
-            return output.is_directory and _exchange(output.private, output.final)
-        if output.is_directory and os.path.lexists(output.final):
+            return output.file.is_directory and _exchange(output.private, output.final)
+        if output.file.is_directory and os.path.lexists(output.final):
             return False
         os.replace(output.private, output.final)
         return True
