@@ -373,6 +373,8 @@ def test_what_is_no_name_is_refused(name: Any, error: type[Exception]) -> None:
         {"on_contention": "give up"},
         {"heartbeat": "drum"},
         {"timeout": "soon"},
+        {"timeout": ""},
+        {"poll_interval": " "},
         {"stale_threshold": "1s", "heartbeat_interval": "2s"},
         {"share": "everybody"},
     ],

@@ -32,7 +32,7 @@ from nfsrwlock.driving import done
 from nfsrwlock_core import AsyncSoftReadWriteLock, LockLostError, LockSet, Timeout, WaitInfo
 
 from .context import Caller, current_worker
-from .journal import Entry, Journal
+from .journal import Entry, Journal, remove_journal
 from .settings import Settings
 
 #: Waits that are shorter are no news, seconds. One that lasts is reported then, and after ten times as long each.
@@ -62,11 +62,6 @@ class Hold:
         self._next_report_s = _LONG_WAIT_S
         self._has_paused = False
 
-    @property
-    def is_granted(self) -> bool:
-        """Whether the lock was granted, and not given back at once."""
-        return self._granted is not None
-
     def waited_s(self) -> float:
         """Return how long it has waited so far."""
         return time.monotonic() - self._started
@@ -93,7 +88,6 @@ class Hold:
                     return
                 with suppress(LockLostError):
                     await self._give_back(self.caller)
-                self._granted = None
             # Should the task be wanted again by the time that this arrives, it starts over: nobody sees an error.
             raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
 
@@ -237,17 +231,19 @@ class Activity:
 
     @contextmanager
     def waiting(self, hold: Hold) -> Iterator[None]:
-        """Count ``hold`` as awaited for the time of the block, and as held from then on if it is granted there."""
+        """Count ``hold`` as awaited for the time of the block, and as held from then on unless the block raises."""
         with self._changing():
             self.awaited.append(hold)
+        is_granted = False
         try:
             yield
+            is_granted = True
         finally:
             with self._changing():
                 seconds = hold.waited_s()
                 self._waited_s += seconds
                 self.awaited.remove(hold)
-                if hold.is_granted:
+                if is_granted:
                     self.held.append(hold)
             if seconds >= _LONG_WAIT_S:
                 self.report("waited", hold, seconds=round(seconds, 3))
@@ -319,7 +315,8 @@ class Activity:
                 ]
                 journal.write(entries)
                 if journal.is_ending and not entries:
-                    self._journals.pop(path).remove()
+                    self._journals.pop(path).close()
+                    remove_journal(path)
 
     def reset_after_fork(self) -> None:
         """Forget all in a forked child: it is the parent's, and another thread of that may have held the lock."""

@@ -40,7 +40,6 @@ class Journal:
     """
 
     def __init__(self, path: str) -> None:
-        self._path: Final = path
         self._file: int | None = None
         #: Nobody writes it any more once nothing is held and awaited.
         self.is_ending = False
@@ -62,11 +61,6 @@ class Journal:
         if self._file is not None:
             os.close(self._file)
 
-    def remove(self) -> None:
-        """Write it no more and remove it."""
-        self.close()
-        _remove(self._path)
-
 
 def evict_dead(path: str, patience: float) -> list[Entry]:
     """
@@ -87,7 +81,7 @@ def evict_dead(path: str, patience: float) -> list[Entry]:
             # A process that is killed closes its files, the journal too, a moment before it counts as dead.
             claims = {entry for entry in entries if not _evict(entry, pid, held)}
             if not claims or is_over:
-                return list(held - claims) if _remove(path) else []
+                return list(held - claims) if remove_journal(path) else []
         elif is_over:
             break
         time.sleep(_LOOK_S)
@@ -127,7 +121,8 @@ def _evict(entry: Entry, pid: int, held: set[Entry]) -> bool:
     return not any(peer.alive for peer in ours)
 
 
-def _remove(path: str) -> bool:
+def remove_journal(path: str) -> bool:
+    """Remove a journal; return whether it was there."""
     try:
         os.unlink(path)
     except OSError:

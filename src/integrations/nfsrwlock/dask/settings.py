@@ -156,7 +156,7 @@ def seconds(name: str, value: object) -> float:
         raise TypeError(wrong)
     try:
         return float(parse_timedelta(cast("float | str | timedelta", value)))  # its errors are what is wanted
-    except (KeyError, OverflowError, ValueError):
+    except (LookupError, OverflowError, ValueError):
         raise ValueError(wrong) from None
     except (AttributeError, TypeError):
         raise TypeError(wrong) from None

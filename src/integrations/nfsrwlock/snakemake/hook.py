@@ -82,8 +82,8 @@ def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *ar
     plan = plan_of(job)
     if plan is None:
         return original(self, job, run_func, *args)
-    processes = JobProcesses(job, holding.refuse_if_ending)
-    replace = once.to_replace(job) if plan.once else frozenset()
+    processes = JobProcesses(job)
+    replace = once.to_replace(job)
     with holding.held(job, plan, processes.on_compromise) as locks:
         unfinished.undo_earlier(job, plan, locks)
         if plan.once and once.is_made(job, replace):
@@ -113,9 +113,7 @@ def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any
 def _run(
     job: Any, plan: Plan, processes: JobProcesses, locks: LockSet, run: Callable[..., Any], args: tuple[Any, ...]
 ) -> Any:
-    workspace = Workspace(job, plan, locks)
-    is_done = False
-    try:
+    with Workspace(job, plan, locks) as workspace:
         args = workspace.redirected(args)
         try:
             with processes.under(locks):
@@ -126,10 +124,7 @@ def _run(
             workspace.publish()
         except LockError:
             raise holding.lost(job, locks, workspace.consequence()) from None
-        is_done = True
         return result
-    finally:
-        workspace.close(is_done=is_done)
 
 
 def _tell_the_job(original: Original, self: Any, job: Any) -> Any:

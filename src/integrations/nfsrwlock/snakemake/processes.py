@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from nfsrwlock.leash import Leash, why_not_held
 from nfsrwlock.processes import Entry, family, kill
 from nfsrwlock.snakemake import watchdog
 from nfsrwlock.snakemake.flags import is_exclusive
+from nfsrwlock.snakemake.holding import refuse_if_ending
 from nfsrwlock.snakemake.messages import LockingError, job_name, warn
 from nfsrwlock.text import flush, printable
 from nfsrwlock_core import HoldStatus, LockError, LockSet
@@ -33,15 +34,10 @@ _here = threading.local()
 
 
 class JobProcesses:
-    """
-    The processes of one job, and what may become of them.
+    """The processes of one job, and what may become of them."""
 
-    :param may_start: called before a process is started; raises if none may be
-    """
-
-    def __init__(self, job: Any, may_start: Callable[[Any], None]) -> None:
+    def __init__(self, job: Any) -> None:
         self._job = job
-        self._may_start = may_start
         self._locks: LockSet | None = None
         self._in_process = bool(job.is_run or job.is_template_engine)
         what = f"the process that runs the Python code of {job_name(job)}" if self._in_process else job_name(job)
@@ -72,7 +68,7 @@ class JobProcesses:
 
     def start(self, *args: Any, **settings: Any) -> subprocess.Popen[Any]:
         """Start one of the job's processes; in the place of :class:`subprocess.Popen`."""
-        self._may_start(self._job)
+        refuse_if_ending(self._job)
         environment = dict(os.environ if settings.get("env") is None else settings["env"])
         outer = environment.get(watchdog.VARIABLE)
         mark = f"{_dog.token()}.{self._token} {job_name(self._job)}"
@@ -121,10 +117,9 @@ class JobProcesses:
                 self._guard.start()
 
     def _watch(self) -> None:
-        wait = threading.Event()
         while self._locks is not None:
             self._look()
-            wait.wait(_LOOK_S)
+            time.sleep(_LOOK_S)
 
     def _look(self) -> None:
         with self._mutex:

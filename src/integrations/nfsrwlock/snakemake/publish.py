@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from snakemake.io import IOFile, is_flagged
 
@@ -51,7 +51,11 @@ class _Output:
 
 class Workspace:
     """
-    The private places of one run of a job, under its locks; none if it has no exclusive outputs.
+    The private places of one run of a job, a block under its locks; none if it has no exclusive outputs.
+
+    At the end of the block they are removed, but not those with an old output that is nowhere else. If the job has
+    failed, so is what it wrote to the real paths of its outputs; with ``--keep-incomplete``, the private directories
+    stay then.
 
     :param locks: held
     :raises LockingError: if they cannot be made
@@ -72,7 +76,7 @@ class Workspace:
                 self._outputs.append(self._output(index, job.output[index]))
             unfinished.remember(job, plan, locks)
         except OSError as error:
-            self.close(is_done=True)
+            self.__exit__()
             raise LockingError(
                 f"{job_name(job)} cannot make a private directory for its exclusive outputs: {error}"
             ) from None
@@ -296,18 +300,15 @@ class Workspace:
             return "It was cut off while it replaced its outputs; some are missing now"
         return "Nothing was published"
 
-    def close(self, *, is_done: bool) -> None:
-        """
-        Remove the private directories, but not those with an old output that is nowhere else.
+    def __enter__(self) -> Self:
+        return self
 
-        If the job is not done, also what it wrote to the real paths of its outputs; with ``--keep-incomplete``, the
-        private directories stay then.
-        """
-        if not is_done:
+    def __exit__(self, exc_type: type[BaseException] | None = None, *_: object) -> None:
+        if exc_type is not None:
             private = {os.path.abspath(output.final): output.private for output in self._outputs}
             unfinished.undo(self._job, self._plan, self._locks, private)
         for directory in self._directories.values():
-            if not is_done and self._job.rule.workflow.execution_settings.keep_incomplete:
+            if exc_type is not None and self._job.rule.workflow.execution_settings.keep_incomplete:
                 kept = f"the unfinished outputs of {job_name(self._job)} are kept until its next run"
                 say(self._job, f"{kept}: {printable(directory)}")
             elif _holds_old_outputs(directory):
