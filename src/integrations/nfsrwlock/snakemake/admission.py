@@ -17,7 +17,7 @@ from snakemake.exceptions import WorkflowError
 
 from nfsrwlock.snakemake.flags import READ, WRITE, wish_of
 from nfsrwlock.snakemake.messages import job_name, say, warn
-from nfsrwlock.snakemake.plan import Mode, Plan, Want, plan_of
+from nfsrwlock.snakemake.plan import Mode, Plan, Want, excluded, plan_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import LockError, PeerInfo, inspect
 
@@ -144,4 +144,4 @@ def _claim(claims: dict[str, Mode], plans: list[Plan]) -> None:
 
 
 def _excludes(claims: dict[str, Mode], plan: Plan) -> bool:
-    return any("write" in (want.mode, claims[want.path]) for want in plan.wanted if want.path in claims)
+    return bool(excluded(((want.path, want.mode) for want in plan.wanted), claims))

@@ -34,11 +34,7 @@ def lock_cache(**options: Unpack[Options]) -> None:
 
 
 def cache_entry(job: Any) -> tuple[str, Options] | None:
-    """
-    Return the path of the entry that ``job`` uses and the options of its lock; ``None`` if it uses none.
-
-    :raises LockingError: if the cache is not a directory
-    """
+    """Return the path of the entry that ``job`` uses and the options of its lock; ``None`` if it uses none."""
     workflow = job.rule.workflow
     is_cached = workflow.workflow_settings.cache is not None and has_cache_directive(job.rule)
     if _options is None or workflow.subprocess_exec or not is_cached:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from nfsrwlock.freshness import look_afresh
 from nfsrwlock.leash import why_not_held
 from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
-from nfsrwlock.snakemake.plan import Plan, plan_of
+from nfsrwlock.snakemake.plan import Plan, excluded, plan_of
 from nfsrwlock.snakemake.unfinished import record_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout
@@ -64,9 +64,7 @@ def held(job: Any, plan: Plan, on_compromise: Listener = lambda _: None, *, alon
     With them, those of all jobs that run at the same time and are connected with it. The first of these jobs takes
     them, and the last one releases them.
 
-    :param on_compromise: called when a lock becomes suspect or is lost
     :param alone: whether it runs elsewhere, and here nothing but ``plan`` is needed
-    :raises LockingError: if they cannot be had, with who holds them, or if the jobs exclude each other
     """
     is_alone = alone or job.pipe_group is None
     key: object = object() if is_alone else str(job.pipe_group.id)
@@ -159,13 +157,8 @@ def _acquire(job: Any, locks: LockSet, timeout: float) -> None:
 
 
 def refuse_if_ending(job: Any) -> None:
-    """
-    Do nothing while the workflow goes on.
-
-    A command that is started after the signal that ends the workflow has not got that signal, and would run on.
-
-    :raises LockingError: if the workflow is being ended
-    """
+    """Raise if the workflow is being ended."""
+    # A command that is started after the signal that ends the workflow has not got that signal, and would run on.
     if _is_ending(job):
         raise LockingError(f"{job_name(job)} is not run: the workflow is being ended")
 
@@ -177,8 +170,7 @@ def _is_ending(job: Any) -> bool:
 
 def _refuse_conflict(job: Any, mine: LockSet, other: Any, theirs: LockSet) -> None:
     # Both would be inside at once, which is what their locks are to prevent.
-    ours = set(mine.paths_write).intersection((*theirs.paths_write, *theirs.paths_read))
-    if paths := ours | set(theirs.paths_write).intersection(mine.paths_read):
+    if paths := excluded(mine.modes.items(), theirs.modes):
         raise LockingError(
             f"{job_name(job)} and {job_name(other)} run at the same time, connected by a pipe, but exclude each "
             f"other: one of them writes {printable(', '.join(sorted(paths)))}. Replace pipe() by a file, or let "
@@ -187,11 +179,7 @@ def _refuse_conflict(job: Any, mine: LockSet, other: Any, theirs: LockSet) -> No
 
 
 def settle(job: Any, locks: LockSet) -> None:
-    """
-    Return when the locks are certain, after the job's work and before its result counts.
-
-    :raises LockingError: if they were lost
-    """
+    """Return when the locks are certain, after the job's work and before its result counts; raise if they were lost."""
     while locks.status is HoldStatus.SUSPECT and not ending.is_set():
         time.sleep(_LOOK_S)
     if locks.status is not HoldStatus.HELD:

@@ -25,10 +25,10 @@ from nfsrwlock.snakemake import cache, holding, once, unfinished
 from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.internals import place_of, shell_module
 from nfsrwlock.snakemake.messages import job_name, say
-from nfsrwlock.snakemake.plan import Plan, check_rules, plan_of, plan_of_cache, warn_of_unguarded_reads
+from nfsrwlock.snakemake.plan import check_rules, plan_of, plan_of_cache, warn_of_unguarded_reads
 from nfsrwlock.snakemake.processes import JobProcesses, start_process
 from nfsrwlock.snakemake.publish import Workspace
-from nfsrwlock_core import LockError, LockSet
+from nfsrwlock_core import LockError
 
 _INSTALLED: Final = "_nfsrwlock_installed"
 Original = Callable[..., Any]
@@ -93,7 +93,18 @@ def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *ar
                 "the code and params of whoever made them, which are not compared with its own",
             )
             return None
-        return _run(job, plan, processes, locks, lambda files: original(self, job, run_func, *files), args)
+        with Workspace(job, plan, locks) as workspace:
+            args = workspace.redirected(args)
+            try:
+                with processes.under(locks):
+                    result = original(self, job, run_func, *args)
+            finally:
+                holding.settle(job, locks)  # a job that was stopped for its lock's sake fails for that reason
+            try:
+                workspace.publish()
+            except LockError:
+                raise holding.lost(job, locks, workspace.consequence()) from None
+            return result
 
 
 def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any]], Any]) -> Any:
@@ -108,23 +119,6 @@ def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any
             holding.settle(job, locks)  # before the result goes into the cache
 
         return run(spawn_and_settle)
-
-
-def _run(
-    job: Any, plan: Plan, processes: JobProcesses, locks: LockSet, run: Callable[..., Any], args: tuple[Any, ...]
-) -> Any:
-    with Workspace(job, plan, locks) as workspace:
-        args = workspace.redirected(args)
-        try:
-            with processes.under(locks):
-                result = run(args)
-        finally:
-            holding.settle(job, locks)  # a job that was stopped for its lock's sake fails for that reason
-        try:
-            workspace.publish()
-        except LockError:
-            raise holding.lost(job, locks, workspace.consequence()) from None
-        return result
 
 
 def _tell_the_job(original: Original, self: Any, job: Any) -> Any:

@@ -29,65 +29,49 @@ class _Function(NamedTuple):
     :param name: its module, and its name there; of alternatives the first that is there
     :param parameters: all of them; ``…`` stands for any others
     :param calls: functions that it must call
-    :param bodies: hashes of its source in the releases that the tests ran with
     """
 
     name: str
     parameters: str
-    calls: str
-    bodies: str
+    calls: str = ""
 
 
 _FUNCTIONS: Final = (
-    _Function("snakemake.executors.local Executor.cached_or_run", "self job run_func args", "", "bb47d9d7 b9123d4a"),
-    _Function("snakemake.executors.local Executor.run_single_job", "self job", "cached_or_run spawn_job", "bc4754e0"),
-    _Function("snakemake.executors.local Executor.cancel", "self", "", "5d1e0b8b"),
-    _Function("snakemake.executors.local run_wrapper", "job_rule input output params …", "", "28f6f4f5 d7524ba9"),
+    _Function("snakemake.executors.local Executor.cached_or_run", "self job run_func args"),
+    _Function("snakemake.executors.local Executor.run_single_job", "self job", "cached_or_run spawn_job"),
+    _Function("snakemake.executors.local Executor.cancel", "self"),
+    _Function("snakemake.executors.local run_wrapper", "job_rule input output params …"),
+    _Function("snakemake_interface_executor_plugins.executors.real RealExecutor.format_job_exec", "self job"),
     _Function(
-        "snakemake_interface_executor_plugins.executors.real RealExecutor.format_job_exec", "self job", "", "7035e5c3"
+        "snakemake.scheduling.job_scheduler JobScheduler.schedule | snakemake.scheduler JobScheduler.schedule", "self"
+    ),
+    _Function("snakemake.workflow Workflow.check", "self"),
+    _Function("snakemake.rules Rule.expand_params", "self wildcards input output job omit_callable"),
+    _Function("snakemake.jobs Job.prepare", "self", "remove_existing_output"),
+    _Function("snakemake.jobs Job.remove_existing_output", "self", "output remove"),
+    _Function("snakemake.jobs Job.cleanup", "self…", "output remove"),
+    _Function("snakemake.jobs Job.postprocess", "self … error …", "cleanup finished check_and_touch_output"),
+    _Function("snakemake.dag DAG.check_and_touch_output", "self job …", "touch"),
+    _Function("snakemake.dag DAG.handle_ensure", "self job expanded_output"),
+    _Function("snakemake.dag DAG.check_output_mtime", "self job expanded_output"),
+    _Function("snakemake.dag DAG.incomplete_files", "self", "incomplete"),
+    _Function("snakemake.io _IOFile.touch", "self times"),
+    _Function("snakemake.io glob_wildcards", "pattern files followlinks", "walk"),
+    _Function(
+        "snakemake.persistence PersistenceBase.finished | snakemake.persistence Persistence.finished", "self job"
     ),
     _Function(
-        "snakemake.scheduling.job_scheduler JobScheduler.schedule | snakemake.scheduler JobScheduler.schedule",
-        "self",
-        "",
-        "24a0d0bf 31a31818 501a4683",
+        "snakemake.persistence PersistenceBase.incomplete | snakemake.persistence Persistence.incomplete", "self job"
     ),
-    _Function("snakemake.workflow Workflow.check", "self", "", "7d1b192a"),
-    _Function(
-        "snakemake.rules Rule.expand_params",
-        "self wildcards input output job omit_callable",
-        "",
-        "b01a83a9 b8e4578f 06c15c5e",
-    ),
-    _Function("snakemake.jobs Job.prepare", "self", "remove_existing_output", "ce5a0e72 02988a4c"),
-    _Function("snakemake.jobs Job.remove_existing_output", "self", "output remove", "d6a15db4"),
-    _Function("snakemake.jobs Job.cleanup", "self…", "output remove", "36c26329 435a442f 3183d2cc"),
-    _Function(
-        "snakemake.jobs Job.postprocess",
-        "self … error …",
-        "cleanup finished check_and_touch_output",
-        "1fb05dbe dc901335 67f51b4a",
-    ),
-    _Function("snakemake.dag DAG.check_and_touch_output", "self job …", "touch", "d836730f"),
-    _Function("snakemake.dag DAG.handle_ensure", "self job expanded_output", "", "69625d48 3daf6a98 1457f515"),
-    _Function("snakemake.dag DAG.check_output_mtime", "self job expanded_output", "", "4bc5e098"),
-    _Function("snakemake.dag DAG.incomplete_files", "self", "incomplete", "35804ea6"),
-    _Function("snakemake.io _IOFile.touch", "self times", "", "d54b4b89 702dd87c"),
-    _Function("snakemake.io glob_wildcards", "pattern files followlinks", "walk", "5a55965c 1f44fed7"),
-    _Function(
-        "snakemake.persistence PersistenceBase.finished | snakemake.persistence Persistence.finished",
-        "self job",
-        "",
-        "44dc3ce5 15f165c3 e0413d13",
-    ),
-    _Function(
-        "snakemake.persistence PersistenceBase.incomplete | snakemake.persistence Persistence.incomplete",
-        "self job",
-        "",
-        "01d03d22 f7caba2e",
-    ),
-    _Function("snakemake.shell shell.__new__", "cls cmd …", "Popen", "14763e8d 42639e9a"),
+    _Function("snakemake.shell shell.__new__", "cls cmd …", "Popen"),
 )
+#: Hashes of what these were in the releases that the tests ran with.
+_SOURCES: Final = """
+    01d03d22 02988a4c 06c15c5e 1457f515 14763e8d 15f165c3 1f44fed7 1fb05dbe 24a0d0bf 28f6f4f5 3183d2cc 31a31818
+    35804ea6 36c26329 3daf6a98 42639e9a 435a442f 44dc3ce5 4bc5e098 501a4683 5a55965c 5d1e0b8b 67f51b4a 69625d48
+    702dd87c 7035e5c3 7d1b192a b01a83a9 b8e4578f b9123d4a bb47d9d7 bc4754e0 ce5a0e72 d54b4b89 d6a15db4 d7524ba9
+    d836730f dc901335 e0413d13 f7caba2e
+"""
 
 
 def check_snakemake() -> None:
@@ -112,7 +96,7 @@ def check_snakemake() -> None:
             f"files ({problem}). It works with Snakemake {TESTED[0]} to {TESTED[1]}: install one of these, or a newer "
             "nfsrwlock"
         )
-    if unknown := [known.name.split()[-1] for known, body in bodies() if body not in known.bodies.split()]:
+    if unknown := [known.name.split()[-1] for known, source in sources() if source not in _SOURCES]:
         from snakemake.logging import logger  # noqa: PLC0415
 
         logger.warning(
@@ -121,7 +105,7 @@ def check_snakemake() -> None:
         )
 
 
-def bodies() -> Iterator[tuple[_Function, str]]:
+def sources() -> Iterator[tuple[_Function, str]]:
     """Yield each function with a hash of its source; not where there is no source."""
     for known in _FUNCTIONS:
         code = inspect.unwrap(_find(known.name)).__code__

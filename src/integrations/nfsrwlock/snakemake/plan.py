@@ -64,12 +64,7 @@ class Plan:
     cached: Plan | None = None
 
     def lock_set(self, on_compromise: Callable[[object], None] | None = None) -> LockSet:
-        """
-        Return all its locks, not held.
-
-        :param on_compromise: called when a lock that is held becomes suspect or lost
-        :raises ValueError: if one is wanted with different settings
-        """
+        """Return all its locks, not held; ``ValueError`` if one is wanted with different settings."""
         sets = [
             LockSet(
                 read=[want.path] if want.mode == "read" else (),
@@ -86,12 +81,13 @@ class Plan:
         return kinds[0] if len(kinds) == 1 else LockSet.joined(kinds, one_after_another=True)
 
 
-def plan_of(job: Any) -> Plan | None:
-    """
-    Return what ``job`` needs, ``None`` if nothing of it is flagged.
+def excluded(wanted: Iterable[tuple[str, Mode]], others: Mapping[str, Mode]) -> set[str]:
+    """Return the paths that are ``wanted`` in a mode in which they cannot be had beside what ``others`` have."""
+    return {path for path, mode in wanted if path in others and "write" in (mode, others[path])}
 
-    :raises LockingError: if its flags contradict each other
-    """
+
+def plan_of(job: Any) -> Plan | None:
+    """Return what ``job`` needs, ``None`` if nothing of it is flagged."""
     wanted: list[Want] = []
     files: list[str] = []
     timeouts: list[float] = []
@@ -120,11 +116,7 @@ def plan_of(job: Any) -> Plan | None:
 
 
 def plan_of_cache(job: Any) -> Plan | None:
-    """
-    Return what Snakemake needs to look into its cache for ``job``, and to fill it; ``None`` if it does not.
-
-    :raises LockingError: if the cache is not a directory
-    """
+    """Return what Snakemake needs to look into its cache for ``job``, and to fill it; ``None`` if it does not."""
     if (entry := cache_entry(job)) is None:
         return None
     path, options = entry
@@ -160,11 +152,7 @@ def _resolved(rule: Any, options: Options) -> Options:
 
 
 def check_rules(workflow: Any) -> None:
-    """
-    Refuse rules whose files could not be guarded, when the workflow has been read.
-
-    :raises LockingError: with the rule, the file and the reason
-    """
+    """Refuse rules whose files could not be guarded, when the workflow has been read."""
     for rule in workflow.rules:
         for files, other, advice in (
             (rule.input, WRITE, "exclusive() is for outputs; mark it shared_read()"),

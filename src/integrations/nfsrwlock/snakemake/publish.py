@@ -58,7 +58,6 @@ class Workspace:
     stay then.
 
     :param locks: held
-    :raises LockingError: if they cannot be made
     """
 
     def __init__(self, job: Any, plan: Plan, locks: LockSet) -> None:
@@ -149,12 +148,7 @@ class Workspace:
     # When the job has succeeded
 
     def publish(self) -> None:
-        """
-        Move the outputs into place.
-
-        :raises LockingError: if an output is missing or not what the rule says; then nothing was published
-        :raises LockError: if the locks are not certain any more
-        """
+        """Move the outputs into place: none of them if one is missing, or not what the rule says."""
         if not self._outputs:
             return
         self._examine()

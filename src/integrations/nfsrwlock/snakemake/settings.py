@@ -35,12 +35,7 @@ class Options(TypedDict, total=False):
 
 
 def checked(where: str, options: Mapping[str, Any]) -> Options:
-    """
-    Return the options that are said, or raise what is wrong with them.
-
-    :param where: where they were found, for the error
-    :raises WorkflowError: if one is not an option, or has a value that makes no sense
-    """
+    """Return the options that are said, or raise what is wrong with them; ``where`` they were found."""
     clean = {}
     for name, value in options.items():
         if name not in _CHECKS:
@@ -51,12 +46,7 @@ def checked(where: str, options: Mapping[str, Any]) -> Options:
 
 
 def resolved(options: Options, config: Any) -> Options:
-    """
-    Fill in what ``options`` leave open.
-
-    :param config: the workflow's config
-    :raises WorkflowError: if the environment or the config say something that makes no sense
-    """
+    """Fill in what ``options`` leave open, from the environment and the workflow's ``config``."""
     section = (config.get(_SECTION) if isinstance(config, Mapping) else None) or {}
     if not isinstance(section, Mapping):
         raise WorkflowError(f"the section {_SECTION!r} of the config must hold options, not {section!r}")

@@ -63,11 +63,7 @@ def record_of(lock: SoftReadWriteLock) -> str:
 
 
 def remember(job: Any, plan: Plan, locks: LockSet) -> None:
-    """
-    Write down what the exclusive outputs are, under their locks and before the job changes them.
-
-    :raises OSError: if that cannot be done
-    """
+    """Write down what the exclusive outputs are, under their locks and before the job changes them."""
     for lock in _locks_of(plan, locks, "write"):
         before = {
             _real(job.output[index]): identity(str(job.output[index]))
@@ -111,11 +107,7 @@ def undo(job: Any, plan: Plan, locks: LockSet, private: Mapping[str, str]) -> No
 
 
 def undo_earlier(job: Any, plan: Plan, locks: LockSet) -> None:
-    """
-    Do the same for the last writer before this job, if it was cut off.
-
-    :raises LockingError: if an input of ``job`` was unfinished, or cannot be removed
-    """
+    """Do the same for the last writer before this job, if it was cut off; what it reads must not be unfinished."""
     try:
         for lock in _locks_of(plan, locks, "write"):
             if os.path.exists(record_of(lock)):
