@@ -1,7 +1,7 @@
 """
 How two hosts find each other, race, and see each other's changes: through the scratch directory, without a network.
 
-What one says to the other is a directory that it makes in ``meet``; what is longer is a file that was closed before.
+What one says to the other is a directory that it makes in ``meet``; what is longer is a file, closed before that.
 Whoever waits makes a change of its own there before each look, so neither a cache of listings nor a mount without
 close-to-open consistency keeps them apart. It is not found out whether two hosts are two guests of one machine.
 """
@@ -64,9 +64,7 @@ class _Talk:
         self._files = LockDirectory(f"{scratch.root}/meet")
         self._mark = f"look.{secrets.token_hex(4)}"
 
-    def say(self, word: str, content: dict[str, Any] | None = None, number: int = 0) -> None:
-        if content is not None:
-            write_json(f"{self._files.path}/{word}.{self.node}.json", content)
+    def say(self, word: str, number: int = 0) -> None:
         self._files.mkdir(f"{word}.{self.node}.{number}")
 
     def hear(self, word: str, seconds: float | None = None, nobody: CliError | None = None) -> int:
@@ -82,13 +80,13 @@ class _Talk:
             waited = time.monotonic() - began
             self.progress(f"waiting for the {other} node")
             self._files.mkdir(self._mark)  # so that no cache of this client's can be in the way of what follows
-            names = [name for name in self._files.listdir() if not name.endswith(".json")]
+            names = self._files.listdir()
             with suppress(FileNotFoundError):
                 self._files.rmdir(self._mark)
             for name in names:
                 if name.startswith(theirs):
                     return int(name.removeprefix(theirs))
-            if any(name.startswith("end.0.") for name in names):
+            if "end.0.0" in names:
                 raise CliError("the first node has ended; see what it says there", Exit.FAILED)
             time.sleep(min(0.2, waited / 50))  # who comes soon is seen at once
         raise nobody or CliError(
@@ -97,13 +95,9 @@ class _Talk:
             Exit.FAILED,
         )
 
-    def content(self, word: str) -> dict[str, Any]:
-        """Return what the other said with a word that was heard; ``CliError`` if it cannot be read here."""
-        return read_json(f"{self._files.path}/{word}.{1 - self.node}.json")
-
     def meet(self, point: str, number: int = 0) -> int:
         """Wait until both have come to this point, and return the other's number."""
-        self.say(point, number=number)
+        self.say(point, number)
         return self.hear(point)
 
 
@@ -130,9 +124,10 @@ def lead(
     )
     try:
         me = {**_about(scratch), "rounds": rounds, "processes": processes}
-        talk.say("about", me)
+        write_json(f"{scratch.root}/about-0.json", me)
+        talk.say("about")
         talk.hear("about", wait_seconds, nobody)
-        peer = talk.content("about")
+        peer = read_json(f"{scratch.root}/about-1.json")
         checks = _race(talk, scratch, me, peer)
     finally:
         with suppress(OSError):
@@ -164,9 +159,9 @@ def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
         try:
             scratch.files.mkdir("meet/second")
             talk, me = _Talk(scratch, 1, lambda _doing: None), _about(scratch)
-            talk.say("about", me)
-            talk.hear("about")
-            _race(talk, scratch, talk.content("about"), me)
+            write_json(f"{scratch.root}/about-1.json", me)
+            talk.meet("about")
+            _race(talk, scratch, read_json(f"{scratch.root}/about-0.json"), me)
         except FileExistsError:
             raise CliError(
                 "another node has joined already: run 'nfsrwlock doctor --peer' anew for each pair"
@@ -220,10 +215,11 @@ def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str
     play(scratch, range(talk.node * processes, (talk.node + 1) * processes), agree, talk.progress)
     sight = _look(talk, scratch.root)
     if talk.node == 1:
-        talk.say("done", asdict(sight))
+        write_json(f"{scratch.root}/sight.json", asdict(sight))
+        talk.say("done")
         return []
     talk.hear("done")
-    sights, records = [sight, Sight(**talk.content("done"))], recorded(scratch.root, plan)
+    sights, records = [sight, Sight(**read_json(f"{scratch.root}/sight.json"))], recorded(scratch.root, plan)
     if first["kernel"] == second["kernel"]:
         return judge(plan, records)
     return [*judge(plan, records, uncertain), *judge_sights(sights, ahead, uncertain)]
@@ -241,29 +237,24 @@ def _compare_clocks(talk: _Talk) -> tuple[float, float]:
 
 def _look(talk: _Talk, root: str) -> Sight:
     """Return what this host sees of what the other writes and makes; both do the same, in step."""
-    own, other = talk.node, 1 - talk.node
-    mine, theirs = ([f"{root}/data/{node}.{number}" for number in range(_FILES)] for node in (own, other))
+    mine, theirs = ([f"{root}/data/{node}.{number}" for number in range(_FILES)] for node in (talk.node, 1 - talk.node))
+    here, there = LockDirectory(f"{root}/news-{talk.node}"), LockDirectory(f"{root}/news-{1 - talk.node}")
     for path in mine:
         write_json(path, {"version": "old"})
     talk.meet("old")
-    for _ in range(_WARMING_LOOKS):
+    for _ in range(_WARMING_LOOKS):  # now this client has what there is
         for path in theirs:
-            read_json(path)  # now this client has the old version
-        time.sleep(_WARMING_SECONDS)
-    talk.meet("read")
-    for path in mine:
-        write_json(path, {"version": "new"})
-    # The word lies elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
-    talk.meet("new")
-    data = ["new" if read_json(path) == {"version": "new"} else "old" for path in theirs]
-    here, there = LockDirectory(f"{root}/news-{own}"), LockDirectory(f"{root}/news-{other}")
-    for _ in range(_WARMING_LOOKS):
+            read_json(path)
         here.listdir()
         time.sleep(_WARMING_SECONDS)
-    talk.meet("listed")
+    talk.meet("warm")
+    for path in mine:
+        write_json(path, {"version": "new"})
     there.mkdir("news")
-    talk.meet("made")
+    # The word lies elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
+    talk.meet("new")
     began = time.monotonic()
+    data = ["new" if read_json(path) == {"version": "new"} else "old" for path in theirs]
     while (delay := time.monotonic() - began) < _NEWS_SECONDS:
         talk.progress("looking for what the other node made")
         if "news" in here.listdir():
