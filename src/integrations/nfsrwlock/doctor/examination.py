@@ -115,7 +115,7 @@ class Examination:
                 )
             plan = Plan(self.rounds, call_seconds(scratch.files), self.processes)
             prepare(scratch.root, plan, self._progress)
-            play(scratch, range(plan.players), lambda: time.monotonic() + 0.05, self._progress)
+            play(scratch, plan, range(plan.players), lambda: time.monotonic() + 0.05, self._progress)
             return judge(plan, recorded(scratch.root, plan))
         except CliError as error:
             if self.peer_seconds is not None:

@@ -212,7 +212,7 @@ def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str
         start = max(mine / 1e9, theirs / 1e9 - ahead) + max(0.1, 100 * call) + uncertain
         return time.monotonic() + start - time.time()
 
-    play(scratch, range(talk.node * processes, (talk.node + 1) * processes), agree, talk.progress)
+    play(scratch, plan, range(talk.node * processes, (talk.node + 1) * processes), agree, talk.progress)
     sight = _look(talk, scratch.root)
     if talk.node == 1:
         write_json(f"{scratch.root}/sight.json", asdict(sight))
