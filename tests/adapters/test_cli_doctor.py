@@ -293,9 +293,9 @@ def test_two_hosts_look_at_each_others_changes(scene: Scene, lie: str, unlike: d
 
 def test_a_second_node_whose_words_cannot_be_read_is_no_reason_to_call_it_fit(scene: Scene) -> None:
     leader, token = start_peer(scene, "--json", ".")
-    scratch = scene.directory / f".nfsrwlock-doctor-{token}"
-    (scratch / "about-1.json").touch()
-    (scratch / "meet" / "about.1.0").mkdir()
+    meet = scene.directory / f".nfsrwlock-doctor-{token}" / "meet"
+    (meet / "about.1.json").touch()
+    (meet / "about.1.0").mkdir()
     stdout, stderr = leader.communicate(timeout=2 * PATIENCE_S)
     assert (leader.returncode, json.loads(stdout)) == (1, [])
     assert "is not to be read here" in stderr

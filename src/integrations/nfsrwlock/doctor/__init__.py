@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import wait
+from functools import partial
 from typing import Final
 
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
@@ -55,12 +56,13 @@ def doctor(
     :param rounds: of each race
     :param processes: that race, on each host
     """
+    compare = partial(rendezvous.lead, wait_seconds=timeout or PEER_SECONDS) if peer else rendezvous.alone
     patience = ANSWER_SECONDS if timeout is None or peer else timeout
     reports: list[Report] = []
     codes: set[int] = set()
     hangs = False
     for path in dict.fromkeys(paths):
-        examination = Examination(path, lock_dir, (timeout or PEER_SECONDS) if peer else None, rounds, processes)
+        examination = Examination(path, lock_dir, partial(compare, rounds=rounds, processes=processes))
         try:
             hangs |= _follow(examination, patience)
         except CliError as error:

@@ -349,20 +349,21 @@ def judge(plan: Plan, records: Sequence[Record], clocks: float | None = None) ->
     :param records: of all players, in the order of their numbers
     :param clocks: of two hosts, how well the difference of their clocks is known, seconds; ``None``: there was one host
     """
-    return [_judge(demand, plan, records, clocks) for demand in DEMANDS]
+    return [_check(demand, plan, records, clocks) for demand in DEMANDS]
 
 
-def _judge(demand: Demand, plan: Plan, records: Sequence[Record], clocks: float | None) -> Check:
+def _check(demand: Demand, plan: Plan, records: Sequence[Record], clocks: float | None) -> Check:
     facts: dict[str, Any] = {}
     broken, neither, ends = [], 0, Counter[str]()
     for race in demand.races:
         rounds = list(zip(*(record[race.name] for record in records), strict=True))
         facts = facts or _closeness(rounds)
-        outcomes = [[seen.outcome for seen in players] for players in rounds]
-        ends.update(itertools.chain.from_iterable(outcomes))
-        wins = [players.count(_DONE) for players in outcomes]
-        neither += wins.count(0) if race.winners else 0
-        counts = _missed(rounds) if race.winners is None else [sum(won > race.winners for won in wins)]
+        ends.update(seen.outcome for players in rounds for seen in players)
+        counts = _missed(rounds)
+        if race.winners is not None:
+            wins = [sum(seen.outcome == _DONE for seen in players) for players in rounds]
+            counts = [sum(won > race.winners for won in wins)]
+            neither += wins.count(0) if race.winners else 0
         facts |= dict(zip(race.broken, counts, strict=True))
         broken += [f"{count} times {what}" for what, count in zip(race.broken.values(), counts, strict=True) if count]
     odd = {name: count for name, count in ends.most_common() if name not in {_DONE, *_LATE}}

@@ -12,10 +12,9 @@ import os
 import secrets
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
@@ -42,16 +41,11 @@ _FILES: Final = 3
 _WARMING_SECONDS: Final = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """
-    What one host saw of the other.
-
-    :param data: of each file that the other wrote and closed, whether its ``"new"`` or its ``"old"`` version was read
-    :param delay: how long a fresh listing did not show what the other had made, seconds; ``None`` for too long
-    """
+class Sight(NamedTuple):
+    """What one host saw: which version, "old" or "new", of files that the other rewrote, and how late a listing was."""
 
     data: list[str]
+    #: Seconds; ``None`` for too long.
     delay: float | None
 
 
@@ -80,7 +74,7 @@ class _Talk:
             waited = time.monotonic() - began
             self.progress(f"waiting for the {other} node")
             self._files.mkdir(self._mark)  # so that no cache of this client's can be in the way of what follows
-            names = self._files.listdir()
+            names = [name for name in self._files.listdir() if not name.endswith(".json")]
             with suppress(FileNotFoundError):
                 self._files.rmdir(self._mark)
             for name in names:
@@ -101,14 +95,27 @@ class _Talk:
         return self.hear(point)
 
 
+def alone(scratch: Scratch, report: Report, progress: Progress, *, rounds: int, processes: int) -> list[Check]:
+    """Return what the processes of this host see of each other; parameters as for :func:`lead`."""
+    plan = Plan(rounds, call_seconds(scratch.files), processes)
+    try:
+        prepare(scratch.root, plan, progress)
+        play(scratch, plan, range(processes), lambda: time.monotonic() + 0.05, progress)
+        return judge(plan, recorded(scratch.root, plan))
+    except CliError as error:
+        return [Check("processes", Level.UNFIT, f"Processes of this host could not be compared: {error}.")]
+
+
 def lead(
-    scratch: Scratch, report: Report, rounds: int, processes: int, wait_seconds: float, progress: Progress
+    scratch: Scratch, report: Report, progress: Progress, *, rounds: int, processes: int, wait_seconds: float
 ) -> list[Check]:
     """
     Invite a second node, race with it, and return what both saw; ``report`` gets to know who it is.
 
-    :param wait_seconds: how long it may take to come
     :param progress: called every now and then, with what is being done; raises to stop
+    :param rounds: of each race
+    :param processes: that race, on each host
+    :param wait_seconds: how long the second node may take to come
     :raises CliError: it did not come, or did not stay
     """
     scratch.files.mkdir("meet")
@@ -123,20 +130,24 @@ def lead(
         Exit.TIMED_OUT,
     )
     try:
-        me = {**_about(scratch), "rounds": rounds, "processes": processes}
-        write_json(f"{scratch.root}/about-0.json", me)
+        write_json(f"{scratch.root}/meet/about.0.json", {**_about(scratch), "rounds": rounds, "processes": processes})
         talk.say("about")
         talk.hear("about", wait_seconds, nobody)
-        peer = read_json(f"{scratch.root}/about-1.json")
-        checks = _race(talk, scratch, me, peer)
+        plan, ahead, uncertain = _take_part(talk, scratch)
+        talk.hear("done")
+        first, second = (read_json(f"{scratch.root}/meet/about.{node}.json") for node in (0, 1))
+        sights = [Sight(**read_json(f"{scratch.root}/sight-{node}.json")) for node in (0, 1)]
+        records = recorded(scratch.root, plan)
     finally:
         with suppress(OSError):
             talk.say("end")
-    report.peer, report.two_hosts = peer["host"], peer["kernel"] != me["kernel"]
-    if not report.two_hosts:
-        text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
-        checks.append(Check("peer", Level.WARNING, text, "Run the command on another host."))
-    return [*explain_other(mount_from(peer["mount"]), peer["host"], mount_from(me["mount"])), *checks]
+    report.peer, report.two_hosts = second["host"], second["kernel"] != first["kernel"]
+    checks = explain_other(mount_from(second["mount"]), second["host"], mount_from(first["mount"]))
+    if report.two_hosts:
+        return [*checks, *judge(plan, records, uncertain), *judge_sights(sights, ahead, uncertain)]
+    text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
+    peer = Check("peer", Level.WARNING, text, "Run the command on another host.")
+    return [*checks, *judge(plan, records), peer]
 
 
 def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
@@ -158,10 +169,11 @@ def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
     with closing(Scratch(path)) as scratch:
         try:
             scratch.files.mkdir("meet/second")
-            talk, me = _Talk(scratch, 1, lambda _doing: None), _about(scratch)
-            write_json(f"{scratch.root}/about-1.json", me)
+            talk = _Talk(scratch, 1, lambda _doing: None)
+            write_json(f"{scratch.root}/meet/about.1.json", _about(scratch))
             talk.meet("about")
-            _race(talk, scratch, read_json(f"{scratch.root}/about-0.json"), me)
+            _take_part(talk, scratch)
+            talk.say("done")
         except FileExistsError:
             raise CliError(
                 "another node has joined already: run 'nfsrwlock doctor --peer' anew for each pair"
@@ -191,11 +203,13 @@ def _about(scratch: Scratch) -> dict[str, Any]:
     }
 
 
-def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str, Any]) -> list[Check]:
-    """Do what both nodes do, in step; node 0 gets to know what the other has seen, and returns the findings."""
-    versions = first.get("version"), second.get("version")
-    if versions[0] != versions[1]:
-        raise CliError(f"the nodes have nfsrwlock {versions[0]} and {versions[1]}; install one version on both")
+def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float, float]:
+    """Do what both nodes do, in step; return what was raced, and how the clocks differ, see :func:`judge_sights`."""
+    first, second = (read_json(f"{scratch.root}/meet/about.{node}.json") for node in (0, 1))
+    if first["version"] != second["version"]:
+        raise CliError(
+            f"the nodes have nfsrwlock {first['version']} and {second['version']}; install one version on both"
+        )
     ahead, uncertain = _compare_clocks(talk)
     processes: int = first["processes"]
     call: float = max(first["call_seconds"], second["call_seconds"])
@@ -204,7 +218,6 @@ def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str
         prepare(scratch.root, plan, talk.progress)
         for name in ("data", "news-0", "news-1"):
             scratch.files.mkdir(name)
-    talk.meet("prepared")
 
     def agree() -> float:
         mine = time.time_ns()
@@ -213,16 +226,8 @@ def _race(talk: _Talk, scratch: Scratch, first: dict[str, Any], second: dict[str
         return time.monotonic() + start - time.time()
 
     play(scratch, plan, range(talk.node * processes, (talk.node + 1) * processes), agree, talk.progress)
-    sight = _look(talk, scratch.root)
-    if talk.node == 1:
-        write_json(f"{scratch.root}/sight.json", asdict(sight))
-        talk.say("done")
-        return []
-    talk.hear("done")
-    sights, records = [sight, Sight(**read_json(f"{scratch.root}/sight.json"))], recorded(scratch.root, plan)
-    if first["kernel"] == second["kernel"]:
-        return judge(plan, records)
-    return [*judge(plan, records, uncertain), *judge_sights(sights, ahead, uncertain)]
+    write_json(f"{scratch.root}/sight-{talk.node}.json", _look(talk, scratch.root)._asdict())
+    return plan, ahead, uncertain
 
 
 def _compare_clocks(talk: _Talk) -> tuple[float, float]:
@@ -263,52 +268,44 @@ def _look(talk: _Talk, root: str) -> Sight:
     return Sight(data, None)
 
 
-def judge_sights(sights: Sequence[Sight], ahead: float, uncertain: float) -> list[Check]:
+def judge_sights(sights: Sequence[Sight], ahead: float, uncertain: float) -> Iterator[Check]:
     """
-    Return what two hosts found out about what they see of each other.
+    Say what two hosts found out about what they see of each other.
 
     :param ahead: the second host's clock minus the first one's, seconds
     :param uncertain: by how much that may be wrong, seconds
     """
-    return [_freshness([sight.delay for sight in sights]), _data(sights), _clock(ahead, uncertain)]
-
-
-def _freshness(delays: Sequence[float | None]) -> Check:
-    facts = {"delays_s": [delay and round(delay, 3) for delay in delays], "limit_s": _NEWS_SECONDS}
+    delays = [sight.delay for sight in sights]
     most = max(_NEWS_SECONDS if delay is None else delay for delay in delays)
-    if most < _PROMPT_SECONDS:
-        text = f"A fresh listing shows what the other host made within {most:.2f} s."
-        return Check("freshness", Level.OK, text, facts=facts)
-    late = f"more than {_NEWS_SECONDS:g}" if None in delays else f"{most:.1f}"
-    text = (
-        f"A fresh listing shows what the other host made {late} s later, if this host changes nothing there. Locks "
-        "stay safe, for a change of one's own precedes the listing that decides; but waiters learn late that a lock is "
-        "free, and 'nfsrwlock status' shows the past."
-    )
-    remedy = "On NFS, mount without nocto; elsewhere, turn caching of directory listings off."
-    return Check("freshness", Level.WARNING, text, remedy, facts=facts)
+    level, remedy = Level.OK, ""
+    text = f"A fresh listing shows what the other host made within {most:.2f} s."
+    if most >= _PROMPT_SECONDS:
+        level, remedy = Level.WARNING, "On NFS, mount without nocto; elsewhere, turn caching of directory listings off."
+        late = f"more than {_NEWS_SECONDS:g}" if None in delays else f"{most:.1f}"
+        text = (
+            f"A fresh listing shows what the other host made {late} s later, if this host changes nothing there. Locks "
+            "stay safe, for a change of one's own precedes the listing that decides; but waiters learn late that a "
+            "lock is free, and 'nfsrwlock status' shows the past."
+        )
+    facts = {"delays_s": [delay and round(delay, 3) for delay in delays], "limit_s": _NEWS_SECONDS}
+    yield Check("freshness", level, text, remedy, facts=facts)
 
-
-def _data(sights: Sequence[Sight]) -> Check:
     read = [version for sight in sights for version in sight.data]
     old = read.count("old")
-    if not old:
-        text = f"What one host wrote and closed, the other read when it opened the file, {len(read)} times."
-        return Check("data", Level.OK if read else Level.WARNING, text, facts={"read": len(read), "old": old})
-    return Check(
-        "data",
-        Level.UNFIT,
-        f"{old} of {len(read)} times a host that opened a file, after the other had written and closed it and said so, "
-        "read the old version. Locks hold here, but data read under them may be old.",
-        "On NFS, mount without nocto; elsewhere, turn caching of file data off.",
-        facts={"read": len(read), "old": old},
-    )
+    level, remedy = Level.OK if read else Level.WARNING, ""
+    text = f"What one host wrote and closed, the other read when it opened the file, {len(read)} times."
+    if old:
+        level, remedy = Level.UNFIT, "On NFS, mount without nocto; elsewhere, turn caching of file data off."
+        text = (
+            f"{old} of {len(read)} times a host that opened a file, after the other had written and closed it and said "
+            "so, read the old version. Locks hold here, but data read under them may be old."
+        )
+    yield Check("data", level, text, remedy, facts={"read": len(read), "old": old})
 
-
-def _clock(ahead: float, uncertain: float) -> Check:
     odd = abs(ahead) > 1 + uncertain
-    others = "; programs that compare time stamps, such as make, do" if odd else ""
-    apart = f"{abs(ahead):.2f} s (known to {uncertain:.3f} s)"
-    text = f"The clocks of the two hosts differ by {apart}. Locks do not care{others}."
+    text = (
+        f"The clocks of the two hosts differ by {abs(ahead):.2f} s (known to {uncertain:.3f} s). Locks do not care"
+        f"{'; programs that compare time stamps, such as make, do' if odd else ''}."
+    )
     facts = {"apart_s": round(ahead, 3), "known_to_s": round(uncertain, 3)}
-    return Check("clock", Level.NOTE if odd else Level.OK, text, facts=facts)
+    yield Check("clock", Level.NOTE if odd else Level.OK, text, facts=facts)
