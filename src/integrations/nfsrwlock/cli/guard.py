@@ -12,7 +12,7 @@ import signal
 import time
 from typing import Final, Literal
 
-from nfsrwlock.cli.keeper import GiveBack, Hold, Keeper, Prepared
+from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper, Prepared
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.cli.signals import Signals, stop_as_if_by
 from nfsrwlock.cli.waiting import FRAME_SECONDS, ODD_SECONDS, Progress
@@ -59,7 +59,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                         keeper.program = program
                     case CliError():
                         raise message
-                    case signal.Signals():
+                    case signal.Signals() if message != GIVE_BACK:
                         keeper.cancel()
                         raise Interrupted(message)
                     case Hold() if message.at(now()) is HoldStatus.HELD:
@@ -136,7 +136,7 @@ class Guard:
             match message:
                 case Hold():
                     self.hold = message
-                case GiveBack():
+                case signal.Signals() if message == GIVE_BACK:
                     self.gives_back = True
                 case signal.Signals():
                     self.on_signal(message)

@@ -31,7 +31,7 @@ from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_ca
 from nfsrwlock.text import PROGRAM, flush
 from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, WaitInfo, hold_for, inspect
 
-#: Sent to a keeper of ``hold``, it asks for the end of the hold.
+#: Sent to a keeper of ``hold``, it asks for the end of the hold, although what is guarded goes on.
 GIVE_BACK: Final = signal.SIGUSR1
 _TICK_LIMITS_SECONDS: Final = (0.02, 0.2)
 _CANCEL_GRACE_SECONDS: Final = 1.0
@@ -104,11 +104,6 @@ class Hold:
         if self.status is HoldStatus.HELD and moment >= self.deadline:
             return HoldStatus.SUSPECT
         return self.status
-
-
-@dataclass(frozen=True, slots=True)
-class GiveBack:
-    """Somebody asks for the end of the hold, although what is guarded goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,10 +276,7 @@ class _Signals:
 
     def pass_on(self) -> None:
         """Tell the guard what has arrived."""
-        while self._arrived:
-            signum = self._arrived[0]
-            if not self._channel.send(GiveBack() if signum == GIVE_BACK else signal.Signals(signum)):
-                return
+        while self._arrived and self._channel.send(signal.Signals(self._arrived[0])):
             del self._arrived[0]
 
     def nobody_waits(self) -> bool:
