@@ -67,7 +67,7 @@ class _WithCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
 
 
-@cli.command("run", cls=_WithCommand, context_settings={**_SETTINGS, "allow_extra_args": True}, epilog=_CODES)
+@cli.command("run", cls=_WithCommand, context_settings={"allow_extra_args": True}, epilog=_CODES)
 @holding
 @click.option("-c", "script", metavar="SCRIPT", help="Run the shell with -c SCRIPT, instead of COMMAND.")
 @click.pass_context
@@ -93,7 +93,7 @@ def _run(context: click.Context, /, script: str | None, **options: Any) -> int:
     return run(request(**options), command or (os.environ.get("SHELL") or "/bin/sh", "-c", script or ""))
 
 
-@cli.command("hold", context_settings=_SETTINGS, epilog=_CODES)
+@cli.command("hold", epilog=_CODES)
 @holding
 @click.option(
     "--pid", type=int, help="The process to hold the locks for; default: the parent process, the shell that asks."
@@ -125,7 +125,7 @@ _number = partial(click.option, show_default=True, metavar="N")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
 
 
-@cli.command("release", context_settings=_SETTINGS)
+@cli.command("release")
 @_paths
 @click.option(
     "--pid", type=int, help="The process that hold was given; default: the parent process, the shell that asks."
@@ -143,7 +143,7 @@ def _release(paths: tuple[str, ...], pid: int | None, lock_dir: str | None) -> i
     return release(paths, os.getppid() if pid is None else pid, lock_dir)
 
 
-@cli.command("status", context_settings=_SETTINGS)
+@cli.command("status")
 @_paths
 @_lock_dir
 @_as_json
@@ -159,7 +159,7 @@ def _status(paths: tuple[str, ...], lock_dir: str | None, as_json: bool, watch: 
     return status(paths, lock_dir, as_json=as_json, watch=watch)
 
 
-@cli.command("break", context_settings=_SETTINGS)
+@cli.command("break")
 @click.argument("path", type=PATH)
 @click.option("--token", metavar="T", help="Only the holder or waiter whose token is, or begins with, T (see status).")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -177,7 +177,7 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     return break_holders(path, token, lock_dir, yes=yes, force=force)
 
 
-@cli.command("doctor", context_settings=_SETTINGS, epilog=_DOCTOR_CODES)
+@cli.command("doctor", epilog=_DOCTOR_CODES)
 @_paths
 @_lock_dir
 @click.option(

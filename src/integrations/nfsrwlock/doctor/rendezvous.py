@@ -18,10 +18,11 @@ from typing import Any, Final, NamedTuple
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.doctor.examination import home_of
 from nfsrwlock.doctor.filesystems import explain_other
 from nfsrwlock.doctor.races import Plan, Progress, call_seconds, judge, play, prepare, recorded
 from nfsrwlock.doctor.report import Check, Level, Report
-from nfsrwlock.doctor.scratch import Scratch, read_json, scratch_path, write_json
+from nfsrwlock.doctor.scratch import Scratch, is_token, read_json, scratch_path, write_json
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.mounts import mount_from, mount_of
@@ -30,7 +31,7 @@ from nfsrwlock_core.system.process import current_identity
 #: How long each may wait for the next word of the other.
 ANSWER_SECONDS: Final = 60.0
 #: How long the second node looks for the first one's directory.
-FIND_SECONDS: Final = 10.0
+_FIND_SECONDS: Final = 10.0
 #: How often to look until a cache is warm: a Linux NFS client was seen to ask once more after its first look.
 _WARMING_LOOKS: Final = 3
 #: How long a fresh listing may take to show what the other host made, before it counts as late.
@@ -150,15 +151,20 @@ def lead(
     return [*checks, *judge(plan, records), peer]
 
 
-def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
+def join(token: str, path: str, lock_dir: str | None = None, timeout: float | None = None) -> int:
     """
-    Find the one who waits below ``home``, and race with it.
+    Be the second node of a ``doctor --peer`` that waits elsewhere; return the exit code.
 
-    :param token: of its scratch directory
-    :param find_seconds: how long to look for it
+    :param token: as the first node has printed it
+    :param timeout: how long to look for the first node, seconds
     :raises CliError: nobody waits there, or the first node has gone
     """
-    path, limit = scratch_path(home, token), time.monotonic() + find_seconds
+    if not is_token(token):
+        raise CliError(
+            f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node"
+        )
+    home = home_of(path, lock_dir)
+    path, limit = scratch_path(home, token), time.monotonic() + (timeout or _FIND_SECONDS)
     while not os.path.isdir(f"{path}/meet"):
         if time.monotonic() > limit:
             raise CliError(
@@ -184,6 +190,8 @@ def join(token: str, home: str, find_seconds: float = FIND_SECONDS) -> None:
             if error.code == Exit.FAILED:  # the first node may have been killed: then nobody else cleans up
                 scratch.remove()
             raise
+    print("This node's part is done. The first node has the verdict.")
+    return Exit.OK
 
 
 def _about(scratch: Scratch) -> dict[str, Any]:
