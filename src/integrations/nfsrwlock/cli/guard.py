@@ -152,12 +152,12 @@ class Guard:
 
         :param deed: what was done, for the message if not: "the command did"
         """
-        released = self.keeper.finish()
-        if released is None:
+        lost = self.keeper.finish()
+        if lost is None:
             say("the file server does not answer; the lock will be released when it does")
-        elif released.lost and not self.leash.killed:
-            say(f"{released.lost}; what {deed} was not guarded to its end")
+        elif lost and not self.leash.killed:
+            say(f"{lost}; what {deed} was not guarded to its end")
             if not self.has_ended():
                 self.leash.apply(HoldStatus.LOST, "it goes on, and the lock was lost")
         self.keeper.channel.close()
-        return not self.leash.killed and (released is None or not released.lost)
+        return not self.leash.killed and not lost

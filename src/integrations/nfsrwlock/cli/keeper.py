@@ -169,8 +169,12 @@ class Keeper:
                 time.sleep(0.002)
         return True
 
-    def finish(self) -> Released | None:
-        """Have the locks released. None: no answer came in time; the keeper goes on trying by itself."""
+    def finish(self) -> str | None:
+        """
+        Have the locks released; return why what was done under them was not guarded to its end, or nothing.
+
+        None: no answer came in time; the keeper goes on trying by itself.
+        """
         self.channel.send(Finish())
         limit = time.monotonic() + _PATIENCE_SECONDS
         while (left := limit - time.monotonic()) > 0:
@@ -178,9 +182,9 @@ class Keeper:
             for message in self.channel.receive():
                 if isinstance(message, Released):
                     self._has_ended_within(_FAREWELL_SECONDS)  # usually: it must not be left to a lazy init as a zombie
-                    return message
+                    return message.lost
             if self.channel.closed:
-                return Released(lost="the process that held the lock has died")
+                return "the process that held the lock has died"
         return None
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, Final
 
-from nfsrwlock.doctor.report import Check, Level
+from nfsrwlock.doctor.report import Check, Level, Progress
 from nfsrwlock_core import SoftReadWriteLock
 from nfsrwlock_core.system.mounts import Mount, requests_of
 
@@ -18,13 +17,8 @@ _ENOUGH_SECONDS: Final = 4.0
 _SLOW_MS: Final = 100.0
 
 
-def measure(scratch: str, mount: Mount | None, progress: Callable[[], None]) -> Check:
-    """
-    Return what one uncontended acquire and release costs, to read and to write.
-
-    :param scratch: a directory to make the lock in
-    :param progress: called before each cycle; raises to stop
-    """
+def measure(scratch: str, mount: Mount | None, progress: Progress) -> Check:
+    """Return what one uncontended acquire and release costs, to read and to write, in the directory ``scratch``."""
     lock = SoftReadWriteLock(f"{scratch}/cost", lock_dir=scratch, is_singleton=False)
     mountpoint = mount.mountpoint if mount is not None and mount.is_nfs else ""
     facts: dict[str, dict[str, Any]] = {}
@@ -36,7 +30,7 @@ def measure(scratch: str, mount: Mount | None, progress: Callable[[], None]) -> 
         requests: list[Counter[str]] = []
         until = time.monotonic() + _ENOUGH_SECONDS
         while len(times) < _CYCLES and (time.monotonic() < until or len(times) < 15):
-            progress()
+            progress("measuring the cost")
             before, began = requests_of(mountpoint), time.perf_counter()
             acquire()
             lock.release()

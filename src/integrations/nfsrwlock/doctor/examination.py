@@ -22,7 +22,7 @@ from typing import Final
 from nfsrwlock.cli.outcome import CliError
 from nfsrwlock.cli.preparing import directory_of_lock
 from nfsrwlock.doctor import cost, filesystems
-from nfsrwlock.doctor.report import Check, Level, Report
+from nfsrwlock.doctor.report import Check, Level, Progress, Report
 from nfsrwlock.doctor.scratch import Scratch, left_behind
 from nfsrwlock.text import printable
 from nfsrwlock_core import LockError
@@ -32,10 +32,8 @@ from nfsrwlock_core.system.process import current_identity
 
 _FREE_SOME: Final = "Free some space or inodes."
 _TRY_AGAIN: Final = "Find out why, and try again."
-
-
 #: Races the processes that there are, see :func:`nfsrwlock.doctor.rendezvous.alone`.
-Compare = Callable[[Scratch, Report, Callable[[str], None]], list[Check]]
+Compare = Callable[[Scratch, Report, Progress], list[Check]]
 
 
 @dataclass
@@ -94,8 +92,7 @@ class Examination:
             except OSError as error:
                 text = f"The rounds ended early: the file system answers {error.strerror}."
                 report.checks.append(Check("rounds", Level.UNFIT, text, _TRY_AGAIN))
-            self._progress("measuring the cost")
-            report.checks.append(cost.measure(scratch.root, mount, lambda: self._progress("measuring the cost")))
+            report.checks.append(cost.measure(scratch.root, mount, self._progress))
         except (LockError, OSError) as error:
             report.checks.append(Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", _TRY_AGAIN))
         finally:

@@ -29,7 +29,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.report import ELSEWHERE, Check, Level
+from nfsrwlock.doctor.report import ELSEWHERE, Check, Level, Progress
 from nfsrwlock.doctor.scratch import Scratch, read_json, write_json
 from nfsrwlock_core.system.directory import LockDirectory
 
@@ -45,8 +45,6 @@ _WARMING_PART: Final = 0.6
 #: Sleep is late by about this much; the rest of the wait for the start of a round is spent awake.
 _SLEEP_IS_LATE_SECONDS: Final = 0.0002
 _END_SECONDS: Final = 5.0
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +176,7 @@ class Plan:
 
 
 class Round(NamedTuple):
-    """
-    What one player saw of one round.
-
-    :param outcome: how its call ended
-    :param began: when the call began and ``ended``, seconds from the start of the races
-    :param listing: what the directory showed after the call, where all calls may succeed
-    """
+    """What one player saw of one round: its call, in seconds from the start, and the listing after it if any."""
 
     outcome: str
     began: float
@@ -232,12 +224,12 @@ def race(root: str, player: int, plan: Plan, start: float, progress: Callable[[]
             _sleep_until(due - _WARMING_PART * plan.period)
             # A little early or late, so that over the rounds each player is the first now and then.
             due += random.uniform(-0.5, 0.5) * min(plan.call, plan.period / 5)
-            looks = 0
-            # Also puts a listing beside the mkdir of another process that shares this client's cache. Who is late looks
-            # once: the round before has warmed its cache, and players who fall behind would race no more.
-            while kind.winners is None and (not looks or time.monotonic() < due):
+            if kind.winners is None:
+                # Who is late looks once: the round before has warmed its cache, and players who fall behind would race
+                # no more. The loop puts a listing beside the mkdir of another process that shares this client's cache.
                 files.listdir()
-                looks += 1
+                while time.monotonic() < due:
+                    files.listdir()
             if kind.made:
                 with suppress(OSError):  # who comes late finds it removed
                     files.listdir(str(number))
@@ -280,7 +272,6 @@ def play(scratch: Scratch, plan: Plan, numbers: range, agree: Callable[[], float
 
     :param numbers: of the players on this host
     :param agree: called when they are ready; returns when the first round begins, on this host's monotonic clock
-    :param progress: called every now and then, with what is being done; raises to stop
     :raises CliError: one cannot be started, or has ended
     """
     players: list[subprocess.Popen[str]] = []

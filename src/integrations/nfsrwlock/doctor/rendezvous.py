@@ -20,8 +20,8 @@ from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.doctor.examination import home_of
 from nfsrwlock.doctor.filesystems import explain_other
-from nfsrwlock.doctor.races import Plan, Progress, call_seconds, judge, play, prepare, recorded
-from nfsrwlock.doctor.report import Check, Level, Report
+from nfsrwlock.doctor.races import Plan, call_seconds, judge, play, prepare, recorded
+from nfsrwlock.doctor.report import Check, Level, Progress, Report
 from nfsrwlock.doctor.scratch import Scratch, is_token, read_json, scratch_path, write_json
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core.system.directory import LockDirectory
@@ -113,7 +113,6 @@ def lead(
     """
     Invite a second node, race with it, and return what both saw; ``report`` gets to know who it is.
 
-    :param progress: called every now and then, with what is being done; raises to stop
     :param rounds: of each race
     :param processes: that race, on each host
     :param wait_seconds: how long the second node may take to come

@@ -7,12 +7,15 @@ A verdict promises no more than was tested: what one host cannot tell, it does n
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Literal
 
 from nfsrwlock.text import PROGRAM, console, one_line, printable
 
+#: Called every now and then with what is being done, for whoever waits for it; raises to stop.
+Progress = Callable[[str], None]
 #: Where a finding comes from: seen now, on this mount; seen by this project on its NFS cluster (``tests/nfs``); or
 #: taken from the documentation of the file system, and seen by nobody here.
 Basis = Literal["measured", "lab", "documented"]
