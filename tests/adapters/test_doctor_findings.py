@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nfsrwlock.doctor.filesystems import explain, explain_other, scope_of
-from nfsrwlock.doctor.races import RACES, Plan, Record, judge, prepare, race
+from nfsrwlock.doctor.races import RACES, Plan, Record, Round, judge, prepare, race
 from nfsrwlock.doctor.rendezvous import Sight, judge_sights
 from nfsrwlock.doctor.report import Check, Level, Report
 from nfsrwlock_core.system import mounts
@@ -22,23 +22,31 @@ ROUNDS = 24
 
 def record(player: int) -> Record:
     """A player that saw everything, and won every race as the first one or lost it."""
-    first = player == 0
-    listings = [
-        [f"{who}.{number}" for who in range(2) for number in range(begin, round_number + 1)]
-        for round_number in range(ROUNDS)
-        for begin in [round_number // 20 * 20]
-    ]
     outcomes = {
-        "mkdir": ["done" if first else "EEXIST"] * ROUNDS,
-        "list": ["done"] * ROUNDS,
-        "unlink": ["done" if first else "ENOENT"] * ROUNDS,
-        "create": ["done" if first else "ENOTEMPTY"] * ROUNDS,
-        "rmdir": ["done" if first else "ENOENT"] * ROUNDS,
-        "rename": ["done" if first else "ENOENT"] * ROUNDS,
-        "nonempty": ["ENOTEMPTY"] * ROUNDS,
+        "mkdir": ["done", "EEXIST"],
+        "list": ["done", "done"],
+        "unlink": ["done", "ENOENT"],
+        "create": ["done", "ENOTEMPTY"],
+        "rmdir": ["done", "ENOENT"],
+        "rename": ["done", "ENOENT"],
+        "nonempty": ["ENOTEMPTY", "ENOTEMPTY"],
     }
-    spans = {race.name: [(number, number + 0.001) for number in range(ROUNDS)] for race in RACES}
-    return Record(outcomes=outcomes, spans=spans, listings=listings)
+    return {
+        race.name: [
+            Round(outcomes[race.name][player], number, number + 0.001, listing(number)) for number in range(ROUNDS)
+        ]
+        for race in RACES
+    }
+
+
+def listing(number: int) -> list[str]:
+    """Of the names that two players make in a directory, those that are there after a round."""
+    return [f"{who}.{earlier}" for who in range(2) for earlier in range(number // 20 * 20, number + 1)]
+
+
+def end(seen: Record, race: str, number: int, outcome: str) -> None:
+    """Let a player's call have ended so."""
+    seen[race][number] = seen[race][number]._replace(outcome=outcome)
 
 
 @dataclass
@@ -76,9 +84,9 @@ def test_times_are_seconds_from_the_start(tmp_path: Path) -> None:
     prepare(str(tmp_path), plan, lambda doing: None)
     start = time.monotonic() - 1000
     seen = race(str(tmp_path), 0, plan, start, lambda: None)
-    for spans in seen.spans.values():
-        for begin, end in spans:
-            assert 1000 <= begin <= end <= time.monotonic() - start
+    for rounds in seen.values():
+        for one in rounds:
+            assert 1000 <= one.began <= one.ended <= time.monotonic() - start
 
 
 def test_one_host_is_asked_only_what_it_can_answer() -> None:
@@ -87,34 +95,34 @@ def test_one_host_is_asked_only_what_it_can_answer() -> None:
 
 def test_one_name_that_both_made_is_unfit_and_one_that_neither_made_is_not() -> None:
     seen = result()
-    seen.join.outcomes["mkdir"][5] = "done"
+    end(seen.join, "mkdir", 5, "done")
     assert judged(seen)["mkdir"].level is Level.UNFIT
     seen = result()
-    seen.lead.outcomes["mkdir"][5] = "EEXIST"
+    end(seen.lead, "mkdir", 5, "EEXIST")
     assert judged(seen)["mkdir"].level is Level.NOTE
 
 
 def test_two_listings_that_miss_each_other_are_unfit_and_one_alone_is_not() -> None:
     seen = result()
-    seen.lead.listings[7].remove("1.7")
+    seen.lead["list"][7].listing.remove("1.7")
     assert judged(seen)["listing"].level is Level.OK, "its listing may have been first"
-    seen.join.listings[7].remove("0.7")
+    seen.join["list"][7].listing.remove("0.7")
     assert judged(seen)["listing"].level is Level.UNFIT
 
 
 def test_a_listing_that_misses_an_earlier_round_is_unfit() -> None:
     seen = result()
-    seen.lead.listings[7].remove("1.3")
+    seen.lead["list"][7].listing.remove("1.3")
     check = judged(seen)["listing"]
     assert (check.level, check.facts["missed"]) == (Level.UNFIT, 1)
 
 
 def test_a_name_that_was_not_made_is_not_missed() -> None:
     seen = result()
-    seen.lead.outcomes["list"][7] = "EIO"
-    seen.lead.listings[7].remove("0.7")
-    for listing in (*seen.lead.listings, *seen.join.listings):
-        listing[:] = [name for name in listing if name != "0.7"]
+    end(seen.lead, "list", 7, "EIO")
+    seen.lead["list"][7].listing.remove("0.7")
+    for one in (*seen.lead["list"], *seen.join["list"]):
+        one.listing[:] = [name for name in one.listing if name != "0.7"]
     check = judged(seen)["listing"]
     assert (check.level, check.facts["missed"], check.facts["own_missed"]) == (Level.WARNING, 0, 0)
     assert "EIO 1 times" in check.text
@@ -129,20 +137,20 @@ def test_a_name_that_was_not_made_is_not_missed() -> None:
 )
 def test_a_beat_that_both_got_is_unfit(race: str, fact: str) -> None:
     seen = result()
-    seen.join.outcomes[race][4] = "done"
+    end(seen.join, race, 4, "done")
     check = judged(seen)["removal"]
     assert (check.level, check.facts[fact]) == (Level.UNFIT, 1)
 
 
 def test_a_beat_that_neither_got_is_a_note() -> None:
     seen = result()
-    seen.lead.outcomes["unlink"][4] = "ENOENT"
+    end(seen.lead, "unlink", 4, "ENOENT")
     assert judged(seen)["removal"].level is Level.NOTE
 
 
 def test_a_removed_directory_that_was_not_empty_is_unfit() -> None:
     seen = result()
-    seen.join.outcomes["nonempty"][0] = "done"
+    end(seen.join, "nonempty", 0, "done")
     assert judged(seen)["removal"].level is Level.UNFIT
 
 

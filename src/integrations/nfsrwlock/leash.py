@@ -70,8 +70,6 @@ class Leash:
         self._work = _Work.ALLOWED
         self._since = self._looked = now()
         self._stopped: dict[int, None] = {}
-        #: Called when they have just been stopped, before a word about it.
-        self.when_stopped: Callable[[], None] = lambda: None
 
     @property
     def tight(self) -> bool:
@@ -128,7 +126,6 @@ class Leash:
         expired = "the lease has run out before a heartbeat succeeded"
         if self._policy is OnExpiry.STOP:
             freeze(self._find, self._stopped)
-            self.when_stopped()
             self._say(f"{expired}: {self._what} is stopped until the hold is confirmed")
         elif self._policy is OnExpiry.KILL:
             self.kill()

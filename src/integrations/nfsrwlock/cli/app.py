@@ -67,7 +67,7 @@ class _WithCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
 
 
-@cli.command("run", cls=_WithCommand, context_settings={**_SETTINGS, "allow_extra_args": True}, epilog=_CODES)
+@cli.command("run", cls=_WithCommand, context_settings={"allow_extra_args": True}, epilog=_CODES)
 @holding
 @click.option("-c", "script", metavar="SCRIPT", help="Run the shell with -c SCRIPT, instead of COMMAND.")
 @click.pass_context
@@ -93,7 +93,7 @@ def _run(context: click.Context, /, script: str | None, **options: Any) -> int:
     return run(request(**options), command or (os.environ.get("SHELL") or "/bin/sh", "-c", script or ""))
 
 
-@cli.command("hold", context_settings=_SETTINGS, epilog=_CODES)
+@cli.command("hold", epilog=_CODES)
 @holding
 @click.option(
     "--pid", type=int, help="The process to hold the locks for; default: the parent process, the shell that asks."
@@ -113,13 +113,20 @@ def _hold(pid: int | None, **options: Any) -> int:
     return hold(request(**options), os.getppid() if pid is None else pid)
 
 
+def _one_or_more(context: click.Context, _argument: click.Parameter, paths: tuple[str, ...]) -> tuple[str, ...]:
+    if not paths:
+        raise CliError(f"no path given: {context.command_path} PATH...")
+    return paths
+
+
+_paths = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...", callback=_one_or_more)
 _lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
 _number = partial(click.option, show_default=True, metavar="N")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
 
 
-@cli.command("release", context_settings=_SETTINGS)
-@click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
+@cli.command("release")
+@_paths
 @click.option(
     "--pid", type=int, help="The process that hold was given; default: the parent process, the shell that asks."
 )
@@ -131,15 +138,13 @@ def _release(paths: tuple[str, ...], pid: int | None, lock_dir: str | None) -> i
     Returns when they are released. What one hold has taken is given back as a whole. If the hold turns out to have been
     lost, PID is killed, as at any other time.
     """
-    from nfsrwlock.cli.release import release  # noqa: PLC0415
+    from nfsrwlock.cli.hold import release  # noqa: PLC0415
 
-    if not paths:
-        raise CliError("no path given: nfsrwlock release PATH...")
     return release(paths, os.getppid() if pid is None else pid, lock_dir)
 
 
-@cli.command("status", context_settings=_SETTINGS)
-@click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
+@cli.command("status")
+@_paths
 @_lock_dir
 @_as_json
 @click.option("--watch", is_flag=True, help="Go on showing it until interrupted.")
@@ -151,12 +156,10 @@ def _status(paths: tuple[str, ...], lock_dir: str | None, as_json: bool, watch: 
     """
     from nfsrwlock.cli.status import status  # noqa: PLC0415
 
-    if not paths:
-        raise CliError("no path given: nfsrwlock status PATH...")
     return status(paths, lock_dir, as_json=as_json, watch=watch)
 
 
-@cli.command("break", context_settings=_SETTINGS)
+@cli.command("break")
 @click.argument("path", type=PATH)
 @click.option("--token", metavar="T", help="Only the holder or waiter whose token is, or begins with, T (see status).")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -174,8 +177,8 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     return break_holders(path, token, lock_dir, yes=yes, force=force)
 
 
-@cli.command("doctor", context_settings=_SETTINGS, epilog=_DOCTOR_CODES)
-@click.argument("paths", nargs=-1, type=PATH, metavar="PATH...")
+@cli.command("doctor", epilog=_DOCTOR_CODES)
+@_paths
 @_lock_dir
 @click.option(
     "--peer", is_flag=True, help="Test together with a second node: prints the command to run there, and waits."
@@ -203,8 +206,6 @@ def _doctor(
     """
     from nfsrwlock import doctor  # noqa: PLC0415
 
-    if not paths:
-        raise CliError("no path given: nfsrwlock doctor PATH...")
     if (options["peer"] or join is not None) and len(paths) > 1:
         raise CliError("two nodes can test one path at a time; give one PATH with --peer or --join")
     if join is not None:

@@ -12,7 +12,7 @@ import signal
 import time
 from typing import Final, Literal
 
-from nfsrwlock.cli.keeper import GiveBack, Hold, Keeper, Prepared
+from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper, Prepared
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.cli.signals import Signals, stop_as_if_by
 from nfsrwlock.cli.waiting import FRAME_SECONDS, ODD_SECONDS, Progress
@@ -59,7 +59,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                         keeper.program = program
                     case CliError():
                         raise message
-                    case signal.Signals():
+                    case signal.Signals() if message != GIVE_BACK:
                         keeper.cancel()
                         raise Interrupted(message)
                     case Hold() if message.at(now()) is HoldStatus.HELD:
@@ -136,7 +136,7 @@ class Guard:
             match message:
                 case Hold():
                     self.hold = message
-                case GiveBack():
+                case signal.Signals() if message == GIVE_BACK:
                     self.gives_back = True
                 case signal.Signals():
                     self.on_signal(message)
@@ -152,12 +152,12 @@ class Guard:
 
         :param deed: what was done, for the message if not: "the command did"
         """
-        released = self.keeper.finish()
-        if released is None:
+        lost = self.keeper.finish()
+        if lost is None:
             say("the file server does not answer; the lock will be released when it does")
-        elif released.lost and not self.leash.killed:
-            say(f"{released.lost}; what {deed} was not guarded to its end")
+        elif lost and not self.leash.killed:
+            say(f"{lost}; what {deed} was not guarded to its end")
             if not self.has_ended():
                 self.leash.apply(HoldStatus.LOST, "it goes on, and the lock was lost")
         self.keeper.channel.close()
-        return not self.leash.killed and (released is None or not released.lost)
+        return not self.leash.killed and not lost

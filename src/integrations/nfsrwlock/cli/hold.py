@@ -1,19 +1,26 @@
-"""``nfsrwlock hold``: hold the locks until a process, usually the shell that asks, ends."""
+"""``nfsrwlock hold`` and ``release``: hold the locks until a process, usually the shell that asks, ends or is done."""
 
 from __future__ import annotations
 
 import os
 import signal
 import stat
+import time
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from nfsrwlock.cli.guard import Guard, wait_until_held
-from nfsrwlock.cli.keeper import Guarded, Hold, Keeper, Request
+from nfsrwlock.cli.keeper import GIVE_BACK, Guarded, Hold, Keeper, Request
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.cli.signals import FORWARDED, Signals
 from nfsrwlock.leash import OnExpiry
-from nfsrwlock.processes import GUARD_NAME, Entry, Process, family, leave_the_caller, send
+from nfsrwlock.processes import GUARD_NAME, Entry, Process, family, leave_the_caller, readable, send
 from nfsrwlock.text import flush, say
+from nfsrwlock_core import holds_for, inspect
+
+#: Longer than the guard waits for a file server.
+_RELEASE_SECONDS: Final = 25.0
 
 
 def hold(request: Request, pid: int) -> int:
@@ -100,3 +107,29 @@ class _Guard(Guard):
     def on_signal(self, signum: int) -> None:
         if signum != signal.SIGCHLD and not self._process.ended:
             send(self._process.pid, signum)
+
+
+def release(paths: Sequence[str], pid: int, lock_dir: str | None) -> int:
+    """
+    Have the holds on ``paths`` given back that ``hold`` keeps for process ``pid``; return when they have ended.
+
+    :raises CliError: on one of the paths there is none; then all stay
+    """
+    keepers: set[int] = set()
+    for path in paths:
+        peers = inspect(path, lock_dir=lock_dir).holders
+        found = {peer.pid for peer in peers if peer.pid and peer.same_kernel and holds_for(peer.pid, pid)}
+        if not found:
+            raise CliError(f"{path}: no 'nfsrwlock hold' keeps it for process {pid}; see: nfsrwlock status PATH")
+        keepers |= found
+    processes = [Process(keeper) for keeper in keepers]
+    for process in processes:
+        os.kill(process.pid, GIVE_BACK)
+    limit = time.monotonic() + _RELEASE_SECONDS
+    for process in processes:
+        while not process.ended:
+            if time.monotonic() > limit:
+                say("the file server does not answer; the lock will be released when it does")
+                return Exit.OK
+            readable(process.fileno(), seconds=0.1)
+    return Exit.OK

@@ -31,9 +31,8 @@ from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_ca
 from nfsrwlock.text import PROGRAM, flush
 from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, WaitInfo, hold_for, inspect
 
-#: Sent to a keeper of ``hold``, it asks for the end of the hold.
+#: Sent to a keeper of ``hold``, it asks for the end of the hold, although what is guarded goes on.
 GIVE_BACK: Final = signal.SIGUSR1
-_TICK_LIMITS_SECONDS: Final = (0.02, 0.2)
 _CANCEL_GRACE_SECONDS: Final = 1.0
 _FAREWELL_SECONDS: Final = 0.5
 #: How long the end of the command is held back by a release that does not finish: the file server does not answer.
@@ -71,8 +70,7 @@ class Request:
     @property
     def tick(self) -> float:
         """Seconds between two looks at the hold: a look may be late by that, so it is little against the lease."""
-        shortest, longest = _TICK_LIMITS_SECONDS
-        return min(longest, max(shortest, self.lease / 50))
+        return min(0.2, max(0.02, self.lease / 50))
 
 
 # What the keeper tells the guard. While the locks are not free yet it sends a WaitInfo; if they cannot be had, the
@@ -104,11 +102,6 @@ class Hold:
         if self.status is HoldStatus.HELD and moment >= self.deadline:
             return HoldStatus.SUSPECT
         return self.status
-
-
-@dataclass(frozen=True, slots=True)
-class GiveBack:
-    """Somebody asks for the end of the hold, although what is guarded goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +162,19 @@ class Keeper:
 
     def _has_ended_within(self, seconds: float) -> bool:
         limit = time.monotonic() + seconds
-        while True:
-            try:
-                if os.waitpid(self.pid, os.WNOHANG)[0] != 0:
-                    return True
-            except ChildProcessError:
-                return True
-            if time.monotonic() >= limit:
-                return False
-            time.sleep(0.002)
+        with suppress(ChildProcessError):
+            while os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                if time.monotonic() >= limit:
+                    return False
+                time.sleep(0.002)
+        return True
 
-    def finish(self) -> Released | None:
-        """Have the locks released. None: no answer came in time; the keeper goes on trying by itself."""
+    def finish(self) -> str | None:
+        """
+        Have the locks released; return why what was done under them was not guarded to its end, or nothing.
+
+        None: no answer came in time; the keeper goes on trying by itself.
+        """
         self.channel.send(Finish())
         limit = time.monotonic() + _PATIENCE_SECONDS
         while (left := limit - time.monotonic()) > 0:
@@ -188,9 +182,9 @@ class Keeper:
             for message in self.channel.receive():
                 if isinstance(message, Released):
                     self._has_ended_within(_FAREWELL_SECONDS)  # usually: it must not be left to a lazy init as a zombie
-                    return message
+                    return message.lost
             if self.channel.closed:
-                return Released(lost="the process that held the lock has died")
+                return "the process that held the lock has died"
         return None
 
 
@@ -220,7 +214,7 @@ def _keep(request: Request, channel: Channel) -> None:
     if signals.nobody_waits():  # all this may have taken long
         return
     locks.acquire(on_wait=signals.report, until=signals.nobody_waits)
-    signals.waiting = False
+    signals.at_once = False
     lost = ""
     try:
         with locks:
@@ -270,9 +264,8 @@ class _Signals:
     def __init__(self, channel: Channel, *, can_give_back: bool) -> None:
         self._channel = channel
         self._arrived: list[int] = []
-        self._using_channel = False
-        #: Whether the locks are yet to be had. Later the guard learns of signals by :meth:`pass_on`.
-        self.waiting = True
+        #: Whether a signal is passed on when it comes: not in the middle of a message, nor once the locks are held.
+        self.at_once = True
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
         signal.signal(GIVE_BACK, self._on_signal if can_give_back else signal.SIG_IGN)
@@ -281,34 +274,30 @@ class _Signals:
 
     def pass_on(self) -> None:
         """Tell the guard what has arrived."""
-        while self._arrived:
-            signum = self._arrived[0]
-            if not self._channel.send(GiveBack() if signum == GIVE_BACK else signal.Signals(signum)):
-                return
+        while self._arrived and self._channel.send(signal.Signals(self._arrived[0])):
             del self._arrived[0]
 
     def nobody_waits(self) -> bool:
         """Tell the guard what has arrived; return whether it is gone."""
-        self._using_channel = True
+        self.at_once = False
         try:
             self.pass_on()
             self._channel.receive()
             return self._channel.closed
         finally:
-            self._using_channel = False
+            self.at_once = True
 
     def report(self, info: WaitInfo) -> None:
         """Tell the guard whom the locks are waited for."""
-        self._using_channel = True
+        self.at_once = False
         try:
             self._channel.send(info)
         finally:
-            self._using_channel = False
+            self.at_once = True
 
     def _on_signal(self, signum: int, _frame: object) -> None:
         self._arrived.append(signum)
-        # The signal may have come in the middle of a message.
-        if self.waiting and not self._using_channel and self.nobody_waits():
+        if self.at_once and self.nobody_waits():
             raise SystemExit
 
 

@@ -18,25 +18,22 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def positive_span(value: str) -> float:
-    """Parse a time span that is longer than nothing and ends; return seconds."""
-    return _span(value, "more than 0", lambda seconds: 0 < seconds < math.inf)
-
-
-def span(value: str) -> float:
-    """Parse a time span that may be 0 or ``inf``; return seconds."""
-    return _span(value, "0 or more", lambda seconds: seconds >= 0)
-
-
-def _span(value: str, bounds: str, is_within: Callable[[float], bool]) -> float:
+def span(value: str, positive: bool = False) -> float:
+    """Parse a time span that may be 0 or ``inf``, unless it must be ``positive`` and end; return seconds."""
     number = value.rstrip("abcdefghijklmnopqrstuvwxyz") or value  # inf has no unit
     try:
         seconds = float(number) * _UNITS[value[len(number) :]]
     except (KeyError, ValueError):
         seconds = math.inf if value == "inf" else math.nan
-    if not is_within(seconds):
+    if not (0 < seconds < math.inf if positive else seconds >= 0):
+        bounds = "more than 0" if positive else "0 or more"
         raise click.BadParameter(f"{value!r} is not a time of {bounds}, such as 90, 90s, 5m, 2h or 1d")
     return seconds
+
+
+def positive_span(value: str) -> float:
+    """Parse a time span that is longer than nothing and ends; return seconds."""
+    return span(value, positive=True)
 
 
 class _Path(click.types.UnprocessedParamType):

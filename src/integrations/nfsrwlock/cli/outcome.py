@@ -1,10 +1,7 @@
 """
 How a command of this program can end: the exit codes are in the help (:mod:`nfsrwlock.cli.app`).
 
-``run`` passes on every other code of the command. A command that itself ends with 75 or 76 looks the same: the message
-on stderr tells.
-
-``doctor`` ends with 1 for a file system that is unfit for locks, and with 75 if no second node came in time.
+A command that itself ends with 75 or 76 looks the same as ``run``: the message on stderr tells.
 """
 
 from __future__ import annotations
@@ -43,6 +40,7 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+#: The parameters that the engine's messages name, as options of the command line.
 _OPTIONS: Final = {
     "stale_threshold": "--stale",
     "heartbeat_interval": "--heartbeat",
@@ -54,22 +52,18 @@ _OPTIONS: Final = {
 }
 
 
-def in_options(message: str) -> str:
-    """Return a message of the engine with the parameters it names turned into options of the command line."""
-    for parameter, option in _OPTIONS.items():
-        message = message.replace(parameter, option)
-    return message
-
-
 def as_cli_error(error: BaseException, conflict_code: int = Exit.TIMED_OUT) -> CliError:
     """Return how the command ends for ``error``; ``conflict_code``: when the locks could not be had in time."""
+    message = str(error)
+    for parameter, option in _OPTIONS.items():
+        message = message.replace(parameter, option)
     match error:
         case CliError():
             return error
         case Timeout() | DeadlockError():
             return CliError(str(error), conflict_code)
         case LockPathError() | LockBusyError() | ValueError() | TypeError():
-            return CliError(in_options(str(error)), Exit.BAD_INPUT)
+            return CliError(message, Exit.BAD_INPUT)
         case LockError() | OSError():
-            return CliError(in_options(str(error)), Exit.FAILED)
+            return CliError(message, Exit.FAILED)
     return CliError(f"internal error, please report it: {type(error).__name__}: {error}", Exit.FAILED)

@@ -43,7 +43,6 @@ class _Run(Guard):
         self, keeper: Keeper, hold: Hold, signals: Signals, terminal: Terminal, command: tuple[str, ...]
     ) -> None:
         super().__init__(keeper, hold, signals, "the command")
-        self.leash.when_stopped = self._when_stopped
         self._terminal = terminal
         self._status: int | None = None
         self._had_terminal = False
@@ -130,12 +129,11 @@ class _Run(Guard):
     def look(self) -> None:
         was_tight = self.leash.tight
         super().look()
-        if was_tight and not self.leash.tight and self._had_terminal:
+        if self.leash.tight and not was_tight:
+            self._had_terminal = self._terminal.given
+            self._terminal.take_back()  # so that Ctrl-C reaches somebody who can act on it
+        elif was_tight and not self.leash.tight and self._had_terminal:
             self._terminal.give(self._pid)
-
-    def _when_stopped(self) -> None:
-        self._had_terminal = self._terminal.given
-        self._terminal.take_back()  # so that Ctrl-C reaches somebody who can act on it
 
     def _on_stop(self, signum: int) -> None:
         if self.leash.tight:

@@ -86,10 +86,7 @@ def stop_as_if_by(signum: int, everyone: bool) -> bool:
     former_continue = signal.signal(signal.SIGCONT, note)
     former = signal.signal(signum, signal.SIG_DFL)
     try:
-        if everyone:
-            os.killpg(os.getpgrp(), signum)
-        else:
-            os.kill(os.getpid(), signum)
+        os.kill(0 if everyone else os.getpid(), signum)
     finally:
         signal.signal(signum, former)
         signal.signal(signal.SIGCONT, former_continue)
@@ -99,9 +96,7 @@ def stop_as_if_by(signum: int, everyone: bool) -> bool:
 def end_as_if_by(signum: int, everyone: bool) -> None:
     """End this process by a signal, so that a shell sees it and leaves its loop or script."""
     signal.signal(signum, signal.SIG_DFL)
-    if everyone:
-        os.killpg(os.getpgrp(), signum)
-    os.kill(os.getpid(), signum)
+    os.kill(0 if everyone else os.getpid(), signum)
 
 
 def _noted(_signum: int, _frame: object) -> None:

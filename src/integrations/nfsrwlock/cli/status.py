@@ -26,12 +26,12 @@ _TOKEN_DIGITS: Final = 8
 def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: bool) -> int:
     """Show the state of the locks on ``paths``, once or until interrupted; return the exit code."""
     look = _Look(paths, lock_dir, may_come=watch)
+    to = None if as_json else console(_WIDTH_WITHOUT_TERMINAL)
     if watch:
         with contextlib.suppress(KeyboardInterrupt):
-            _watch(look, as_json)
+            _watch(look, to)
         return Exit.OK
-    states = look()
-    _show(look, states, None if as_json else console(_WIDTH_WITHOUT_TERMINAL), indent=2)
+    _show(look, look(), to, indent=2)
     return look.code
 
 
@@ -85,21 +85,28 @@ def _show(look: _Look, states: Sequence[LockState], to: Console | None, indent: 
             to.print(_report(state, to.width))
 
 
-def _watch(look: _Look, as_json: bool) -> NoReturn:
+def _watch(look: _Look, to: Console | None) -> NoReturn:
     """On a terminal one view that is kept up to date; elsewhere a report whenever something has changed."""
-    to = None if as_json else console(_WIDTH_WITHOUT_TERMINAL)
-    if to is not None and to.is_terminal:
-        _watch_live(look, to)
+    from rich.console import Group  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    live = Live(console=to, auto_refresh=False) if to is not None and to.is_terminal else None
     shown: object = None
-    while True:
-        states = look()
-        if (facts := [[_facts(state) for state in states], look.errors]) != shown:
-            shown = facts
-            if to is not None:
-                to.print(time.strftime("%Y-%m-%d %H:%M:%S"))
-            _show(look, states, to)
-            sys.stdout.flush()
-        time.sleep(_REFRESH_SECONDS)
+    with live or contextlib.nullcontext():
+        while True:
+            states = look(aloud=live is None)
+            facts = [[_facts(state) for state in states], look.errors]
+            if live is not None:
+                errors = (Text(one_line(message), style="red") for message in look.errors.values())
+                live.update(Group(*(_report(state, live.console.width) for state in states), *errors), refresh=True)
+            elif facts != shown:
+                shown = facts
+                if to is not None:
+                    to.print(time.strftime("%Y-%m-%d %H:%M:%S"))
+                _show(look, states, to)
+                sys.stdout.flush()
+            time.sleep(_REFRESH_SECONDS)
 
 
 def _facts(state: LockState) -> object:
@@ -109,21 +116,6 @@ def _facts(state: LockState) -> object:
         state.generation,
         [(peer.name, peer.state, peer.alive) for peer in (*state.holders, *state.waiters)],
     )
-
-
-def _watch_live(look: _Look, to: Console) -> NoReturn:
-    from rich.console import Group  # noqa: PLC0415
-    from rich.live import Live  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    def view() -> RenderableType:
-        parts: list[RenderableType] = [_report(state, to.width) for state in look(aloud=False)]
-        return Group(*parts, *(Text(one_line(message), style="red") for message in look.errors.values()))
-
-    with Live(view(), console=to, auto_refresh=False) as live:
-        while True:
-            time.sleep(_REFRESH_SECONDS)
-            live.update(view(), refresh=True)
 
 
 def _report(state: LockState, width: int) -> RenderableType:

@@ -1,10 +1,6 @@
 """
 ``nfsrwlock doctor``: is this mount fit for locks?
 
-It asks what is mounted there, what its options mean, what a lock costs, and tests the three demands that the protocol
-makes of a file system (PROTOCOL.md section 6): with two processes of this host or, given ``--peer``, with processes
-here and on a second node.
-
 What it does not promise: rounds that went well prove nothing about the ones to come, and what a server loses when it
 crashes (an export that answers before it has written, ``async``) cannot be seen from a client.
 """
@@ -17,16 +13,19 @@ import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import wait
+from functools import partial
 from typing import Final
 
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
 from nfsrwlock.cli.signals import TERMINATING, Signals
 from nfsrwlock.doctor import rendezvous
-from nfsrwlock.doctor.examination import Examination, home_of
+from nfsrwlock.doctor.examination import Examination
+from nfsrwlock.doctor.rendezvous import join
 from nfsrwlock.doctor.report import Check, Level, Report, show
-from nfsrwlock.doctor.scratch import is_token
 from nfsrwlock.text import flush, printable, say
 from nfsrwlock_core.system.workers import submit
+
+__all__ = ["doctor", "join"]
 
 #: How long the file system may take to answer one call.
 ANSWER_SECONDS: Final = 60.0
@@ -55,12 +54,13 @@ def doctor(
     :param rounds: of each race
     :param processes: that race, on each host
     """
+    compare = partial(rendezvous.lead, wait_seconds=timeout or PEER_SECONDS) if peer else rendezvous.alone
     patience = ANSWER_SECONDS if timeout is None or peer else timeout
     reports: list[Report] = []
     codes: set[int] = set()
     hangs = False
     for path in dict.fromkeys(paths):
-        examination = Examination(path, lock_dir, (timeout or PEER_SECONDS) if peer else None, rounds, processes)
+        examination = Examination(path, lock_dir, partial(compare, rounds=rounds, processes=processes))
         try:
             hangs |= _follow(examination, patience)
         except CliError as error:
@@ -104,20 +104,3 @@ def _follow(examination: Examination, patience: float) -> bool:
     except Exception as error:  # what did not come to its end must not end in a verdict
         raise as_cli_error(error) from None
     return False
-
-
-def join(token: str, path: str, lock_dir: str | None, timeout: float | None) -> int:
-    """
-    Be the second node of a ``doctor --peer`` that waits elsewhere; return the exit code.
-
-    :param token: as the first node has printed it
-    :param timeout: how long to look for the first node, seconds
-    :raises CliError: nobody waits there
-    """
-    if not is_token(token):
-        raise CliError(
-            f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node"
-        )
-    rendezvous.join(token, home_of(path, lock_dir), timeout or rendezvous.FIND_SECONDS)
-    print("This node's part is done. The first node has the verdict.")
-    return Exit.OK

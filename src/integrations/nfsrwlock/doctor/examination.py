@@ -13,6 +13,7 @@ import os
 import shlex
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,9 +21,8 @@ from typing import Final
 
 from nfsrwlock.cli.outcome import CliError
 from nfsrwlock.cli.preparing import directory_of_lock
-from nfsrwlock.doctor import cost, filesystems, rendezvous
-from nfsrwlock.doctor.races import Plan, call_seconds, judge, play, prepare, recorded
-from nfsrwlock.doctor.report import Check, Level, Report
+from nfsrwlock.doctor import cost, filesystems
+from nfsrwlock.doctor.report import Check, Level, Progress, Report
 from nfsrwlock.doctor.scratch import Scratch, left_behind
 from nfsrwlock.text import printable
 from nfsrwlock_core import LockError
@@ -32,6 +32,8 @@ from nfsrwlock_core.system.process import current_identity
 
 _FREE_SOME: Final = "Free some space or inodes."
 _TRY_AGAIN: Final = "Find out why, and try again."
+#: Races the processes that there are, see :func:`nfsrwlock.doctor.rendezvous.alone`.
+Compare = Callable[[Scratch, Report, Progress], list[Check]]
 
 
 @dataclass
@@ -40,16 +42,12 @@ class Examination:
     Looks at one path; :attr:`report` has the answer, as far as it has come.
 
     :param lock_dir: where locks are kept, if not beside the data
-    :param peer_seconds: how long to wait for a second node; ``None``: do without one
-    :param rounds: of each race
-    :param processes: that race, on each host
+    :param compare: races processes, of this host or of two
     """
 
     path: str
     lock_dir: str | None
-    peer_seconds: float | None
-    rounds: int
-    processes: int
+    compare: Compare
     #: What it does, and since when.
     doing: str = "looking for the directory"
     since: float = field(default_factory=time.monotonic)
@@ -89,9 +87,12 @@ class Examination:
         self.scratch = scratch.path
         try:
             report.checks.append(_permission(home, scratch))
-            report.checks += self._race(scratch)
-            self._progress("measuring the cost")
-            report.checks.append(cost.measure(scratch.root, mount, lambda: self._progress("measuring the cost")))
+            try:
+                report.checks += self.compare(scratch, report, self._progress)
+            except OSError as error:
+                text = f"The rounds ended early: the file system answers {error.strerror}."
+                report.checks.append(Check("rounds", Level.UNFIT, text, _TRY_AGAIN))
+            report.checks.append(cost.measure(scratch.root, mount, self._progress))
         except (LockError, OSError) as error:
             report.checks.append(Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", _TRY_AGAIN))
         finally:
@@ -106,24 +107,6 @@ class Examination:
         if self.stopped.is_set():
             raise CancelledError
         self.doing, self.since = doing, time.monotonic()
-
-    def _race(self, scratch: Scratch) -> list[Check]:
-        try:
-            if self.peer_seconds is not None:
-                return rendezvous.lead(
-                    scratch, self.report, self.rounds, self.processes, self.peer_seconds, self._progress
-                )
-            plan = Plan(self.rounds, call_seconds(scratch.files), self.processes)
-            prepare(scratch.root, plan, self._progress)
-            play(scratch, range(plan.players), lambda: time.monotonic() + 0.05, self._progress)
-            return judge(plan, recorded(scratch.root, plan))
-        except CliError as error:
-            if self.peer_seconds is not None:
-                raise
-            return [Check("processes", Level.UNFIT, f"Processes of this host could not be compared: {error}.")]
-        except OSError as error:
-            text = f"The rounds ended early: the file system answers {error.strerror}."
-            return [Check("rounds", Level.UNFIT, text, _TRY_AGAIN)]
 
 
 def home_of(path: str, lock_dir: str | None) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
-from nfsrwlock.doctor.report import ELSEWHERE, Basis, Check, Level, Scope
+from nfsrwlock.doctor.report import ELSEWHERE, Check, Level, Scope
 from nfsrwlock_core.system.mounts import Mount
 
 #: The engine's default lease.
@@ -23,10 +24,8 @@ _CRASH: Final = (
 _TRY: Final = "Find out with two hosts: nfsrwlock doctor --peer PATH."
 
 
-def _type(level: Level, text: str, remedy: str = "", basis: Basis = "documented") -> Check:
-    return Check("file-system", level, text, remedy, basis)
-
-
+_known: Final = partial(Check, basis="documented")
+_type: Final = partial(_known, "file-system")
 _LOCAL: Final = _type(Level.NOTE, "local to this host. Other hosts cannot see it, unless this host exports it to them.")
 _IN_MEMORY: Final = replace(_LOCAL, text=f"{_LOCAL.text} Its content is gone after a restart.")
 _OVERLAY: Final = _type(
@@ -41,7 +40,7 @@ _SMB: Final = _type(
     Level.UNFIT,
     "SMB breaks demand (c): a rename and a removal of one name were seen to succeed both, so two may hold a lock.",
     f"{ELSEWHERE} Or take the risk with NFSRWLOCK_UNFIT=1, on a mount with dir_mode=0700.",
-    "lab",
+    basis="lab",
 )
 _UNKNOWN: Final = _type(Level.WARNING, "little is known about its caches, or nothing.", _TRY)
 
@@ -59,13 +58,13 @@ _TYPES: Final[dict[str, Check]] = {
         Level.WARNING,
         "caches for 20 s by default: locks hold, but 11 of 290 files read under them were old, and updates were lost.",
         f"Mount with -o dir_cache=no. {_TRY}",
-        "lab",
+        basis="lab",
     ),
     "fuse.glusterfs": _type(
         Level.UNFIT,
         "locks hold, but with default options 92 of 275 files read under them were old, and updates were lost.",
         ELSEWHERE,
-        "lab",
+        basis="lab",
     ),
     "fuse.s3fs": _type(
         Level.UNFIT,
@@ -106,19 +105,17 @@ def explain_other(mount: Mount | None, host: str, here: Mount | None) -> list[Ch
     return [replace(check, text=f"On {host}: {check.text}") for check, alike in compared if alike not in known]
 
 
-def _option(name: str, level: Level, text: str, remedy: str = "", basis: Basis = "documented") -> Check:
-    return Check(f"option-{name}", level, text, remedy, basis)
-
-
 def _options(mount: Mount) -> Iterator[Check]:
     cache = mount.text("cache")
     if "ro" in mount.options:
-        yield _option("ro", Level.UNFIT, "Mounted read-only: no lock can be made here.", ELSEWHERE, "measured")
+        yield _known(
+            "option-ro", Level.UNFIT, "Mounted read-only: no lock can be made here.", ELSEWHERE, basis="measured"
+        )
     if mount.is_nfs:
         yield from _nfs_options(mount)
     if mount.fstype == "9p" and cache in ("loose", "fscache"):
         text = f"cache={cache}: meant for mounts that nobody else changes, by the kernel's documentation."
-        yield _option("cache", Level.WARNING, text, "Mount with cache=none.")
+        yield _known("option-cache", Level.WARNING, text, "Mount with cache=none.")
 
 
 def _nfs_options(mount: Mount) -> Iterator[Check]:
@@ -131,19 +128,18 @@ def _nfs_options(mount: Mount) -> Iterator[Check]:
             "hold, for a change of one's own precedes the listing that decides. But waiters learn of changes up to "
             f"{mount.number('acdirmax') or 60} s late (28 s were seen), and {seen} was read in its old version."
         )
-        yield _option("nocto", Level.UNFIT if old else Level.WARNING, text, "Mount without nocto.", "lab")
+        yield _known("option-nocto", Level.UNFIT if old else Level.WARNING, text, "Mount without nocto.", basis="lab")
     times = {name: mount.number(name) for name in _CACHE_TIMES if name in given}
     if "noac" in given or times.get("acdirmax") == 0:
         text = "noac (or actimeo=0): not needed by the locks, and expensive: 29 requests for a read lock instead of 4."
-        yield _option("noac", Level.NOTE, text, basis="lab")
+        yield _known("option-noac", Level.NOTE, text, basis="lab")
     elif any(_CACHE_TIMES[name] != seconds for name, seconds in times.items()):
         stated = ", ".join(f"{name}={mount.text(name)}" for name in times)
-        yield _option(
-            "actimeo", Level.OK, f"{stated}: locks do not depend on it; each listing opens its directory anew."
-        )
+        text = f"{stated}: locks do not depend on it; each listing opens its directory anew."
+        yield _known("option-actimeo", Level.OK, text)
     if (lookup := mount.text("lookup_cache") or mount.text("lookupcache")) in ("none", "pos", "positive"):
         text = f"lookupcache={lookup}: not needed by the locks, which rest on no looked-up name; does no harm."
-        yield _option("lookupcache", Level.NOTE, text)
+        yield _known("option-lookupcache", Level.NOTE, text)
     if kind := next((name for name in ("softerr", "soft") if name in given), ""):
         timeo, retrans = mount.number("timeo") or 600, mount.number("retrans")
         seconds = timeo / 10 * (1 + (2 if retrans is None else retrans))
@@ -153,9 +149,9 @@ def _nfs_options(mount: Mount) -> Iterator[Check]:
             f"lease of {_LEASE_SECONDS:g} s, and may still be carried out later. Locks allow for that. Data may not: a "
             "write that fails so is lost, and few programs check."
         )
-        check = _option("soft", Level.WARNING, text, "Mount with hard, the default.")
-        yield replace(check, facts={"fails_after_s": seconds})
+        remedy = "Mount with hard, the default."
+        yield _known("option-soft", Level.WARNING, text, remedy, facts={"fails_after_s": seconds})
     local = mount.text("local_lock") or "none"
     if local != "none" or "nolock" in given:
         text = f"local_lock={local} or nolock: about flock and fcntl, which are not used here."
-        yield _option("local_lock", Level.OK, text)
+        yield _known("option-local_lock", Level.OK, text)

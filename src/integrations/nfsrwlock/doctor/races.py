@@ -6,14 +6,15 @@ not depend on it: names are made once and stay, so a listing that misses one is 
 player was. Being on time only makes for closer races, which are more likely to show a fault; they never prove that
 there is none. So a finding says what was seen, not what is so.
 
-A player is a process. It reads what to do, and writes what it saw, in the scratch directory, and prints signs of life.
-So it ends soon after the process that started it, however that ended: then nobody reads what it prints.
+A player is a process. It prints an empty line when it is ready and after each round, and writes what it saw into the
+scratch directory. It ends soon after the process that started it, however that ended: then nobody reads its lines.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
+import json
 import random
 import secrets
 import statistics
@@ -22,12 +23,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.report import ELSEWHERE, Check, Level
+from nfsrwlock.doctor.report import ELSEWHERE, Check, Level, Progress
 from nfsrwlock.doctor.scratch import Scratch, read_json, write_json
 from nfsrwlock_core.system.directory import LockDirectory
 
@@ -42,11 +44,7 @@ _PERIOD_CALLS: Final = 10
 _WARMING_PART: Final = 0.6
 #: Sleep is late by about this much; the rest of the wait for the start of a round is spent awake.
 _SLEEP_IS_LATE_SECONDS: Final = 0.0002
-_LONGEST_SLEEP_SECONDS: Final = 0.2
-_SIGN_OF_LIFE_SECONDS: Final = 0.2
 _END_SECONDS: Final = 5.0
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,19 +175,17 @@ class Plan:
         return _PERIOD_CALLS * min(max(self.call, 0.0002), 0.1)
 
 
-@dataclass(slots=True)
-class Record:
-    """
-    What one player saw.
+class Round(NamedTuple):
+    """What one player saw of one round: its call, in seconds from the start, and the listing after it if any."""
 
-    :param outcomes: by race, how this player's call ended in each round
-    :param spans: by race, when the call began and ended, seconds from the start
-    :param listings: what each round's listing showed, in rounds of the race "list"
-    """
+    outcome: str
+    began: float
+    ended: float
+    listing: list[str]
 
-    outcomes: dict[str, list[str]] = field(default_factory=dict)
-    spans: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    listings: list[list[str]] = field(default_factory=list)
+
+#: What one player saw, by race.
+Record = dict[str, list[Round]]
 
 
 def call_seconds(files: LockDirectory) -> float:
@@ -204,8 +200,7 @@ def call_seconds(files: LockDirectory) -> float:
 
 
 def prepare(root: str, plan: Plan, progress: Progress) -> None:
-    """Write down the plan, and make what its rounds need; before any player is started."""
-    write_json(f"{root}/plan.json", asdict(plan))
+    """Make what the rounds need, before any player is started."""
     for race in RACES:
         for number, files in _rounds(root, race, plan):
             progress("preparing the rounds")
@@ -219,49 +214,44 @@ def race(root: str, player: int, plan: Plan, start: float, progress: Callable[[]
 
     :param root: the scratch directory
     :param start: of the first round, on this host's monotonic clock
-    :param progress: called every now and then
+    :param progress: called after each round
     """
-    record = Record()
+    record: Record = {}
     for index, kind in enumerate(RACES):
-        outcomes = record.outcomes[kind.name] = []
-        spans = record.spans[kind.name] = []
+        record[kind.name] = []
         for number, files in _rounds(root, kind, plan):
             due = start + (index * plan.rounds + number) * plan.period
-            _sleep_until(due - _WARMING_PART * plan.period, progress)
+            _sleep_until(due - _WARMING_PART * plan.period)
             # A little early or late, so that over the rounds each player is the first now and then.
             due += random.uniform(-0.5, 0.5) * min(plan.call, plan.period / 5)
-            looks = 0
-            # Also puts a listing beside the mkdir of another process that shares this client's cache. Who is late looks
-            # once: the round before has warmed its cache, and players who fall behind would race no more.
-            while kind.winners is None and (not looks or time.monotonic() < due):
-                progress()
+            if kind.winners is None:
+                # Who is late looks once: the round before has warmed its cache, and players who fall behind would race
+                # no more. The loop puts a listing beside the mkdir of another process that shares this client's cache.
                 files.listdir()
-                looks += 1
+                while time.monotonic() < due:
+                    files.listdir()
             if kind.made:
                 with suppress(OSError):  # who comes late finds it removed
                     files.listdir(str(number))
-            _sleep_until(due, progress)
-            began = time.monotonic()
+            _sleep_until(due)
+            outcome, began = _DONE, time.monotonic()
             try:
                 _do(files, kind.holder if number % plan.players == player else kind.others, number, player)
-                outcomes.append(_DONE)
             except OSError as error:
-                outcomes.append(errno.errorcode.get(error.errno or 0, str(error.errno)))
-            spans.append((began - start, time.monotonic() - start))
-            if kind.winners is None:
-                record.listings.append(sorted(files.listdir()))
+                outcome = errno.errorcode.get(error.errno or 0, str(error.errno))
+            ended = time.monotonic()
+            listing = sorted(files.listdir()) if kind.winners is None else []
+            record[kind.name].append(Round(outcome, began - start, ended - start, listing))
+            progress()
     return record
 
 
 def _rounds(root: str, race: Race, plan: Plan) -> Iterator[tuple[int, LockDirectory]]:
     for first in range(0, plan.rounds, _ROUNDS_PER_DIRECTORY):
-        files = LockDirectory(f"{root}/{race.name}-{first // _ROUNDS_PER_DIRECTORY}")
-        files.open()  # makes it, if this is the first one there
-        try:
+        with closing(LockDirectory(f"{root}/{race.name}-{first // _ROUNDS_PER_DIRECTORY}")) as files:
+            files.open()  # makes it, if this is the first one there
             for number in range(first, min(first + _ROUNDS_PER_DIRECTORY, plan.rounds)):
                 yield number, files
-        finally:
-            files.close()
 
 
 def _do(files: LockDirectory, call: str, number: int, player: int) -> None:
@@ -270,47 +260,43 @@ def _do(files: LockDirectory, call: str, number: int, player: int) -> None:
     getattr(files, method)(*names, *record)
 
 
-def _sleep_until(due: float, progress: Callable[[], None]) -> None:
-    progress()
+def _sleep_until(due: float) -> None:
     while (left := due - time.monotonic()) > 0:
         if left > _SLEEP_IS_LATE_SECONDS:
-            time.sleep(min(left - _SLEEP_IS_LATE_SECONDS, _LONGEST_SLEEP_SECONDS))
-            progress()
+            time.sleep(left - _SLEEP_IS_LATE_SECONDS)
 
 
-def play(scratch: Scratch, numbers: range, agree: Callable[[], float], progress: Progress) -> None:
+def play(scratch: Scratch, plan: Plan, numbers: range, agree: Callable[[], float], progress: Progress) -> None:
     """
     Start players, and let them race as it was prepared; :func:`recorded` has what they saw.
 
     :param numbers: of the players on this host
     :param agree: called when they are ready; returns when the first round begins, on this host's monotonic clock
-    :param progress: called every now and then, with what is being done; raises to stop
     :raises CliError: one cannot be started, or has ended
     """
-    processes: list[subprocess.Popen[str]] = []
+    players: list[subprocess.Popen[str]] = []
     try:
-        processes.extend(_start(scratch, number) for number in numbers)
-        for process in processes:
-            _wait_for("ready", process, "starting processes", progress)
+        players.extend(_start(scratch, plan, number) for number in numbers)
+        _hear(players, "starting processes", progress)
         start = agree()
-        for process in processes:
-            assert process.stdin is not None
+        for player in players:
+            assert player.stdin is not None
             with suppress(BrokenPipeError):  # its end is found below
-                print(start, file=process.stdin, flush=True)
-        for process in processes:
-            _wait_for("done", process, "racing", progress)
+                print(start, file=player.stdin, flush=True)
+        for _ in range(len(RACES) * plan.rounds + 1):  # the last line says that the record is written
+            _hear(players, "racing", progress)
     finally:
-        for process in processes:
-            process.kill()
-        for process in processes:
+        for player in players:
+            player.kill()
+        for player in players:
             with suppress(subprocess.TimeoutExpired):  # not while the file server hangs
-                process.communicate(timeout=_END_SECONDS)
+                player.communicate(timeout=_END_SECONDS)
 
 
-def _start(scratch: Scratch, number: int) -> subprocess.Popen[str]:
+def _start(scratch: Scratch, plan: Plan, number: int) -> subprocess.Popen[str]:
     # -P: where the user happens to be is no place to import from.
-    code = "from nfsrwlock.doctor.races import main; main()"
-    command, pipe = [sys.executable, "-P", "-c", code, scratch.root, str(number)], subprocess.PIPE
+    code, pipe = "from nfsrwlock.doctor.races import main; main()", subprocess.PIPE
+    command = [sys.executable, "-P", "-c", code, scratch.root, json.dumps(asdict(plan)), str(number)]
     try:
         return subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, pass_fds=(scratch.fd,)
@@ -319,39 +305,32 @@ def _start(scratch: Scratch, number: int) -> subprocess.Popen[str]:
         raise CliError(f"a process could not be started: {error.strerror}", Exit.FAILED) from None
 
 
-def _wait_for(word: str, process: subprocess.Popen[str], doing: str, progress: Progress) -> None:
-    assert process.stdout is not None
-    while (line := process.stdout.readline()) == "\n":  # a sign of life
+def _hear(players: Sequence[subprocess.Popen[str]], doing: str, progress: Progress) -> None:
+    """Read the next line of each player."""
+    for player in players:
+        assert player.stdout is not None
+        line = player.stdout.readline()
         progress(doing)
-    progress(doing)
-    if line != f"{word}\n":  # an error's text
-        raise CliError(line.strip() or f"a process ended while {doing}; try again", Exit.FAILED)
+        if line != "\n":  # an error's text
+            raise CliError(line.strip() or f"a process ended while {doing}; try again", Exit.FAILED)
 
 
 def main() -> None:
-    """Be a player process: say ready, read the start, race, say done; empty lines in between are signs of life."""
-    root, number = sys.argv[1], int(sys.argv[2])
-    said = 0.0
-
-    def progress() -> None:
-        nonlocal said
-        if time.monotonic() > said + _SIGN_OF_LIFE_SECONDS:
-            said = time.monotonic()
-            print(flush=True)
-
+    """Be a player process."""
+    root, plan, number = sys.argv[1], Plan(**json.loads(sys.argv[2])), int(sys.argv[3])
+    alive = partial(print, flush=True)
+    alive()
     try:
-        plan = Plan(**read_json(f"{root}/plan.json"))
-        print("ready", flush=True)
-        record = race(root, number, plan, float(sys.stdin.readline()), progress)
-        write_json(f"{root}/record-{number}.json", asdict(record))
-        print("done", flush=True)
-    except (CliError, OSError) as error:
-        print(error.strerror if isinstance(error, OSError) else error, flush=True)
+        write_json(f"{root}/record-{number}.json", race(root, number, plan, float(sys.stdin.readline()), alive))
+        alive()
+    except OSError as error:
+        print(error.strerror, flush=True)
 
 
 def recorded(root: str, plan: Plan) -> list[Record]:
     """Return what all players saw, in the order of their numbers; ``CliError`` if it cannot be read here."""
-    return [Record(**read_json(f"{root}/record-{number}.json")) for number in range(plan.players)]
+    records = [read_json(f"{root}/record-{number}.json") for number in range(plan.players)]
+    return [{name: [Round(*seen) for seen in rounds] for name, rounds in record.items()} for record in records]
 
 
 def judge(plan: Plan, records: Sequence[Record], clocks: float | None = None) -> list[Check]:
@@ -361,17 +340,21 @@ def judge(plan: Plan, records: Sequence[Record], clocks: float | None = None) ->
     :param records: of all players, in the order of their numbers
     :param clocks: of two hosts, how well the difference of their clocks is known, seconds; ``None``: there was one host
     """
-    return [_judge(demand, plan, records, clocks) for demand in DEMANDS]
+    return [_check(demand, plan, records, clocks) for demand in DEMANDS]
 
 
-def _judge(demand: Demand, plan: Plan, records: Sequence[Record], clocks: float | None) -> Check:
-    facts, broken, neither, ends = _closeness(demand.races[0], records), [], 0, Counter[str]()
+def _check(demand: Demand, plan: Plan, records: Sequence[Record], clocks: float | None) -> Check:
+    facts: dict[str, Any] = {}
+    broken, neither, ends = [], 0, Counter[str]()
     for race in demand.races:
-        rounds = list(zip(*(record.outcomes[race.name] for record in records), strict=True))
-        ends.update(itertools.chain.from_iterable(rounds))
-        wins = [outcomes.count(_DONE) for outcomes in rounds]
-        neither += wins.count(0) if race.winners else 0
-        counts = _missed(plan, records) if race.winners is None else [sum(won > race.winners for won in wins)]
+        rounds = list(zip(*(record[race.name] for record in records), strict=True))
+        facts = facts or _closeness(rounds)
+        ends.update(seen.outcome for players in rounds for seen in players)
+        counts = _missed(rounds)
+        if race.winners is not None:
+            wins = [sum(seen.outcome == _DONE for seen in players) for players in rounds]
+            counts = [sum(won > race.winners for won in wins)]
+            neither += wins.count(0) if race.winners else 0
         facts |= dict(zip(race.broken, counts, strict=True))
         broken += [f"{count} times {what}" for what, count in zip(race.broken.values(), counts, strict=True) if count]
     odd = {name: count for name, count in ends.most_common() if name not in {_DONE, *_LATE}}
@@ -393,33 +376,33 @@ def _judge(demand: Demand, plan: Plan, records: Sequence[Record], clocks: float 
     return Check(demand.name, level, text, remedy, facts=facts)
 
 
-def _closeness(race: Race, records: Sequence[Record]) -> dict[str, Any]:
-    """How close the rounds of a race were: in how many all calls overlapped, and how far apart they began."""
-    rounds = [list(zip(*spans, strict=True)) for spans in zip(*(one.spans[race.name] for one in records), strict=True)]
+def _closeness(rounds: Sequence[Sequence[Round]]) -> dict[str, Any]:
+    """In how many rounds all calls overlapped, and how far apart they began."""
+    begins, ends = ([[getattr(seen, when) for seen in players] for players in rounds] for when in ("began", "ended"))
     return {
         "rounds": len(rounds),
-        "overlapping": sum(max(begins) <= min(ends) for begins, ends in rounds),
-        "median_apart_ms": round(statistics.median(max(begins) - min(begins) for begins, _ in rounds) * 1000, 3),
+        "overlapping": sum(max(begin) <= min(end) for begin, end in zip(begins, ends, strict=True)),
+        "median_apart_ms": round(statistics.median(max(begin) - min(begin) for begin in begins) * 1000, 3),
     }
 
 
-def _missed(plan: Plan, records: Sequence[Record]) -> list[int]:
+def _missed(rounds: Sequence[Sequence[Round]]) -> list[int]:
     """How many pairs of listings missed each other's name, and how many listings their own maker's."""
     missed = own = 0
-    for first in range(0, plan.rounds, _ROUNDS_PER_DIRECTORY):
+    for first in range(0, len(rounds), _ROUNDS_PER_DIRECTORY):
         # By player and the name that it made: the listing right after it.
-        seen = [
-            (player, f"{player}.{number}", set(record.listings[number]))
-            for player, record in enumerate(records)
-            for number in range(first, min(first + _ROUNDS_PER_DIRECTORY, plan.rounds))
-            if record.outcomes["list"][number] == _DONE
+        made = [
+            (player, f"{player}.{number}", set(seen.listing))
+            for number, players in enumerate(rounds[first : first + _ROUNDS_PER_DIRECTORY], first)
+            for player, seen in enumerate(players)
+            if seen.outcome == _DONE
         ]
-        own += sum(name not in listing for _, name, listing in seen)
+        own += sum(name not in listing for _, name, listing in made)
         # If one's listing does not show the other's name, that name was made after the listing began, so after the
         # one's own name was made: then the other's listing, which is later still, must show that.
         missed += sum(
             theirs not in listing and mine not in their_listing
-            for (me, mine, listing), (other, theirs, their_listing) in itertools.combinations(seen, 2)
+            for (me, mine, listing), (other, theirs, their_listing) in itertools.combinations(made, 2)
             if me != other
         )
     return [missed, own]

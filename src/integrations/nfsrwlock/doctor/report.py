@@ -7,12 +7,15 @@ A verdict promises no more than was tested: what one host cannot tell, it does n
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Literal
 
 from nfsrwlock.text import PROGRAM, console, one_line, printable
 
+#: Called every now and then with what is being done, for whoever waits for it; raises to stop.
+Progress = Callable[[str], None]
 #: Where a finding comes from: seen now, on this mount; seen by this project on its NFS cluster (``tests/nfs``); or
 #: taken from the documentation of the file system, and seen by nobody here.
 Basis = Literal["measured", "lab", "documented"]
@@ -35,24 +38,10 @@ class Level(StrEnum):
     WARNING = "warning"
     UNFIT = "unfit"
 
-    @property
-    def weight(self) -> int:
-        """Its place in this order."""
-        return list(Level).index(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """
-    One finding.
-
-    :param name: of the question; stable, for programs
-    :param level: how much the answer matters
-    :param text: the answer, as sentences
-    :param remedy: what to do about it, or nothing
-    :param basis: where the answer comes from
-    :param facts: the answer's numbers, for programs
-    """
+    """One finding: the answer to the question ``name``, as sentences; ``facts`` are its numbers, for programs."""
 
     name: str
     level: Level
@@ -86,7 +75,7 @@ class Report:
     @property
     def level(self) -> Level:
         """The worst finding's."""
-        return max((check.level for check in self.checks), key=lambda level: level.weight, default=Level.OK)
+        return max((check.level for check in self.checks), key=list(Level).index, default=Level.OK)
 
     @property
     def fit(self) -> bool:
@@ -96,7 +85,7 @@ class Report:
     @property
     def remedies(self) -> list[str]:
         """What to do, the most urgent first."""
-        ordered = sorted(self.checks, key=lambda check: -check.level.weight)
+        ordered = (check for level in reversed(Level) for check in self.checks if check.level is level)
         return list(dict.fromkeys(check.remedy for check in ordered if check.remedy))
 
     @property
@@ -134,14 +123,10 @@ def show(report: Report, *, separated: bool) -> None:
     to = console(_WIDTH_WITHOUT_TERMINAL)
     if separated:
         to.print()
-    headline = Text(printable(report.path), style="bold")
-    if report.lock_path is not None:
-        headline.append(f": its lock would be {printable(report.lock_path)}", style="not bold")
-    elif report.home:
-        headline.append(f": locks live in {printable(report.home)}", style="not bold")
-    if report.peer is not None:
-        headline.append(f"; seen from {printable(report.host)} and {printable(report.peer)}", style="not bold")
-    to.print(headline)
+    where = f": its lock would be {report.lock_path}" if report.lock_path is not None else ""
+    where = where or (f": locks live in {report.home}" if report.home else "")
+    seen = f"; seen from {report.host} and {report.peer}" if report.peer is not None else ""
+    to.print(Text(printable(report.path), style="bold").append(printable(where + seen), style="not bold"))
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
