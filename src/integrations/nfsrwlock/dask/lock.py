@@ -91,6 +91,8 @@ class LockMethods:
         """
         Give the lock back: the caller's own hold if it has one, else the oldest. On Dask's loop, await the result.
 
+        In a forked child, what its parent holds stays as it is.
+
         :returns: ``True``; ``False`` if a member of a combination says so
         :raises LockNotHeldError: if the lock is not held through this object
         :raises LockLostError: if the hold was lost before, so that what was done under it may overlap with others
@@ -344,6 +346,8 @@ class Lock(LockMethods):
 
     async def _release(self, caller: Caller) -> bool:
         if (found := activity.strike_out(caller, self.id)) is None:
+            if self.id in activity.inherited:
+                return True
             raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
         hold, is_over = found
         if is_over:
