@@ -159,6 +159,22 @@ def test_who_need_not_wait_sees_nothing_and_who_must_is_told_for_whom_once(scene
     assert re.fullmatch(r"nfsrwlock: acquired after .* s\n", more)
 
 
+def test_variables_that_are_options_of_snakemake_are_none_of_the_command_line_or_of_python(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.environment |= {"NFSRWLOCK_TIMEOUT": "0", "NFSRWLOCK_SHARE": "group"}
+    for name in ("NFSRWLOCK_TIMEOUT", "NFSRWLOCK_SHARE"):
+        monkeypatch.setenv(name, scene.environment[name])
+    holder = scene.hold("write")
+    assert (scene.directory / "data.rwlock").stat().st_mode & 0o777 == 0o700
+    waiter = scene.start("run", "--read", "data", *QUICK, "--", "true", to_file=True)
+    scene.wait_until_said("waiting to read")
+    holder.terminate()
+    assert waiter.wait(PATIENCE_S) == 0
+    lock = SoftReadWriteLock(scene.directory / "data")
+    assert (lock.timeout, lock.share) == (-1, "user")
+
+
 def test_a_time_out_ends_with_75_and_names_the_holder(scene: Scene) -> None:
     holder = scene.hold("write")
     result = scene.run("run", "--read", "data", "--timeout", "0", "--", "true")

@@ -418,6 +418,10 @@ def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and
     scene.run("-F", "out/both", NFSRWLOCK_DIR=str(scene.directory / "elsewhere"), NFSRWLOCK_SHARE="user")
     assert sorted(scene.seen("both").values()) == [["read"], ["write"]]
     assert all(os.path.dirname(path) == "elsewhere" for path in scene.seen("both"))
+    modes = {path.stat().st_mode & 0o777 for path in (scene.directory / "elsewhere").glob("*.rwlock")}
+    assert modes == {0o700}, "the environment goes before the config"
+    with SoftReadWriteLock(scene.directory / "ref/in", share="group").write_lock():
+        assert "gave up waiting for its locks" in scene.run("-F", "out/x", code=1, NFSRWLOCK_TIMEOUT="1")
 
 
 def test_what_is_locked_or_half_made_is_no_data_to_a_workflow_that_looks_for_files(scene: Scene) -> None:
