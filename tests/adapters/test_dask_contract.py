@@ -1,4 +1,4 @@
-"""What ``distributed.Lock`` promises, first of itself and then of ours; and where ours differs on purpose."""
+"""What ``distributed.Lock`` promises: ours, and in `make test-newest` itself; and where ours differs on purpose."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from adapters.dask_tasks import PATIENCE_S, is_held, overlap, wait_until, work_a
 from nfsrwlock import LockPathError, Timeout
 
 Make = Callable[[], Any]
+THEIRS = pytest.param(distributed.Lock, id="distributed", marks=pytest.mark.peers)
 
 
-@pytest.fixture(params=["distributed", "nfsrwlock"])
+@pytest.fixture(params=[THEIRS, pytest.param(nfsrwlock.dask.Lock, id="nfsrwlock")])
 def make(request: pytest.FixtureRequest, client: Any, tmp_path: Path) -> Make:
     """Makes locks by one name, of one class."""
-    if request.param == "distributed":
-        return lambda: distributed.Lock(f"{tmp_path.name}-{tmp_path.parent.name}")
-    return lambda: nfsrwlock.dask.Lock(tmp_path / "data")
+    name = f"{tmp_path.name}-{tmp_path.parent.name}" if request.param is distributed.Lock else tmp_path / "data"
+    return lambda: request.param(name)
 
 
 def test_it_is_made_with_the_original_s_arguments(make: Make) -> None:
@@ -150,7 +150,7 @@ def test_each_object_has_an_id_of_its_own(make: Make) -> None:
     assert isinstance(lock.id, str)
 
 
-@pytest.mark.parametrize("kind", [distributed.Lock, nfsrwlock.dask.Lock], ids=["distributed", "nfsrwlock"])
+@pytest.mark.parametrize("kind", [THEIRS, pytest.param(nfsrwlock.dask.Lock, id="nfsrwlock")])
 @pytest.mark.parametrize("name", [1, ("a", 1), ["a", 1], b"123", "123"], ids=repr)
 def test_a_name_may_be_other_than_a_string(client: Any, tmp_path: Path, kind: Any, name: Any) -> None:
     with dask.config.set({"nfsrwlock.root": str(tmp_path)}), kind(name) as lock:

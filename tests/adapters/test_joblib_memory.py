@@ -76,6 +76,7 @@ def test_clearing_in_a_loop_disturbs_no_reader_and_removes_no_lock() -> None:
     assert outcome["locks"] > 1
 
 
+@pytest.mark.peers
 def test_the_same_storm_breaks_plain_joblib() -> None:
     command = [sys.executable, str(STORM), "--seconds", "40", "--kind", "joblib"]  # it ends with the first failure
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)

@@ -129,6 +129,7 @@ def test_if_the_functions_code_has_changed_it_is_computed_once_with_the_new_code
     assert computed(directory, "work-2 3") == 1
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_plain_joblib_computes_more_than_once_in_the_same_test(callers: Callers, directory: Path) -> None:
     # What is counted is not how quick the others are: the first waits for another one.

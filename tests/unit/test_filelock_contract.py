@@ -1028,7 +1028,13 @@ def test_what_is_held_is_released_when_the_interpreter_exits(
 
 
 @pytest.mark.parametrize(
-    ("subject", "is_error"), [(FILELOCK, False), (OURS, True), (FILELOCK_ASYNC, False), (OURS_ASYNC, True)]
+    ("subject", "is_error"),
+    [
+        theirs(FILELOCK, False),
+        (OURS, True),
+        theirs(FILELOCK_ASYNC, False, name="filelock-async"),
+        (OURS_ASYNC, True),
+    ],
 )
 @story
 async def test_different_the_end_of_a_block_says_that_the_hold_was_lost(
