@@ -100,8 +100,12 @@ def test_a_lock_directory_of_another_user_is_refused(scene: Scene) -> None:
     lock = scene.directory / "data.rwlock"
     lock.mkdir(mode=0o700)
     os.chown(lock, 12345, 12345)
-    refused(scene.run("run", "--write", "data", "--", "true"), "data.rwlock")
+    result = scene.run("run", "--write", "data", "--", "true")
+    refused(result, "data.rwlock", "--share 'group'", "another --lock-dir", "move it away (mv)")
+    assert "another lock_dir" not in result.stderr
     assert os.listdir(lock) == []
+    lock.rename(scene.directory / "moved")
+    assert scene.run("run", "--write", "data", "--", "true").returncode == 0
 
 
 def test_a_directory_that_cannot_be_written_is_refused_and_lock_dir_is_the_way_out(scene: Scene) -> None:

@@ -202,10 +202,11 @@ def test_break_takes_the_one_that_its_token_begins(scene: Scene) -> None:
 
 
 def test_break_has_nothing_to_do_for_a_free_lock(scene: Scene) -> None:
+    (scene.directory / "data").touch()
     result = scene.run("break", "data")
     assert (result.returncode, result.stderr) == (0, "")
     assert "nothing to break" in result.stdout
-    assert os.listdir(scene.directory) == []
+    assert os.listdir(scene.directory) == ["data"]
 
 
 def test_break_removes_an_entry_of_unknown_format(scene: Scene) -> None:
@@ -229,6 +230,9 @@ def test_a_path_that_does_not_exist_and_was_never_locked_is_a_typing_error(scene
     assert "'typo' does not exist" in result.stderr
     assert "nowhere/data' does not exist" in result.stderr
     assert "data: free" in result.stdout
+    broken = scene.run("break", "typo")
+    assert (broken.returncode, broken.stdout) == (2, "")
+    assert "'typo' does not exist" in broken.stderr
 
 
 def test_a_path_that_is_locked_before_it_exists_is_none(scene: Scene) -> None:

@@ -263,7 +263,7 @@ class LockDirectory:
                 self.path,
                 f"belongs to user {_user(found.st_uid)}, you are {_user(os.geteuid())}",
                 f"{MOVE_AWAY}. For a lock that several users take, use share='group' from the beginning; for one of "
-                "your own, another lock_dir",
+                "your own, another lock_dir=",
                 errno.EPERM,
             )
         if for_group or found.st_mode & 0o007:

@@ -7,8 +7,9 @@ import sys
 import click
 
 from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.cli.status import Look
 from nfsrwlock.text import one_line, printable
-from nfsrwlock_core import break_lock, inspect
+from nfsrwlock_core import break_lock
 
 
 def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bool, force: bool) -> int:
@@ -20,7 +21,10 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
     """
     if token == "":
         raise CliError("an empty token names nobody: check the variable in --token")
-    state = inspect(path, lock_dir=lock_dir)
+    look = Look((path,), lock_dir)
+    if not (states := look()):
+        return look.code
+    (state,) = states
     wanted = [peer for peer in (*state.holders, *state.waiters) if token is None or peer.token.startswith(token)]
     if not wanted:
         if token is not None:
@@ -41,10 +45,9 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
     if not yes and not _confirmed(len(wanted)):
         click.echo("nothing was removed")
         return Exit.FAILED
-    removed: set[str] = set()
     for peer in wanted:
-        removed.update(one.token for one in break_lock(path, token=peer.token, force=force, lock_dir=lock_dir))
-        outcome = "removed" if peer.token in removed else "had left by itself"
+        removed = break_lock(path, token=peer.token, force=force, lock_dir=lock_dir)
+        outcome = "removed" if removed else "had left by itself"
         click.echo(f"{outcome}: token {printable(peer.token)}")
     return Exit.OK
 

@@ -25,7 +25,7 @@ _TOKEN_DIGITS: Final = 8
 
 def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: bool) -> int:
     """Show the state of the locks on ``paths``, once or until interrupted; return the exit code."""
-    look = _Look(paths, lock_dir, may_come=watch)
+    look = Look(paths, lock_dir, may_come=watch)
     if watch:
         with contextlib.suppress(KeyboardInterrupt):
             _watch(look, as_json)
@@ -35,10 +35,10 @@ def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: 
     return look.code
 
 
-class _Look:
+class Look:
     """Looks at all the locks; each look builds on the one before, by which it can tell holders from waiters better."""
 
-    def __init__(self, paths: Sequence[str], lock_dir: str | None, *, may_come: bool) -> None:
+    def __init__(self, paths: Sequence[str], lock_dir: str | None, *, may_come: bool = False) -> None:
         self._paths = tuple(dict.fromkeys(paths))
         self._lock_dir = lock_dir
         #: Whether a path that does not exist may come yet. Otherwise it is more often a typing error.
@@ -76,7 +76,7 @@ class _Look:
         return json.dumps([objects[path] for path in self._paths], indent=indent)
 
 
-def _show(look: _Look, states: Sequence[LockState], to: Console | None, indent: int | None = None) -> None:
+def _show(look: Look, states: Sequence[LockState], to: Console | None, indent: int | None = None) -> None:
     """Print what a look has found, for programs if there is no console ``to`` print it to."""
     if to is None:
         print(look.as_json(states, indent))
@@ -85,7 +85,7 @@ def _show(look: _Look, states: Sequence[LockState], to: Console | None, indent: 
             to.print(_report(state, to.width))
 
 
-def _watch(look: _Look, as_json: bool) -> NoReturn:
+def _watch(look: Look, as_json: bool) -> NoReturn:
     """On a terminal one view that is kept up to date; elsewhere a report whenever something has changed."""
     to = None if as_json else console(_WIDTH_WITHOUT_TERMINAL)
     if to is not None and to.is_terminal:
@@ -111,7 +111,7 @@ def _facts(state: LockState) -> object:
     )
 
 
-def _watch_live(look: _Look, to: Console) -> NoReturn:
+def _watch_live(look: Look, to: Console) -> NoReturn:
     from rich.console import Group  # noqa: PLC0415
     from rich.live import Live  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
