@@ -424,6 +424,86 @@ def test_a_lock_names_a_set_of_files_and_settings_come_from_flag_environment_and
         assert "gave up waiting for its locks" in scene.run("-F", "out/x", code=1, NFSRWLOCK_TIMEOUT="1")
 
 
+#: A storage that keeps its files in the directory `store`.
+STORAGE = """
+import os, shutil
+from snakemake_interface_storage_plugins.storage_object import StorageObjectRead, StorageObjectWrite
+from snakemake_interface_storage_plugins.storage_provider import StorageProviderBase, StorageQueryValidationResult
+class StorageProvider(StorageProviderBase):
+    example_queries = classmethod(lambda cls: [])
+    rate_limiter_key = lambda self, query, operation: None
+    default_max_requests_per_second = lambda self: 100.0
+    use_rate_limiter = lambda self: False
+    is_valid_query = classmethod(lambda cls, query: StorageQueryValidationResult(query=query, valid=True))
+    list_objects = lambda self, query: ()
+class StorageObject(StorageObjectRead, StorageObjectWrite):
+    place = property(lambda self: os.path.join("store", self.query))
+    async def inventory(self, cache):
+        pass
+    get_inventory_parent = lambda self: None
+    local_suffix = lambda self: self.query
+    cleanup = lambda self: None
+    exists = lambda self: os.path.exists(self.place)
+    mtime = lambda self: os.path.getmtime(self.place)
+    size = lambda self: os.path.getsize(self.place)
+    retrieve_object = lambda self: shutil.copyfile(self.place, self.local_path())
+    def store_object(self):
+        os.makedirs(os.path.dirname(self.place), exist_ok=True)
+        shutil.copyfile(self.local_path(), self.place)
+    remove = lambda self: os.remove(self.place)
+"""
+
+
+def test_a_file_in_a_storage_is_refused_and_local_is_the_way_out(scene: Scene) -> None:
+    scene.forks = None  # a process that finds the storage
+    scene.write("snakemake_storage_plugin_directory/__init__.py", STORAGE)
+    for path in ("store/ref/in", "ref/in"):
+        scene.write(path, "data\n")
+    for name, about in {
+        "written": 'output: exclusive("ref/out")',
+        "read": 'input: shared_read("ref/in")\n    output: "out"',
+        "local": 'input: shared_read(local("ref/in"))\n    output: exclusive(local("ref/out"))',
+        "around": 'input: local(shared_read("ref/in"))\n    output: local(exclusive("ref/around"))',
+    }.items():
+        scene.snakefile(f'rule x:\n    {about}\n    shell: "cp ref/in {{output}}"\n', f"{name}.smk")
+    options = "--default-storage-provider directory --local-storage-prefix prefix -c1 -s"
+    scene.environment["PYTHONPATH"] = os.pathsep.join([str(scene.directory), os.environ.get("PYTHONPATH", "")])
+    (written, refusal), (read_, other), (local, text), (around, more) = scene.many(
+        *(f"{options} {name}.smk" for name in ("written", "read", "local", "around"))
+    )
+    assert (written, read_) == (1, 1)
+    assert "cannot be in a storage: it is not on a shared file system" in refusal
+    assert 'as in exclusive(local("x"))' in refusal
+    assert "is in a storage, and cannot be locked: " in other
+    assert 'as in shared_read(local("x"))' in other
+    assert (local, around) == (0, 0), text + more
+    assert scene.read("ref/out") == scene.read("ref/around") == "data\n"
+    assert scene.exists("ref/in.rwlock")
+    assert not scene.exists("store/ref/out")
+
+
+def test_a_name_may_be_as_long_in_bytes_as_its_lock_can_be(scene: Scene) -> None:
+    names = ["a" * 248, "\u540d" * 82, "\U0001f600" * 62]
+    scene.snakefile(
+        f"""
+        import os
+        NAMES = {[f"out/{name}" for name in names]!r}
+        ELSEWHERE = {[f"out/{name}" for name in ("b" * 255, chr(0x5B57) * 85)]!r}
+        rule all:
+            input: NAMES, ELSEWHERE
+        for number, path in enumerate(NAMES + ELSEWHERE):
+            rule:
+                name: f"make_{{number}}"
+                output: exclusive(path, lock_dir=os.path.abspath("locks") if path in ELSEWHERE else None)
+                shell: "echo made > '{{output}}'"
+        """
+    )
+    scene.write("locks/.keep", "")
+    scene.run()
+    assert [scene.read(f"out/{name}") for name in names] == ["made\n"] * 3
+    assert scene.litter() == []
+
+
 def test_what_is_locked_or_half_made_is_no_data_to_a_workflow_that_looks_for_files(scene: Scene) -> None:
     look = 'print("FOUND", [sorted(glob_wildcards(pattern)[0]) for pattern in ("ref/{name}.fa", "ref/{name}")])\n'
     scene.snakefile(f"{look}rule one:\n    run: pass\n", "module.smk")
