@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import multiprocessing
-import os
 import pickle
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from dask.base import tokenize
 from dask.dataframe.io.utils import SupportsLock
 from dask.utils import SerializableLock
 
+from actors import in_forked_child
 from adapters.dask_tasks import add_one, is_held, read_both, run_program
 from nfsrwlock import FileLock, LockLostError, LockNotHeldError, break_lock
 from nfsrwlock.dask import CombinedLock, Lock, RWLock, combine
@@ -488,16 +488,19 @@ def test_check_speaks_of_the_caller_s_hold(tmp_path: Path) -> None:
 
 def test_a_forked_child_holds_nothing_and_takes_nothing_away(tmp_path: Path) -> None:
     rw = RWLock(tmp_path / "x")
-    with rw.read:
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                rw.read.release()
-            except RuntimeError:
-                code = 0 if rw.write.acquire(blocking=False) is False else 2
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        rw.read.check()
-        assert is_held(rw.path)
+
+    def child() -> list[bool]:
+        block.__exit__(None, None, None)
+        found = [rw.write.acquire(blocking=False)]
+        with rw.read:
+            found.append(rw.read.acquire(blocking=False))
+            rw.read.release()
+        return found
+
+    for block in (rw.read, combine(rw.read, threading.Lock())):
+        with block:
+            assert in_forked_child(child) == [False, True]
+            rw.read.check()
+            assert is_held(rw.path)
+    with pytest.raises(RuntimeError, match="Released too often"):
+        rw.read.release()

@@ -7,19 +7,21 @@ import os
 import pickle
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
 
-from actors import Raised, Stage, announcements, wait_until
+from actors import Raised, Stage, announcements, in_forked_child, wait_until
 from nfsrwlock import (
     DeadlockError,
     FileLock,
     LockLostError,
     LockNotHeldError,
     LockPathError,
+    LockSet,
     SoftReadWriteLock,
     Timeout,
     break_lock,
@@ -27,6 +29,7 @@ from nfsrwlock import (
     shared_directory,
 )
 from nfsrwlock.freshness import look_afresh
+from nfsrwlock.joblib import guard
 
 IMPORTS = "from nfsrwlock import *\nfrom pathlib import Path\nimport os, time\n"
 #: A build that leaves a line behind each time it begins.
@@ -418,6 +421,29 @@ def test_a_forked_child_is_told_that_a_file_lock_is_void(tmp_path: Path) -> None
             os._exit(2)
         assert os.waitpid(pid, 0)[1] == 0
         lock.check()
+
+
+BLOCKS: dict[str, Callable[[Path], Any]] = {
+    "read_lock": lambda path: SoftReadWriteLock(path).read_lock(),
+    "write_lock": lambda path: SoftReadWriteLock(path).write_lock(),
+    "acquire_write": lambda path: SoftReadWriteLock(path).acquire_write(),
+    "LockSet": lambda path: LockSet(write=[path]),
+    "FileLock": FileLock,
+    "FileLock.acquire": lambda path: FileLock(path).acquire(),
+    "fetch": lambda path: fetch(path, Path.touch),
+    "shared_directory": lambda path: shared_directory(path).use(),
+    "guard": lambda path: guard(write=[path]),
+}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_forked_child_leaves_each_kind_of_block_quietly(tmp_path: Path, kind: str) -> None:
+    block = BLOCKS[kind](tmp_path / "data")
+    with block:
+        held = announcements(tmp_path / "data")
+        assert not in_forked_child(lambda: block.__exit__(None, None, None))
+        assert announcements(tmp_path / "data") == held != []
+    assert announcements(tmp_path / "data") == []
 
 
 def test_an_exception_right_after_a_file_lock_was_taken_leaves_it_free(

@@ -85,10 +85,8 @@ class Fetched:
 
     def release(self) -> None:
         """Let go of the path. Doing so twice does no harm."""
-        self._lock = None
         with suppress(LockError):  # it was lost
-            self._hold.close()
-        _unreleased.discard(self)
+            self.__exit__(None, None, None)
 
     def _take(self, lock: SoftReadWriteLock) -> None:
         _unreleased.add(self)
@@ -101,11 +99,9 @@ class Fetched:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if exc_value is None:
-                self.check()
-        finally:
-            self.release()
+        self._lock = None
+        _unreleased.discard(self)
+        self._hold.__exit__(exc_type, exc_value, traceback)
 
 
 #: A hold lasts until its release, also where nothing refers to it any more.

@@ -33,6 +33,8 @@ class Activity:
         #: In the order in which they were granted.
         self.held: list[Hold] = []
         self._waited_s = 0.0
+        #: The objects by which a forked child's parent held something. There it is not theirs to give back.
+        self.inherited: set[str] = set()
         #: How many holds were lost.
         self.losses = 0
         #: Called with each event, from any thread.
@@ -144,7 +146,9 @@ class Activity:
         """Forget all in a forked child: it is the parent's, and another thread of that may have held the lock."""
         for journal in self._journals.values():
             journal.close()
+        inherited = self.inherited.union(*(hold.takers for hold in self.held))
         self.__init__()  # type: ignore[misc]
+        self.inherited = inherited
 
 
 activity: Final = Activity()
