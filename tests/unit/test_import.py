@@ -14,6 +14,7 @@ import pytest
 
 import nfsrwlock
 import nfsrwlock_core
+from nfsrwlock_core import singletons
 
 ENGINE = Path(nfsrwlock_core.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -164,3 +165,30 @@ def test_the_map_names_every_module_and_no_other() -> None:
 def test_the_types_are_there_for_type_checkers() -> None:
     assert (ENGINE / "py.typed").exists()
     assert (Path(nfsrwlock.__file__).parent / "py.typed").exists()
+
+
+def test_type_checkers_see_the_constructor_and_not_what_calls_it() -> None:
+    """Pyright takes the type of ``SoftReadWriteLock(...)`` from the metaclass if it finds a ``__call__`` there."""
+    assert "__call__" in vars(singletons.OnePerPath)
+    tree = ast.parse(Path(singletons.__file__).read_text())
+    (metaclass,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "OnePerPath")
+    assert "__call__" not in [node.name for node in metaclass.body if isinstance(node, ast.FunctionDef)]
+
+
+@pytest.mark.peers
+@pytest.mark.timeout(400)
+def test_pyright_sees_the_class(tmp_path: Path) -> None:
+    checker = tmp_path / "pyright"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", checker, "basedpyright"]
+    subprocess.run(install, check=True)
+    (tmp_path / "program.py").write_text(
+        "from nfsrwlock import SoftReadWriteLock\n"
+        'reveal_type(SoftReadWriteLock("x"))\n'
+        'SoftReadWriteLock("x", tiemout=1)\n'
+    )
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+    check = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "program.py"]
+    environment = {**os.environ, "PYTHONPATH": str(checker)}
+    said = subprocess.run(check, cwd=tmp_path, env=environment, capture_output=True, text=True).stdout
+    assert 'Type of "SoftReadWriteLock("x")" is "SoftReadWriteLock"' in said
+    assert 'No parameter named "tiemout"' in said
