@@ -15,7 +15,7 @@ import pytest
 
 from actors import Actor, Stage, wait_until
 
-pytest.importorskip("huggingface_hub", minversion="2")
+pytest.importorskip("huggingface_hub")
 
 CONTENT = b"weights" * 1000
 COMMIT = "0" * 40

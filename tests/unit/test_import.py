@@ -130,7 +130,7 @@ def test_the_engine_depends_on_the_standard_library_and_filelock_alone() -> None
 def test_imports_obey_the_rules_of_the_architecture() -> None:
     """The contracts in pyproject.toml: layers of the engine, adapters apart, only public names."""
     done = subprocess.run(
-        [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"],
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
         cwd=ROOT,
         capture_output=True,
         text=True,
