@@ -113,6 +113,14 @@ class Scene:
         """All live processes that come from this test: they carry its mark in their environment."""
         return [entry for entry in process_table().values() if not entry.dead and self._is_ours(entry.pid)]
 
+    def shells(self) -> list[Entry]:
+        """Those of them that are commands: shells, and what these wait for."""
+        return [entry for entry in self.processes() if entry.name in ("sh", "sleep", "setsid")]
+
+    def wait_until_stopped(self) -> None:
+        """Wait until all commands stand still. Whoever waits for a processor may be late to do so."""
+        self.wait_for(lambda: (shells := self.shells()) and all(entry.stopped for entry in shells))
+
     def _is_ours(self, pid: int) -> bool:
         with suppress(OSError):
             return self._mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
