@@ -337,7 +337,7 @@ def test_processes_that_left_the_group_are_stopped_and_killed_as_well(scene: Sce
         *("run", "--write", "data", *SHORT, "--", "sh", "-c", f"{daemon}; setsid sh -c '{TICKING}' & exec sleep 600"),
         to_file=True,
     )
-    scene.wait_for(lambda: len([entry for entry in scene.processes() if entry.pid == os.getsid(entry.pid)]) >= 3)
+    scene.wait_for(lambda: scene.sessions() >= 3)
     scene.wait_for(scene.ticks)
     keeper = scene.keeper(process)
     os.kill(keeper, signal.SIGSTOP)
