@@ -27,14 +27,15 @@ Event = dict[str, Any]
 class Activity:
     """What one process does; see :data:`activity`."""
 
+    #: The objects by which a forked child's parent held something. There it is not theirs to give back.
+    inherited: Final[set[str]] = set()
+
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self.awaited: list[Hold] = []
         #: In the order in which they were granted.
         self.held: list[Hold] = []
         self._waited_s = 0.0
-        #: The objects by which a forked child's parent held something. There it is not theirs to give back.
-        self.inherited: set[str] = set()
         #: How many holds were lost.
         self.losses = 0
         #: Called with each event, from any thread.
@@ -146,9 +147,8 @@ class Activity:
         """Forget all in a forked child: it is the parent's, and another thread of that may have held the lock."""
         for journal in self._journals.values():
             journal.close()
-        inherited = self.inherited.union(*(hold.takers for hold in self.held))
+        self.inherited.update(*(hold.takers for hold in self.held))
         self.__init__()  # type: ignore[misc]
-        self.inherited = inherited
 
 
 activity: Final = Activity()
