@@ -65,7 +65,7 @@ class LockMethods:
         """
         Give the lock back: the caller's own hold if it has one, else the oldest. On Dask's loop, await the result.
 
-        :returns: ``True``, in a forked child, too, which changes nothing; ``False`` if a member of a combination says so
+        :returns: ``True``, also in a forked child, which ends nothing; ``False`` if a member of a combination says so
         :raises LockNotHeldError: if the lock is not held through this object
         :raises LockLostError: if the hold was lost before, so that what was done under it may overlap with others
         """
