@@ -96,6 +96,13 @@ class Stage:
     def output_path(self, job: str, attempt: int) -> Path:
         return self.logs / f"{job}.{attempt}.out"
 
+    def wait_until_all_have_looked(self, job: str) -> None:
+        """However long it takes the others to start."""
+        (self.logs / f"{job}.looked").touch()
+        limit = time.monotonic() + ACQUIRE_TIMEOUT_S
+        while len([*self.logs.glob("*.looked")]) < len([*self.reads.iterdir()]) and time.monotonic() < limit:
+            time.sleep(0.01)
+
     def log(self, who: str, attempt: int) -> EventLog:
         return EventLog(self.logs / f"{who}.{attempt}.jsonl", who)
 

@@ -53,7 +53,7 @@ def main(stage: Stage, job: str, attempt: int) -> None:
     log.write(Kind.STARTED, pid=os.getpid(), attempt=attempt)
     settings = stage.settings()
     lock = stage.lock()
-    ensure_index(stage.store, lock, log, settings)
+    ensure_index(stage, job, lock, log, settings)
     for batch in batches(stage.reads_path(job), settings.reads_per_batch):
         if not stage.result_path(job, batch.number).exists():
             align_under_lock(batch, job, stage, lock, log, settings)
@@ -61,17 +61,18 @@ def main(stage: Stage, job: str, attempt: int) -> None:
     log.write(Kind.FINISHED)
 
 
-def ensure_index(store: Store, lock: GuardsData, log: EventLog, settings: Settings) -> None:
+def ensure_index(stage: Stage, job: str, lock: GuardsData, log: EventLog, settings: Settings) -> None:
     """Build the index unless somebody has, or does so while this job waits.
 
     A shared hold does not turn into an exclusive one: it is given back first. Another job may be quicker in between,
     so the question is asked again under the exclusive lock.
     """
+    store = stage.store
     with logged_hold(lock, "read", log, "look for index"):
         found = store.has_index()
     if found:
         return
-    # Time for the others to look as well: all three are to want the exclusive lock.
+    stage.wait_until_all_have_looked(job)  # all three are to want the exclusive lock
     time.sleep(settings.build_pause)
     with logged_hold(lock, "write", log, "build index"):
         if not store.has_index():

@@ -113,6 +113,32 @@ class Scene:
         """All live processes that come from this test: they carry its mark in their environment."""
         return [entry for entry in process_table().values() if not entry.dead and self._is_ours(entry.pid)]
 
+    def shells(self) -> list[Entry]:
+        """Those of them that are commands: shells, and what these wait for."""
+        return [entry for entry in self.processes() if entry.name in ("sh", "sleep", "setsid")]
+
+    def wait_until_stopped(self) -> None:
+        """Wait until all commands stand still. Whoever waits for a processor may be late to do so."""
+
+        def stand_still() -> bool:
+            shells = self.shells()
+            stopped = {entry.pid for entry in shells if entry.stopped}
+            # Whoever has forked by vfork() waits for its child, and is not stopped before that goes on.
+            held_up = {entry.parent for entry in shells if entry.pid in stopped}
+            return bool(shells) and all(
+                entry.pid in stopped or (entry.state == "D" and entry.pid in held_up) for entry in shells
+            )
+
+        self.wait_for(stand_still)
+
+    def sessions(self) -> int:
+        """How many of them lead a session."""
+        found = 0
+        for entry in self.processes():
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                found += entry.pid == os.getsid(entry.pid)
+        return found
+
     def _is_ours(self, pid: int) -> bool:
         with suppress(OSError):
             return self._mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

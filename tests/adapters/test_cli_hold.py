@@ -88,7 +88,7 @@ def test_an_expired_lease_stops_the_shell_and_what_it_runs(scene: Scene) -> None
     keeper = holder(scene)
     os.kill(keeper, signal.SIGSTOP)
     scene.wait_until_said(f"process {process.pid} is stopped until the hold is confirmed")
-    assert not scene.is_ticking()
+    scene.wait_until_stopped()
     os.kill(keeper, signal.SIGCONT)
     scene.wait_for_ticks()
     scene.wait_until_said("the hold is confirmed")
@@ -101,7 +101,7 @@ def test_a_lost_hold_kills_the_shell_and_what_it_runs_and_says_so_in_a_file(scen
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
     # A line of the guard's, who is nobody's child here.
     scene.wait_until_said(f"process {process.pid} was killed: The lock on 'data' was lost")
-    assert not scene.is_ticking()
+    scene.wait_for(lambda: scene.shells() == [])
 
 
 def test_when_the_keeper_is_killed_the_shell_is_killed(scene: Scene) -> None:
@@ -109,7 +109,7 @@ def test_when_the_keeper_is_killed_the_shell_is_killed(scene: Scene) -> None:
     scene.wait_for(scene.ticks)
     os.kill(holder(scene), signal.SIGKILL)
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
-    assert not scene.is_ticking()
+    scene.wait_for(lambda: scene.shells() == [])
 
 
 def test_when_the_guard_is_killed_the_shell_is_killed_before_the_lock_is_free(scene: Scene) -> None:

@@ -320,7 +320,7 @@ def test_an_expired_lease_stops_the_command_until_a_beat_confirms_the_hold(scene
     keeper = scene.keeper(process)
     os.kill(keeper, signal.SIGSTOP)
     scene.wait_until_said("the command is stopped until the hold is confirmed")
-    assert not scene.is_ticking()
+    scene.wait_until_stopped()
     os.kill(keeper, signal.SIGCONT)
     scene.wait_for_ticks()
     scene.wait_until_said("it never ended; the command goes on")
@@ -337,15 +337,15 @@ def test_processes_that_left_the_group_are_stopped_and_killed_as_well(scene: Sce
         *("run", "--write", "data", *SHORT, "--", "sh", "-c", f"{daemon}; setsid sh -c '{TICKING}' & exec sleep 600"),
         to_file=True,
     )
-    scene.wait_for(lambda: len([entry for entry in scene.processes() if entry.pid == os.getsid(entry.pid)]) >= 3)
+    scene.wait_for(lambda: scene.sessions() >= 3)
     scene.wait_for(scene.ticks)
     keeper = scene.keeper(process)
     os.kill(keeper, signal.SIGSTOP)
     scene.wait_until_said("is stopped until")
-    assert not scene.is_ticking()
+    scene.wait_until_stopped()
     os.kill(keeper, signal.SIGKILL)
     assert process.wait(PATIENCE_S) == 76
-    assert not scene.is_ticking()
+    scene.wait_for(lambda: scene.shells() == [])
 
 
 def test_a_hold_lost_behind_a_pause_kills_the_command(scene: Scene) -> None:
@@ -358,7 +358,7 @@ def test_a_hold_lost_behind_a_pause_kills_the_command(scene: Scene) -> None:
     os.kill(keeper, signal.SIGCONT)
     assert process.wait(PATIENCE_S) == 76
     assert "the command was killed: The lock on 'data' was lost" in scene.said()[-1]
-    assert not scene.is_ticking()
+    scene.wait_for(lambda: scene.shells() == [])
 
 
 def test_an_eviction_is_noticed_at_the_next_beat(scene: Scene) -> None:
@@ -437,7 +437,7 @@ def test_when_the_keeper_is_killed_the_command_is_killed(scene: Scene) -> None:
     _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 76
     assert "the process that held it has died" in stderr
-    assert not scene.is_ticking()
+    scene.wait_for(lambda: scene.shells() == [])
 
 
 def test_when_the_guard_is_killed_the_command_is_killed_before_the_lock_is_free(scene: Scene) -> None:

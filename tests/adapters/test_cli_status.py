@@ -195,7 +195,7 @@ def test_break_takes_the_one_that_its_token_begins(scene: Scene) -> None:
     assert scene.run("break", "data", "--token", TOKEN[:8], "--yes").returncode == 0
     assert scene.announced() == [other]
     announce(scene, ELSEWHERE.replace(TOKEN, "f" * 31 + "0"))
-    assert "give more digits" in scene.run("break", "data", "--token", "ff", "--yes").stderr
+    assert "2 tokens begin with ff; give" in scene.run("break", "data", "--token", "ff", "--yes").stderr
     (scene.directory / "data.rwlock" / other).rmdir()
     assert "empty token" in scene.run("break", "data", "--token", "", "--yes").stderr
     assert len(scene.announced()) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
@@ -10,9 +9,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from adapters.snakemake_scene import KNOWN_LOSS, LONG, Scene, scene
 from adapters.snakemake_ticking import (
@@ -30,6 +31,9 @@ from nfsrwlock.snakemake import watchdog
 __all__ = ["scene"]
 
 pytestmark = LONG
+
+#: The interface for schedulers may be installed beside a release that does not ask it.
+with_schedulers = pytest.mark.skipif(Version(version("snakemake")) < Version("9.11"), reason="before 9.11")
 
 
 def test_a_job_whose_lock_is_lost_is_stopped_and_publishes_nothing(scene: Scene) -> None:
@@ -496,7 +500,7 @@ rule each:
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("snakemake_interface_scheduler_plugins") is None, reason="before 9.11")
+@with_schedulers
 def test_with_the_scheduler_a_job_whose_lock_is_busy_takes_no_core(scene: Scene) -> None:
     scene.write("ref/in", "data")
     scene.snakefile(SCHEDULED)
@@ -550,7 +554,7 @@ rule two:
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("snakemake_interface_scheduler_plugins") is None, reason="before 9.11")
+@with_schedulers
 def test_the_scheduler_looks_at_each_lock_once_and_tells_of_it_in_one_line(scene: Scene) -> None:
     for name in ("in", "busy"):
         scene.write(f"ref/{name}", "data")

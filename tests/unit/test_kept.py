@@ -47,6 +47,13 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return later
 
 
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no time pass: what is kept stays, however long the machine has something else to do."""
+    moment = now() + 1e6  # ends are compared with the real clock, too
+    monkeypatch.setattr(kept, "now", lambda: moment)
+
+
 def reader(path: Path, linger: float = LONG_S, **settings: Any) -> SoftReadWriteLock:
     return SoftReadWriteLock(path, is_singleton=False, poll_interval=0.02, linger=linger, **settings)
 
@@ -76,6 +83,7 @@ def test_by_default_nothing_is_kept(path: Path) -> None:
         assert announcements(path) == []
 
 
+@pytest.mark.usefixtures("still")
 def test_what_is_read_again_soon_is_kept_and_joined(path: Path) -> None:
     lock = reader(path)
     read(lock)
@@ -155,6 +163,7 @@ def test_only_locks_with_equal_settings_join(path: Path, other: dict[str, Any]) 
         assert len(announcements(path)) == 2
 
 
+@pytest.mark.usefixtures("still")
 def test_the_uses_of_one_hold_end_one_by_one(path: Path) -> None:
     first, second, third = reader(path), reader(path), reader(path)
     keep(first)
@@ -198,6 +207,7 @@ def test_threads_that_read_in_a_loop_share_a_few_holds(path: Path) -> None:
     assert len(announcements(path)) == 1
 
 
+@pytest.mark.usefixtures("still")
 def test_of_several_that_are_granted_at_a_time_one_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = keep(reader(path))
     # The others have looked before there was one to join.
@@ -207,6 +217,7 @@ def test_of_several_that_are_granted_at_a_time_one_is_kept(path: Path, monkeypat
         assert announcements(path) == names
 
 
+@pytest.mark.usefixtures("still")
 def test_a_lock_that_was_abandoned_under_a_joined_hold_is_found_again(path: Path) -> None:
     def take() -> None:
         lock = SoftReadWriteLock(path, linger=LONG_S)
@@ -454,6 +465,7 @@ def test_a_process_that_ends_gives_back_what_it_has_kept(tmp_path: Path, before:
     assert list(tmp_path.rglob("read.*")) == []
 
 
+@pytest.mark.usefixtures("still")
 @pytest.mark.parametrize("form", ["thread", "process"])
 def test_one_that_was_lost_serves_nobody_and_nobody_is_called(
     path: Path, form: Any, caplog: pytest.LogCaptureFixture

@@ -88,10 +88,6 @@ class Fetched:
         with suppress(LockError):  # it was lost
             self.__exit__(None, None, None)
 
-    def _take(self, lock: SoftReadWriteLock) -> None:
-        _unreleased.add(self)
-        self._lock = self._hold.enter_context(joined(lock, "read"))
-
     def __enter__(self) -> Self:
         self.check()
         return self
@@ -154,7 +150,8 @@ def fetch(
             )
         got = Fetched(target)
         try:
-            got._take(lock)
+            _unreleased.add(got)
+            got._lock = got._hold.enter_context(joined(lock, "read"))
             before = stat_afresh(target)
             if before is not None and (is_valid is None or is_valid(target)):
                 return got

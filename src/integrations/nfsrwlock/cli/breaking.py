@@ -26,15 +26,13 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
         return look.code
     (state,) = states
     wanted = [peer for peer in (*state.holders, *state.waiters) if token is None or peer.token.startswith(token)]
+    if token is not None and len(wanted) != 1:
+        raise CliError(
+            f"{path}: {len(wanted)} tokens begin with {token}; give the digits of one, see: nfsrwlock status PATH"
+        )
     if not wanted:
-        if token is not None:
-            raise CliError(
-                f"{path}: nobody with token {token} holds or waits for this lock; see: nfsrwlock status PATH"
-            )
         click.echo(f"{printable(path)}: nobody holds or waits for this lock, there is nothing to break")
         return Exit.OK
-    if token is not None and len(wanted) > 1:
-        raise CliError(f"{path}: {len(wanted)} tokens begin with {token}; give more digits")
     if not force and (alive := [peer for peer in wanted if peer.alive]):
         raise CliError(
             f"refused: {alive[0].describe()} is alive on this host; end that process, or use --force if it must lose "
