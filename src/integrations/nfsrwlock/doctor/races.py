@@ -350,8 +350,9 @@ def _check(demand: Demand, plan: Plan, records: Sequence[Record], clocks: float 
         rounds = list(zip(*(record[race.name] for record in records), strict=True))
         facts = facts or _closeness(rounds)
         ends.update(seen.outcome for players in rounds for seen in players)
-        counts = _missed(rounds)
-        if race.winners is not None:
+        if race.winners is None:
+            counts = _missed(rounds)
+        else:
             wins = [sum(seen.outcome == _DONE for seen in players) for players in rounds]
             counts = [sum(won > race.winners for won in wins)]
             neither += wins.count(0) if race.winners else 0

@@ -262,11 +262,12 @@ def _look(talk: _Talk, root: str) -> Sight:
     talk.meet("warm")
     for path in mine:
         write_json(path, {"version": "new"})
-    there.mkdir("news")
     # The word lies elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
     talk.meet("new")
-    began = time.monotonic()
     data = ["new" if read_json(path) == {"version": "new"} else "old" for path in theirs]
+    there.mkdir("news")
+    talk.meet("made")  # so that how long the files took to read is no part of how late the listing is
+    began = time.monotonic()
     while (delay := time.monotonic() - began) < _NEWS_SECONDS:
         talk.progress("looking for what the other node made")
         if "news" in here.listdir():
