@@ -87,20 +87,18 @@ def _show(look: Look, states: Sequence[LockState], to: Console | None, indent: i
 
 def _watch(look: Look, to: Console | None) -> NoReturn:
     """On a terminal one view that is kept up to date; elsewhere a report whenever something has changed."""
-    from rich.console import Group  # noqa: PLC0415
-    from rich.live import Live  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    live = None
+    if to is not None and to.is_terminal:
+        from rich.live import Live  # noqa: PLC0415
 
-    live = Live(console=to, auto_refresh=False) if to is not None and to.is_terminal else None
+        live = Live(console=to, auto_refresh=False)
     shown: object = None
     with live or contextlib.nullcontext():
         while True:
             states = look(aloud=live is None)
-            facts = [[_facts(state) for state in states], look.errors]
             if live is not None:
-                errors = (Text(one_line(message), style="red") for message in look.errors.values())
-                live.update(Group(*(_report(state, live.console.width) for state in states), *errors), refresh=True)
-            elif facts != shown:
+                live.update(_view(look, states, live.console.width), refresh=True)
+            elif (facts := [[_facts(state) for state in states], look.errors]) != shown:
                 shown = facts
                 if to is not None:
                     to.print(time.strftime("%Y-%m-%d %H:%M:%S"))
@@ -116,6 +114,14 @@ def _facts(state: LockState) -> object:
         state.generation,
         [(peer.name, peer.state, peer.alive) for peer in (*state.holders, *state.waiters)],
     )
+
+
+def _view(look: Look, states: Sequence[LockState], width: int) -> RenderableType:
+    from rich.console import Group  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    errors = (Text(one_line(message), style="red") for message in look.errors.values())
+    return Group(*(_report(state, width) for state in states), *errors)
 
 
 def _report(state: LockState, width: int) -> RenderableType:
