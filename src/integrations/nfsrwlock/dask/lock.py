@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from types import TracebackType
@@ -357,10 +357,11 @@ class Lock(LockMethods):
         return True
 
     async def _close(self, caller: Caller) -> None:
-        async with AsyncExitStack() as stack:  # each of them, whichever is lost
-            for hold in activity.through(self.id):
-                for _ in range(hold.takers.count(self.id)):
-                    stack.push_async_callback(self._release, caller)
+        if activity.through(self.id):
+            try:
+                await self._release(caller)
+            finally:  # each of them, whichever is lost; others may release some meanwhile
+                await self._close(caller)
 
     def _is_locked(self) -> bool:
         return any(peer.mode != "read" or self.mode == "write" for peer in self._holders())
