@@ -89,6 +89,7 @@ def test_an_expired_lease_stops_the_shell_and_what_it_runs(scene: Scene) -> None
     os.kill(keeper, signal.SIGSTOP)
     scene.wait_until_said(f"process {process.pid} is stopped until the hold is confirmed")
     scene.wait_until_stopped()
+    assert not scene.is_ticking()
     os.kill(keeper, signal.SIGCONT)
     scene.wait_for_ticks()
     scene.wait_until_said("the hold is confirmed")
@@ -102,6 +103,7 @@ def test_a_lost_hold_kills_the_shell_and_what_it_runs_and_says_so_in_a_file(scen
     # A line of the guard's, who is nobody's child here.
     scene.wait_until_said(f"process {process.pid} was killed: The lock on 'data' was lost")
     scene.wait_for(lambda: scene.shells() == [])
+    assert not scene.is_ticking()
 
 
 def test_when_the_keeper_is_killed_the_shell_is_killed(scene: Scene) -> None:
@@ -110,6 +112,7 @@ def test_when_the_keeper_is_killed_the_shell_is_killed(scene: Scene) -> None:
     os.kill(holder(scene), signal.SIGKILL)
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
     scene.wait_for(lambda: scene.shells() == [])
+    assert not scene.is_ticking()
 
 
 def test_when_the_guard_is_killed_the_shell_is_killed_before_the_lock_is_free(scene: Scene) -> None:

@@ -321,6 +321,7 @@ def test_an_expired_lease_stops_the_command_until_a_beat_confirms_the_hold(scene
     os.kill(keeper, signal.SIGSTOP)
     scene.wait_until_said("the command is stopped until the hold is confirmed")
     scene.wait_until_stopped()
+    assert not scene.is_ticking()
     os.kill(keeper, signal.SIGCONT)
     scene.wait_for_ticks()
     scene.wait_until_said("it never ended; the command goes on")
@@ -343,9 +344,11 @@ def test_processes_that_left_the_group_are_stopped_and_killed_as_well(scene: Sce
     os.kill(keeper, signal.SIGSTOP)
     scene.wait_until_said("is stopped until")
     scene.wait_until_stopped()
+    assert not scene.is_ticking()
     os.kill(keeper, signal.SIGKILL)
     assert process.wait(PATIENCE_S) == 76
     scene.wait_for(lambda: scene.shells() == [])
+    assert not scene.is_ticking()
 
 
 def test_a_hold_lost_behind_a_pause_kills_the_command(scene: Scene) -> None:
@@ -359,6 +362,7 @@ def test_a_hold_lost_behind_a_pause_kills_the_command(scene: Scene) -> None:
     assert process.wait(PATIENCE_S) == 76
     assert "the command was killed: The lock on 'data' was lost" in scene.said()[-1]
     scene.wait_for(lambda: scene.shells() == [])
+    assert not scene.is_ticking()
 
 
 def test_an_eviction_is_noticed_at_the_next_beat(scene: Scene) -> None:
@@ -438,6 +442,7 @@ def test_when_the_keeper_is_killed_the_command_is_killed(scene: Scene) -> None:
     assert process.returncode == 76
     assert "the process that held it has died" in stderr
     scene.wait_for(lambda: scene.shells() == [])
+    assert not scene.is_ticking()
 
 
 def test_when_the_guard_is_killed_the_command_is_killed_before_the_lock_is_free(scene: Scene) -> None:
