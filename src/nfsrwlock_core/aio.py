@@ -456,7 +456,7 @@ class AsyncSoftReadWriteLock(HasSettings):
         held.levels.clear()
         self._latest_compromise = held.hold.compromise
         if held.use.leave():
-            return held.hold.error()
+            return None if held.hold.is_idle else held.hold.error()
         try:
             if await self._settled(keeper.release, held.hold):
                 return None

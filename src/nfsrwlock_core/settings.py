@@ -150,10 +150,17 @@ class HasSettings:
             raise RuntimeError(f"the lock on {self.lock_file!r} has been closed")
 
     def _limit_of_call(self, timeout: float | None, blocking: bool | None) -> float:
-        # What a call says, or else the lock: seconds, 0 for no waiting at all, -1 for no limit.
+        # What a call says, or else the lock: seconds, 0 for no waiting at all, -1 for no limit. A blocking call gets an
+        # error for what is no such number, also if the lock was made with it, as filelock does it.
         known = self._settings
-        blocking = known.blocking if blocking is None else boolean("blocking", blocking)
-        return checked_timeout(known.timeout if timeout is None else timeout, blocking=blocking)
+        value = known.timeout if timeout is None else seconds("timeout", timeout)
+        if not (known.blocking if blocking is None else boolean("blocking", blocking)):
+            return 0.0
+        if math.isnan(value):
+            raise ValueError("timeout must be a number of seconds, not nan")
+        if value < 0 and value != -1:
+            raise ValueError(f"timeout must be a non-negative number or -1, not {value!r}")
+        return -1.0 if value >= _FOREVER_S else value
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, HasSettings):
@@ -230,23 +237,6 @@ def checked(
         lock_dir=None if lock_dir is None else os.fsdecode(lock_dir),
         linger=float(linger),
     )
-
-
-def checked_timeout(timeout: float, *, blocking: bool) -> float:
-    """
-    Return the timeout of one call as seconds, -1 for no limit.
-
-    :raises TypeError: if it is no number
-    :raises ValueError: if a blocking call gets ``nan``, or a negative number other than -1
-    """
-    value = seconds("timeout", timeout)
-    if not blocking:
-        return 0.0
-    if math.isnan(value):
-        raise ValueError("timeout must be a number of seconds, not nan")
-    if value < 0 and value != -1:
-        raise ValueError(f"timeout must be a non-negative number or -1, not {value!r}")
-    return -1.0 if value >= _FOREVER_S else value
 
 
 def boolean(name: str, value: bool) -> bool:

@@ -1,7 +1,8 @@
 """
-What a cycle of acquire and release asks of the file system: on NFS each call may be a round trip.
+What a cycle of acquire and release asks of the file system, where each call may be a round trip, and of Python.
 
-Counted twice: by strace, which sees the system calls themselves, and by Python's audit events, which need nothing.
+What is asked of the file system is counted twice: by strace, which sees the system calls themselves, and by Python's
+audit events, which need nothing.
 """
 
 from __future__ import annotations
@@ -168,3 +169,50 @@ def test_a_short_hold_never_pays_for_a_heartbeat_and_a_long_one_once_per_interva
     assert [beat for beat in beats if beat != "open"] == ["os.symlink", "os.rename"]
     assert len(beats) <= 6
     assert actor.do("ended - began") > 1.9
+
+
+#: Counts the calls of functions of ours (comprehensions are none, from Python 3.12 on); and of the first `mkdir`, the
+#: frames from the public call on.
+COUNTED = """
+import os, sys
+from nfsrwlock import SoftReadWriteLock
+lock = SoftReadWriteLock("data", linger={linger})
+calls = frames = 0
+def count(frame, event, argument):
+    global calls, frames
+    code = frame.f_code
+    if event == "call" and "nfsrwlock_core" in code.co_filename and not code.co_name.endswith("comp>"):
+        calls += 1
+    if event == "c_call" and argument is os.mkdir and not frames:
+        while frame.f_code.co_name != "cycle":
+            frame, frames = frame.f_back, frames + 1
+def cycle():
+    lock.acquire_read()
+    acquired = calls
+    lock.release()
+    return acquired, calls - acquired, frames
+for _ in range(3):
+    cycle()
+sys.setprofile(count)
+counts = cycle()
+sys.setprofile(None)
+print(*counts)
+"""
+
+
+def counted(directory: Path, linger: float) -> list[int]:
+    command = [sys.executable, "-c", COUNTED.format(linger=linger)]
+    return [int(word) for word in subprocess.check_output(command, cwd=directory, text=True).split()]
+
+
+def test_an_uncontended_read_makes_few_python_calls(tmp_path: Path) -> None:
+    acquire, release, frames = counted(tmp_path, linger=0)
+    assert 20 < acquire <= 60
+    assert 10 < release <= 40
+    assert 0 < frames <= 8
+
+
+def test_a_read_that_joins_a_kept_hold_makes_fewer(tmp_path: Path) -> None:
+    acquire, release, frames = counted(tmp_path, linger=10)
+    assert 10 < acquire + release <= 45
+    assert frames == 0, "it announces nothing"

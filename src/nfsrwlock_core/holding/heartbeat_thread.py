@@ -86,7 +86,8 @@ class Scheduler:
                 thread = threading.Thread(target=self._run, name="nfsrwlock-heartbeat", daemon=True)
                 thread.start()
                 self._thread = thread
-            self.forget(hold)
+            if id(hold) in self._kept:  # something else beat for it so far
+                self.forget(hold)
             kept = _Kept(hold, hold.device, self._beat) if act is None else _Kept(hold, line, act)
             self._kept[id(hold)] = kept
             self._plan(kept, hold)

@@ -102,7 +102,8 @@ class Hold:
     def _left(self) -> float:
         # Of the lease, in seconds; negative once it has run out.
         lease = self.participant.lease
-        gained, moment = wall_clock.gained(lease.renewed), now()
+        moment = wall_clock.look()
+        gained = wall_clock.gained(lease.renewed)
         left = lease.expires - moment - gained
         if gained > lease.ttl * MARGIN:
             left = min(left, -gained)  # there was a pause: whoever watched us counts it in full

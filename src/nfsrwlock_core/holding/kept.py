@@ -23,7 +23,7 @@ from nfsrwlock_core.names import Mode
 from nfsrwlock_core.system.clock import now
 
 from . import keeper
-from .hold import Hold
+from .hold import Hold, HoldStatus
 
 if TYPE_CHECKING:
     from nfsrwlock_core.lock import AcquireReturnProxy
@@ -80,7 +80,7 @@ class Use:
         if not self._linger:
             return None
         hold, _ = _kept.get(self._settings, (None, 0.0))
-        if hold is None or hold.ended or hold.error() is not None:
+        if hold is None or hold.ended or hold.status is not HoldStatus.HELD:
             return None
         with _mutex:
             same, until = _kept.get(self._settings, (None, 0.0))
@@ -130,7 +130,7 @@ class Use:
         if not self._linger:  # nobody else uses it
             hold.users.discard(self)
             return False
-        stands = hold.error() is None and not keeper.is_exiting()
+        stands = hold.status is HoldStatus.HELD and not keeper.is_exiting()
         with _mutex:
             hold.users.discard(self)
             _note_released(self._settings.lock_path)
@@ -149,10 +149,12 @@ class Use:
         :param granted: a hold that was granted for this use, which may not have begun
         :returns: whether the hold stood to the end of this use
         """
-        if self.leave():
-            return self.hold is None or self.hold.error() is None
-        hold = self.hold or granted
-        return hold is None or keeper.release(hold)
+        goes_on, hold = self.leave(), self.hold or granted
+        if hold is None:
+            return True
+        if goes_on:
+            return hold.is_idle or hold.error() is None
+        return keeper.release(hold)
 
 
 def make_way(lock_path: str) -> None:

@@ -172,7 +172,7 @@ class Attempt:
 
     def is_held_up(self) -> bool:
         """Whether so many earlier calls to this file system hang that this attempt must not add one to them."""
-        if not _unanswered or self._participant.phase is not Phase.OUTSIDE:
+        if self._participant.phase is not Phase.OUTSIDE:
             return False
         place = mountpoint(self.settings.lock_path)
         hanging = sum(mountpoint(other.settings.lock_path) == place for other in tuple(_unanswered))
@@ -340,7 +340,7 @@ def acquiring(attempt: Attempt) -> Steps:
     limit = None if deadline is None else deadline + GRACE_S
     try:
         while True:
-            hold: Hold | None = None if attempt.is_held_up() else (yield Io(attempt.step, limit))
+            hold: Hold | None = None if _unanswered and attempt.is_held_up() else (yield Io(attempt.step, limit))
             if hold is not None:
                 logger.debug("acquired the lock on %r to %s", hold.lock_file, attempt.mode.value)
                 return hold

@@ -12,7 +12,7 @@ import errno
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
@@ -45,11 +45,11 @@ class Lease:
 
     ttl: float
     renewed: float
+    #: When the holder itself must stop trusting the hold: before any peer may evict it.
+    expires: float = field(init=False)
 
-    @property
-    def expires(self) -> float:
-        """When the holder itself must stop trusting the hold: before any peer may evict it."""
-        return self.renewed + self.ttl * (1 - MARGIN)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "expires", self.renewed + self.ttl * (1 - MARGIN))
 
     def has_run_out(self, now: float) -> bool:
         """Whether the hold is suspect at ``now``."""

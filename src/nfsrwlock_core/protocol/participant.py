@@ -140,7 +140,8 @@ class Participant(Observer):
         """
         if self.phase is Phase.GRANTED:
             return True
-        self._remove_litter()
+        if self._litter:
+            self._remove_litter()
         if self.phase is Phase.DRAINING:
             return self._drain()
         if self.name:
@@ -209,7 +210,8 @@ class Participant(Observer):
         self._own_names.intersection_update({self.name, *listing.announcements})
         if self._first_listing is None:
             self._first_listing = listing
-        self.watch.forget(known - listing.announcements.keys())
+        if gone := known - listing.announcements.keys():
+            self.watch.forget(gone)
         return listing
 
     def _look_again(self) -> Listing:
@@ -385,9 +387,10 @@ class Participant(Observer):
         listing = self._listing
         if listing is None:
             return
-        tokens = {peer.token for peer in listing.announcements.values()}
-        names = [note.name for note in listing.notes if note.token not in tokens]
-        names += listing.gone
+        names = [*listing.gone]
+        if listing.notes:
+            tokens = {peer.token for peer in listing.announcements.values()}
+            names += [note.name for note in listing.notes if note.token not in tokens]
         if self.mode is Mode.WRITE and self.generation is not None:
             names += [generation_name(number) for number in listing.generations if number < self.generation]
         remove_quietly(self.files, names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 from typing import Final
 
 #: A clock that runs through suspend, so that a laptop or a virtual machine that slept knows that its lease ran out.
@@ -20,9 +21,8 @@ _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _STEP_S: Final = 0.01
 
 
-def now() -> float:
-    """Return seconds on the clock that leases are counted on."""
-    return time.clock_gettime(_CLOCK)
+#: Returns seconds on the clock that leases are counted on. No function of our own: every cycle calls it many times.
+now: Final = partial(time.clock_gettime, _CLOCK)
 
 
 class WallClock:
@@ -47,11 +47,10 @@ class WallClock:
         return moment
 
     def gained(self, since: float) -> float:
-        """Return by how much the wall clock has run ahead since the last look before ``since``, seconds."""
-        self.look()
-        leads = list(self._leads)
-        if not leads or leads[-1][0] <= since:  # none: whenever it looked so far, its thread stood still
+        """Return by how much the wall clock has run ahead from the last look before ``since`` to the latest."""
+        if not self._leads or self._leads[-1][0] <= since:  # none: whenever it looked so far, its thread stood still
             return 0.0
+        leads = list(self._leads)
         before = [lead for moment, lead in leads if moment <= since]
         return max(leads[-1][1] - (before or [leads[0][1]])[-1], 0.0)
 
