@@ -7,8 +7,6 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from decimal import Decimal
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypedDict, get_args
 
 from .names import LEASE_MAX_MS, LEASE_MIN_S
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
 Heartbeat = Literal["thread", "process"]
-_NUMBERS: Final = (Real, Decimal)
 #: A holder beats at least this often in its lease, so that two beats may fail before it runs out.
 _BEATS_PER_LEASE: Final = 3
 #: Who waits for a writer's turn waits for what is kept, too.
@@ -257,7 +254,7 @@ def seconds(name: str, value: object) -> float:
     :raises TypeError: if it is no real number
     :raises ValueError: if it is too large
     """
-    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+    if isinstance(value, bool) or not hasattr(value, "__float__"):  # which no text has
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     try:
         return float(value)

@@ -92,9 +92,28 @@ def test_an_import_of_the_package_alone_is_nearly_free() -> None:
     assert not {"filelock", "asyncio", "nfsrwlock_core.lock", "click", "rich"} & set(loaded)
 
 
-def test_a_lock_for_threads_does_not_load_asyncio_and_adapters() -> None:
-    code = "import sys, nfsrwlock; nfsrwlock.SoftReadWriteLock; print(*sorted(sys.modules))"
-    assert not {"asyncio", "click", "rich", "dask", "joblib", "snakemake"} & set(printed(code).split())
+def loaded_by(code: str) -> set[str]:
+    """The modules that the interpreter has not loaded by itself."""
+    return set(printed(f"import sys; before = set(sys.modules)\n{code}\nprint(*set(sys.modules) - before)").split())
+
+
+#: What is slow to load, or reads many files. filelock comes with the first `Timeout` or `LeaseCompromise`.
+HEAVY = {"asyncio", "decimal", "filelock", "pathlib", "random", "rich", "dask", "joblib", "snakemake", "subprocess"}
+
+
+def test_a_lock_for_threads_loads_few_modules() -> None:
+    loaded = loaded_by("import nfsrwlock; nfsrwlock.SoftReadWriteLock")
+    assert not (HEAVY | {"click"}) & loaded
+    assert len(loaded) <= 115
+
+
+def test_a_command_under_a_free_lock_loads_few_modules(tmp_path: Path) -> None:
+    # Where the environment lies on NFS, each module is several round trips.
+    arguments = ["run", "--read", str(tmp_path / "data"), "--", "true"]
+    loaded = loaded_by(f"from nfsrwlock.cli import main; assert main({arguments}) == 0")
+    assert not HEAVY & loaded
+    assert "click" in loaded
+    assert len(loaded) <= 175
 
 
 def test_the_heartbeat_helper_loads_neither_filelock_nor_asyncio() -> None:

@@ -78,8 +78,8 @@ TABLE = {
         "os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 292, dir_fd=directory)": NEW,
         "os.link(draft, _NUMBER, src_dir_fd=directory, dst_dir_fd=directory)": NUMBER,
         "os.unlink(draft, dir_fd=directory)": NAME,
-        "_CARDS.iterdir()": SYSTEM,
-        "(card / 'address').read_text(encoding='ascii')": SYSTEM,
+        "os.listdir(_CARDS)": SYSTEM,
+        "open(f'{_CARDS}/{card}/address', encoding='ascii')": SYSTEM,
     },
     "nfsrwlock_core/inspection.py": {
         "os.open(f'{lock_path}/{announcement.name}', os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,  # noqa: E501

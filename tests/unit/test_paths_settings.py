@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from nfsrwlock_core.settings import Settings, checked, checked_timeout
+from nfsrwlock import SoftReadWriteLock
+from nfsrwlock_core.settings import Settings, checked
 from nfsrwlock_core.system.paths import canonical, lock_path_of
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -244,6 +245,10 @@ def test_equal_settings_are_equal_however_the_path_is_spelt(tmp_path, monkeypatc
     assert one != stated("data", lock_dir=tmp_path / "locks")
 
 
+def limit_of(timeout, *, blocking):
+    return SoftReadWriteLock("/nowhere", is_singleton=False)._limit_of_call(timeout, blocking)
+
+
 @pytest.mark.parametrize(
     ("timeout", "blocking", "expected"),
     [
@@ -257,21 +262,23 @@ def test_equal_settings_are_equal_however_the_path_is_spelt(tmp_path, monkeypatc
     ],
 )
 def test_a_timeout_is_seconds_or_no_limit(timeout, blocking, expected):
-    assert checked_timeout(timeout, blocking=blocking) == expected
+    assert limit_of(timeout, blocking=blocking) == expected
+    lock = SoftReadWriteLock("/nowhere", timeout, blocking=blocking, is_singleton=False)
+    assert lock._limit_of_call(None, None) == expected
 
 
 @pytest.mark.parametrize("timeout", [-2, -0.1, -math.inf, math.nan])
 def test_a_timeout_that_is_no_time_is_refused(timeout):
     with pytest.raises(ValueError, match="timeout"):
-        checked_timeout(timeout, blocking=True)
+        limit_of(timeout, blocking=True)
 
 
-@pytest.mark.parametrize("timeout", ["5", None, True, b"5"])
+@pytest.mark.parametrize("timeout", ["5", True, b"5", 1j, [5], object()])
 def test_a_timeout_that_is_no_number_is_refused(timeout):
     with pytest.raises(TypeError, match="timeout"):
-        checked_timeout(timeout, blocking=True)
+        limit_of(timeout, blocking=True)
 
 
 def test_a_number_that_is_too_large_for_a_float_is_refused():
     with pytest.raises(ValueError, match="too large"):
-        checked_timeout(10**400, blocking=True)
+        limit_of(10**400, blocking=True)

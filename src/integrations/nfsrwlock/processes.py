@@ -12,7 +12,6 @@ import errno
 import os
 import select
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -75,6 +74,8 @@ def _stat(pid: int) -> tuple[str, list[str]] | None:
 
 def _from_ps() -> Iterator[Entry]:
     """The same by the means of POSIX, where there is no ``/proc``."""
+    import subprocess  # noqa: PLC0415 - Linux does without
+
     columns = ["-o", "pid=", "-o", "ppid=", "-o", "pgid=", "-o", "stat=", "-o", "comm="]
     listing = subprocess.run(["ps", "-A", *columns], capture_output=True, text=True, errors="replace", check=False)
     for line in listing.stdout.splitlines():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -323,7 +322,9 @@ class Attempt:
 
     def pause(self, waited: float) -> float:
         """Return how long to pause before the next step, in seconds."""
-        return self._participant.pause(waited, self.settings.poll_interval, random.random())
+        from random import random  # noqa: PLC0415 - who need not wait need not load it
+
+        return self._participant.pause(waited, self.settings.poll_interval, random())
 
 
 def acquiring(attempt: Attempt) -> Steps:

@@ -18,7 +18,6 @@ import os
 import socket
 import time
 from functools import lru_cache
-from pathlib import Path
 from typing import Final
 
 from nfsrwlock_core.names import Identity
@@ -29,7 +28,7 @@ _VARIABLE: Final = "NFSRWLOCK_PROVEN_DEAD"
 _SHARED_MEMORY: Final = "/dev/shm"
 _NUMBER: Final = "nfsrwlock-boot"
 _NUMBER_BYTES: Final = 16
-_CARDS: Final = Path("/sys/class/net")
+_CARDS: Final = "/sys/class/net"
 #: How long what identifies the machine is taken to be the same, seconds: this very process may be cloned, too.
 _SAME_FOR_S: Final = 10
 #: Process ids are C ints; Linux has at most 2**22 of them.
@@ -204,8 +203,12 @@ def _draw_number(directory: int) -> None:
 
 def _card_addresses() -> list[str]:
     # Of real cards and those of virtual machines, which stay; not of bridges and containers, which come and go.
-    cards = sorted(card for card in _CARDS.iterdir() if (card / "device").exists()) if _CARDS.is_dir() else []
-    return [(card / "address").read_text(encoding="ascii").strip() for card in cards]
+    addresses = []
+    for card in sorted(os.listdir(_CARDS)) if os.path.isdir(_CARDS) else ():
+        if os.path.exists(f"{_CARDS}/{card}/device"):
+            with open(f"{_CARDS}/{card}/address", encoding="ascii") as file:
+                addresses.append(file.read().strip())
+    return addresses
 
 
 def _proc_shows_our_namespace() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from nfsrwlock_core import DeadlockError, LockBusyError, LockError, LockPathError, Timeout
+from nfsrwlock_core import DeadlockError, LockBusyError, LockError, LockPathError
 
 
 class Exit(IntEnum):
@@ -60,7 +60,9 @@ def as_cli_error(error: BaseException, conflict_code: int = Exit.TIMED_OUT) -> C
     match error:
         case CliError():
             return error
-        case Timeout() | DeadlockError():
+        case DeadlockError():
+            return CliError(str(error), conflict_code)
+        case LockError() if isinstance(error, TimeoutError):  # a Timeout; its class comes with filelock, a slow import
             return CliError(str(error), conflict_code)
         case LockPathError() | LockBusyError() | ValueError() | TypeError():
             return CliError(message, Exit.BAD_INPUT)
