@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
 Heartbeat = Literal["thread", "process"]
+_HEARTBEATS: Final = get_args(Heartbeat)
+_SHARES: Final = get_args(Share)
 #: A holder beats at least this often in its lease, so that two beats may fail before it runs out.
 _BEATS_PER_LEASE: Final = 3
 #: Who waits for a writer's turn waits for what is kept, too.
@@ -212,7 +214,7 @@ def checked(
         )
     if on_compromise is not None and not callable(on_compromise):
         raise TypeError(f"on_compromise must be callable, not {type(on_compromise).__name__}")
-    for name, value, allowed in (("heartbeat", heartbeat, get_args(Heartbeat)), ("share", share, get_args(Share))):
+    for name, value, allowed in (("heartbeat", heartbeat, _HEARTBEATS), ("share", share, _SHARES)):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     if not 0 <= seconds("linger", linger) <= _LINGER_MAX_S:

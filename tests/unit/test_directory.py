@@ -62,6 +62,7 @@ def test_a_lock_on_smb_is_refused_unless_somebody_takes_the_risk(
     tmp_path: Path, lock_path: str, monkeypatch: pytest.MonkeyPatch, fstype: str, allowed: str, is_refused: int
 ) -> None:
     device = tmp_path.stat().st_dev
+    monkeypatch.setattr(os, "major", lambda device: 0)  # as of every file system that has no disk of this machine
     number = f"{os.major(device)}:{os.minor(device)}"
     (tmp_path / "mountinfo").write_text(f"29 1 {number} / /mnt rw,relatime shared:1 - {fstype} //srv/fs rw\n")
     monkeypatch.setattr(mounts, "_PROC", str(tmp_path))
@@ -71,6 +72,18 @@ def test_a_lock_on_smb_is_refused_unless_somebody_takes_the_risk(
         assert "lies on SMB" in refusal(lock_path)
     else:
         opened(lock_path)
+
+
+def test_of_a_lock_on_a_disk_of_this_machine_the_mounts_are_not_asked(
+    lock_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(mounts, "_read", lambda name: asked.append(name) or "")
+    for major, expected in ((253, []), (0, ["mountinfo"])):
+        monkeypatch.setattr(os, "major", lambda device, major=major: major)
+        directory._is_on_smb.cache_clear()
+        opened(lock_path)
+        assert asked == expected
 
 
 def participant(files: LockDirectory, mode: Mode = Mode.WRITE, *, ttl: float = 90.0, host: str = "here") -> Participant:

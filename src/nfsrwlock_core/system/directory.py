@@ -308,6 +308,8 @@ class LockDirectory:
 def _is_on_smb(device: int, inode: int) -> bool:
     # There a rename and a removal of one name both succeeded, which breaks demand (c): PROTOCOL.md section 6.
     # What is kept is kept for a directory, since another mount may have the number of a device later on.
+    if os.major(device):
+        return False  # a disk of this machine; file systems without one share major number 0
     from .mounts import mount_of_device  # noqa: PLC0415 - what makes no lock needs no look at the mounts
 
     del inode

@@ -84,7 +84,7 @@ class Call:
         """
         Take the item's lock.
 
-        :param blocking: whether to wait for it
+        :param blocking: whether to wait for it, for as long as the lock's settings say
         :param seen: the item as it was found unfit
         :param until_changed: something else in its place ends the waiting
         :param tag: what items stored under the hold are marked with
@@ -105,7 +105,12 @@ class Call:
         acquire = self._lock.acquire_read if mode == "read" else self._lock.acquire_write
         on_wait = self._refuse_parents if self._store.granularity == "function" else None
         try:
-            grant = await done(acquire(blocking=blocking, on_wait=on_wait, until=is_over))
+            if blocking:
+                grant = await done(acquire(on_wait=on_wait, until=is_over))
+            else:
+                # One look, without a time-out: for that, each look would go through another thread, lest a file server
+                # that hangs outlasts it, and what is done with the item next would hang all the same.
+                grant = await done(acquire(-1, blocking=True, until=lambda: True))
         except Timeout:
             if ended is None:
                 raise
