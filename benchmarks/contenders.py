@@ -67,10 +67,10 @@ class Contender:
 class NfsRwLock(Contender):
     """This project's lock."""
 
-    def __init__(self, path: str, options: Options, mode: str) -> None:
+    def __init__(self, path: str, options: Options, mode: str, linger: float = 0.0) -> None:
         from nfsrwlock import SoftReadWriteLock
 
-        lock = SoftReadWriteLock(path, is_singleton=False, **_given(options, lease="stale_threshold"))
+        lock = SoftReadWriteLock(path, is_singleton=False, linger=linger, **_given(options, lease="stale_threshold"))
         take = lock.acquire_read if mode == "read" else lock.acquire_write
         super().__init__(take, lock.release)
         self._wait = partial(take, on_wait=self._count)  # which makes the wait itself dearer
@@ -187,6 +187,7 @@ class Kind:
 #: In the order of the tables.
 KINDS: Final[dict[str, Kind]] = {
     "nfsrwlock-read": Kind("nfsrwlock, read", lambda p, o: NfsRwLock(p, o, "read"), shared=True),
+    "nfsrwlock-kept": Kind("nfsrwlock, read, linger=10", lambda p, o: NfsRwLock(p, o, "read", linger=10), shared=True),
     "nfsrwlock-write": Kind("nfsrwlock, write", lambda p, o: NfsRwLock(p, o, "write")),
     "filelock-read": Kind("filelock SoftReadWriteLock, read", lambda p, o: FilelockRw(p, o, "read"), shared=True),
     "filelock-write": Kind("filelock SoftReadWriteLock, write", lambda p, o: FilelockRw(p, o, "write")),

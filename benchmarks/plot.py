@@ -19,6 +19,7 @@ _SOFT: Final = "#5b6875"
 _GRID: Final = "#e3e8ed"
 _COLOURS: Final = {
     "nfsrwlock-read": "#0b63b0",
+    "nfsrwlock-kept": "#0f8fa8",
     "nfsrwlock-write": "#4fa3e8",
     "filelock-read": "#c2410c",
     "filelock-write": "#ef8b57",

@@ -21,7 +21,10 @@ def page(document: Document) -> str:
     parts = [_conditions(document), _targets(document)]
     parts += [
         section(document)
-        for section in (_uncontended, _contended, _storm, _writer, _handover, _waiters, _holders, _recovery, _growth)
+        for section in (
+            *(_uncontended, _start, _cache, _contended, _storm, _writer),
+            *(_handover, _waiters, _holders, _recovery, _growth),
+        )
     ]
     return "\n".join(part for part in parts if part)
 
@@ -160,6 +163,33 @@ def _uncontended(document: Document) -> str:
 
 def _is_counted(record: Record) -> bool:
     return bool(record["requests"]) or not record["contender"].startswith("lockf")
+
+
+def _start(document: Document) -> str:
+    records = list(find(document, "start"))
+    return _section(
+        "Start-up",
+        "Milliseconds from a program's start to its end, on a local disk, median (10 % to 90 %).",
+        _table(["", ""], [[f"`{record['program']}`", _spread(record, "seconds", _ms)] for record in records])
+        if records
+        else "",
+    )
+
+
+def _cache(document: Document) -> str:
+    rows = []
+    for record in find(document, "cache", contender="nfsrwlock"):
+        plain = first(document, "cache", record["place"], "joblib", deed=record["deed"])
+        times = targets.cache_ratio(document, record["deed"])
+        cells = [_spread(one, "seconds", _ms) for one in (plain, record)]
+        rows.append([record["deed"], *cells, "–" if times is None else f"{times:.1f}"])
+    count = next((str(record["results"]) for record in find(document, "cache")), "")
+    return _section(
+        f"joblib: {count} small results",
+        "Milliseconds for each of the results, which are floats: called in turns when none is stored (miss), and when "
+        "all are (hit); then one half is removed by `reduce_size`, and the other by `clear`. Median (10 % to 90 %).",
+        _table(["", "joblib's own", "nfsrwlock", "times as long"], rows) if rows else "",
+    )
 
 
 def _contended(document: Document) -> str:

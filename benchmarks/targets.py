@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.measurements import Record
+from benchmarks.measurements import Record, start
 from benchmarks.results import Document, first
 
 _PLACE = "nfs4.2"
@@ -30,6 +30,9 @@ def judge(document: Document) -> Iterator[Target]:
     """All targets that the document has figures for."""
     yield from _requests(document)
     yield from _times(document)
+    yield from _kept(document)
+    yield from _start(document)
+    yield from _cache(document)
     yield from _contended(document)
     yield from _threads(document)
     yield from _storm(document)
@@ -41,6 +44,12 @@ def ratio(document: Document, slower: str, faster: str, place: str = _PLACE) -> 
     """How many times as long an uncontended cycle of one takes as of the other, by medians."""
     medians = [_median(first(document, "uncontended", place, name)) for name in (slower, faster)]
     return medians[0] / medians[1] if medians[0] is not None and medians[1] is not None else None
+
+
+def cache_ratio(document: Document, deed: str) -> float | None:
+    """How many times as long this project's store takes as joblib's own, by medians."""
+    medians = [_median(first(document, "cache", "local", store, deed=deed)) for store in ("nfsrwlock", "joblib")]
+    return medians[0] / medians[1] if medians[0] is not None and medians[1] else None
 
 
 def storm_ratio(document: Document, place: str = _PLACE) -> tuple[float, bool] | None:
@@ -87,6 +96,41 @@ def _times(document: Document) -> Iterator[Target]:
         yield Target(
             "a read cycle takes at most 1.5 times as long as the bare floor", f"{times:.2f} times", times <= 1.5
         )
+
+
+def _kept(document: Document) -> Iterator[Target]:
+    median = _median(first(document, "uncontended", "local", "nfsrwlock-kept"))
+    if median is not None:
+        yield Target(
+            "locally, a read that joins a kept hold takes at most 15 µs", f"{median * 1e6:.1f} µs", median <= 15e-6
+        )
+    times = ratio(document, "lockf-read", "nfsrwlock-kept")
+    if times is not None:
+        yield Target("and is at least 20 times as fast as `lockf`", f"{times:.1f} times", times >= 20)
+
+
+def _start(document: Document) -> Iterator[Target]:
+    python, package, _, command = (
+        _median(first(document, "start", "local", "nfsrwlock-read", program=program)) for program in start.PROGRAMS
+    )
+    if python and package is not None and command is not None:
+        took = (package - python) * 1000
+        yield Target("`import nfsrwlock` takes at most 25 ms", f"{took:.0f} ms", took <= 25)
+        times = command / python
+        yield Target(
+            "`nfsrwlock run` takes at most 3 times as long as `python -c pass`", f"{times:.1f} times", times <= 3
+        )
+
+
+def _cache(document: Document) -> Iterator[Target]:
+    for deed, most in (("miss", 4), ("hit", 3), ("reduce_size", 3), ("clear", 3)):
+        times = cache_ratio(document, deed)
+        if times is not None:
+            yield Target(
+                f"locally, `{deed}` of a small result takes at most {most} times as long as joblib's own",
+                f"{times:.1f} times",
+                times <= most,
+            )
 
 
 def _contended(document: Document) -> Iterator[Target]:

@@ -6,6 +6,8 @@ import math
 import os
 import random
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -96,6 +98,40 @@ def polls() -> int | None:
     if "trouble" in _here:
         raise _here["trouble"]
     return _contender().polls
+
+
+def start(arguments: list[str]) -> float:
+    """Start this interpreter with these arguments; return how long it took to its end."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdin=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def small_results(store: str, directory: str, count: int) -> dict[str, float]:
+    """Compute so many results of joblib's in a store, load them, and remove half and then the others; by result."""
+    import joblib
+
+    import nfsrwlock.joblib
+
+    memory = (joblib if store == "joblib" else nfsrwlock.joblib).Memory(directory, verbose=0)
+    cached = memory.cache(math.sqrt)
+
+    def all_in_turns() -> None:
+        for number in range(count):
+            cached(number)
+
+    deeds = {
+        "miss": (all_in_turns, count),
+        "hit": (all_in_turns, count),
+        "reduce_size": (lambda: memory.reduce_size(items_limit=count // 2), count - count // 2),
+        "clear": (lambda: memory.clear(warn=False), count // 2),
+    }
+    times = {}
+    for name, (deed, results) in deeds.items():
+        began = time.perf_counter()
+        deed()
+        times[name] = (time.perf_counter() - began) / results
+    return times
 
 
 def come_and_go(until: float, hold: float, pause: float) -> int:

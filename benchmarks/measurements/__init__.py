@@ -24,6 +24,9 @@ class Plan:
     :param contenders: those to be compared
     :param few: those of them that are compared in everything but uncontended cycles
     :param cycle_s: seconds of uncontended cycles
+    :param starts: how often each program is started
+    :param results: in a store of joblib's
+    :param rounds: how often all of them are computed, loaded and removed
     :param contended_s: for how long a lock is contended for
     :param threads: numbers of threads of one process that contend for it
     :param crowd: processes of a storm, and of waiters and holders
@@ -47,6 +50,9 @@ class Plan:
     contenders: tuple[str, ...]
     few: tuple[str, ...]
     cycle_s: float = 20.0
+    starts: int = 15
+    results: int = 400
+    rounds: int = 5
     contended_s: float = 8.0
     threads: tuple[int, ...] = (4, 30, 100)
     crowd: int = 100
@@ -89,9 +95,9 @@ Measurement = Callable[["Place", Plan, "NfsLab | None"], Iterator[Record]]
 
 def measurements() -> dict[str, Measurement]:
     """All of them by name, in the order in which they are taken."""
-    from . import contended, growth, handover, idle, recovery, storm, uncontended, writer
+    from . import cache, contended, growth, handover, idle, recovery, start, storm, uncontended, writer
 
-    modules = (uncontended, contended, growth, storm, writer, handover, idle, recovery)
+    modules = (uncontended, start, cache, contended, growth, storm, writer, handover, idle, recovery)
     return {module.__name__.rpartition(".")[2]: module.measure for module in modules}
 
 

@@ -46,7 +46,8 @@ def contenders(directory: Path, measurement: str) -> set[str]:
 
 
 def test_every_lock_is_measured_by_every_measurement_that_concerns_it(quick: Path) -> None:
-    assert contenders(quick, "uncontended") == SHARED | EXCLUSIVE | {"floor"}
+    assert contenders(quick, "uncontended") == SHARED | EXCLUSIVE | {"nfsrwlock-kept", "floor"}
+    assert contenders(quick, "cache") == {"joblib", "nfsrwlock"}
     assert contenders(quick, "contended") == {"nfsrwlock-write", "filelock-write", "soft", "lockf-write"}
     assert contenders(quick, "storm") == SHARED | {"soft", "strict"}
     assert contenders(quick, "writer") == SHARED
@@ -67,6 +68,24 @@ def test_our_lock_never_fails_and_what_must_come_has_come(quick: Path) -> None:
             assert 0 < record["first"]["median"] <= record["median"]["median"] <= record["last"]["median"]
         if record["measurement"] == "growth" and record["contender"] == "nfsrwlock-read":
             assert record["seconds"]["min"] > 0
+
+
+def test_start_up_and_small_results_of_joblib_are_measured_beside_what_they_cost_without_locks(quick: Path) -> None:
+    records = json.loads((quick / "results.json").read_text())["records"]
+    programs = {
+        record["program"]: record["seconds"]["median"] for record in records if record["measurement"] == "start"
+    }
+    assert len(programs) == 4
+    assert 0 < programs["python -c pass"] < programs["nfsrwlock run --read PATH -- true"]
+    deeds = {(r["contender"], r["deed"]): r["seconds"]["median"] for r in records if r["measurement"] == "cache"}
+    assert len(deeds) == 8
+    assert 0 < deeds["joblib", "hit"] < deeds["nfsrwlock", "miss"]
+
+
+def test_a_kept_hold_is_joined_where_it_is_measured(quick: Path) -> None:
+    records = json.loads((quick / "results.json").read_text())["records"]
+    medians = {r["contender"]: r["seconds"]["median"] for r in records if r["measurement"] == "uncontended"}
+    assert medians["nfsrwlock-kept"] < medians["nfsrwlock-read"]
 
 
 def test_contended_cycles_are_counted_once_each_and_take_at_least_their_holds(quick: Path) -> None:
@@ -225,6 +244,38 @@ def test_a_target_is_met_or_missed_by_the_figures(tmp_path: Path) -> None:
     assert "met    read and write cycles are faster than `flufl.lock`: 2.6 and 1.0 times as fast" in lines
     assert "met    a read cycle takes at most 1.5 times as long as the bare floor: 1.43 times" in lines
     assert "met    in a storm of 100 readers, the median waits at most 1/20 as long as filelock's: 1/20" in lines
+
+
+def test_a_target_of_start_up_kept_holds_and_small_results_is_met_or_missed_by_the_figures(tmp_path: Path) -> None:
+    def start(program: str, median: float) -> dict[str, Any]:
+        record = {"measurement": "start", "place": "local", "contender": "nfsrwlock-read", "program": program}
+        return record | {"seconds": seconds(median)}
+
+    def cached(store: str, deed: str, median: float) -> dict[str, Any]:
+        record = {"measurement": "cache", "place": "local", "contender": store, "deed": deed, "results": 400}
+        return record | {"seconds": seconds(median)}
+
+    said, _ = written(
+        tmp_path,
+        cycle("nfsrwlock-kept", 0.000015, 0) | {"place": "local"},
+        cycle("nfsrwlock-kept", 0.000016, 0),
+        cycle("lockf-read", 0.00031, 3),
+        start("python -c pass", 0.020),
+        start("import nfsrwlock", 0.044),
+        start("nfsrwlock run --read PATH -- true", 0.064),
+        *(cached("joblib", deed, 0.001) for deed in ("miss", "hit")),
+        *(cached("nfsrwlock", deed, 0.0035) for deed in ("miss", "hit")),
+    )
+    lines = said.splitlines()
+    assert "met    locally, a read that joins a kept hold takes at most 15 µs: 15.0 µs" in lines
+    assert "MISSED and is at least 20 times as fast as `lockf`: 19.4 times" in lines
+    assert "met    `import nfsrwlock` takes at most 25 ms: 24 ms" in lines
+    assert "MISSED `nfsrwlock run` takes at most 3 times as long as `python -c pass`: 3.2 times" in lines
+    assert "met    locally, `miss` of a small result takes at most 4 times as long as joblib's own: 3.5 times" in lines
+    assert "MISSED locally, `hit` of a small result takes at most 3 times as long as joblib's own: 3.5 times" in lines
+    rows = (tmp_path / "results.md").read_text()
+    assert "| `import nfsrwlock` | 44.0 (44.0\u201344.0) |" in rows
+    assert "| hit | 1.00 (1.00\u20131.00) | 3.50 (3.50\u20133.50) | 3.5 |" in rows
 
 
 def test_a_target_of_contended_locks_is_met_or_missed_by_the_figures(tmp_path: Path) -> None:
