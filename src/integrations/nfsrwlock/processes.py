@@ -92,6 +92,9 @@ def family(roots: Iterable[int], group: int | None = None, spare: Iterable[int] 
 
     :param spare: process numbers to leave out, with what is below them; keepers and guards are left out always
     """
+    roots = [*roots]
+    if not roots and group is None:
+        return []  # the table of a busy node is long
     table = process_table()
     me = os.getpid()
     children: dict[int, list[int]] = {}
@@ -126,20 +129,24 @@ def _depth(pid: int, found: dict[int, Entry]) -> int:
 Find = Callable[[], list[Entry]]
 
 
-def freeze(find: Find, stopped: dict[int, None]) -> None:
+def freeze(find: Find, stopped: dict[int, None]) -> list[Entry]:
     """
     Stop what ``find`` lists, parents first, until nobody runs; add the numbers of those stopped here to ``stopped``.
 
     Processes that stand still already (a job that its user has suspended) are not added: they are not ours to continue.
+
+    :returns: what it listed last
     """
+    members: list[Entry] = []
     for _ in range(_ROUNDS):
-        new = False
-        for entry in find():
+        new, members = False, find()
+        for entry in members:
             if not entry.stopped and send(entry.pid, signal.SIGSTOP) and entry.pid not in stopped:
                 stopped[entry.pid] = None
                 new = True
         if not new:
-            return
+            break
+    return members
 
 
 def thaw(stopped: dict[int, None]) -> None:
@@ -157,8 +164,7 @@ def kill(find: Find) -> None:
     """Kill what ``find`` lists. All are stopped first, so that none can fork its way out."""
     doomed: dict[int, None] = {}
     for _ in range(_ROUNDS):
-        freeze(find, doomed)
-        members = find()
+        members = freeze(find, doomed)
         for entry in members:
             send(entry.pid, signal.SIGKILL)
         if not members:
