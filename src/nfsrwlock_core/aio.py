@@ -462,7 +462,7 @@ class AsyncSoftReadWriteLock(HasSettings):
                 return None
         finally:
             if not held.hold.ended:  # the executor that was given makes no calls any more
-                keeper.release_soon(held.hold)
+                workers.submit(keeper.release, held.hold)
         self._latest_compromise = held.hold.compromise or self._latest_compromise
         return held.hold.lost_error()
 

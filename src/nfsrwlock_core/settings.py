@@ -149,15 +149,12 @@ class HasSettings:
             raise RuntimeError(f"the lock on {self.lock_file!r} has been closed")
 
     def _limit_of_call(self, timeout: float | None, blocking: bool | None) -> float:
-        # What a call says, or else the lock: seconds, 0 for no waiting at all, -1 for no limit. A blocking call gets an
-        # error for what is no such number, also if the lock was made with it, as filelock does it.
+        # What a call says, or else the lock: seconds, 0 for no waiting at all, -1 for no limit.
         known = self._settings
         value = known.timeout if timeout is None else seconds("timeout", timeout)
         if not (known.blocking if blocking is None else boolean("blocking", blocking)):
             return 0.0
-        if math.isnan(value):
-            raise ValueError("timeout must be a number of seconds, not nan")
-        if value < 0 and value != -1:
+        if not (value >= 0 or value == -1):  # or nan
             raise ValueError(f"timeout must be a non-negative number or -1, not {value!r}")
         return -1.0 if value >= _FOREVER_S else value
 

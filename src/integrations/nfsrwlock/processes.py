@@ -139,7 +139,7 @@ def freeze(find: Find, stopped: dict[int, None]) -> list[Entry]:
     """
     members: list[Entry] = []
     for _ in range(_ROUNDS):
-        new, members = False, find()
+        members, new = find(), False
         for entry in members:
             if not entry.stopped and send(entry.pid, signal.SIGSTOP) and entry.pid not in stopped:
                 stopped[entry.pid] = None

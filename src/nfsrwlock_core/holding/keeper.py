@@ -139,11 +139,6 @@ def release(hold: Hold) -> bool:
     return stood and not hold.is_known_lost
 
 
-def release_soon(hold: Hold) -> None:
-    """End ``hold`` in the background, whatever state its release was in when an exception came between."""
-    workers.submit(release, hold)
-
-
 def _release_later(participant: Announced) -> None:
     deadline = now() + participant.lease.ttl
     while now() < deadline:

@@ -149,12 +149,10 @@ class Use:
         :param granted: a hold that was granted for this use, which may not have begun
         :returns: whether the hold stood to the end of this use
         """
-        goes_on, hold = self.leave(), self.hold or granted
-        if hold is None:
-            return True
-        if goes_on:
-            return hold.is_idle or hold.error() is None
-        return keeper.release(hold)
+        if self.leave() and self.hold is not None:
+            return self.hold.is_idle or self.hold.error() is None
+        hold = self.hold or granted
+        return hold is None or keeper.release(hold)
 
 
 def make_way(lock_path: str) -> None:

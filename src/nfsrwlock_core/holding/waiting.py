@@ -322,9 +322,8 @@ class Attempt:
 
     def pause(self, waited: float) -> float:
         """Return how long to pause before the next step, in seconds."""
-        from random import random  # noqa: PLC0415 - who need not wait need not load it
-
-        return self._participant.pause(waited, self.settings.poll_interval, random())
+        chance = int.from_bytes(os.urandom(2)) / 0x10000
+        return self._participant.pause(waited, self.settings.poll_interval, chance)
 
 
 def acquiring(attempt: Attempt) -> Steps:

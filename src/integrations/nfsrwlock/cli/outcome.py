@@ -60,9 +60,7 @@ def as_cli_error(error: BaseException, conflict_code: int = Exit.TIMED_OUT) -> C
     match error:
         case CliError():
             return error
-        case DeadlockError():
-            return CliError(str(error), conflict_code)
-        case LockError() if isinstance(error, TimeoutError):  # a Timeout; its class comes with filelock, a slow import
+        case LockError() if isinstance(error, TimeoutError | DeadlockError):  # Timeout itself comes with filelock: slow
             return CliError(str(error), conflict_code)
         case LockPathError() | LockBusyError() | ValueError() | TypeError():
             return CliError(message, Exit.BAD_INPUT)

@@ -104,13 +104,11 @@ class Call:
 
         acquire = self._lock.acquire_read if mode == "read" else self._lock.acquire_write
         on_wait = self._refuse_parents if self._store.granularity == "function" else None
+        # For a time-out of 0 another thread would look, lest a file server hangs this one. Here, what is done with the
+        # item next would hang all the same.
+        waiting = {"on_wait": on_wait, "until": is_over} if blocking else {"timeout": -1, "until": lambda: True}
         try:
-            if blocking:
-                grant = await done(acquire(on_wait=on_wait, until=is_over))
-            else:
-                # One look, without a time-out: for that, each look would go through another thread, lest a file server
-                # that hangs outlasts it, and what is done with the item next would hang all the same.
-                grant = await done(acquire(-1, blocking=True, until=lambda: True))
+            grant = await done(acquire(**waiting))
         except Timeout:
             if ended is None:
                 raise
