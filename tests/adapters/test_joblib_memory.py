@@ -20,6 +20,7 @@ import pytest
 from actors import PATIENCE_S, Raised, Stage, wait_until
 from nfsrwlock import DeadlockError, LockPathError, break_lock
 from nfsrwlock.joblib import Memory, register_store_backend
+from nfsrwlock_core.system import workers
 
 joblib = pytest.importorskip("joblib")
 np = pytest.importorskip("numpy")
@@ -61,6 +62,21 @@ def pair(size: int) -> Any:
 
 
 # -- removal beside use -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 5}])
+def test_removing_idle_results_asks_no_other_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0, **options)
+    cached = memory.cache(full)
+    for value in range(4):
+        cached(1, value)
+    monkeypatch.setattr(workers, "call", lambda *_: pytest.fail("a look of its own for each result"))
+    memory.reduce_size(items_limit=2)
+    assert items(tmp_path) == 2
+    memory.clear(warn=False)
+    assert items(tmp_path) == 0
 
 
 def test_clearing_in_a_loop_disturbs_no_reader_and_removes_no_lock() -> None:
