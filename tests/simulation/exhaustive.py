@@ -654,7 +654,8 @@ class Search:
         if content is None:
             return True
         _, ever, sent = content
-        return beat != (ever[-1] if ever else None) or clocks[self._owner(name)] > sent
+        latest = max((number for beats in ever for number in beats), default=None)
+        return beat != latest or clocks[self._owner(name)] > sent
 
     # -- participants -------------------------------------------------------------------------------------------------
 
@@ -818,10 +819,10 @@ class Search:
         # What a client has cached of an announcement may be as old as it likes, even when it is its own.
         name, inside, entry = name.partition("/")
         ever = contents[name][1] if name in contents else dict(ghosts).get(name, ())
-        beats = [f"beat.{beat}" for beat in ever]
+        looks = [tuple(f"beat.{beat}" for beat in beats) for beats in ever]
         if inside:
-            return [errno.ENOENT, errno.ENOTDIR] if entry in beats else [errno.ENOENT]
-        possible: list[Answer] = [(), *((beat,) for beat in beats)]
+            return [errno.ENOENT, errno.ENOTDIR] if any(entry in look for look in looks) else [errno.ENOENT]
+        possible: list[Answer] = [(), *looks]
         return possible if name in contents else [errno.ENOENT, *possible]
 
     def _changed(self, server: int, who: int, call: tuple[str, ...], sent: int, *, heard: bool) -> int:
@@ -834,13 +835,14 @@ class Search:
         if kind == "mkdir":
             if name in contents:
                 raise OSError(errno.EEXIST, name)
-            contents[name] = (None, (), sent)  # its beat, all that it ever had, and when the latest was sent
+            # Its beats (two, where the first was not heard of), all that were there ever, and when the latest was sent.
+            contents[name] = ((), (), sent)
             return self._server(frozenset(contents.items()), self._seen_change(views, fresh, made=name), ghosts)
         if top not in contents:
             raise OSError(errno.ENOENT, name)
-        beat, ever, _ = contents[top]
+        beats, ever, latest = contents[top]
         if kind == "rmdir" or (kind == "rename" and not inside):
-            if kind == "rmdir" and beat is not None:
+            if kind == "rmdir" and beats:
                 raise OSError(errno.ENOTEMPTY, name)
             content = contents.pop(top)
             if content[1]:
@@ -854,18 +856,17 @@ class Search:
             return self._server(frozenset(contents.items()), views, ghosts)
         number = parse_beats([inside])
         assert number is not None, call
-        if kind == "create":
-            if beat is not None:
-                raise OSError(errno.EEXIST, name)
-            contents[top] = (number, (*ever, number), sent)
+        if (number in beats) == (kind == "create"):
+            raise OSError(errno.EEXIST if kind == "create" else errno.ENOENT, name)
+        if kind == "rename":
+            beats, number = tuple(beat for beat in beats if beat != number), parse_beats([call[2].partition("/")[2]])
+        if kind == "unlink":
+            beats = tuple(beat for beat in beats if beat != number)
         else:
-            if beat != number:
-                raise OSError(errno.ENOENT, name)
-            if kind == "unlink":
-                contents[top] = (None, *contents[top][1:])
-            else:
-                number = parse_beats([call[2].partition("/")[2]])
-                contents[top] = (number, (*ever, number), sent)
+            beats, latest = tuple(sorted({*beats, number})), sent
+        if beats and beats not in ever:
+            ever = (*ever, beats)
+        contents[top] = (beats, ever, latest)
         return self._server(frozenset(contents.items()), views, ghosts)
 
     def _seen_change(
