@@ -49,7 +49,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from nfsrwlock_core.errors import LockPathError
-from nfsrwlock_core.names import Identity, Listing, Mode, parse_beats
+from nfsrwlock_core.names import Announcement, Identity, Listing, Mode, parse_beats
 from nfsrwlock_core.protocol import participant as protocol
 
 from .witness import Violation
@@ -241,10 +241,8 @@ class _Step:
         self.dead: frozenset[int] = frozenset()
         self.oracle = _Oracle(dict(seen))
         self.participant = object.__new__(protocol.Participant)
-        for name, value in fields.items():
-            kept = value.copy() if isinstance(value, list | set | dict) else value
-            self.participant.__dict__[name] = kept
         self.participant.__dict__.update(
+            {name: value.copy() if type(value) in _COPIED else value for name, value in fields.items()},
             files=_Scripted(self),
             watch=self.oracle,
             _world=protocol.World(
@@ -279,7 +277,7 @@ class _Step:
             variables = tuple(
                 (name, _frozen(value))
                 for name, value in sorted(frame.f_locals.items())
-                if value is not self.participant and not isinstance(value, _Scripted | protocol.World)
+                if value is not self.participant and type(value) not in _UNTOLD
             )
             frames.append((frame.f_code, frame.f_lasti, variables))
             frame = frame.f_back
@@ -974,7 +972,7 @@ def _frozen(value: Any) -> Any:
         return value
     if isinstance(value, dict):
         return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return tuple(map(_frozen, value))
     if isinstance(value, set):
         return frozenset(value)
@@ -990,7 +988,13 @@ def _frozen(value: Any) -> Any:
 
 _HASHABLE: Final = (int, float, str, bytes, frozenset, Enum, type(None))
 #: The most frequent of them, told apart at once.
-_PLAIN: Final = frozenset({int, float, str, bool, type(None)})
+_PLAIN: Final = frozenset(
+    {int, float, str, bool, bytes, type(None), type, Announcement, Identity, Mode, protocol.Lease, protocol.Phase}
+)
+#: What a step may change of a participant's fields.
+_COPIED: Final = frozenset({list, set, dict})
+#: What says nothing about where a step stands.
+_UNTOLD: Final = frozenset({_Scripted, protocol.World})
 
 
 def _only_what_is_cleaned_by(participant: protocol.Participant, listing: Listing | None) -> Listing | None:
