@@ -28,6 +28,9 @@ QUICK ?=
 BENCH_ARGS ?=
 override BENCH_ARGS += $(if $(DURATION),--duration $(DURATION)) $(if $(QUICK),--quick)
 
+# Tests start Python thousands of times, so what was compiled once is kept, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 PIP := python -m pip --disable-pip-version-check --quiet
 # What a lock file names and nothing else. Packages that exist as source only are built by those of requirements/build.txt.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: the five processes of an idle cluster take a tenth of a core
 def cluster() -> Iterator[Any]:
     """Four worker processes with two threads each."""
     from distributed import LocalCluster

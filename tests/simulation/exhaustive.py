@@ -35,6 +35,7 @@ the lock reads none that is lower; who has released the lock has left no announc
 from __future__ import annotations
 
 import errno
+import gc
 import math
 import os
 import sys
@@ -48,7 +49,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from nfsrwlock_core.errors import LockPathError
-from nfsrwlock_core.names import Identity, Listing, Mode, parse_beats
+from nfsrwlock_core.names import Announcement, Identity, Listing, Mode, parse_beats
 from nfsrwlock_core.protocol import participant as protocol
 
 from .witness import Violation
@@ -240,10 +241,8 @@ class _Step:
         self.dead: frozenset[int] = frozenset()
         self.oracle = _Oracle(dict(seen))
         self.participant = object.__new__(protocol.Participant)
-        for name, value in fields.items():
-            kept = value.copy() if isinstance(value, list | set | dict) else value
-            self.participant.__dict__[name] = kept
         self.participant.__dict__.update(
+            {name: value.copy() if type(value) in _COPIED else value for name, value in fields.items()},
             files=_Scripted(self),
             watch=self.oracle,
             _world=protocol.World(
@@ -278,7 +277,7 @@ class _Step:
             variables = tuple(
                 (name, _frozen(value))
                 for name, value in sorted(frame.f_locals.items())
-                if value is not self.participant and not isinstance(value, _Scripted | protocol.World)
+                if value is not self.participant and type(value) not in _UNTOLD
             )
             frames.append((frame.f_code, frame.f_lasti, variables))
             frame = frame.f_back
@@ -327,11 +326,17 @@ class Search:
         self._fields_by_key: dict[Any, int] = {}
         self._places: list[_Place] = []
         self._places_by_key: dict[Any, int] = {}
+        self._outs: dict[int, int] = {}
+        self._orphans: dict[int, int] = {}
         self._continuations: dict[Any, tuple[int, dict[str, int | None]] | None] = {}
         self._servers: list[Any] = []
+        self._contents: list[dict[str, Any]] = []
+        self._unseen: dict[tuple[int, int], tuple[int, bool]] = {}
         self._servers_by_key: dict[Any, int] = {}
         self._carried_out: dict[Any, list[tuple[Answer, int, str]]] = {}
         self._moves_by_key: dict[Any, list[_Move]] = {}
+        self._looks_by_key: dict[Any, list[tuple[str, tuple[int, tuple[int, ...], int]]]] = {}
+        self._answers_by_key: dict[Any, list[_Move]] = {}
         self._stands: dict[tuple[int, int], bool] = {}
         self.steps = 0
         self._writers = tuple(mode == "W" for mode in bounds.modes)
@@ -363,21 +368,27 @@ class Search:
         parents: dict[Any, Any] = {start: None}
         self.parents = parents
         queue = deque([start])
-        transitions = 0
+        transitions, found = 0, 1
         state = start
+        collects = gc.isenabled()
+        gc.disable()  # all that is found is kept: to look through it for garbage takes a fifth of the time
         try:
             while queue:
                 state = queue.popleft()
                 for _, following in self._successors(state):
                     transitions += 1
-                    if following not in parents:
-                        parents[following] = state
+                    parents.setdefault(following, state)
+                    if len(parents) > found:  # it is a new one
+                        found += 1
                         self._check(following, writers)
                         queue.append(following)
                 if len(parents) > self.limit:
                     raise RuntimeError(f"more than {self.limit} states")
         except Violation as violation:
             raise Violation(f"{violation}\n" + "\n".join(self._way_to(state, parents))) from violation
+        finally:
+            if collects:
+                gc.enable()
         return Explored(states=len(parents), transitions=transitions, steps=self.steps, **self._tally)
 
     def _way_to(self, state: Any, parents: dict[Any, Any]) -> list[str]:
@@ -490,12 +501,18 @@ class Search:
                 continue
             there = self._places[at]
             assert there.call is not None
-            yield from self._is_answered((server, places, clocks, dead, faults, 0), who, at, told)
+            key = (at, server, clocks, dead, faults)
+            answers = self._answers_by_key.get(key)
+            if answers is None:
+                then = (server, places, clocks, dead, faults, 0)
+                answers = self._answers_by_key[key] = list(self._is_answered(then, who, at))
+            for (_, what, late), *rest in answers:
+                yield _Move((who, told + what, late), *rest)
             sent = (*told, f"sends {' '.join(there.call)}")
             if at != places[who] and self._may_expire(there, clocks[who]):
                 moved = (*clocks[:who], clocks[who] + 1, *clocks[who + 1 :])
                 yield _Move((who, sent, 1), server, moved, faults, at)
-            yield _Move((who, (*sent, "dies"), 0), server, clocks, faults, self._orphan(there), dies=True)
+            yield _Move((who, (*sent, "dies"), 0), server, clocks, faults, self._orphan(at), dies=True)
 
     def _ways_to_next_change(
         self, state: Any, who: int
@@ -522,23 +539,28 @@ class Search:
             if place.call is not None and place.call[0] != "listdir":
                 yield told, moved, left, index, False
                 continue
-            for what, following, then in self._looks((server, places, moved, dead, left, 0), who, index):
-                node = (following, then[2], then[4])
+            key = (index, server, moved, dead, left)
+            looks = self._looks_by_key.get(key)
+            if looks is None:
+                state = (server, places, moved, dead, left, 0)
+                looks = self._looks_by_key[key] = list(self._looks(state, who, index))
+            for what, node in looks:
                 if node not in seen:
                     seen.add(node)
                     waiting.append((node, (*told, what)))
 
-    def _looks(self, state: Any, who: int, index: int) -> Iterator[tuple[str, int, Any]]:
-        # One step further without a change: begin something, or take in a listing.
+    def _looks(self, state: Any, who: int, index: int) -> Iterator[tuple[str, tuple[int, tuple[int, ...], int]]]:
+        # One step further without a change: begin something, or take in a listing. Then: the place, clocks, and faults.
         server, _, clocks, dead, faults, _ = state
         place = self._places[index]
         if place.call is None:
             for step in self._steps_at(place):
                 if step == "again":
-                    yield "begins anew", self._idle(who, place.round + 1, self._fields[place.fields][1]), state
+                    again = self._idle(who, place.round + 1, self._fields[place.fields][1])
+                    yield "begins anew", (again, clocks, faults)
                 else:
                     for following in self._continue(state, index, step, _Input(None, clocks[who], "", dead)):
-                        yield step, following, state
+                        yield step, (following, clocks, faults)
             return
         answers = [
             (answer, what, faults) for answer, _, what in self._carry_out(server, who, place.call, 0, faulty=False)
@@ -551,9 +573,9 @@ class Search:
                 moved = (*clocks[:who], clocks[who] + late, *clocks[who + 1 :]) if late else clocks
                 then = (*state[:2], moved, dead, left, 0)
                 for following in self._continue(then, index, place.step, _Input(answer, moved[who], "", dead)):
-                    yield what + (_LATE if late else ""), following, then
+                    yield what + (_LATE if late else ""), (following, moved, left)
 
-    def _is_answered(self, state: Any, who: int, index: int, told: tuple[str, ...]) -> Iterator[_Move]:
+    def _is_answered(self, state: Any, who: int, index: int) -> Iterator[_Move]:
         server, places, clocks, dead, faults, _ = state
         place = self._places[index]
         assert place.call is not None
@@ -568,7 +590,7 @@ class Search:
                 moved = (*clocks[:who], clocks[who] + late, *clocks[who + 1 :]) if late else clocks
                 then = (after, places, moved, dead, left, 0)
                 for following in self._continue(then, index, place.step, _Input(answer, moved[who], "", dead)):
-                    yield _Move((who, (*told, what), late), after, moved, left, following)
+                    yield _Move((who, (what,), late), after, moved, left, following)
 
     def _continue(self, state: Any, index: int, step: str, given: _Input) -> Iterator[int]:
         # Where the shipped code goes from here; twice, if it asks whether a peer is silent and that may be.
@@ -612,10 +634,14 @@ class Search:
 
     def _without_view(self, state: Any, who: int) -> Any:
         # Who looks no more sees nothing, and nobody asks for its clock when nothing of its is left.
-        server, places, clocks, dead, faults, granted = state
-        entries, views, ghosts = self._servers[server]
-        server = self._server(entries, (*views[:who], None, *views[who + 1 :]), ghosts)
-        if who in dead or not self._left_by(who, server):
+        before, places, clocks, dead, faults, granted = state
+        known = self._unseen.get((before, who))
+        if known is None:
+            entries, views, ghosts = self._servers[before]
+            server = self._server(entries, (*views[:who], None, *views[who + 1 :]), ghosts)
+            known = self._unseen[before, who] = server, bool(self._left_by(who, server))
+        server, has_left = known
+        if who in dead or not has_left:
             clocks = (*clocks[:who], 0, *clocks[who + 1 :])
         return (server, places, clocks, dead, faults, granted)
 
@@ -650,7 +676,7 @@ class Search:
     def _may_be_silent(self, server: int, clocks: tuple[int, ...], name: str, beat: int | None) -> bool:
         # An observer finds a heartbeat silent for a lease only if its maker's clock went on for about as long; but one
         # who looks at an old state may find anything.
-        content = dict(self._servers[server][0]).get(name)
+        content = self._contents[server].get(name)
         if content is None:
             return True
         _, ever, sent = content
@@ -680,12 +706,22 @@ class Search:
 
     def _out(self, who: int) -> int:
         """Where all are who have died, or have nothing to do any more."""
-        return self._place(_Place(who, -1, "out", (), None, 0, None, None, False, 0, 0, False))
+        place = self._outs.get(who)
+        if place is None:
+            place = self._place(_Place(who, -1, "out", (), None, 0, None, None, False, 0, 0, False))
+            self._outs[who] = place
+        return place
 
-    def _orphan(self, place: _Place) -> int:
-        if place.call is None or place.call[0] == "listdir":
-            return self._out(place.who)
-        return self._place(_Place(place.who, -1, "out", (), place.call, place.sent, None, None, False, 0, 0, False))
+    def _orphan(self, index: int) -> int:
+        orphan = self._orphans.get(index)
+        if orphan is None:
+            place = self._places[index]
+            if place.call is None or place.call[0] == "listdir":
+                return self._out(place.who)
+            orphan = self._orphans[index] = self._place(
+                _Place(place.who, -1, "out", (), place.call, place.sent, None, None, False, 0, 0, False)
+            )
+        return orphan
 
     def _place(self, place: _Place, where: Any = None) -> int:
         # Two ways to one place are one place, and the first of them stands for both.
@@ -699,10 +735,11 @@ class Search:
     def _run(self, index: int, step: str, given: _Input) -> tuple[int, dict[str, int | None]] | None:
         """Where the participant stands next, and about whose silence it asked on the way there."""
         key = (index, step, given)
-        if key not in self._continuations:
+        outcome = self._continuations.get(key, _UNKNOWN)
+        if outcome is _UNKNOWN:
             place = self._places[index]
-            self._continuations[key] = self._run_shipped_code(place, step, (*place.inputs, given))
-        return self._continuations[key]
+            outcome = self._continuations[key] = self._run_shipped_code(place, step, (*place.inputs, given))
+        return outcome
 
     def _run_shipped_code(
         self, place: _Place, step: str, inputs: tuple[_Input, ...]
@@ -780,6 +817,7 @@ class Search:
         if index is None:
             index = self._servers_by_key[key] = len(self._servers)
             self._servers.append(key)
+            self._contents.append(dict(entries))
         return index
 
     def _owner(self, name: str) -> int:
@@ -789,10 +827,12 @@ class Search:
         self, server: int, who: int, call: tuple[str, ...], sent: int, *, faulty: bool
     ) -> list[tuple[Answer, int, str]]:
         key = (server, who, call, sent, faulty)
-        if key not in self._carried_out:
+        carried_out = self._carried_out.get(key)
+        if carried_out is None:
             outcomes = self._outcomes(server, who, call, sent, heard=not faulty)
-            self._carried_out[key] = list(_with_faults(call, outcomes, server)) if faulty else outcomes
-        return self._carried_out[key]
+            carried_out = list(_with_faults(call, outcomes, server)) if faulty else outcomes
+            self._carried_out[key] = carried_out
+        return carried_out
 
     def _outcomes(
         self, server: int, who: int, call: tuple[str, ...], sent: int, *, heard: bool
@@ -894,6 +934,7 @@ class Search:
         return self.bounds.generation or not name.startswith("gen.")
 
 
+_UNKNOWN: Final[Any] = object()
 _LATE: Final = ", and its lease runs out before it goes on"
 
 
@@ -928,9 +969,11 @@ def _said(answer: Answer) -> str:
 
 
 def _frozen(value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, dict):
         return tuple(sorted((key, _frozen(item)) for key, item in value.items()))
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return tuple(map(_frozen, value))
     if isinstance(value, set):
         return frozenset(value)
@@ -945,6 +988,14 @@ def _frozen(value: Any) -> Any:
 
 
 _HASHABLE: Final = (int, float, str, bytes, frozenset, Enum, type(None))
+#: The most frequent of them, told apart at once.
+_PLAIN: Final = frozenset(
+    {int, float, str, bool, bytes, type(None), type, Announcement, Identity, Mode, protocol.Lease, protocol.Phase}
+)
+#: What a step may change of a participant's fields.
+_COPIED: Final = frozenset({list, set, dict})
+#: What says nothing about where a step stands.
+_UNTOLD: Final = frozenset({_Scripted, protocol.World})
 
 
 def _only_what_is_cleaned_by(participant: protocol.Participant, listing: Listing | None) -> Listing | None:

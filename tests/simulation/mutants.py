@@ -219,7 +219,7 @@ def wait_without_beating(stack: ExitStack) -> None:
     _replace(stack, Participant, _drain=drain_in_silence)
 
 
-@_mutant("an own announcement that no error says is gone is removed: ENOENT may come from the client's cache")
+@_mutant("an own announcement that no error says is gone is removed: ENOENT may come from the client's cache", run=44)
 def removed_says_enoent(stack: ExitStack) -> None:
     _replace(stack, removal, is_unlisted=lambda files, name: True)
 
@@ -227,7 +227,7 @@ def removed_says_enoent(stack: ExitStack) -> None:
 # -- number the grant -------------------------------------------------------------------------------------------------
 
 
-@_mutant("a number is granted only after a fresh listing shows that it is the highest", kind="mixed", run=1004)
+@_mutant("a number is granted only after a fresh listing shows that it is the highest", kind="mixed", run=857)
 def trust_first_listing(stack: ExitStack) -> None:
     def number_the_grant(self: Participant, listing: Any) -> bool:
         number = listing.highest_generation + 1
@@ -309,7 +309,7 @@ def no_lease_check_at_grant(stack: ExitStack) -> None:
     _replace(stack, Participant, _grant=grant)
 
 
-@_mutant("a holder gives up a part of its lease, for clocks do not run equally fast")
+@_mutant("a holder gives up a part of its lease, for clocks do not run equally fast", run=31)
 def no_margin(stack: ExitStack) -> None:
     _replace(stack, heartbeat, MARGIN=0.0)
 
@@ -327,7 +327,7 @@ def own_lease_for_all(stack: ExitStack) -> None:
     _replace(stack, Participant, _lease_of=lease_of)
 
 
-@_mutant("a heartbeat counts from before the call was sent")
+@_mutant("a heartbeat counts from before the call was sent", run=89)
 def beat_counts_from_after_the_call(stack: ExitStack) -> None:
     beat = Announced.beat
 
@@ -394,7 +394,7 @@ def beat_by_touching(stack: ExitStack) -> None:
     _replace(stack, Announced, _send_beat=send)
 
 
-@_mutant("a tenth of the lease, since clocks run up to 5 % too fast or too slow; less does not do")
+@_mutant("a tenth of the lease, since clocks run up to 5 % too fast or too slow; less does not do", run=523)
 def smaller_margin(stack: ExitStack) -> None:
     _replace(stack, heartbeat, MARGIN=0.06)
 
@@ -420,7 +420,7 @@ def release_says_it_stood(stack: ExitStack) -> None:
     _replace(stack, Announced, release=release_well)
 
 
-@_mutant("only a later heartbeat than the one known proves that a hold stood")
+@_mutant("only a later heartbeat than the one known proves that a hold stood", run=162)
 def ghost_proves_the_hold(stack: ExitStack) -> None:
     _replace(stack, removal, _beat_to_remove=_any_beat)
 
@@ -442,7 +442,9 @@ def resume_without_the_unheard_beat(stack: ExitStack) -> None:
 
 
 @_mutant(
-    "whoever beats again itself knows that a helper may have left a heartbeat that nobody heard of", kind="succession"
+    "whoever beats again itself knows that a helper may have left a heartbeat that nobody heard of",
+    kind="succession",
+    run=89,
 )
 def take_over_without_the_unheard_beat(stack: ExitStack) -> None:
     take_over = Announced.take_over
@@ -536,7 +538,7 @@ def leftovers_hide_a_beat(stack: ExitStack) -> None:
     _replace(stack, rivals, evict=lambda files, peer, beat: evict(Disguised(files), peer, beat))
 
 
-@_mutant("who has seen a heartbeat finishes what another evictor began, at once")
+@_mutant("who has seen a heartbeat finishes what another evictor began, at once", run=81)
 def half_an_eviction_is_a_change(stack: ExitStack) -> None:
     judge = Participant._look_and_judge
 
@@ -556,7 +558,7 @@ def wait_for_the_proven_dead(stack: ExitStack) -> None:
     )
 
 
-@_mutant("an overdue heartbeat is asked for by name: the listing may show the one before for ever")
+@_mutant("an overdue heartbeat is asked for by name: the listing may show the one before for ever", run=57)
 def never_ask_for_the_next_beat(stack: ExitStack) -> None:
     look = Participant._look_at_beat
     _replace(
@@ -635,7 +637,7 @@ def look_too_rarely(stack: ExitStack) -> None:
     _replace(stack, rivals, _LOOK_EVERY=0.4)
 
 
-@_mutant("a listing that shows an earlier heartbeat than one before it is an old one")
+@_mutant("a listing that shows an earlier heartbeat than one before it is an old one", run=57)
 def beats_go_back(stack: ExitStack) -> None:
     look = watch.Watch.look
 
@@ -673,7 +675,7 @@ def witness_by_time_stamp(stack: ExitStack) -> None:
     _replace(stack, HoldWitness, _look=look)
 
 
-@_mutant("notes written side by side count as their maximum, never as their sum")
+@_mutant("notes written side by side count as their maximum, never as their sum", run=283)
 def sum_of_notes(stack: ExitStack) -> None:
     def credit(self: Participant, peer: Announcement, beat: int | None) -> float:
         if peer.name in self._looked_at or self._first_listing is None:

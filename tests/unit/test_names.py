@@ -243,7 +243,6 @@ def test_junk_of_any_length_is_read_at_once(name):
     assert time.process_time() - began < 2.0
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     "name",
     [
@@ -255,10 +254,11 @@ def test_junk_of_any_length_is_read_at_once(name):
     ],
     ids=lambda name: name[:5],
 )
-def test_a_hundred_thousand_hostile_names_are_read_about_as_fast_as_they_are_listed(tmp_path, name):
-    """Section 1: bounded. Both are timed in one process; the bound is several times what is measured."""
+def test_a_hundred_thousand_hostile_names_are_read_about_as_fast_as_they_are_listed(tmp_path, monkeypatch, name):
+    """Section 1: bounded. Both take CPU time of one process; the bound is several times what is measured."""
+    monkeypatch.chdir(tmp_path)  # short paths: a hundred thousand files are made in a third of the time
     for number in range(100_000):
-        (tmp_path / name.format(number)).touch()
+        os.close(os.open(name.format(number), os.O_CREAT | os.O_WRONLY))
 
     def took(what):
         began = time.process_time()
