@@ -8,10 +8,10 @@ import itertools
 
 import pytest
 
-from faults import INTERVAL, TTL, After, Before, CachingFiles, Fails, LostReply, MemoryFiles, Shows, Stage
+from faults import INTERVAL, TTL, After, Before, CachingFiles, Fails, Late, LostReply, MemoryFiles, Shows, Stage
 from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import Mode, parse_announcement
-from nfsrwlock_core.protocol.heartbeat import Phase
+from nfsrwlock_core.protocol.heartbeat import Beat, Phase
 
 LOW, HIGH = "1" * 32, "9" * 32
 
@@ -561,6 +561,15 @@ def test_a_file_system_that_does_not_show_what_was_just_made_is_refused(stage, m
 
 
 @pytest.mark.parametrize("mode", Mode)
+def test_a_lock_directory_that_comes_back_is_no_reason_to_refuse_it(stage, mode):
+    """Section 6: it was moved away between the two calls, and back before the removal of what they made."""
+    late = stage.participant(mode)
+    late.files.inject(Shows([], times=2))
+    assert stage.poll(late, 5)
+    assert stage.server.announced == {late.name}
+
+
+@pytest.mark.parametrize("mode", Mode)
 def test_an_announcement_that_was_evicted_at_once_does_not_blame_the_file_system(stage, mode):
     """Sections 2 and 6: missing from the listing and gone from the server: start over."""
     late = stage.participant(mode)
@@ -782,6 +791,35 @@ def test_a_grant_is_refused_when_the_lease_ran_out_and_the_heartbeat_fails(stage
     assert late.phase is not Phase.GRANTED
     assert late.generation is None
     assert late.advance(), "and later it is granted"
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_grant_is_refused_when_the_answer_to_the_heartbeat_takes_a_lease(stage, mode):
+    """Sections 2 and 3: it counts from before it was sent, so it may have been evicted after that, too."""
+    late = stage.participant(mode)
+    late.files.inject(After("listdir", lambda: stage.clock.sleep(TTL)), After("create", lambda: stage.clock.sleep(TTL)))
+    assert not late.advance()
+    assert late.phase is not Phase.GRANTED
+    assert late.advance(), "and later it is granted"
+
+
+def test_a_grant_is_refused_when_an_operator_used_that_the_lease_seemed_to_run_out(stage):
+    """Sections 2 and 3: one of its heartbeats turns up and renews the lease, and the next one finds that it is gone."""
+    reader = stage.peer(Mode.READ)
+    writer = stage.writer()
+    assert not writer.advance()
+    writer.beat()
+    unheard = Late("rename")
+    writer.files.inject(unheard)
+    stage.clock.sleep(INTERVAL - 1)
+    assert writer.beat() is Beat.UNKNOWN
+    unheard.arrive()
+    stage.leave(reader)
+    remove = Before("rename", lambda: stage.server.entries.pop(writer.name), on="beat.1")
+    writer.files.inject(After("listdir", lambda: stage.clock.sleep(0.7 * TTL), skip=1), remove)
+    assert not writer.advance()
+    assert remove.struck
+    assert writer.phase is not Phase.GRANTED
 
 
 @pytest.mark.parametrize("mode", Mode)

@@ -369,6 +369,28 @@ def test_a_leftover_beside_a_newer_beat_does_not_excuse_an_eviction(stage):
     assert stage.server.inside(peer.name) == {"beat.4", ".nfs0042"}
 
 
+def test_a_leftover_alone_in_a_listing_excuses_no_eviction_of_who_has_beaten_since(stage):
+    """Sections 4 and 6: the listing raced with the next beat; only a removal that the server carried out proves."""
+    peer = stage.peer(Mode.WRITE, beat=4)
+    stage.server.create(f"{peer.name}/.nfs0042", b"")
+    racing = Shows([".nfs0042"], of=peer.name, times=None)
+    assert not evict(MemoryFiles(stage.server, racing), peer, 3)
+    assert stage.server.inside(peer.name) == {"beat.4", ".nfs0042"}
+
+
+@pytest.mark.parametrize("fails", [None, "unlink", "listdir"])
+def test_a_first_heartbeat_that_arrives_an_age_late_keeps_no_dead_holder_announced(stage, fails):
+    """Section 4: it lies below the one that was seen, so it goes with it, and if not at once, with the next look."""
+    peer = stage.peer(Mode.WRITE, beat=30_000)
+    stage.server.create(f"{peer.name}/beat.0", b"{}")
+    reader = stage.reader()
+    assert not stage.poll(reader, TTL / 2)
+    if fails:  # between the two removals
+        reader.files.inject(After("unlink", lambda: reader.files.inject(Fails(fails)), on="beat.30000"))
+    assert stage.poll(reader, TTL)
+    assert reader.evictions == 1
+
+
 @pytest.mark.parametrize("beat", [None, 3])
 def test_a_file_under_an_announcements_name_is_removed(stage, beat):
     """Section 1: a file or FIFO cannot beat, and nobody holds by it."""
@@ -690,6 +712,16 @@ def test_a_missing_name_does_not_end_a_release(stage, op, beat):
     assert stage.server.announced == set()
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_release_that_the_server_refuses_says_why(stage, number):
+    """Section 5."""
+    holder = holder_at(stage, None)
+    holder.files.inject(Fails("rmdir", number, times=None))
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number is checked
+        holder.release()
+    assert caught.value.errno == number
+
+
 def test_a_name_that_can_never_be_removed_is_an_error_and_no_endless_loop(stage):
     """Section 5."""
     holder = holder_at(stage, None)
@@ -705,8 +737,7 @@ def test_what_an_open_file_leaves_is_renamed_out_of_the_way(stage, beat):
     holder = holder_at(stage, beat)
     token = seen_by(stage, holder).token
     stage.server.create(f"{holder.name}/.nfs0042", b"")
-    # Without a beat that we know of, a leftover says that somebody removed one: then nothing is sure.
-    assert holder.release() or beat is None
+    assert holder.release()
     assert stage.server.announced == set()
     assert stage.server.inside(gone_name(token)) == {".nfs0042"}
     # The file is closed, its leftover vanishes, and the next one who comes cleans up.

@@ -97,16 +97,30 @@ def test_leases_are_counted_on_a_clock_that_runs_through_suspend():
     assert now.args == (getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC),)
 
 
-def test_a_heartbeat_that_fails_renews_nothing(stage):
+@pytest.mark.parametrize("beats", [0, 1, 4])
+def test_a_heartbeat_that_fails_renews_nothing_and_says_why(stage, beats):
     """Section 3: only a beat that is known to have arrived counts."""
     holder = stage.holding_reader()
+    for _ in range(beats):
+        holder.beat()
     before = holder.lease
     stage.clock.sleep(INTERVAL)
-    holder.files.inject(Fails("create", errno.EIO))
+    holder.files.inject(Fails("create", errno.EIO), Fails("rename", errno.EIO))
     assert holder.beat() is Beat.UNKNOWN
     assert holder.lease == before
     assert holder.beat_error is not None
     assert holder.beat_error.errno == errno.EIO
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_who_has_withdrawn_sends_no_heartbeat(stage, mode):
+    """Section 3: nothing is made under a name that was given back."""
+    participant = stage.participant(mode)
+    assert participant.advance()
+    participant.give_up()
+    participant.files.ops()
+    assert participant.beat() is Beat.LOST
+    assert participant.files.ops() == []
 
 
 def test_a_later_heartbeat_that_succeeds_restores_the_hold(stage):

@@ -301,21 +301,14 @@ class Participant(Observer):
         return True
 
     def _grant(self) -> bool:
-        # We may have slept since the announcement. A beat that succeeds proves that it was there all along.
-        if self.lease.has_run_out(self._world.clock()):
-            outcome = self.beat()
-            if outcome is Beat.LOST:
-                self._write_off()
-            if outcome is not Beat.DONE or self.lease.has_run_out(self._world.clock()):
-                return self._not_yet()
+        # We may have slept since the announcement. A beat that succeeds proves that it was there all along; without
+        # that proof a reader starts over at its next step, and a writer keeps its place if it still has one.
+        if self.lease.has_run_out(self._world.clock()) and (
+            self.beat() is not Beat.DONE or self.lease.has_run_out(self._world.clock())
+        ):
+            return False
         self.phase, self.blockers = Phase.GRANTED, ()
         return True
-
-    def _not_yet(self) -> bool:
-        # A reader has no state to wait in while it is announced, so it starts over. A writer keeps its place.
-        if self.mode is Mode.READ and self.name:
-            self._withdraw()
-        return False
 
     def _explain_missing_announcement(self) -> None:
         name = self.name
@@ -383,7 +376,7 @@ class Participant(Observer):
         self._tidy()
 
     def _tidy(self) -> None:
-        # At leisure, and only what nobody can need: numbers below a granted one, notes on who is gone, leftovers.
+        # At leisure, and only what nobody can need: numbers below one that we know, notes on who is gone, leftovers.
         listing = self._listing
         if listing is None:
             return
@@ -391,6 +384,6 @@ class Participant(Observer):
         if listing.notes:
             tokens = {peer.token for peer in listing.announcements.values()}
             names += [note.name for note in listing.notes if note.token not in tokens]
-        if self.mode is Mode.WRITE and self.generation is not None:
+        if self.generation is not None:
             names += [generation_name(number) for number in listing.generations if number < self.generation]
         remove_quietly(self.files, names)

@@ -45,10 +45,10 @@ def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
     except OSError as error:
         if not _is_not_empty(error):
             raise
-        if has_moved:
-            return False
         if beat is not None and _remove_ghosts(files, peer.name, beat):
             return True
+        if has_moved:
+            return False
         entries = files.listdir(peer.name)
         if parse_beats(entries) is not None or not entries:
             return False  # a beat has come
@@ -63,16 +63,13 @@ def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
 def _remove_ghosts(files: Files, name: str, beat: int) -> bool:
     # A call that timed out on a soft mount may be carried out much later and make an early beat once more. What is
     # below the observed beat is not the holder's latest, so it may go; whether a later one has come, the server tells.
-    ghosts = [number for number in beats_in(files.listdir(name)) if number < beat]
-    for number in ghosts:
-        files.unlink(f"{name}/{beat_name(number)}")
-    try:
+    with contextlib.suppress(OSError):  # then it is looked at again
+        for number in beats_in(files.listdir(name)):
+            if number < beat:
+                files.unlink(f"{name}/{beat_name(number)}")
         files.rmdir(name)
-    except OSError as error:
-        if not _is_not_empty(error):
-            raise
-        return False
-    return True
+        return True
+    return False
 
 
 def remove_announcement(files: Files, name: str, beat: int | None, *, unheard: bool = False) -> bool:
