@@ -55,6 +55,10 @@ class DeadlockError(LockError, RuntimeError):
     """The lock is held by somebody who cannot release it before this very call returns: waiting would never end."""
 
 
+class LimitMismatchError(LockError, ValueError):
+    """Two programs state different limits for how many may hold one lock at a time."""
+
+
 class LockBusyError(LockError, RuntimeError):
     """An operator's request was refused because it concerns a holder that is alive."""
 

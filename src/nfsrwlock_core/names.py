@@ -81,8 +81,13 @@ class Announcement(NamedTuple):
 
     @property
     def ticket(self) -> int:
-        """When a writer's first attempt began; 0 for readers, and if that cannot be read."""
+        """When the first attempt of who stands in line began; 0 for other readers, and if that cannot be read."""
         return _stated(self.name).ticket if self.understood else 0
+
+    @property
+    def at_most(self) -> int:
+        """How many may hold at a time by what this one says: 1 for a writer, 0 for a reader that sets no limit."""
+        return _stated(self.name).at_most if self.understood else 1
 
     @property
     def lease_ms(self) -> int:
@@ -106,11 +111,12 @@ class Announcement(NamedTuple):
 
     @property
     def rank(self) -> tuple[int, str]:
-        """Order among writers; the smaller goes first."""
+        """Order in line; the smaller goes first."""
         return self.ticket, self.token
 
 
 class _Stated(NamedTuple):
+    at_most: int
     ticket: int
     token: str
     lease_ms: int
@@ -121,10 +127,12 @@ class _Stated(NamedTuple):
 @lru_cache(maxsize=4096)
 def _stated(name: str) -> _Stated:
     # What a name says that is understood.
-    ticket, rest = ("0", name.split(".", 8)[1:]) if name.startswith("read.") else (name[6:22], name.split(".", 9)[2:])
-    token, lease_ms, pid, start, kernel, uid, since_ms, host = rest
+    head = _HEAD(name)
+    assert head is not None
+    at_most, ticket = head["at_most"] or "01"[name.startswith("write.")], head["ticket"] or "0"
+    token, lease_ms, pid, start, kernel, uid, since_ms, host = name[head.end() :].split(".", 7)
     who = Identity(pid=int(pid), start=int(start), kernel=kernel, uid=int(uid), host=_decode_host(host))
-    return _Stated(int(ticket, 16), token, int(lease_ms), who, int(since_ms))
+    return _Stated(int(at_most), int(ticket, 16), token, int(lease_ms), who, int(since_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +160,17 @@ class Listing:
         return max(self.generations, default=0)
 
 
-def announcement_name(mode: Mode, *, token: str, ticket: int, lease_ms: int, who: Identity, since_ms: int) -> str:
-    """Return the name under which a participant announces itself (at most 255 bytes)."""
-    head = f"write.{ticket:016x}.{token}" if mode is Mode.WRITE else f"read.{token}"
+def announcement_name(
+    mode: Mode, *, token: str, ticket: int, lease_ms: int, who: Identity, since_ms: int, at_most: int = 0
+) -> str:
+    """
+    Return the name under which a participant announces itself (at most 255 bytes).
+
+    :param at_most: the limit of a reader, 0: none
+    """
+    limit = f".at{at_most}" if at_most and mode is Mode.READ else ""
+    place = f".{ticket:016x}" if limit or mode is Mode.WRITE else ""
+    head = f"{mode}{limit}{place}.{token}"
     return f"{head}.{lease_ms}.{who.pid}.{who.start}.{who.kernel}.{who.uid}.{since_ms}.{_encode_host(who.host)}"
 
 
@@ -180,11 +196,14 @@ def beat_name(beat: int) -> str:
 
 def token_in(name: str) -> str:
     """Return the token in an announcement's name of our own making, "" for no name."""
-    return name.split(".", 3)[2 if name.startswith("write.") else 1] if name else ""
+    head = _HEAD(name)
+    return name[head.end() :].partition(".")[0] if head is not None else ""
 
 
 _DEC = r"(?:0|[1-9][0-9]{0,18})"
 _COUNT = r"(?:0|[1-9][0-9]{0,15})"
+#: The highest limit of readers.
+AT_MOST_MAX: Final = 10**6 - 1
 #: The highest number that a generation or a beat can have.
 COUNT_MAX: Final = 10**16 - 1
 # Token, lease, process, its start, kernel, user, time of the announcement, host.
@@ -192,10 +211,9 @@ _FIELDS = (
     rf"[0-9a-f]{{{TOKEN_HEX_DIGITS}}}\.[1-9][0-9]{{0,9}}\.{_DEC}\.{_DEC}"
     rf"\.[0-9a-f]{{1,16}}\.{_DEC}\.{_DEC}\.(?:[A-Za-z0-9._-]++|%[0-9A-F]{{2}})*+"
 )
-_UNDERSTOOD: Final = {
-    "r": re.compile(rf"read\.{_FIELDS}", re.ASCII).fullmatch,
-    "w": re.compile(rf"write\.[0-9a-f]{{16}}\.{_FIELDS}", re.ASCII).fullmatch,
-}
+_LINE = r"(?:(?:write|read\.at(?P<at_most>[1-9][0-9]{0,5}))\.(?P<ticket>[0-9a-f]{16})|read)\."
+_HEAD: Final = re.compile(_LINE, re.ASCII).match
+_UNDERSTOOD: Final = re.compile(rf"{_LINE}{_FIELDS}", re.ASCII).fullmatch
 _GENERATION: Final = re.compile(rf"gen\.(?P<number>{_COUNT})", re.ASCII)
 _NOTE: Final = re.compile(
     rf"seen\.(?P<token>[0-9a-f]{{{TOKEN_HEX_DIGITS}}}|[0-9a-f]{{16}}x)\.(?P<beat>new|{_DEC})\.(?P<ms>{_DEC})", re.ASCII
@@ -209,7 +227,7 @@ def parse_announcement(name: str) -> Announcement | None:
     """Read an announcement's name; ``None`` for a name of another shape. Never raises."""
     if len(name) > NAME_MAX_BYTES or not name.startswith(("read.", "write.")):
         return None
-    return Announcement(name, _UNDERSTOOD[name[0]](name) is not None)
+    return Announcement(name, _UNDERSTOOD(name) is not None)
 
 
 def parse_listing(names: list[str]) -> Listing:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nfsrwlock_core.errors import LeaseExpiredError, LockLostError, LockPathError
-from nfsrwlock_core.names import Identity, Mode
+from nfsrwlock_core.names import Identity, Mode, parse_announcement
 from nfsrwlock_core.protocol import participant as protocol
 from nfsrwlock_core.protocol import watch
 from nfsrwlock_core.witness import HoldWitness
@@ -166,13 +166,16 @@ class User:
             standstill=lambda: run.standstill,
         )
 
-    def participant(self, mode: Mode, ttl: float, known: watch.Watch | None = None) -> protocol.Participant:
+    def participant(
+        self, mode: Mode, ttl: float, known: watch.Watch | None = None, at_most: int = 0
+    ) -> protocol.Participant:
         wall_s = 1000 + self.run.agenda.now + self.process.host.skew_s
         return protocol.Participant(
             self.files,
             self.world,
             self.who,
             mode,
+            at_most=at_most,
             ttl=ttl,
             interval=ttl / 3,
             ticket=int(wall_s * 1_000_000),
@@ -181,10 +184,16 @@ class User:
         )
 
     def acquire(
-        self, mode: Mode, timeout: float = -1.0, *, ttl: float | None = None, known: watch.Watch | None = None
+        self,
+        mode: Mode,
+        timeout: float = -1.0,
+        *,
+        ttl: float | None = None,
+        known: watch.Watch | None = None,
+        at_most: int = 0,
     ) -> Hold | None:
         """Acquire the lock; ``None`` if the time was up."""
-        participant = self.participant(mode, ttl or self.rng.choice(self.run.leases), known)
+        participant = self.participant(mode, ttl or self.rng.choice(self.run.leases), known, at_most)
         began = self.clock()
         while True:
             try:
@@ -309,7 +318,12 @@ class SimulatedHoldWitness(HoldWitness):
 # -- the kinds of runs ----------------------------------------------------------------------------------------------
 
 
-def mixed(run: Run) -> None:
+def limited(run: Run) -> None:
+    """The same as mixed, with readers of which at most so many may hold at a time."""
+    mixed(run, at_most=run.rng.randint(1, 3))
+
+
+def mixed(run: Run, at_most: int = 0) -> None:
     """Everything at once: two to eight processes that come and go, and all that may go wrong."""
     rng = run.rng
     run.fair = False
@@ -343,7 +357,8 @@ def mixed(run: Run) -> None:
             user.process.sleep(rng.random() * rng.choice((0.05, 1.0, TTL / 2)))
             mode = Mode.WRITE if rng.random() < writing else Mode.READ
             timeout = rng.random() * TTL if rng.random() < short else -1.0
-            hold = user.acquire(mode, timeout, known=user.watch if own else None)
+            limit = at_most if mode is Mode.READ and at_most and rng.random() < 0.8 else 0
+            hold = user.acquire(mode, timeout, known=user.watch if own else None, at_most=limit)
             if hold is None:
                 continue
             if mode is Mode.READ and rng.random() < 0.5:
@@ -691,8 +706,41 @@ def turn(run: Run) -> None:
     run.clear_up(1.0)
 
 
+def permits(run: Run) -> None:
+    """More processes than permits, and all of them get their turn, about in the order in which they came."""
+    rng = run.rng
+    stale_s, delay_s = rng.choice((0.0, 0.5)), rng.choice((0.002, 0.02))
+    run.set_weather(Weather(stale_s=stale_s, delay_s=delay_s))
+    hosts = [run.add_host() for _ in range(3)]
+    at_most, number, longest = rng.randint(1, 3), rng.randint(4, 9), rng.choice((0.05, 0.5, 2.0))
+    granted: list[int] = []
+
+    def take(user: User, place: int) -> None:
+        hold = user.acquire(Mode.READ, at_most=at_most)
+        assert hold is not None
+        granted.append(place)
+        user.keep(hold, rng.uniform(0.5, 1.0) * longest)
+        user.release(hold)
+
+    apart = rng.choice((0.0, 2 * stale_s + 20 * delay_s))
+    for place in range(number):
+        run.add_process(hosts[place % 3], lambda user, place=place: take(user, place), place * apart)
+    one_turn = longest + 2 * (4 * 1.25 * max(run.polls) + stale_s) + 20 * delay_s
+    limit = number * apart + math.ceil(number / at_most) * one_turn / (1 - DRIFT)
+    run.agenda.run(limit)
+    if len(granted) < number:
+        raise Violation(f"only {len(granted)} of {number} had one of {at_most} permits within {limit:.1f} s")
+    overtaken = max(abs(place - turn) for turn, place in enumerate(granted))
+    if apart and overtaken > 2 + 2 * at_most:
+        raise Violation(f"with {at_most} permits, those who came in order were granted in the order {granted}")
+    run.agenda.run(run.agenda.now + 3 * longest + 5)
+    run.clear_up(1.0)
+
+
 KINDS: dict[str, Callable[[Run], None]] = {
     "mixed": mixed,
+    "limited": limited,
+    "permits": permits,
     "lapses": lapses,
     "outages": outages,
     "dead_holder": dead_holder,
@@ -704,7 +752,7 @@ KINDS: dict[str, Callable[[Run], None]] = {
 #: How often each kind is drawn.
 SHARES = ("mixed",) * 5 + ("lapses",) * 3 + ("outages",) + ("dead_holder", "chain", "turn")
 #: The numbers that are of other kinds, modulo 40.
-_OTHERS = {13: "succession", 26: "succession", 39: "in_line"}
+_OTHERS = {5: "limited", 13: "succession", 19: "limited", 22: "permits", 26: "succession", 39: "in_line"}
 
 
 def kind_of(seed: int) -> str:
@@ -735,5 +783,5 @@ def run(
 
 
 def _lease_of(name: str) -> float:
-    parts = name.split(".")
-    return int(parts[3 if parts[0] == "write" else 2]) / 1000 if parts[0] in ("read", "write") else 0.0
+    announcement = parse_announcement(name)
+    return announcement.lease_ms / 1000 if announcement is not None else 0.0

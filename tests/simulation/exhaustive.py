@@ -49,7 +49,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from nfsrwlock_core.errors import LockPathError
-from nfsrwlock_core.names import Announcement, Identity, Listing, Mode, parse_beats
+from nfsrwlock_core.names import Announcement, Identity, Listing, Mode, parse_beats, token_in
 from nfsrwlock_core.protocol import participant as protocol
 
 from .witness import Violation
@@ -68,7 +68,7 @@ Answer = Any
 class Bounds:
     """What is searched. A figure is for each participant, or a tuple with one for each, unless it says otherwise."""
 
-    #: One letter for each participant; the first letters are the earlier writers.
+    #: One letter for each participant, W or R, or the limit of a reader that has one; the first have come first.
     modes: str
     #: How often it may announce itself, in all its rounds.
     announcements: int | tuple[int, ...] = 1
@@ -340,6 +340,7 @@ class Search:
         self._stands: dict[tuple[int, int], bool] = {}
         self.steps = 0
         self._writers = tuple(mode == "W" for mode in bounds.modes)
+        self._limits = tuple(int(mode) if mode.isdigit() else 0 for mode in bounds.modes)
         #: What led to the place that was looked at latest.
         self._latest: _Label = (0, (), 0)
         self._tally = dict.fromkeys(("grants", "evictions", "revivals", "deaths"), 0)
@@ -426,6 +427,9 @@ class Search:
         holding = [who for who, place in enumerate(places) if self._is_held(place, clocks[who])]
         if len(holding) > 1 and any(writers[who] for who in holding):
             raise Violation(f"participants {holding} of {self.bounds.modes} hold the lock at one moment")
+        limits = [limit for who in holding if (limit := self._limits[who])]
+        if limits and len(limits) > min(limits):
+            raise Violation(f"participants {holding} of {self.bounds.modes} are more than their limit")
 
     def _is_held(self, place: int, clock: int) -> bool:
         key = (place, clock)
@@ -692,6 +696,7 @@ class Search:
             protocol.World(clock=lambda: 0.0, is_dead=lambda who: False, token=str),
             Identity(pid=who, start=who, kernel="a", uid=0, host="h"),
             mode,
+            at_most=self._limits[who],
             ttl=_TTL,
             interval=_TTL,
             ticket=10 * round_ + who,
@@ -821,7 +826,7 @@ class Search:
         return index
 
     def _owner(self, name: str) -> int:
-        return int(name.split(".")[2 if name.startswith("write.") else 1][0], 16)
+        return int(token_in(name)[0], 16)
 
     def _carry_out(
         self, server: int, who: int, call: tuple[str, ...], sent: int, *, faulty: bool
@@ -930,7 +935,7 @@ class Search:
         if self._writers[who]:
             return True
         if name.startswith("read."):
-            return self._owner(name) == who
+            return self._owner(name) == who or (self._limits[who] > 0 and name.startswith("read.at"))
         return self.bounds.generation or not name.startswith("gen.")
 
 

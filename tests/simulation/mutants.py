@@ -78,10 +78,20 @@ def _replace(stack: ExitStack, owner: Any, **changes: Any) -> None:
 
 @_mutant("a participant announces itself before it lists")
 def list_before_announcing(stack: ExitStack) -> None:
+    _list_first(stack, lambda participant: True)
+
+
+@_mutant("a reader with a limit announces itself before it counts", kind="limited")
+def count_before_announcing(stack: ExitStack) -> None:
+    _list_first(stack, lambda participant: participant.mode is Mode.READ and participant._at_most > 0)
+
+
+def _list_first(stack: ExitStack, who: Callable[[Participant], bool]) -> None:
     announce, list_ = Participant._announce, Participant._list
 
     def list_then_announce(self: Participant) -> None:
-        self._early = list_(self)  # type: ignore[attr-defined]
+        if who(self):
+            self._early = list_(self)  # type: ignore[attr-defined]
         announce(self)
 
     def list_or_remember(self: Participant) -> Any:
@@ -110,7 +120,7 @@ def own_eexist_is_success(stack: ExitStack) -> None:
     _replace(stack, Participant, _announce=announce_anyhow)
 
 
-@_mutant("a writer waits for the writers of lower rank that were announced before it")
+@_mutant("who stands in line waits for those of lower rank that were announced before it, too")
 def forget_lower_writers(stack: ExitStack) -> None:
     drain = Participant._drain_rest
 
@@ -120,11 +130,43 @@ def forget_lower_writers(stack: ExitStack) -> None:
         self._ahead = frozenset(
             name
             for name in self._ahead & listing.announcements.keys()
-            if listing.announcements[name].mode is Mode.READ or listing.announcements[name].rank < mine
+            if not listing.announcements[name].at_most or listing.announcements[name].rank < mine
         )
         return drain(self, listing)
 
     _replace(stack, Participant, _drain_rest=drain_readers_and_higher)
+
+
+@_mutant("a reader with a limit waits until fewer than that are ahead of it", kind="limited")
+def one_more_than_the_limit(stack: ExitStack) -> None:
+    drain = Participant._drain_rest
+
+    def drain_all_but_one(self: Participant, listing: Any) -> bool:
+        if self.mode is Mode.READ and self._ahead:
+            self._ahead = frozenset(sorted(self._ahead)[1:])
+        return drain(self, listing)
+
+    _replace(stack, Participant, _drain_rest=drain_all_but_one)
+
+
+@_mutant("who gives way states its limit anew", kind="limited")
+def forget_the_limit_on_giving_way(stack: ExitStack) -> None:
+    announce, withdraw = Participant._announce, Participant._withdraw
+
+    def withdraw_and_forget(self: Participant) -> None:
+        withdraw(self)
+        self._has_given_way = True  # type: ignore[attr-defined]
+
+    def announce_without(self: Participant) -> None:
+        at_most = self._at_most
+        if self.mode is Mode.READ and getattr(self, "_has_given_way", False):
+            self._at_most = 0  # type: ignore[misc]
+        try:
+            announce(self)
+        finally:
+            self._at_most = at_most  # type: ignore[misc]
+
+    _replace(stack, Participant, _announce=announce_without, _withdraw=withdraw_and_forget)
 
 
 @_mutant("a writer that finds one of higher rank withdraws")

@@ -45,6 +45,12 @@ SEARCHES = [
         id="two writers, one gives way, reader",
     ),
     pytest.param(Bounds(modes="WWR", beats=0, expiries=(0, 0, 1), crashes=0), 60_000, id="two writers, reader"),
+    pytest.param(Bounds(modes="11"), 50_000, id="one permit, two readers"),
+    pytest.param(
+        Bounds(modes="11", announcements=(1, 2), gives_way=True, beats=0, crashes=0), 15_000, id="one gives way"
+    ),
+    pytest.param(Bounds(modes="222", beats=0, expiries=(1, 0, 0), crashes=0), 100_000, id="two permits, three readers"),
+    pytest.param(Bounds(modes="W1", beats=0), 9_000, id="writer, one permit"),
 ]
 
 #: The same for schedules of whole steps, with the shipped watch and notes.
@@ -55,6 +61,12 @@ SCHEDULES = [
     ),
 ]
 
+#: Found by readers with a limit.
+BROKEN_LIMITS = {
+    "forget_lower_writers": Bounds(modes="11", expiries=0, beats=0, crashes=0),
+    "one_more_than_the_limit": Bounds(modes="11", expiries=0, beats=0, crashes=0),
+    "no_lease_check_at_grant": Bounds(modes="11", beats=0, crashes=0),
+}
 BROKEN = {
     "forget_lower_writers": Bounds(modes="WW", expiries=0, beats=0, crashes=0),
     "reuse_token": Bounds(modes="WW", announcements=(1, 2), crashes=0),
@@ -83,10 +95,10 @@ def test_no_interleaving_breaks_a_promise(bounds: Bounds, states: int) -> None:
     assert explored.evictions or not bounds.expiries
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_the_search_finds_a_broken_protocol(name: str) -> None:
+@pytest.mark.parametrize(("name", "bounds"), [*BROKEN.items(), *BROKEN_LIMITS.items()])
+def test_the_search_finds_a_broken_protocol(name: str, bounds: Bounds) -> None:
     with MUTANTS[name].applied(), pytest.raises(Violation):
-        Search(BROKEN[name]).run()
+        Search(bounds).run()
 
 
 @pytest.mark.timeout(400)

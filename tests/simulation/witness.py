@@ -217,6 +217,10 @@ class Witness:
     def _no_conflict_with(self, hold: Hold) -> None:
         if not hold.stands:
             return
-        for other in self.holds:
-            if other is not hold and Mode.WRITE in (hold.participant.mode, other.participant.mode) and other.stands:
+        standing = [other for other in self.holds if other.stands]
+        limits = [other.participant._at_most for other in standing if other.participant._at_most]
+        if limits and len(limits) > min(limits):
+            raise Violation(f"{', '.join(map(str, standing))} hold at one moment, which are more than {min(limits)}")
+        for other in standing:
+            if other is not hold and Mode.WRITE in (hold.participant.mode, other.participant.mode):
                 raise Violation(f"{hold} and {other} hold the lock at one moment")

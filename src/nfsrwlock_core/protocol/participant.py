@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from nfsrwlock_core.errors import LockPathError
+from nfsrwlock_core.errors import LimitMismatchError, LockPathError
 from nfsrwlock_core.names import (
     COUNT_MAX,
     Announcement,
@@ -76,6 +76,7 @@ class Participant(Observer):
     :param files: the lock directory
     :param who: the process that asks
     :param mode: shared or exclusive
+    :param at_most: how many readers that set a limit may hold at a time, this one among them; 0: it sets none
     :param ttl: lease in seconds
     :param interval: seconds between heartbeats
     :param ticket: time of the first attempt, microseconds; decides who is first among writers, never more
@@ -91,6 +92,7 @@ class Participant(Observer):
         who: Identity,
         mode: Mode,
         *,
+        at_most: int = 0,
         ttl: float,
         interval: float,
         ticket: int,
@@ -108,6 +110,8 @@ class Participant(Observer):
             watch=Watch() if watch is None else watch,
         )
         self._who: Final = who
+        #: A writer is alone among all whom it waits for.
+        self._at_most: Final = 1 if mode is Mode.WRITE else at_most
         self._ticket: Final = ticket
         self._since_ms: Final = since_ms
         self._ahead: frozenset[str] | None = None  # S of the protocol
@@ -161,8 +165,8 @@ class Participant(Observer):
         :param chance: a random number from 0 to 1
         """
         first = _POLL_FIRST
-        if self.mode is Mode.WRITE:
-            first, waited = _POLL_NEXT * len(self._turns), self._world.clock() - self._moved
+        if self._at_most:
+            first, waited = _POLL_NEXT * len(self._turns) / self._at_most, self._world.clock() - self._moved
         wanted = min(max(waited * _POLL_OF_WAITED, poll_interval * first), poll_interval * _POLL_MOST)
         return min(wanted, self._shortest * _PAUSE_MOST) * (1 - _SPREAD + 2 * _SPREAD * chance)
 
@@ -172,17 +176,35 @@ class Participant(Observer):
         if self.name not in listing.announcements:
             self._explain_missing_announcement()
             return False
-        in_the_way = self._in_the_way(listing)
+        if self._gives_way_to_writers(listing):
+            return False
+        if not self._at_most:
+            return self._grant()
+        ahead = [peer for name, peer in listing.announcements.items() if name != self.name]
         if self.mode is Mode.READ:
-            if not in_the_way:
-                return self._grant()
+            ahead = [peer for peer in ahead if peer.at_most]
+            self._refuse_another_limit(ahead)
+        self._ahead = frozenset(peer.name for peer in ahead)
+        self.phase = Phase.DRAINING
+        return self._drain_rest(listing)
+
+    def _gives_way_to_writers(self, listing: Listing) -> bool:
+        # A reader that meets one waits for it unannounced.
+        in_the_way = self._in_the_way(listing) if self.mode is Mode.READ else []
+        if in_the_way:
             self._withdraw()
             self.phase = Phase.POLLING
             self._attend(in_the_way)
-            return False
-        self._ahead = frozenset(listing.announcements) - {self.name}
-        self.phase = Phase.DRAINING
-        return self._drain_rest(listing)
+        return bool(in_the_way)
+
+    def _refuse_another_limit(self, ahead: list[Announcement]) -> None:
+        # Two that disagree are told, of two that come at one moment the later one.
+        for peer in ahead:
+            if peer.at_most != self._at_most and peer.who is not None and self._goes_first(peer):
+                raise LimitMismatchError(
+                    f"the lock in {self._where()} is asked for by at most {self._at_most} at a time here, but process "
+                    f"{peer.who.pid} on {peer.who.host} says {peer.at_most}; state the same limit everywhere"
+                )
 
     def _announce(self) -> None:
         name = announcement_name(
@@ -192,6 +214,7 @@ class Participant(Observer):
             lease_ms=math.ceil(self._ttl * 1000),
             who=self._who,
             since_ms=self._since_ms,
+            at_most=self._at_most,
         )
         sent = self._world.clock()
         # Litter until it is known to be ours to use: the call may fail after it made the name, or make it later, or a
@@ -226,23 +249,27 @@ class Participant(Observer):
             return self._list()
 
     def _in_the_way(self, listing: Listing) -> list[Announcement]:
-        # Whom to give way to. A writer that is not announced has no token yet: equal tickets are settled by announcing.
+        # Whom to give way to before the own announcement.
         others = [peer for name, peer in listing.announcements.items() if name != self.name]
         if self.mode is Mode.READ:
             return [peer for peer in others if peer.is_writer]
-        mine = (self._ticket, token_in(self.name))
-        # What is not understood may be a writer that waits for us: give way, or both would wait for ever.
-        return [peer for peer in others if peer.mode is Mode.WRITE and (not peer.understood or peer.rank < mine)]
+        return [peer for peer in others if peer.mode is Mode.WRITE and self._goes_first(peer)]
+
+    def _goes_first(self, peer: Announcement) -> bool:
+        # A writer that is not announced has no token yet: equal tickets are settled by announcing. What is not
+        # understood may be a writer that waits for us: give way, or both would wait for ever.
+        return not peer.understood or peer.rank < (self._ticket, token_in(self.name))
 
     def _must_give_way(self, listing: Listing) -> bool:
-        # A writer that was first may wait for us, and we for it. So where nothing moves we announce ourselves anew,
+        # One that was first may wait for us, and we for it. So where nothing moves we announce ourselves anew,
         # ever more rarely, as long as one that was first is there: after its first listing it does not wait for what
         # we announce. In between we stay announced, so that no new reader gets in before us.
         # The first time soon: who asks at one moment waits for each other in a ring.
         now, turns = self._world.clock(), len(self._turns) if self._stays_since else 1
         if now < max(self._stays_since, self._moved) + min(self._stay * turns, self._ttl * _STAY_MOST):
             return False
-        if not any(peer.name in (self._ahead or ()) for peer in self._in_the_way(listing)):
+        listed = [listing.announcements[name] for name in self._ahead or ()]
+        if not any(peer.mode is self.mode and self._goes_first(peer) for peer in listed):
             return False
         self._stays_since, self._stay = now, 2 * self._stay
         return True
@@ -254,6 +281,8 @@ class Participant(Observer):
         listing = self._look_again()
         if self.name not in listing.announcements:
             self._write_off()  # evicted while waiting; the ticket keeps our place
+            return False
+        if self._gives_way_to_writers(listing):
             return False
         if self._drain_rest(listing):
             return True
@@ -267,7 +296,9 @@ class Participant(Observer):
         # Names only ever leave this set, and none comes back: a stale listing can delay the grant, never give it.
         self._ahead &= listing.announcements.keys()
         self._attend([peer for name, peer in listing.announcements.items() if name in self._ahead])
-        return not self._ahead and self._number_the_grant(listing)
+        if len(self._ahead) >= self._at_most:
+            return False
+        return self._grant() if self.mode is Mode.READ else self._number_the_grant(listing)
 
     def _number_the_grant(self, listing: Listing) -> bool:
         highest = listing.highest_generation

@@ -58,8 +58,8 @@ class Observer(Announced):
         self.blockers: tuple[Announcement, ...] = ()
         #: How many peers this participant has evicted.
         self.evictions: int = 0
-        # The turns that come before ours, by their tickets, those of all readers as one; and since when all of them are
-        # there. Who only makes room and comes again keeps its ticket.
+        # The turns that come before ours, by their tickets, those of all readers without one as one; and since when all
+        # of them are there. Who only makes room and comes again keeps its ticket.
         self._turns: frozenset[int] = frozenset()
         self._moved = 0.0
         # When they were last gone through, and the shortest of their leases and ours.
@@ -87,7 +87,7 @@ class Observer(Announced):
     def _count_turns(self, blockers: list[Announcement], now: float) -> None:
         turns = frozenset(peer.ticket for peer in blockers)
         listed = () if self._listing is None else self._listing.announcements.values()
-        if not self._turns or not self._turns <= turns.union(peer.ticket for peer in listed if peer.is_writer):
+        if not self._turns or not self._turns <= turns.union(peer.ticket for peer in listed if peer.at_most):
             self._moved = now
         self._turns = turns
 
