@@ -127,7 +127,7 @@ class _Stated(NamedTuple):
 @lru_cache(maxsize=4096)
 def _stated(name: str) -> _Stated:
     # What a name says that is understood.
-    head = _HEAD(name)
+    head = _HEAD.match(name)
     assert head is not None
     at_most, ticket = head["at_most"] or "01"[name.startswith("write.")], head["ticket"] or "0"
     token, lease_ms, pid, start, kernel, uid, since_ms, host = name[head.end() :].split(".", 7)
@@ -196,7 +196,7 @@ def beat_name(beat: int) -> str:
 
 def token_in(name: str) -> str:
     """Return the token in an announcement's name of our own making, "" for no name."""
-    head = _HEAD(name)
+    head = _HEAD.match(name)
     return name[head.end() :].partition(".")[0] if head is not None else ""
 
 
@@ -211,9 +211,10 @@ _FIELDS = (
     rf"[0-9a-f]{{{TOKEN_HEX_DIGITS}}}\.[1-9][0-9]{{0,9}}\.{_DEC}\.{_DEC}"
     rf"\.[0-9a-f]{{1,16}}\.{_DEC}\.{_DEC}\.(?:[A-Za-z0-9._-]++|%[0-9A-F]{{2}})*+"
 )
-_LINE = r"(?:(?:write|read\.at(?P<at_most>[1-9][0-9]{0,5}))\.(?P<ticket>[0-9a-f]{16})|read)\."
-_HEAD: Final = re.compile(_LINE, re.ASCII).match
-_UNDERSTOOD: Final = re.compile(rf"{_LINE}{_FIELDS}", re.ASCII).fullmatch
+_HEAD: Final = re.compile(
+    r"(?:(?:write|read\.at(?P<at_most>[1-9][0-9]{0,5}))\.(?P<ticket>[0-9a-f]{16})|read)\.", re.ASCII
+)
+_UNDERSTOOD: Final = re.compile(rf"{_HEAD.pattern}{_FIELDS}", re.ASCII).fullmatch
 _GENERATION: Final = re.compile(rf"gen\.(?P<number>{_COUNT})", re.ASCII)
 _NOTE: Final = re.compile(
     rf"seen\.(?P<token>[0-9a-f]{{{TOKEN_HEX_DIGITS}}}|[0-9a-f]{{16}}x)\.(?P<beat>new|{_DEC})\.(?P<ms>{_DEC})", re.ASCII
