@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import (
         DeadlockError,
         LeaseExpiredError,
+        LimitMismatchError,
         LockBusyError,
         LockError,
         LockLostError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .inspection import LockState, PeerInfo, WaitInfo, break_lock, inspect
     from .lock import AcquireReturnProxy, SoftReadWriteLock, joined
     from .lockset import LockSet
+    from .semaphore import AsyncSoftSemaphore, SoftSemaphore
     from .system.directory import make_directories
     from .system.paths import lock_home
     from .witness import HoldWitness
@@ -38,11 +40,13 @@ _HOMES: Final = {
     "AcquireReturnProxy": "lock",
     "AsyncAcquireReturnProxy": "aio",
     "AsyncSoftReadWriteLock": "aio",
+    "AsyncSoftSemaphore": "semaphore",
     "DeadlockError": "errors",
     "HoldStatus": "holding.hold",
     "HoldWitness": "witness",
     "LeaseCompromise": "compat",
     "LeaseExpiredError": "errors",
+    "LimitMismatchError": "errors",
     "LockBusyError": "errors",
     "LockError": "errors",
     "LockLostError": "errors",
@@ -52,6 +56,7 @@ _HOMES: Final = {
     "LockState": "inspection",
     "PeerInfo": "inspection",
     "SoftReadWriteLock": "lock",
+    "SoftSemaphore": "semaphore",
     "Timeout": "compat",
     "WaitInfo": "inspection",
     "break_lock": "inspection",
@@ -69,11 +74,13 @@ __all__ = [
     "AcquireReturnProxy",
     "AsyncAcquireReturnProxy",
     "AsyncSoftReadWriteLock",
+    "AsyncSoftSemaphore",
     "DeadlockError",
     "HoldStatus",
     "HoldWitness",
     "LeaseCompromise",
     "LeaseExpiredError",
+    "LimitMismatchError",
     "LockBusyError",
     "LockError",
     "LockLostError",
@@ -83,6 +90,7 @@ __all__ = [
     "LockState",
     "PeerInfo",
     "SoftReadWriteLock",
+    "SoftSemaphore",
     "Timeout",
     "WaitInfo",
     "break_lock",

@@ -27,7 +27,7 @@ from .holding.hold import Hold, HoldStatus, logger
 from .holding.kept import Use
 from .holding.waiting import GRACE_S, Attempt, Io, OnWait, Steps, Unanswered, Until, Wait, acquiring
 from .names import Mode
-from .settings import HasSettings, Heartbeat, Settings, checked
+from .settings import HasSettings, Heartbeat, Settings, checked, checked_limit
 from .system import workers
 from .system.directory import Share
 from .system.paths import AnyPath
@@ -326,12 +326,14 @@ class AsyncSoftReadWriteLock(HasSettings):
         self,
         timeout: float | None = None,
         *,
+        at_most: int | None = None,
         blocking: bool | None = None,
         on_wait: OnWait | None = None,
         until: Until | None = None,
     ) -> AsyncAcquireReturnProxy:
         """Take the lock shared for the calling task; see :meth:`SoftReadWriteLock.acquire_read`."""
-        return await self._acquire(Mode.READ, Wait(self._limit_of_call(timeout, blocking), on_wait, until))
+        limit = 0 if at_most is None else checked_limit("at_most", at_most)
+        return await self._acquire(Mode.READ, Wait(self._limit_of_call(timeout, blocking), on_wait, until), limit)
 
     async def acquire_write(
         self,
@@ -348,12 +350,14 @@ class AsyncSoftReadWriteLock(HasSettings):
         self,
         timeout: float | None = None,
         *,
+        at_most: int | None = None,
         blocking: bool | None = None,
         on_wait: OnWait | None = None,
         until: Until | None = None,
     ) -> _Block:
         """Hold the lock shared for an ``async with`` block; see :meth:`SoftReadWriteLock.read_lock`."""
-        return _Block(partial(self.acquire_read, timeout, blocking=blocking, on_wait=on_wait, until=until))
+        acquire = partial(self.acquire_read, at_most=at_most, blocking=blocking, on_wait=on_wait, until=until)
+        return _Block(partial(acquire, timeout))
 
     def write_lock(
         self,
@@ -366,15 +370,18 @@ class AsyncSoftReadWriteLock(HasSettings):
         """Hold the lock exclusively for an ``async with`` block; see :meth:`SoftReadWriteLock.write_lock`."""
         return _Block(partial(self.acquire_write, timeout, blocking=blocking, on_wait=on_wait, until=until))
 
-    async def _acquire(self, mode: Mode, wait: Wait) -> AsyncAcquireReturnProxy:
+    async def _acquire(self, mode: Mode, wait: Wait, at_most: int = 0) -> AsyncAcquireReturnProxy:
         self._refuse_if_unusable()
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("an asynchronous lock must be acquired in a task")
         if (held := self._table.holds.get(task)) is not None:
-            self._enter_again(held, mode)
+            held.use.refuse_another(mode, at_most, "this task")
+            if (error := held.hold.error()) is not None:
+                raise error
+            held.levels[id(self)] = held.levels.get(id(self), 0) + 1
             return AsyncAcquireReturnProxy(self, held)
-        use = Use(self._settings, mode, self)
+        use = Use(self._settings, mode, self, at_most)
         hold = use.join()
         if hold is None:
             attempt: Attempt = await self._settled(
@@ -385,6 +392,7 @@ class AsyncSoftReadWriteLock(HasSettings):
                 device=self._table.device,
                 is_closed=lambda: self._closed,
                 task=ref(task),
+                at_most=at_most,
             )
             try:
                 hold = await self._drive(acquiring(attempt))
@@ -405,17 +413,6 @@ class AsyncSoftReadWriteLock(HasSettings):
             await self._end(held)
             raise
         return AsyncAcquireReturnProxy(self, held)
-
-    def _enter_again(self, held: _TaskHold, mode: Mode) -> None:
-        if held.use.mode is not mode:
-            direction = "downgrade" if mode is Mode.READ else "upgrade"
-            raise RuntimeError(
-                f"cannot take the {mode.value} lock on {self.lock_file!r}: this task holds a "
-                f"{held.use.mode.value} lock; {direction} not allowed"
-            )
-        if (error := held.hold.error()) is not None:
-            raise error
-        held.levels[id(self)] = held.levels.get(id(self), 0) + 1
 
     async def release(self, *, force: bool = False) -> None:
         """

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 
 from .errors import LockBusyError, LockPathError, path_error
-from .names import Announcement, Listing, beat_name, gone_name, parse_beats, parse_listing
+from .names import Announcement, Listing, Mode, beat_name, gone_name, parse_beats, parse_listing
 from .protocol.removal import evict
 from .protocol.watch import Watch
 from .system.directory import MOVE_AWAY, LockDirectory
@@ -55,6 +55,7 @@ class PeerInfo:
     :param command: its command line, known once it has sent a heartbeat
     :param job: the id of its batch job, known once it has sent a heartbeat
     :param understood: ``False``: the entry counts as a holder because this version cannot read its name
+    :param at_most: how many readers with a limit may hold at a time by what it says, 0 if it sets none
     """
 
     name: str
@@ -73,6 +74,7 @@ class PeerInfo:
     command: str | None = None
     job: str | None = None
     understood: bool = True
+    at_most: int = 0
 
     @property
     def is_ancestor(self) -> bool:
@@ -105,7 +107,7 @@ class LockState:
     :param lock_path: the directory where the lock lives
     :param exists: whether that directory exists; a lock that nobody ever took has none
     :param holders: who holds the lock
-    :param waiters: who waits announced; readers that wait do so without a trace, so they are not here
+    :param waiters: who waits announced; readers that wait for a writer do so without a trace, so they are not here
     :param generation: number of the latest granted write, 0 if there was none, ``None`` if the lock does not exist
     """
 
@@ -209,12 +211,16 @@ def _list(lock_path: str) -> Listing:
 def _told_apart(
     peers: list[PeerInfo], was_holding: frozenset[str] = frozenset()
 ) -> tuple[tuple[PeerInfo, ...], tuple[PeerInfo, ...]]:
-    # A reader stays announced only while it holds (it withdraws at once when it sees a writer), so readers hold, and
-    # a writer beside them waits. Among writers, the one that announced itself first holds: a later one waits for it.
-    readers = sorted((peer for peer in peers if peer.mode == "read"), key=lambda peer: peer.since or 0.0)
-    others = sorted((peer for peer in peers if peer.mode != "read"), key=lambda peer: (peer.since or 0.0, peer.token))
-    others.sort(key=lambda peer: peer.token not in was_holding)
-    holders, waiters = (readers, others) if readers else (others[:1], others[1:])
+    # A reader without a limit stays announced only while it holds (it withdraws at once when it sees a writer), so it
+    # holds, and a writer beside it waits. Of those that stand in line, be they writers or readers with a limit, the
+    # ones that announced themselves first hold: later ones wait for them.
+    peers = sorted(peers, key=lambda peer: (peer.token not in was_holding, peer.since or 0.0, peer.token))
+    limited = [peer for peer in peers if peer.at_most and peer.mode == "read"]
+    holders = [peer for peer in peers if peer.mode == "read" and not peer.at_most]
+    holders += limited[: limited[0].at_most] if limited else []
+    holders = holders or peers[:1]
+    held = {peer.name for peer in holders}
+    waiters = [peer for peer in peers if peer.name not in held]
     return tuple(holders), tuple(replace(peer, state="waiting") for peer in waiters)
 
 
@@ -266,6 +272,7 @@ def peer_info(announcement: Announcement, *, silent_for: float, record: dict[str
         command=_text(record.get("command")),
         job=_text(record.get("job")),
         understood=announcement.understood,
+        at_most=announcement.at_most if announcement.mode is Mode.READ else 0,
     )
 
 

@@ -22,7 +22,7 @@ from .holding.hold import Hold, HoldStatus
 from .holding.kept import Use
 from .holding.waiting import Attempt, OnWait, Until, Wait, acquiring, run
 from .names import Mode
-from .settings import HasSettings, Heartbeat, Settings, checked
+from .settings import HasSettings, Heartbeat, Settings, checked, checked_limit
 from .singletons import OnePerPath, offer, register
 from .system.directory import Share
 from .system.paths import AnyPath
@@ -271,6 +271,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         self,
         timeout: float | None = None,
         *,
+        at_most: int | None = None,
         blocking: bool | None = None,
         on_wait: OnWait | None = None,
         until: Until | None = None,
@@ -279,18 +280,23 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         Take the lock shared. Re-entrant: if this instance holds it shared already, its level is raised.
 
         :param timeout: seconds; ``None``: the instance's; -1: no limit
+        :param at_most: wait until fewer than that hold the lock with a limit, on all hosts; all must state the same.
+            ``None``: no limit
         :param blocking: ``False``: do not wait; ``None``: as the instance says
         :param on_wait: called before each pause while waiting
         :param until: asked before each pause; once it returns true, the waiting ends with :class:`Timeout`
         :returns: a proxy that releases the lock at the end of a ``with`` block
         :raises Timeout: if it could not be had in time; says who holds it
         :raises LockPathError: if the lock cannot live at its path
+        :raises LimitMismatchError: if somebody who came first states another limit
         :raises LockLostError: if this instance's hold was lost; release it first
-        :raises RuntimeError: if this instance holds it exclusively, was closed, or was inherited through ``fork``
-        :raises TypeError: if ``timeout`` or ``blocking`` is of the wrong type
-        :raises ValueError: if ``timeout`` is ``nan``, or negative and not -1
+        :raises RuntimeError: if this instance holds it exclusively or with another limit, was closed, or was inherited
+            through ``fork``
+        :raises TypeError: if ``timeout``, ``at_most`` or ``blocking`` is of the wrong type
+        :raises ValueError: if ``timeout`` is ``nan``, or negative and not -1, or ``at_most`` is below 1
         """
-        return self._acquire(Mode.READ, Wait(self._limit_of_call(timeout, blocking), on_wait, until))
+        limit = 0 if at_most is None else checked_limit("at_most", at_most)
+        return self._acquire(Mode.READ, Wait(self._limit_of_call(timeout, blocking), on_wait, until), at_most=limit)
 
     def acquire_write(
         self,
@@ -314,6 +320,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         self,
         timeout: float | None = None,
         *,
+        at_most: int | None = None,
         blocking: bool | None = None,
         on_wait: OnWait | None = None,
         until: Until | None = None,
@@ -323,7 +330,8 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
         :raises LockLostError: at the end of the block, if the hold was lost in it and no other exception is on its way
         """
-        yield from self._block(Mode.READ, Wait(self._limit_of_call(timeout, blocking), on_wait, until))
+        limit = 0 if at_most is None else checked_limit("at_most", at_most)
+        yield from self._block(Mode.READ, Wait(self._limit_of_call(timeout, blocking), on_wait, until), limit)
 
     @contextmanager
     def write_lock(
@@ -341,10 +349,10 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         """
         yield from self._block(Mode.WRITE, Wait(self._limit_of_call(timeout, blocking), on_wait, until))
 
-    def _block(self, mode: Mode, wait: Wait) -> Iterator[None]:
+    def _block(self, mode: Mode, wait: Wait, at_most: int = 0) -> Iterator[None]:
         level = AcquireReturnProxy(self)
         try:
-            self._acquire(mode, wait, level)
+            self._acquire(mode, wait, level, at_most)
             try:
                 yield
             except BaseException:
@@ -358,19 +366,26 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         if error is not None:
             raise error
 
-    def _acquire(self, mode: Mode, wait: Wait, level: AcquireReturnProxy | None = None) -> AcquireReturnProxy:
+    def _acquire(
+        self, mode: Mode, wait: Wait, level: AcquireReturnProxy | None = None, at_most: int = 0
+    ) -> AcquireReturnProxy:
         level = AcquireReturnProxy(self) if level is None else level
         try:
-            if self._join(mode, level):
+            if self._join(mode, level, at_most):
                 return level
             if self._asking[0] is not level:
                 self._wait_for_turn(level, wait)
-            if self._held is None or not self._join(mode, level):
-                level._use = use = Use(self._settings, mode, self)
+            if self._held is None or not self._join(mode, level, at_most):
+                level._use = use = Use(self._settings, mode, self, at_most)
                 hold = use.join()
                 if hold is None:
                     level._attempt = Attempt(
-                        self._settings, mode, wait, device=self._device, is_closed=lambda: self._closed
+                        self._settings,
+                        mode,
+                        wait,
+                        device=self._device,
+                        is_closed=lambda: self._closed,
+                        at_most=at_most,
                     )
                     hold = run(acquiring(level._attempt))
                 self._device, use.may_move = hold.device, level._may_move
@@ -388,7 +403,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                 self._refuse_if_unusable()
             raise
 
-    def _join(self, mode: Mode, level: AcquireReturnProxy) -> bool:
+    def _join(self, mode: Mode, level: AcquireReturnProxy, at_most: int) -> bool:
         # Adds a level to the hold that this instance has. If it has none, puts the level in line, and returns False.
         with self._internal:
             self._refuse_if_unusable()
@@ -399,12 +414,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
                         raise RuntimeError(f"the lock on {self.lock_file!r} is being acquired by this very thread")
                     self._asking.append(level)
                 return False
-            if use.mode is not mode:
-                direction = "downgrade" if mode is Mode.READ else "upgrade"
-                raise RuntimeError(
-                    f"cannot take the {mode.value} lock on {self.lock_file!r}: this instance holds a "
-                    f"{use.mode.value} lock; {direction} not allowed{_holders(use, me)}"
-                )
+            use.refuse_another(mode, at_most, "this instance", _holders(use, me))
             if mode is Mode.WRITE and me not in use.levels.values():
                 raise RuntimeError(
                     f"cannot take the write lock on {self.lock_file!r} in thread {me}{_holders(use, me)}"

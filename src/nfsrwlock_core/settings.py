@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypedDict, get_args
 
-from .names import LEASE_MAX_MS, LEASE_MIN_S
+from .names import AT_MOST_MAX, LEASE_MAX_MS, LEASE_MIN_S
 from .system.connection import standstill
 from .system.directory import Share
 from .system.paths import AnyPath, lock_path_of
@@ -233,6 +233,20 @@ def checked(
         lock_dir=None if lock_dir is None else os.fsdecode(lock_dir),
         linger=float(linger),
     )
+
+
+def checked_limit(name: str, value: int) -> int:
+    """
+    Return how many may hold at a time.
+
+    :raises TypeError: if it is no integer
+    :raises ValueError: if it is below 1 or above 999,999
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if not 1 <= value <= AT_MOST_MAX:
+        raise ValueError(f"{name} must be between 1 and {AT_MOST_MAX}, got {value}")
+    return value
 
 
 def boolean(name: str, value: bool) -> bool:

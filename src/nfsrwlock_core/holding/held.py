@@ -108,10 +108,12 @@ class SelfWait:
     :param lock_file: the path that is asked for
     :param mode: in which it is asked for
     :param task: which asks for it; ``None``: the calling thread
+    :param at_most: the limit that is asked for, 0: none
     """
 
-    def __init__(self, lock_file: str, mode: Mode, task: ref[Any] | None = None) -> None:
+    def __init__(self, lock_file: str, mode: Mode, task: ref[Any] | None = None, at_most: int = 0) -> None:
         self._lock_file: Final = lock_file
+        self._at_most: Final = at_most
         self._mode: Final = mode
         self._task: Final = task
         self._seen: set[tuple[str, bool]] = set()
@@ -150,7 +152,9 @@ class SelfWait:
             else:
                 continue
             text = self_wait(self._lock_file, self._mode, by, peer.mode)
-            if blocks and (is_own or whom or peer.name in given):
+            # Of several permits, that of another may come free.
+            is_endless = self._at_most < 2 or peer.mode is Mode.WRITE
+            if blocks and is_endless and (is_own or whom or peer.name in given):
                 raise DeadlockError(text)
             if self.warning is None and (blocks or self._mode is peer.mode is Mode.READ):
                 # A writer that waits for the ancestor's shared hold may stand between; it may also give up.

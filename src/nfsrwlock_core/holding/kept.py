@@ -48,10 +48,12 @@ class Use:
     :param settings: of the lock
     :param mode: shared or exclusive
     :param owner: what must not be garbage meanwhile, because only through it can the lock be released
+    :param at_most: the limit of a shared hold, 0: none
     """
 
-    def __init__(self, settings: Settings, mode: Mode, owner: object) -> None:
+    def __init__(self, settings: Settings, mode: Mode, owner: object, at_most: int = 0) -> None:
         self.mode: Final = mode
+        self.at_most: Final = at_most
         self.owner: Final = owner
         #: How often a lock object has taken it and not given it back, and each time for which thread.
         self.levels: dict[AcquireReturnProxy, int] = {}
@@ -60,7 +62,7 @@ class Use:
         #: Another thread may give it back.
         self.may_move = False
         self._settings: Final = settings
-        self._linger: Final = settings.linger if mode is Mode.READ else 0.0
+        self._linger: Final = settings.linger if mode is Mode.READ and not at_most else 0.0
         self._thread: Final = threading.get_ident()
         #: What is used, once it is.
         self.hold: Hold | None = None
@@ -74,6 +76,21 @@ class Use:
     def lock_path(self) -> str:
         """Where the lock lives."""
         return self._settings.lock_path
+
+    def refuse_another(self, mode: Mode, at_most: int, who: str, more: str = "") -> None:
+        """
+        Refuse what cannot be one more level of this use.
+
+        :param who: has this use, for the message
+        :raises RuntimeError: if it is another mode or limit
+        """
+        wish = f"cannot take the {mode.value} lock on {self._settings.lock_file!r}"
+        if self.mode is not mode:
+            direction = "downgrade" if mode is Mode.READ else "upgrade"
+            raise RuntimeError(f"{wish}: {who} holds a {self.mode.value} lock; {direction} not allowed{more}")
+        if at_most not in (0, self.at_most):
+            held = f"with at_most={self.at_most}" if self.at_most else "without a limit"
+            raise RuntimeError(f"{wish} with at_most={at_most}: {who} holds it {held}{more}")
 
     def join(self) -> Hold | None:
         """Use the hold that is kept, and return it; ``None`` if there is none that stands. No file-system call."""

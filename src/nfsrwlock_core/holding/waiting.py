@@ -128,6 +128,7 @@ class Attempt:
     :param wait: how it waits
     :param is_closed: like its ``until``, asked by the lock itself
     :param task: of asyncio, for which it is; ``None``: for the calling thread
+    :param at_most: how many readers with a limit may hold at a time, this one among them; 0: no limit
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Attempt:
         device: int | None = None,
         is_closed: Callable[[], bool] = lambda: False,
         task: ref[Any] | None = None,
+        at_most: int = 0,
     ) -> None:
         self.settings: Final = settings
         self.mode: Final = mode
@@ -153,6 +155,7 @@ class Attempt:
             WORLD,
             who,
             mode,
+            at_most=at_most,
             ttl=settings.stale_threshold,
             interval=settings.beat_interval,
             ticket=wall // 1000,
@@ -161,7 +164,7 @@ class Attempt:
             watch=_watch(settings.lock_path),
         )
         self._pid: Final = who.pid
-        self._self_wait: Final = SelfWait(settings.lock_file, mode, task)
+        self._self_wait: Final = SelfWait(settings.lock_file, mode, task, at_most)
         #: Nobody wants the lock any more.
         self._is_over = False
         self._is_abandoned = False
