@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -15,7 +15,7 @@ from .holding.hold import HoldStatus
 from .holding.waiting import OnWait, Until, Wait
 from .lock import AcquireReturnProxy, SoftReadWriteLock
 from .names import Mode
-from .settings import Options
+from .settings import Options, checked_limit
 from .system.paths import AnyPath, canonical
 
 _WORST_FIRST: Final = (HoldStatus.LOST, HoldStatus.SUSPECT, HoldStatus.FREE, HoldStatus.HELD)
@@ -27,6 +27,8 @@ Paths = AnyPath | Iterable[AnyPath]
 class _Member:
     lock: SoftReadWriteLock
     mode: Mode
+    #: The limit of a shared one, 0: none.
+    at_most: int
     #: Resolved once: a relative path must keep its meaning after the process changes its directory.
     path: str = field(compare=False)
 
@@ -42,6 +44,7 @@ class LockSet:
 
     :param read: paths to lock shared; one path or several
     :param write: paths to lock exclusively; one path or several
+    :param limited: paths to lock shared, with how many may hold each at a time (``at_most``)
     :param timeout: seconds for all of them together; -1: no limit
     :raises ValueError: if no path is given, or settings contradict each other
 
@@ -53,16 +56,19 @@ class LockSet:
         read: Paths = (),
         write: Paths = (),
         timeout: float = -1,
+        limited: Mapping[str, int] | Mapping[AnyPath, int] | None = None,
         **options: Unpack[Options],
     ) -> None:
-        modes: dict[str, tuple[SoftReadWriteLock, Mode]] = {}
-        for paths, mode in ((_several(read), Mode.READ), (_several(write), Mode.WRITE)):
-            for path in paths:
-                lock = SoftReadWriteLock(path, timeout, is_singleton=False, **options)
-                modes[lock.lock_path] = (lock, mode)  # written last, so that a path in both is written
-        if not modes:
+        members: dict[str, _Member] = {}
+        limits = [(path, Mode.READ, checked_limit("at_most", value)) for path, value in (limited or {}).items()]
+        wanted = [(path, Mode.READ, 0) for path in _several(read)] + limits
+        wanted += [(path, Mode.WRITE, 0) for path in _several(write)]  # last, so that a path in both is written
+        for path, mode, at_most in wanted:
+            lock = SoftReadWriteLock(path, timeout, is_singleton=False, **options)
+            members[lock.lock_path] = _Member(lock, mode, at_most, canonical(lock.lock_file))
+        if not members:
             raise ValueError("a LockSet needs at least one path to read or to write")
-        self._set_up(_sorted(_Member(lock, mode, canonical(lock.lock_file)) for lock, mode in modes.values()))
+        self._set_up(_sorted(members.values()))
 
     def _set_up(self, members: Iterable[_Member]) -> None:
         self._members = tuple(members)
@@ -88,7 +94,7 @@ class LockSet:
         members: dict[str, _Member] = {}
         for member in (member for one in sets for member in one._members):
             known = members.setdefault(member.lock.lock_path, member)
-            if known.lock != member.lock:
+            if known.lock != member.lock or (known.mode is member.mode and known.at_most != member.at_most):
                 raise ValueError(f"the lock on {member.path!r} is asked for with two different settings")
             if member.mode is Mode.WRITE:
                 members[member.lock.lock_path] = member
@@ -210,7 +216,8 @@ class LockSet:
                 raise RuntimeError("this LockSet is held, or being acquired, already; sets are not re-entrant")
             self._holder = me
         for member in self._members:
-            member.lock._acquire(member.mode, wait, AcquireReturnProxy(member.lock, may_move=True))
+            level = AcquireReturnProxy(member.lock, may_move=True)
+            member.lock._acquire(member.mode, wait, level, member.at_most)
         self._is_held = True
 
     def release(self) -> None:

@@ -37,7 +37,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
     :raises Interrupted: a signal came first
     """
     request = keeper.request
-    path = (*request.write, *request.read)[0]
+    path = request.paths[0]
     progress = Progress()
     began = time.monotonic()
     timeout = request.settings["timeout"]

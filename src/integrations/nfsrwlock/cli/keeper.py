@@ -44,6 +44,7 @@ class Request:
     """
     What to hold, and how; the command line in a checked form.
 
+    :param limited: paths to hold shared, with how many may hold each at a time
     :param parents: whether missing directories are to be made
     :param settings: of the locks
     :param command: the name of a program that must be found before the locks are asked for; "" for none
@@ -54,6 +55,7 @@ class Request:
 
     read: tuple[str, ...]
     write: tuple[str, ...]
+    limited: dict[str, int]
     on_expiry: OnExpiry
     parents: bool
     settings: LockOptions
@@ -61,6 +63,11 @@ class Request:
     conflict_code: int = Exit.TIMED_OUT
     verbose: bool = False
     subject: int = 0
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All paths that are locked, those first of whose grants the numbers count."""
+        return *self.write, *self.read, *self.limited
 
     @property
     def lease(self) -> float:
@@ -206,10 +213,10 @@ def _keep(request: Request, channel: Channel) -> None:
     signals = _Signals(channel, can_give_back=request.subject != 0)
     hold_for(request.subject or os.getppid())
     if not request.parents:
-        for path in (*request.write, *request.read):
+        for path in request.paths:
             directory_of_lock(path, request.settings["lock_dir"])
     program = find_program(request.command) if request.command else ""
-    locks = LockSet(read=request.read, write=request.write, **request.settings)
+    locks = LockSet(request.read, request.write, limited=request.limited, **request.settings)
     channel.send(Prepared(program))
     if signals.nobody_waits():  # all this may have taken long
         return
@@ -236,7 +243,7 @@ def outlast_the_server(request: Request) -> None:
     The engine withdraws it in the background when a file server that hangs or refuses comes back, for which the guard
     does not wait. For one lease: after that, peers may remove it.
     """
-    paths = [os.path.abspath(path) for path in (*request.read, *request.write)]
+    paths = [os.path.abspath(path) for path in request.paths]
     os.chdir("/")
     limit = now() + request.lease
     while now() < limit and any(_is_announced(path, request.settings) for path in paths):

@@ -46,12 +46,21 @@ class _Path(click.types.UnprocessedParamType):
 
 PATH = _Path()
 
+_LIMIT = click.IntRange(1, 999_999)
 _lock_on = partial(click.option, multiple=True, type=PATH, metavar="PATH")
 _time = partial(click.option, type=positive_span, metavar="TIME")
 
 _OPTIONS = [
     _lock_on("-r", "--read", "-s", "--shared", "read", help="Hold a shared lock on PATH."),
     _lock_on("-w", "--write", "-x", "--exclusive", "write", help="Hold the exclusive lock on PATH."),
+    click.option(
+        *("--permits", "permits"),
+        multiple=True,
+        type=(_LIMIT, PATH),
+        metavar="N PATH",
+        help="Hold a shared lock on PATH, of which at most N are held at a time.",
+    ),
+    click.option("--at-most", type=_LIMIT, metavar="N", help="The same for each PATH of --read: --permits N PATH."),
     _time(
         *("-t", "--timeout"),
         type=span,
@@ -111,6 +120,8 @@ def request(
     *,
     read: tuple[str, ...],
     write: tuple[str, ...],
+    permits: tuple[tuple[int, str], ...],
+    at_most: int | None,
     timeout: float | None,
     nonblock: bool,
     heartbeat: float | None,
@@ -126,16 +137,20 @@ def request(
 
     :raises CliError: they make no sense, with a remedy
     """
-    if not read and not write:
+    if not read and not write and not permits:
         raise CliError("nothing to lock: name at least one path with --read PATH or --write PATH")
+    if at_most is not None and not read:
+        raise CliError("--at-most is about the paths of --read, and none is given; see also: --permits N PATH")
+    limited = {path: limit for limit, path in permits} | ({} if at_most is None else dict.fromkeys(read, at_most))
     if nonblock and timeout:
         raise CliError("--nonblock does not wait, and --timeout does; use one of them")
-    if not all((*write, *read)):
-        raise CliError("an empty path cannot be locked: check the variable in --read or --write")
+    if not all((*write, *read, *limited)):
+        raise CliError("an empty path cannot be locked: check the variable in --read, --write or --permits")
     beat = heartbeat if heartbeat is not None else 30.0 if stale is None else stale / 3
     return Request(
-        read=read,
+        read=tuple(path for path in read if path not in limited),
         write=write,
+        limited=limited,
         on_expiry=OnExpiry(on_expiry),
         settings={
             "timeout": 0.0 if nonblock else -1.0 if timeout is None or math.isinf(timeout) else timeout,

@@ -145,6 +145,8 @@ def _summary(state: LockState) -> str:
     count = len(state.holders)
     if kinds == {"read"}:
         text = f"shared by {count} reader{'s' if count > 1 else ''}"
+        if limits := [peer.at_most for peer in state.holders if peer.at_most]:
+            text += f", {len(limits)} of {limits[0]} permits"
     elif kinds == {"write"}:
         text = "held by a writer; readers that wait are not listed"
     else:
