@@ -84,9 +84,9 @@ class SoftSemaphore(_Permits[AcquireReturnProxy]):
     """
     A counting semaphore for processes on any number of hosts that share a file system.
 
-    At most ``permits`` are held at a time, by whatever threads, processes and hosts; those who wait get theirs about in
-    the order in which they came. A permit has a lease and heartbeats, as every hold of :class:`SoftReadWriteLock` has,
-    so the permit of a process that died comes free. As with :class:`threading.Semaphore`, each acquire takes one more
+    At most ``permits`` are held at a time, by whatever threads, processes and hosts; nobody falls behind the others,
+    but they are not served strictly in the order in which they came. A permit has a lease and heartbeats, as every hold of
+    :class:`SoftReadWriteLock` has, so the permit of a process that died comes free. As with :class:`threading.Semaphore`, each acquire takes one more
     permit, and any thread may release it. On the same path, :meth:`SoftReadWriteLock.acquire_write` excludes all
     permits.
 
