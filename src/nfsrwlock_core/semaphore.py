@@ -84,11 +84,11 @@ class SoftSemaphore(_Permits[AcquireReturnProxy]):
     """
     A counting semaphore for processes on any number of hosts that share a file system.
 
-    At most ``permits`` are held at a time, by whatever threads, processes and hosts; nobody falls behind the others,
-    but they are not served strictly in the order in which they came. A permit has a lease and heartbeats, as every hold of
-    :class:`SoftReadWriteLock` has, so the permit of a process that died comes free. As with :class:`threading.Semaphore`, each acquire takes one more
-    permit, and any thread may release it. On the same path, :meth:`SoftReadWriteLock.acquire_write` excludes all
-    permits.
+    At most ``permits`` are held at a time, by whatever threads, processes and hosts. Nobody falls behind the others,
+    but they are not served strictly in the order in which they came. A permit has a lease and heartbeats, as every hold
+    of :class:`SoftReadWriteLock` has, so the permit of a process that died comes free. As with
+    :class:`threading.Semaphore`, each acquire takes one more permit, and any thread may release it. On the same path,
+    :meth:`SoftReadWriteLock.acquire_write` excludes all permits.
 
     :param lock_file: what the permits are for; it need not exist
     :param permits: how many may be held at a time; everybody must state the same
