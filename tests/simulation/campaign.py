@@ -726,7 +726,7 @@ def permits(run: Run) -> None:
     for place in range(len(turns)):
         run.add_process(hosts[place % 3], lambda user, place=place: take(user, place), rng.random() * longest)
     one_turn = longest + 4 * 1.25 * max(run.polls) + stale_s + 20 * delay_s
-    enough = 5 * len(turns)
+    enough = 3 * len(turns)
     while sum(turns) < enough and run.agenda.now < enough / at_most * one_turn / (1 - DRIFT):
         run.agenda.run(run.agenda.now + longest)
     if sum(turns) < enough:
