@@ -28,7 +28,8 @@ class Story:
         self, who: str, mode: str, begin: float, end: float | None, number: int | None = 1, lock: int = 0, **more: Any
     ) -> Story:
         until = more.pop("until", begin + LEASE)
-        self.say(who, "granted", begin, lock=lock, mode=mode, generation=number, until=until, lease=LEASE)
+        more = {"lock": lock, "mode": mode, "generation": number, "until": until, "lease": LEASE, **more}
+        self.say(who, "granted", begin, **more)
         if end is not None:
             self.say(who, "release", end).say(who, "released", end + 0.01)
         return self
@@ -56,6 +57,15 @@ def test_readers_share_and_writers_follow_each_other():
 def test_two_conflicting_holds_at_one_moment(modes):
     story = Story().hold("n1.0", modes[0], 0, 3, 1).hold("n2.0", modes[1], 2.9, 5, 2)
     assert [text for text in story.found() if "together" in text]
+
+
+def test_more_holds_than_their_limit():
+    story = Story().hold("n1.0", "read", 0, 3, 1, limit=2).hold("n2.0", "read", 1, 4, 1)
+    story.hold("n3.0", "read", 2, 5, 1, limit=2)
+    assert not story.hold("n1.1", "read", 3, 4, 1, limit=2).found()
+    assert story.hold("n2.1", "read", 3.5, 4, 1, limit=2).found() == [
+        "n3.0 and n1.1 and n2.1 hold lock 0 together, of which at most 2 may"
+    ]
 
 
 def test_two_conflicting_holds_of_different_locks():

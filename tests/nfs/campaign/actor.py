@@ -5,7 +5,8 @@ One process of a campaign, on a client: takes the locks at random, and says what
 is one event, with the time on the machine's monotonic clock, s, and the number of the task that says it.
 
 - ``ask``: is about to acquire; ``timeout``: got nothing
-- ``granted``: has the lock ``since`` when, with the grant's generation, and ``until`` when by the lease's own account
+- ``granted``: has the lock ``since`` when, with the grant's generation, and ``until`` when by the lease's own account;
+  its ``limit``, if at most so many may have it at a time
 - ``beat``: the lease was renewed ``until``; ``suspect``, ``restored``, ``lost``: what the hold says of itself
 - ``release``: is about to give it back
 - ``end``: the last line
@@ -40,12 +41,22 @@ class Actor:
     Takes locks until it is told to stop: a process's only thread, or one of its tasks.
 
     :param locks: by number
+    :param limits: how many may hold a lock at a time of those who read it with a limit, by the lock's number
     :param lease_s: of the locks, seconds; some holds last longer
     :param seed: of its choices
     """
 
-    def __init__(self, locks: dict[int, Any], lease_s: float, seed: int, task: int, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        locks: dict[int, Any],
+        limits: dict[int, int],
+        lease_s: float,
+        seed: int,
+        task: int,
+        stop: threading.Event,
+    ) -> None:
         self.locks = locks
+        self.limits = limits
         self.lease_s = lease_s
         self.chance = random.Random(seed + task)
         self.task = task
@@ -72,9 +83,13 @@ class Actor:
     async def _turn(self, number: int, mode: str) -> None:
         lock = self.locks[number]
         timeout = self.chance.choice([-1, -1, -1, 0, 1, self.lease_s / 2])
+        limit = self.limits.get(number) if mode == "read" and self.chance.random() < 0.7 else None
         self.say("ask", lock=number, mode=mode)
         try:
-            await result_of((lock.acquire_write if mode == "write" else lock.acquire_read)(timeout=timeout))
+            if mode == "write":
+                await result_of(lock.acquire_write(timeout))
+            else:
+                await result_of(lock.acquire_read(timeout, at_most=limit))
         except Timeout:
             self.say("timeout")
             return
@@ -89,7 +104,8 @@ class Actor:
                 generation = await lock.read_generation() if is_async else lock.generation
             except LockError:  # it was lost already, or cannot be known while the server is away
                 pass
-        self.say("granted", lock=number, mode=mode, generation=generation, until=until, since=at, lease=self.lease_s)
+        said = {"lock": number, "mode": mode, "generation": generation, "limit": limit}
+        self.say("granted", **said, until=until, since=at, lease=self.lease_s)
         await self._hold(lock, until)
         if lock.status is HoldStatus.LOST:
             self.say("lost")
@@ -140,7 +156,8 @@ async def play(settings: dict[str, Any]) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     lease_s, seed = settings["options"]["stale_threshold"], settings["seed"]
-    actors = [Actor(locks, lease_s, seed, task, stop) for task in range(settings["tasks"] or 1)]
+    limits = {int(number): limit for number, limit in settings["limits"].items()}
+    actors = [Actor(locks, limits, lease_s, seed, task, stop) for task in range(settings["tasks"] or 1)]
     await asyncio.gather(*(actor.play() for actor in actors))
     for lock in locks.values():
         await result_of(lock.close())

@@ -4,11 +4,12 @@ The judge of a campaign: written apart from the engine, and knowing nothing of h
 It takes what the processes said, event by event, and what was done to them, all on the host's one clock, and finds what
 must not have happened:
 
-- two holds of one lock together, one of them exclusive. A hold lasts from its grant until its user began to give it
-  back. If it was lost, or its user was never heard of again, it lasted until the latest moment at which its lease ran
-  out by its own account: nobody may have been let in before. A process that was killed by a signal held nothing from
-  then on, since its kernel knows that it is dead. The last words of a machine that loses its power are lost with it, so
-  a hold that began right before may have been given back unheard, and is known for sure only at its last word;
+- two holds of one lock together, one of them exclusive, or more shared ones with a limit than that. A hold lasts from
+  its grant until its user began to give it back. If it was lost, or its user was never heard of again, it lasted
+  until the latest moment at which its lease ran out by its own account: nobody may have been let in before. A process
+  that was killed by a signal held nothing from then on, since its kernel knows that it is dead. The last words of a
+  machine that loses its power are lost with it, so a hold that began right before may have been given back unheard,
+  and is known for sure only at its last word;
 - exclusive grants whose numbers do not rise, or are not higher than what a shared hold knew before, and a shared hold
   that knows an earlier number than one granted before it;
 - a hold that never ended: neither given back, nor lost, nor did its process or its machine end;
@@ -72,6 +73,8 @@ class Hold:
     generation: int | None
     #: When its lease runs out, by its own latest account.
     until: float
+    #: How many with a limit may hold the lock at a time, ``None`` if it has none.
+    limit: int | None = None
     #: Its user's latest word before the one that ended it.
     heard: float = float("nan")
     #: When it had the lock, if it said so only later: it asked for its number before.
@@ -144,6 +147,7 @@ def judge(events: Iterable[Event], faults: Iterable[Fault]) -> Verdict:
         _end_unheard(hold, who, faults)
     violations = [
         *conflicts(holds),
+        *crowds(holds),
         *disorder(holds),
         *(
             Violation(f"{hold.who} never gave back what it was granted", hold.granted, (hold.who,))
@@ -161,6 +165,7 @@ def _take_in(event: Event, open_holds: dict[str, Hold], holds: list[Hold]) -> No
         hold = Hold(
             *(event.who, more["lock"], more["mode"], event.at, event.error_s, more["lease"], more["generation"]),
             until=more["until"],
+            limit=more.get("limit"),
             since=more.get("since", event.at),
         )
         open_holds[event.who] = hold
@@ -226,6 +231,21 @@ def conflicts(holds: list[Hold]) -> Iterator[Violation]:
         if "write" in (hold.mode, other.mode):
             text = f"{other.who} ({other.mode}) and {hold.who} ({hold.mode}) hold lock {hold.lock} together"
             yield Violation(text, hold.granted, (other.who, hold.who))
+
+
+def crowds(holds: list[Hold]) -> Iterator[Violation]:
+    """Find the moments at which more than the limit hold a lock with one."""
+    for same_lock in _by_lock([hold for hold in holds if hold.limit]).values():
+        current: list[Hold] = []
+        for hold in sorted(same_lock, key=lambda hold: hold.since + hold.error_s):
+            surely = hold.since + hold.error_s
+            current = [other for other in current if other.end - other.error_s > surely]
+            if hold.end - hold.error_s > surely:
+                current.append(hold)
+            if hold.limit is not None and len(current) > hold.limit:
+                who = tuple(other.who for other in current)
+                text = f"{' and '.join(who)} hold lock {hold.lock} together, of which at most {hold.limit} may"
+                yield Violation(text, hold.granted, who)
 
 
 def disorder(holds: list[Hold]) -> Iterator[Violation]:

@@ -200,6 +200,7 @@ class Campaign:
                 "poll_interval": chance.choice(_POLLS_S),
                 "heartbeat": "process" if kind == "process" else "thread",
             },
+            "limits": {n: n % 4 + 1 for n in locks if n % 2},
             "tasks": _TASKS if kind == "tasks" else 0,
             "user": (chance.choice(_USERS), _GROUP) if kind == "user" else None,
             "seed": chance.randrange(1 << 30),
