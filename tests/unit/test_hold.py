@@ -20,6 +20,20 @@ from nfsrwlock_core.system.clock import WallClock
 TRUSTED = TTL * (1 - MARGIN)
 
 
+class NeverPaused(WallClock):
+    """The wall clock of a machine that does not stand still: test_wall_clock.py has the others."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self._stage = stage
+
+    def look(self) -> float:
+        return self._stage.clock()
+
+    def gained(self, since: float) -> float:
+        return 0.0
+
+
 class Owner:
     """Who holds a lock, and what it was told."""
 
@@ -45,7 +59,7 @@ class Owner:
 def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     stage = Stage()
     monkeypatch.setattr(hold_module, "now", stage.clock)
-    monkeypatch.setattr(hold_module, "wall_clock", WallClock())  # without what other tests have set
+    monkeypatch.setattr(hold_module, "wall_clock", NeverPaused(stage))
     return stage
 
 
