@@ -1,0 +1,98 @@
+"""One attempt at a lock, step by step: where the server refuses, and when nobody wants the lock any more."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import announcements
+from nfsrwlock import SoftReadWriteLock
+from nfsrwlock_core.holding.waiting import Attempt, Wait
+from nfsrwlock_core.names import Mode
+from nfsrwlock_core.system.directory import LockDirectory
+
+
+def attempt_at(path: Path, mode: Mode = Mode.WRITE) -> Attempt:
+    return Attempt(SoftReadWriteLock(path, is_singleton=False)._settings, mode, Wait(-1))
+
+
+class Refuses:
+    """A server that refuses calls, so many times."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: int) -> None:
+        real = getattr(LockDirectory, name)
+        self.left = times
+
+        def call(files: LockDirectory, *arguments: Any) -> Any:
+            if self.left:
+                self.left -= 1
+                raise OSError(number, "refused")
+            return real(files, *arguments)
+
+        monkeypatch.setattr(LockDirectory, name, call)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made, which take no time."""
+    made: list[float] = []
+    monkeypatch.setattr(time, "sleep", made.append)
+    return made
+
+
+@pytest.fixture
+def waits(path: Path) -> Attempt:
+    """A writer that is announced and waits for a reader."""
+    reader = attempt_at(path, Mode.READ)
+    assert reader.step() is not None
+    writer = attempt_at(path)
+    assert writer.step() is None
+    assert len(announcements(path)) == 2
+    return writer
+
+
+def test_a_step_that_begins_after_the_attempt_was_given_up_makes_nothing(path: Path) -> None:
+    """It may have waited for a thread until nobody wanted the lock any more."""
+    attempt = attempt_at(path)
+    attempt.give_up()
+    assert attempt.step() is None
+    assert not Path(f"{path}.rwlock").exists()
+
+
+def test_giving_up_goes_on_until_the_server_takes_the_withdrawal(
+    path: Path, waits: Attempt, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    refuses = Refuses(monkeypatch, "rmdir", errno.EIO, 3)
+    waits.give_up()
+    assert refuses.left == 0
+    assert len(pauses) == 3
+    assert len(announcements(path)) == 1
+
+
+def test_giving_up_does_not_insist_where_nothing_can_be_removed(
+    waits: Attempt, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    Refuses(monkeypatch, "rmdir", errno.EROFS, 1000)
+    waits.give_up()
+    assert pauses == []
+
+
+def test_trouble_that_may_pass_is_logged_once_until_it_has_passed(
+    waits: Attempt, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nfsrwlock")
+    for outage in (1, 2):
+        with monkeypatch.context() as fails:
+            Refuses(fails, "listdir", errno.EIO, 3)
+            for _ in range(3):
+                assert waits.step() is None
+        assert len([record for record in caplog.records if "trying again" in record.getMessage()]) == outage
+        assert "refused" in (waits.wait_info(1.0).trouble or "")
+        assert waits.step() is None
+        assert waits.wait_info(1.0).trouble is None
+    waits.give_up()
