@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,46 @@ def test_trouble_that_may_pass_is_logged_once_until_it_has_passed(
         assert waits.step() is None
         assert waits.wait_info(1.0).trouble is None
     waits.give_up()
+
+
+def test_a_timeout_says_how_many_hold_the_lock_and_who_waits_before_us(path: Path) -> None:
+    attempts = [attempt_at(path, Mode.READ), attempt_at(path)]
+    assert attempts[0].step() is not None
+    assert attempts[1].step() is None
+    one = str(attempts[1].timed_out(1.0))
+    assert one.count(f"pid {os.getpid()}") == 1
+    assert "more)" not in one
+    reader = attempt_at(path, Mode.READ)
+    attempts.append(reader)
+    assert reader.step() is None
+    assert "waiting for writing" in str(reader.timed_out(1.0)).partition(";")[2]
+    attempts[1].give_up()
+    assert reader.step() is not None
+    writer = attempt_at(path)
+    attempts.append(writer)
+    assert writer.step() is None
+    assert "(and 1 more)" in str(writer.timed_out(1.0))
+
+
+def test_a_timeout_says_what_the_file_system_answered(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = attempt_at(path)
+    assert "others came first" in str(attempt.timed_out(1.0))
+    with monkeypatch.context() as fails:
+        Refuses(fails, "mkdir", errno.EIO, 1)
+        assert attempt.step() is None
+    assert "refused" in str(attempt.timed_out(1.0))
+
+
+def test_a_forked_child_does_not_go_on_with_its_parents_attempt(path: Path, waits: Attempt) -> None:
+    before = announcements(path)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            waits.step()
+        except RuntimeError as error:
+            code = 0 if "parent of this fork" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert announcements(path) == before
