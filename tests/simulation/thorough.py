@@ -23,7 +23,7 @@ SEARCHES = {
     "writer and reader that asks for its generation, a failing call": Bounds(
         modes="WR", generation=True, faults=1, expiries=(1, 0), beats=0, crashes=0
     ),
-    "two writers, both announce themselves twice": Bounds(modes="WW", announcements=2, beats=0),
+    "two writers, both announce themselves twice": Bounds(modes="WW", announcements=2, beats=0, crashes=0),
     "two writers, one gives way": Bounds(modes="WW", announcements=(1, 2), gives_way=True, crashes=0),
     "two writers, of which one gives way, and a reader, a lease runs out": Bounds(
         modes="WWR", gives_way=True, beats=0, expiries=(1, 0, 0), crashes=0

@@ -791,6 +791,15 @@ def test_an_uncontended_release_cleans_without_a_call(stage):
     assert reader.files.ops() == ["rmdir"]
 
 
+def test_a_short_hold_that_another_process_would_have_beaten_for_costs_no_listing(stage):
+    """Section 5: within the lease nobody can have removed a heartbeat that we have not heard of."""
+    reader = stage.holding_reader()
+    reader.hand_over()
+    reader.files.ops()
+    assert reader.release()
+    assert reader.files.ops() == ["rmdir"]
+
+
 # -- the story as a whole ----------------------------------------------------------------------------------------------
 
 

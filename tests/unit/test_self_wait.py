@@ -43,7 +43,7 @@ def test_a_wait_that_something_can_end_is_no_deadlock(path: Path) -> None:
     with pytest.raises(Timeout):
         single(path).acquire_write(0.1)
     with pytest.raises(Timeout):
-        single(path).acquire_write(until=lambda: True)
+        single(path).acquire_write(until=iter([False, True]).__next__)
     with single(path).read_lock(on_wait=lambda _: holder.release(force=True)):
         pass
 
@@ -66,8 +66,8 @@ def test_another_thread_is_waited_for_and_so_is_what_another_thread_may_give_bac
     with locks:
         ending = threading.Timer(0.2, lambda: locks.locks[0].release(force=True))
         ending.start()
-        single(path).acquire_read()  # without any limit: the set may end in another thread
-        ending.join()
+        with single(path).read_lock():  # without any limit: the set may end in another thread
+            ending.join()
 
 
 def test_a_task_that_waits_for_its_own_hold_is_told_so(path: Path) -> None:

@@ -109,6 +109,9 @@ def listen(event, arguments):
 
 heard, armed = [], False
 sys.addaudithook(listen)
+# Who this process is, is looked at anew now and then, and here not just while something is counted.
+from nfsrwlock_core.system import process
+process._SAME_FOR_S = 1e9
 # While one is held, the threads of the package and its helper process stay as they are.
 SoftReadWriteLock("other", **{{"heartbeat": {form!r}}}).acquire_read()
 lock = SoftReadWriteLock("data", heartbeat={form!r})

@@ -182,7 +182,7 @@ class Hold:
             # In a thread of its own: the owner's callback may release the hold, and whoever calls here may be what a
             # release waits for.
             workers.submit(self.tell_owner)
-        elif outcome is Beat.DONE and self._told == "suspect" and self._left >= 0:
+        elif self._told == "suspect" and self._left >= 0:
             self._told = None
             logger.warning(
                 "the lock on %r is safe again: a heartbeat has shown that the hold never ended", self.lock_file
@@ -213,7 +213,7 @@ class Hold:
     @property
     def next_expiry(self) -> float | None:
         """When the owner must be told of an expiry, ``None`` if it has been told already."""
-        return None if self._told is not None or self._lost or self.telling else now() + self._left
+        return None if self._told is not None or self.telling else now() + self._left
 
     def _describe(self, reason: Literal["evicted", "refresh-failed"]) -> LeaseCompromise:
         from filelock import LeaseCompromise  # noqa: PLC0415 - the beating helper process does without filelock

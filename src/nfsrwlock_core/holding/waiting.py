@@ -267,7 +267,7 @@ class Attempt:
 
     def settle(self) -> None:
         """Give up if that has not been done: an exception may come between any two steps, and the first to give up."""
-        if not self._is_abandoned and self._participant.phase is not Phase.ENDED:
+        if not self._is_abandoned:
             self.give_up()
 
     def abandon(self) -> None:
@@ -410,7 +410,5 @@ def _answer(wish: Io, limit: float) -> Any:
     # In another thread, because a call to a hard-mounted server that is down cannot be interrupted.
     try:
         return workers.call(wish.call, max(limit - time.monotonic(), 0.1))
-    except TimeoutError as error:
-        if isinstance(error, LockError) or error.errno is not None:
-            raise  # the call's own
+    except TimeoutError as error:  # no call raises one of its own: a step takes the server's for trouble that may pass
         raise Unanswered(str(error)) from None
