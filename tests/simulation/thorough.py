@@ -32,15 +32,17 @@ SEARCHES = {
     "two writers and a reader, a lease runs out, a death": Bounds(modes="WWR", beats=0, expiries=(1, 0, 0)),
     "one permit, two readers, a failing call": Bounds(modes="11", faults=1, crashes=0),
     "one permit, two readers, both announce themselves twice": Bounds(modes="11", announcements=2, gives_way=True),
-    "one permit, three readers, a lease runs out": Bounds(modes="111", beats=0, expiries=(1, 0, 0)),
-    "two permits, three readers, two leases run out": Bounds(modes="222", beats=0, expiries=(1, 1, 0)),
+    "one permit, three readers, a lease runs out, a death": Bounds(modes="111", beats=0, expiries=(1, 0, 0)),
+    "two permits, three readers, a lease runs out, a death": Bounds(modes="222", beats=0, expiries=(1, 0, 0)),
     "two permits, three readers, one gives way": Bounds(
         modes="222", announcements=(1, 1, 2), gives_way=True, beats=0, expiries=(1, 0, 0), crashes=0
     ),
     "a writer and two readers for one permit, a lease runs out": Bounds(
         modes="W11", beats=0, expiries=(1, 0, 0), crashes=0
     ),
-    "a writer, a reader without a limit and one with a permit": Bounds(modes="W1R", beats=0, expiries=(1, 0, 0)),
+    "a writer, a reader without a limit and one with a permit, a death": Bounds(
+        modes="W1R", beats=0, expiries=(1, 0, 0)
+    ),
 }
 
 
