@@ -172,6 +172,7 @@ class Participant(Observer):
         if self.name not in listing.announcements:
             self._explain_missing_announcement()
             return False
+        self._unlisted = 0
         in_the_way = self._in_the_way(listing)
         if self.mode is Mode.READ:
             if not in_the_way:
