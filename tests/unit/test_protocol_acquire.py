@@ -569,6 +569,16 @@ def test_a_lock_directory_that_comes_back_is_no_reason_to_refuse_it(stage, mode)
     assert stage.server.announced == {late.name}
 
 
+def test_only_misses_in_a_row_are_a_reason_to_refuse_it(stage):
+    writer, late = stage.holding_writer(), stage.reader()
+    late.files.inject(Shows([], times=2))
+    stage.poll(late, 3)
+    assert [peer.name for peer in late.blockers] == [writer.name]
+    writer.release()
+    late.files.inject(Shows([], times=2))  # the look while it waits, and the one that decides
+    assert stage.poll(late, 3)
+
+
 @pytest.mark.parametrize("mode", Mode)
 def test_an_announcement_that_was_evicted_at_once_does_not_blame_the_file_system(stage, mode):
     """Sections 2 and 6: missing from the listing and gone from the server: start over."""

@@ -176,6 +176,7 @@ class Participant(Observer):
         if self.name not in listing.announcements:
             self._explain_missing_announcement()
             return False
+        self._unlisted = 0
         if self._gives_way_to_writers(listing):
             return False
         if not self._at_most:
