@@ -183,7 +183,7 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
 @click.option(
     "--peer", is_flag=True, help="Test together with a second node: prints the command to run there, and waits."
 )
-@click.option("--join", metavar="TOKEN", help="Be that second node.")
+@click.option("--join", "token", metavar="TOKEN", help="Be that second node.")
 @_number("--rounds", type=click.IntRange(10, 10_000), default=400, help="Rounds of each race.")
 @_number("--processes", type=click.IntRange(2, 64), default=2, help="Processes that race, on each host.")
 @click.option(
@@ -195,7 +195,7 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
 )
 @_as_json
 def _doctor(
-    paths: tuple[str, ...], lock_dir: str | None, join: str | None, timeout: float | None, **options: Any
+    paths: tuple[str, ...], lock_dir: str | None, token: str | None, timeout: float | None, **options: Any
 ) -> int:
     """
     Find out whether the file system at PATH... is fit for locks.
@@ -204,15 +204,16 @@ def _doctor(
     costs, and whether the file system keeps the demands of the protocol, by racing processes. Works in a directory
     of its own beside the data, and removes it.
     """
-    from nfsrwlock import doctor  # noqa: PLC0415
+    from nfsrwlock.doctor.examination import doctor  # noqa: PLC0415
+    from nfsrwlock.doctor.rendezvous import join  # noqa: PLC0415
 
-    if (options["peer"] or join is not None) and len(paths) > 1:
+    if (options["peer"] or token is not None) and len(paths) > 1:
         raise CliError("two nodes can test one path at a time; give one PATH with --peer or --join")
-    if join is not None:
+    if token is not None:
         if options["peer"]:
             raise CliError("--peer is for the first node and --join for the second; use one of them")
-        return doctor.join(join, paths[0], lock_dir, timeout)
-    return doctor.doctor(paths, lock_dir, timeout=timeout, **options)
+        return join(token, paths[0], lock_dir, timeout)
+    return doctor(paths, lock_dir, timeout=timeout, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,11 +18,10 @@ from typing import Any, Final, NamedTuple
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.examination import home_of
 from nfsrwlock.doctor.filesystems import explain_other
 from nfsrwlock.doctor.races import Plan, call_seconds, judge, play, prepare, recorded
 from nfsrwlock.doctor.report import Check, Level, Progress, Report
-from nfsrwlock.doctor.scratch import Scratch, is_token, read_json, scratch_path, write_json
+from nfsrwlock.doctor.scratch import Scratch, home_of, read_json, scratch_path, write_json
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.mounts import mount_from, mount_of
@@ -158,10 +157,6 @@ def join(token: str, path: str, lock_dir: str | None = None, timeout: float | No
     :param timeout: how long to look for the first node, seconds
     :raises CliError: nobody waits there, or the first node has gone
     """
-    if not is_token(token):
-        raise CliError(
-            f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node"
-        )
     home = home_of(path, lock_dir)
     path, limit = scratch_path(home, token), time.monotonic() + (timeout or _FIND_SECONDS)
     while not os.path.isdir(f"{path}/meet"):
