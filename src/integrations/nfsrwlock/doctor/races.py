@@ -79,7 +79,6 @@ class Demand:
     :param tried: what the players did
     :param kept: what was not seen to happen
     :param lost: what it means if it was
-    :param alone: what to add if one host alone has tried
     """
 
     name: str
@@ -87,7 +86,6 @@ class Demand:
     tried: str
     kept: str
     lost: str
-    alone: str = ""
 
 
 _EMPTY: Final = ("mkdir {n}",)
@@ -110,7 +108,6 @@ DEMANDS: Final = (
         tried="listed, made a name each and listed again",
         kept="no two listings missed each other's names (demand b)",
         lost="Two holders would not notice each other here (demand b)",
-        alone=" They share this host's caches, so this says little about a second host.",
     ),
     Demand(
         "removal",
@@ -367,7 +364,7 @@ def _check(demand: Demand, plan: Plan, records: Sequence[Record], clocks: float 
     text = f"{who} {demand.tried}, {facts['rounds']} times ({close}): "
     if broken:
         return Check(demand.name, Level.UNFIT, f"{text}{'; '.join(broken)}. {demand.lost}.", ELSEWHERE, facts=facts)
-    level, remedy, text = Level.OK, "", f"{text}{demand.kept}.{demand.alone if clocks is None else ''}"
+    level, remedy, text = Level.OK, "", f"{text}{demand.kept}."
     if neither:
         level = Level.NOTE
         text += f" {neither} times no call succeeded, which does no harm: a reply was lost, or a stale cache answered."

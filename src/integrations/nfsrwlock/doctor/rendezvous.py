@@ -58,8 +58,14 @@ class _Talk:
         self._files = LockDirectory(f"{scratch.root}/meet")
         self._mark = f"look.{secrets.token_hex(4)}"
 
-    def say(self, word: str, number: int = 0) -> None:
+    def say(self, word: str, number: int = 0, **content: Any) -> None:
+        if content:
+            write_json(f"{self._files.path}/{word}.{self.node}.json", content)
         self._files.mkdir(f"{word}.{self.node}.{number}")
+
+    def both(self, word: str) -> list[dict[str, Any]]:
+        """Return the content of what either node has said, the first node's first."""
+        return [read_json(f"{self._files.path}/{word}.{node}.json") for node in (0, 1)]
 
     def hear(self, word: str, seconds: float | None = None, nobody: CliError | None = None) -> int:
         """
@@ -129,13 +135,12 @@ def lead(
         Exit.TIMED_OUT,
     )
     try:
-        write_json(f"{scratch.root}/meet/about.0.json", {**_about(scratch), "rounds": rounds, "processes": processes})
-        talk.say("about")
+        talk.say("about", **_about(scratch), rounds=rounds, processes=processes)
         talk.hear("about", wait_seconds, nobody)
         plan, ahead, uncertain = _take_part(talk, scratch)
-        talk.hear("done")
-        first, second = (read_json(f"{scratch.root}/meet/about.{node}.json") for node in (0, 1))
-        sights = [Sight(**read_json(f"{scratch.root}/sight-{node}.json")) for node in (0, 1)]
+        talk.hear("sight")
+        first, second = talk.both("about")
+        sights = [Sight(**sight) for sight in talk.both("sight")]
         records = recorded(scratch.root, plan)
     finally:
         with suppress(OSError):
@@ -170,10 +175,9 @@ def join(token: str, path: str, lock_dir: str | None = None, timeout: float | No
         try:
             scratch.files.mkdir("meet/second")
             talk = _Talk(scratch, 1, lambda _doing: None)
-            write_json(f"{scratch.root}/meet/about.1.json", _about(scratch))
-            talk.meet("about")
+            talk.say("about", **_about(scratch))
+            talk.hear("about")
             _take_part(talk, scratch)
-            talk.say("done")
         except FileExistsError:
             raise CliError(
                 "another node has joined already: run 'nfsrwlock doctor --peer' anew for each pair"
@@ -207,7 +211,7 @@ def _about(scratch: Scratch) -> dict[str, Any]:
 
 def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float, float]:
     """Do what both nodes do, in step; return what was raced, and how the clocks differ, see :func:`judge_sights`."""
-    first, second = (read_json(f"{scratch.root}/meet/about.{node}.json") for node in (0, 1))
+    first, second = talk.both("about")
     if first["version"] != second["version"]:
         raise CliError(
             f"the nodes have nfsrwlock {first['version']} and {second['version']}; install one version on both"
@@ -228,7 +232,7 @@ def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float, float]:
         return time.monotonic() + start - time.time()
 
     play(scratch, plan, range(talk.node * processes, (talk.node + 1) * processes), agree, talk.progress)
-    write_json(f"{scratch.root}/sight-{talk.node}.json", _look(talk, scratch.root)._asdict())
+    talk.say("sight", **_look(talk, scratch.root)._asdict())
     return plan, ahead, uncertain
 
 
