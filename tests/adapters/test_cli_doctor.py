@@ -428,7 +428,7 @@ def test_what_was_put_in_its_place_is_not_removed(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["no path given"]),
+        ([], ["Missing argument 'PATH...'", "nfsrwlock doctor --help"]),
         ([""], ["empty path"]),
         (["missing/data"], ["missing", "does not exist"]),
         (["file/data"], ["file", "is not a directory"]),

@@ -111,19 +111,13 @@ def family(roots: Iterable[int], group: int | None = None, spare: Iterable[int] 
         visited.add(pid)
         found[pid] = entry_or_none
         queue.extend(children.get(pid, ()))
-    # A group's member may be listed before its parent; a parent that runs while its child stands still might take
-    # that for job control.
-    depth: dict[int, int] = {}
-    for pid in found:
-        depth[pid] = _depth(pid, found)
-    return [found[pid] for pid in sorted(found, key=lambda pid: depth[pid]) if not found[pid].dead]
-
-
-def _depth(pid: int, found: dict[int, Entry]) -> int:
-    depth = 0
-    while (parent := found[pid].parent) in found and depth < len(found):
-        pid, depth = parent, depth + 1
-    return depth
+    # A group's member may be found before its parent; a parent that runs while its child stands still might take that
+    # for job control.
+    ordered = [pid for pid, entry in found.items() if entry.parent not in found]
+    for pid in ordered:
+        ordered += [child for child in children.get(pid, ()) if child in found]
+    # A table that changes while it is read may even show a circle: its members come last.
+    return [found[pid] for pid in dict.fromkeys([*ordered, *found]) if not found[pid].dead]
 
 
 Find = Callable[[], list[Entry]]

@@ -46,6 +46,19 @@ Exit codes:
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
+_paths = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...", required=True)
+_lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+_pid = click.option(
+    "--pid",
+    type=int,
+    default=os.getppid,
+    show_default="the parent process, the shell that asks",
+    help="The process that hold keeps the locks for.",
+)
+_number = partial(click.option, show_default=True, metavar="N")
+
+
 @click.group(context_settings=_SETTINGS, epilog=_CODES)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s", help="Show the version.")
 def cli() -> None:
@@ -95,10 +108,8 @@ def _run(context: click.Context, /, script: str | None, **options: Any) -> int:
 
 @cli.command("hold", epilog=_CODES)
 @holding
-@click.option(
-    "--pid", type=int, help="The process to hold the locks for; default: the parent process, the shell that asks."
-)
-def _hold(pid: int | None, **options: Any) -> int:
+@_pid
+def _hold(pid: int, **options: Any) -> int:
     """
     Hold locks until a process ends.
 
@@ -110,28 +121,14 @@ def _hold(pid: int | None, **options: Any) -> int:
     """
     from nfsrwlock.cli.hold import hold  # noqa: PLC0415
 
-    return hold(request(**options), os.getppid() if pid is None else pid)
-
-
-def _one_or_more(context: click.Context, _argument: click.Parameter, paths: tuple[str, ...]) -> tuple[str, ...]:
-    if not paths:
-        raise CliError(f"no path given: {context.command_path} PATH...")
-    return paths
-
-
-_paths = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...", callback=_one_or_more)
-_lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
-_number = partial(click.option, show_default=True, metavar="N")
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+    return hold(request(**options), pid)
 
 
 @cli.command("release")
 @_paths
-@click.option(
-    "--pid", type=int, help="The process that hold was given; default: the parent process, the shell that asks."
-)
+@_pid
 @_lock_dir
-def _release(paths: tuple[str, ...], pid: int | None, lock_dir: str | None) -> int:
+def _release(paths: tuple[str, ...], pid: int, lock_dir: str | None) -> int:
     """
     Give back the locks on PATH... that hold keeps for a process, before it ends.
 
@@ -140,7 +137,7 @@ def _release(paths: tuple[str, ...], pid: int | None, lock_dir: str | None) -> i
     """
     from nfsrwlock.cli.hold import release  # noqa: PLC0415
 
-    return release(paths, os.getppid() if pid is None else pid, lock_dir)
+    return release(paths, pid, lock_dir)
 
 
 @cli.command("status")
