@@ -198,15 +198,6 @@ def adopt_orphans() -> None:
         pass
 
 
-def _call_yourself(name: str) -> None:
-    """Set this process's name in the process table (Linux; elsewhere the command line must do)."""
-    try:
-        with open("/proc/self/comm", "w", encoding="ascii") as file:
-            file.write(name)
-    except OSError:
-        pass
-
-
 def _close_descriptors(keep: Iterable[int]) -> None:
     """
     Close all but stdin, stdout, stderr and ``keep``.
@@ -233,7 +224,11 @@ def leave_the_caller(name: str, keep: Iterable[int], standard: Iterable[int] = (
     """
     os.setsid()
     signal.set_wakeup_fd(-1)
-    _call_yourself(name)
+    with (
+        suppress(OSError),
+        open("/proc/self/comm", "w", encoding="ascii") as file,
+    ):  # elsewhere the command line must do
+        file.write(name)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in standard:
         os.dup2(null, descriptor)
@@ -263,14 +258,14 @@ class Process:
             self._descriptor = os.pidfd_open(pid)
         except AttributeError:
             pass  # not Linux
-        except OverflowError as error:
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # the number of a thread, or no number of a process at all
+        except (OverflowError, OSError) as error:
+            # EINVAL: the number of a thread, or no number of a process at all
+            if isinstance(error, OverflowError) or error.errno == errno.EINVAL:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
             if error.errno not in (errno.ENOSYS, errno.EPERM):  # an old kernel, a sandbox
                 raise
-        self._started = _start_time(pid)
+        fields = _stat(pid)
+        self._started = None if fields is None else fields[1][19]
         if self._descriptor is None:
             with suppress(PermissionError):
                 os.kill(pid, 0)
@@ -294,8 +289,3 @@ class Process:
         except PermissionError:
             pass
         return False
-
-
-def _start_time(pid: int) -> str | None:
-    fields = _stat(pid)
-    return None if fields is None else fields[1][19]

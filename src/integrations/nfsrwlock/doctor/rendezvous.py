@@ -194,15 +194,13 @@ def join(token: str, path: str, lock_dir: str | None = None, timeout: float | No
 
 def _about(scratch: Scratch) -> dict[str, Any]:
     mount = mount_of(scratch.path)
-    try:
-        # Not the engine's fingerprint of a kernel, which differs between two containers: they share a cache.
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            kernel = file.read().strip()
-    except OSError:
-        kernel = current_identity().host
+    kernel = host = current_identity().host
+    # Not the engine's fingerprint of a kernel, which differs between two containers: they share a cache.
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        kernel = file.read().strip()
     return {
         "version": __version__,
-        "host": current_identity().host,
+        "host": host,
         "kernel": kernel,
         "call_seconds": call_seconds(scratch.files),
         "mount": None if mount is None else mount.to_dict(),
