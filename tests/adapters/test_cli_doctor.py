@@ -203,14 +203,13 @@ def test_files_that_look_empty_to_others_are_no_reason_to_call_it_fit(scene: Sce
 def test_an_examination_that_fails_from_inside_is_no_reason_to_call_it_fit(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from nfsrwlock import doctor
-    from nfsrwlock.doctor import cost
+    from nfsrwlock.doctor import examination
 
     def fail(*arguments: object) -> None:
         raise RuntimeError("what nobody thought of")
 
-    monkeypatch.setattr(cost, "measure", fail)
-    assert doctor.doctor([str(scene.directory)], None, peer=False, rounds=10, timeout=None, as_json=True) == 1
+    monkeypatch.setattr(examination, "cost", fail)
+    assert examination.doctor([str(scene.directory)], None, peer=False, rounds=10, timeout=None, as_json=True) == 1
     said = capsys.readouterr()
     assert said.out == "[]\n"
     assert "internal error, please report it: RuntimeError: what nobody thought of" in said.err
@@ -429,7 +428,7 @@ def test_what_was_put_in_its_place_is_not_removed(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["no path given"]),
+        ([], ["Missing argument 'PATH...'", "nfsrwlock doctor --help"]),
         ([""], ["empty path"]),
         (["missing/data"], ["missing", "does not exist"]),
         (["file/data"], ["file", "is not a directory"]),

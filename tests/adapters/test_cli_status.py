@@ -10,6 +10,7 @@ import pytest
 
 from actors import PATIENCE_S
 from adapters.cli_scene import QUICK, Scene, scene
+from nfsrwlock.text import duration
 
 __all__ = ["scene"]
 
@@ -24,6 +25,17 @@ def announce(scene: Scene, name: str, path: str = "data") -> None:
         os.path.join(os.fsencode(scene.directory), os.fsencode(f"{path}.rwlock"), os.fsencode(name)), mode=0o700
     )
     os.chmod(scene.directory / f"{path}.rwlock", 0o700)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((-1, "0 s"), (0.44, "0.4 s"), (3.0, "3 s"), (59.9, "59 s"), (60, "1 min"), (200, "3 min 20 s")),
+        *((3600, "1 h"), (3605, "1 h"), (7500, "2 h 5 min"), (86400, "1 d"), (360_000, "4 d 4 h")),
+    ],
+)
+def test_a_time_span_is_said_by_its_two_largest_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 # status

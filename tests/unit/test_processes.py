@@ -51,3 +51,11 @@ def test_to_find_nobody_to_kill_takes_one_look() -> None:
 
     kill(nobody)
     assert len(looks) == 1
+
+
+def test_parents_come_before_children_and_nobody_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The table of a busy node: 6 was found after its child, and 8 and 9 have changed while the table was read.
+    parents = {4: 6, 5: 4, 6: 1, 8: 9, 9: 8}
+    table = {pid: Entry(pid, parent, group=6, name="job", state="S") for pid, parent in parents.items()}
+    monkeypatch.setattr(processes, "process_table", lambda: table)
+    assert [entry.pid for entry in family([], group=6)] == [6, 4, 5, 8, 9]

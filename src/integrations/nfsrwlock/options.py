@@ -30,7 +30,7 @@ class LockOptions(LeaseOptions, total=False):
 
 def lock_option_names() -> list[str]:
     """Return the names of :class:`LockOptions`."""
-    return sorted({*LeaseOptions.__annotations__, *LockOptions.__annotations__})
+    return sorted(LockOptions.__annotations__)
 
 
 def refuse_unknown(options: Iterable[str], caller: str, known: Sequence[str] | None = None) -> None:

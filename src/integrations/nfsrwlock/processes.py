@@ -111,19 +111,13 @@ def family(roots: Iterable[int], group: int | None = None, spare: Iterable[int] 
         visited.add(pid)
         found[pid] = entry_or_none
         queue.extend(children.get(pid, ()))
-    # A group's member may be listed before its parent; a parent that runs while its child stands still might take
-    # that for job control.
-    depth: dict[int, int] = {}
-    for pid in found:
-        depth[pid] = _depth(pid, found)
-    return [found[pid] for pid in sorted(found, key=lambda pid: depth[pid]) if not found[pid].dead]
-
-
-def _depth(pid: int, found: dict[int, Entry]) -> int:
-    depth = 0
-    while (parent := found[pid].parent) in found and depth < len(found):
-        pid, depth = parent, depth + 1
-    return depth
+    # A group's member may be found before its parent; a parent that runs while its child stands still might take that
+    # for job control.
+    ordered = [pid for pid, entry in found.items() if entry.parent not in found]
+    for pid in ordered:
+        ordered += [child for child in children.get(pid, ()) if child in found]
+    # A table that changes while it is read may even show a circle: its members come last.
+    return [found[pid] for pid in dict.fromkeys([*ordered, *found]) if not found[pid].dead]
 
 
 Find = Callable[[], list[Entry]]
@@ -204,15 +198,6 @@ def adopt_orphans() -> None:
         pass
 
 
-def _call_yourself(name: str) -> None:
-    """Set this process's name in the process table (Linux; elsewhere the command line must do)."""
-    try:
-        with open("/proc/self/comm", "w", encoding="ascii") as file:
-            file.write(name)
-    except OSError:
-        pass
-
-
 def _close_descriptors(keep: Iterable[int]) -> None:
     """
     Close all but stdin, stdout, stderr and ``keep``.
@@ -239,7 +224,11 @@ def leave_the_caller(name: str, keep: Iterable[int], standard: Iterable[int] = (
     """
     os.setsid()
     signal.set_wakeup_fd(-1)
-    _call_yourself(name)
+    with (
+        suppress(OSError),
+        open("/proc/self/comm", "w", encoding="ascii") as file,
+    ):  # elsewhere the command line must do
+        file.write(name)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in standard:
         os.dup2(null, descriptor)
@@ -269,14 +258,14 @@ class Process:
             self._descriptor = os.pidfd_open(pid)
         except AttributeError:
             pass  # not Linux
-        except OverflowError as error:
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # the number of a thread, or no number of a process at all
+        except (OverflowError, OSError) as error:
+            # EINVAL: the number of a thread, or no number of a process at all
+            if isinstance(error, OverflowError) or error.errno == errno.EINVAL:
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
             if error.errno not in (errno.ENOSYS, errno.EPERM):  # an old kernel, a sandbox
                 raise
-        self._started = _start_time(pid)
+        fields = _stat(pid)
+        self._started = None if fields is None else fields[1][19]
         if self._descriptor is None:
             with suppress(PermissionError):
                 os.kill(pid, 0)
@@ -300,8 +289,3 @@ class Process:
         except PermissionError:
             pass
         return False
-
-
-def _start_time(pid: int) -> str | None:
-    fields = _stat(pid)
-    return None if fields is None else fields[1][19]

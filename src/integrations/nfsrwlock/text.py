@@ -51,17 +51,10 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{max(seconds, 0.0):.1f}".removesuffix(".0") + " s"
     whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return _two(whole // 60, "min", whole % 60, "s")
-    if whole < 86400:
-        return _two(whole // 3600, "h", whole % 3600 // 60, "min")
-    return _two(whole // 86400, "d", whole % 86400 // 3600, "h")
-
-
-def _two(major: int, major_unit: str, minor: int, minor_unit: str) -> str:
-    return f"{major} {major_unit} {minor} {minor_unit}" if minor else f"{major} {major_unit}"
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    while not parts[0][0]:
+        del parts[0]
+    return " ".join(f"{number} {unit}" for number, unit in parts[:2] if number)
 
 
 def console(width_without_terminal: int) -> Console:

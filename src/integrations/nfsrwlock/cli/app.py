@@ -46,6 +46,19 @@ Exit codes:
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
+_paths = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...", required=True)
+_lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+_pid = click.option(
+    "--pid",
+    type=int,
+    default=os.getppid,
+    show_default="the parent process, the shell that asks",
+    help="The process that hold keeps the locks for.",
+)
+_number = partial(click.option, show_default=True, metavar="N")
+
+
 @click.group(context_settings=_SETTINGS, epilog=_CODES)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s", help="Show the version.")
 def cli() -> None:
@@ -95,10 +108,8 @@ def _run(context: click.Context, /, script: str | None, **options: Any) -> int:
 
 @cli.command("hold", epilog=_CODES)
 @holding
-@click.option(
-    "--pid", type=int, help="The process to hold the locks for; default: the parent process, the shell that asks."
-)
-def _hold(pid: int | None, **options: Any) -> int:
+@_pid
+def _hold(pid: int, **options: Any) -> int:
     """
     Hold locks until a process ends.
 
@@ -110,28 +121,14 @@ def _hold(pid: int | None, **options: Any) -> int:
     """
     from nfsrwlock.cli.hold import hold  # noqa: PLC0415
 
-    return hold(request(**options), os.getppid() if pid is None else pid)
-
-
-def _one_or_more(context: click.Context, _argument: click.Parameter, paths: tuple[str, ...]) -> tuple[str, ...]:
-    if not paths:
-        raise CliError(f"no path given: {context.command_path} PATH...")
-    return paths
-
-
-_paths = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...", callback=_one_or_more)
-_lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
-_number = partial(click.option, show_default=True, metavar="N")
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+    return hold(request(**options), pid)
 
 
 @cli.command("release")
 @_paths
-@click.option(
-    "--pid", type=int, help="The process that hold was given; default: the parent process, the shell that asks."
-)
+@_pid
 @_lock_dir
-def _release(paths: tuple[str, ...], pid: int | None, lock_dir: str | None) -> int:
+def _release(paths: tuple[str, ...], pid: int, lock_dir: str | None) -> int:
     """
     Give back the locks on PATH... that hold keeps for a process, before it ends.
 
@@ -140,7 +137,7 @@ def _release(paths: tuple[str, ...], pid: int | None, lock_dir: str | None) -> i
     """
     from nfsrwlock.cli.hold import release  # noqa: PLC0415
 
-    return release(paths, os.getppid() if pid is None else pid, lock_dir)
+    return release(paths, pid, lock_dir)
 
 
 @cli.command("status")
@@ -183,7 +180,7 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
 @click.option(
     "--peer", is_flag=True, help="Test together with a second node: prints the command to run there, and waits."
 )
-@click.option("--join", metavar="TOKEN", help="Be that second node.")
+@click.option("--join", "token", metavar="TOKEN", help="Be that second node.")
 @_number("--rounds", type=click.IntRange(10, 10_000), default=400, help="Rounds of each race.")
 @_number("--processes", type=click.IntRange(2, 64), default=2, help="Processes that race, on each host.")
 @click.option(
@@ -195,7 +192,7 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
 )
 @_as_json
 def _doctor(
-    paths: tuple[str, ...], lock_dir: str | None, join: str | None, timeout: float | None, **options: Any
+    paths: tuple[str, ...], lock_dir: str | None, token: str | None, timeout: float | None, **options: Any
 ) -> int:
     """
     Find out whether the file system at PATH... is fit for locks.
@@ -204,15 +201,16 @@ def _doctor(
     costs, and whether the file system keeps the demands of the protocol, by racing processes. Works in a directory
     of its own beside the data, and removes it.
     """
-    from nfsrwlock import doctor  # noqa: PLC0415
+    from nfsrwlock.doctor.examination import doctor  # noqa: PLC0415
+    from nfsrwlock.doctor.rendezvous import join  # noqa: PLC0415
 
-    if (options["peer"] or join is not None) and len(paths) > 1:
+    if (options["peer"] or token is not None) and len(paths) > 1:
         raise CliError("two nodes can test one path at a time; give one PATH with --peer or --join")
-    if join is not None:
+    if token is not None:
         if options["peer"]:
             raise CliError("--peer is for the first node and --join for the second; use one of them")
-        return doctor.join(join, paths[0], lock_dir, timeout)
-    return doctor.doctor(paths, lock_dir, timeout=timeout, **options)
+        return join(token, paths[0], lock_dir, timeout)
+    return doctor(paths, lock_dir, timeout=timeout, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

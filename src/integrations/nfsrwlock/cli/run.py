@@ -193,9 +193,8 @@ def _execute(program: str, command: tuple[str, ...], environment: dict[str, str]
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
-            os.execve(
-                _SHELL, [_SHELL, program, *command[1:]], environment
-            )  # a script without a first line that says for whom
+            # A script without a first line that says for whom.
+            os.execve(_SHELL, [_SHELL, program, *command[1:]], environment)
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
         if error.errno == errno.ENOENT:

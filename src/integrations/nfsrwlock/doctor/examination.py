@@ -1,5 +1,5 @@
 """
-One path under examination: where its lock would live, what is mounted there, and what the file system answers.
+One path under examination: where its lock would live, what is mounted there, what the file system answers and costs.
 
 It runs in a thread of its own, for a file system that hangs must not hang who waits for the answer. A call that hangs
 cannot be ended: what it has made then stays behind, and the report names it.
@@ -9,66 +9,147 @@ from __future__ import annotations
 
 import errno
 import grp
+import json
 import os
 import shlex
+import signal
+import statistics
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import CancelledError
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
-from nfsrwlock.cli.outcome import CliError
-from nfsrwlock.cli.preparing import directory_of_lock
-from nfsrwlock.doctor import cost, filesystems
-from nfsrwlock.doctor.report import Check, Level, Progress, Report
-from nfsrwlock.doctor.scratch import Scratch, left_behind
-from nfsrwlock.text import printable
-from nfsrwlock_core import LockError
-from nfsrwlock_core.system.mounts import mount_of
+from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
+from nfsrwlock.cli.signals import TERMINATING, Signals
+from nfsrwlock.doctor import filesystems
+from nfsrwlock.doctor.rendezvous import alone, lead
+from nfsrwlock.doctor.report import Check, Level, Progress, Report, show
+from nfsrwlock.doctor.scratch import Scratch, home_of, left_behind
+from nfsrwlock.text import flush, printable, say
+from nfsrwlock_core import LockError, SoftReadWriteLock
+from nfsrwlock_core.system.mounts import Mount, mount_of, requests_of
 from nfsrwlock_core.system.paths import lock_path_of
 from nfsrwlock_core.system.process import current_identity
+from nfsrwlock_core.system.workers import submit
 
+#: How long the file system may take to answer one call.
+_ANSWER_SECONDS: Final = 60.0
+#: How long a second node may take to come.
+_PEER_SECONDS: Final = 300.0
+#: There are thousands of names to remove, and each may take a round trip.
+_CLEAN_UP_SECONDS: Final = 60.0
+_LOOK_SECONDS: Final = 0.1
+#: How many cycles of a lock are timed, if that takes no longer than this.
+_CYCLES: Final = 100
+_ENOUGH_SECONDS: Final = 4.0
+#: From here on, a lock is slow enough for people to ask what is wrong.
+_SLOW_MS: Final = 100.0
 _FREE_SOME: Final = "Free some space or inodes."
 _TRY_AGAIN: Final = "Find out why, and try again."
-#: Races the processes that there are, see :func:`nfsrwlock.doctor.rendezvous.alone`.
-Compare = Callable[[Scratch, Report, Progress], list[Check]]
 
 
-@dataclass
-class Examination:
+def doctor(
+    paths: Sequence[str],
+    lock_dir: str | None,
+    *,
+    peer: bool,
+    timeout: float | None,
+    as_json: bool,
+    rounds: int = 400,
+    processes: int = 2,
+) -> int:
+    """
+    Examine ``paths``, one after the other, and report; return the exit code.
+
+    :param peer: do it together with a second node
+    :param timeout: how long to wait for the second node, or for an answer of the file system, seconds
+    :param rounds: of each race
+    :param processes: that race, on each host
+    """
+    compare = partial(lead, wait_seconds=timeout or _PEER_SECONDS) if peer else alone
+    patience = _ANSWER_SECONDS if timeout is None or peer else timeout
+    reports: list[Report] = []
+    codes: set[int] = set()
+    hangs = False
+    for path in dict.fromkeys(paths):
+        examination = _Examination(path, lock_dir, partial(compare, rounds=rounds, processes=processes))
+        try:
+            hangs |= examination.hangs(patience)
+        except CliError as error:
+            codes.add(error.code)
+            say(str(error))
+            continue
+        reports.append(examination.report)
+        codes.add(Exit.OK if examination.report.fit else Exit.FAILED)
+        if not as_json:
+            show(examination.report, separated=len(reports) > 1)
+    if as_json:
+        print(json.dumps([report.to_dict() for report in reports], indent=2))
+    code = min(codes - {Exit.OK}, default=Exit.OK)
+    if hangs:  # what hangs would hang the end of this process, too
+        flush()
+        os._exit(code)
+    return code
+
+
+class _Examination:
     """
     Looks at one path; :attr:`report` has the answer, as far as it has come.
 
     :param lock_dir: where locks are kept, if not beside the data
-    :param compare: races processes, of this host or of two
+    :param compare: races processes, of this host or of two, and returns what that showed
     """
 
-    path: str
-    lock_dir: str | None
-    compare: Compare
-    #: What it does, and since when.
-    doing: str = "looking for the directory"
-    since: float = field(default_factory=time.monotonic)
-    #: The directory it has made, until it is removed.
-    scratch: str | None = None
-    stopped: threading.Event = field(default_factory=threading.Event)
+    def __init__(
+        self, path: str, lock_dir: str | None, compare: Callable[[Scratch, Report, Progress], list[Check]]
+    ) -> None:
+        self.report = Report(path=path, home="", host=current_identity().host)
+        self._lock_dir = lock_dir
+        self._compare = compare
+        self._doing, self._since = "looking for the directory", time.monotonic()
+        #: The directory it has made, until it is removed.
+        self._scratch: str | None = None
+        self._stopped = threading.Event()
 
-    def __post_init__(self) -> None:
-        self.report = Report(path=self.path, home="", host=current_identity().host)
-
-    def run(self) -> None:
+    def hangs(self, patience: float) -> bool:
         """
-        Examine, until :attr:`stopped` is set.
+        Examine, and return whether the file system has not answered for ``patience`` seconds.
 
-        :raises CliError: there is no such directory, or the second node did not come or stay
-        :raises OSError: what the file system answered otherwise
+        :raises CliError: there is no such directory, the second node did not come or stay, or something failed
+        :raises Interrupted: a signal came
         """
+        with Signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
+            end = submit(self._run)
+            while not end.done():
+                for signum in TERMINATING.intersection(signals.wait(_LOOK_SECONDS)):
+                    self._stopped.set()
+                    wait([end], _CLEAN_UP_SECONDS)
+                    if self._scratch is not None:
+                        say(f"could not clean up; remove the directory {printable(self._scratch)}")
+                    raise Interrupted(signum)
+                silent = time.monotonic() - self._since
+                if silent > patience:
+                    self._stopped.set()
+                    left = f" {printable(self._scratch)} is left behind." if self._scratch is not None else ""
+                    text = f"No answer for {silent:.0f} s while {self._doing}.{left}"
+                    remedy = "Find out whether the file server is up and can be reached; then try again."
+                    self.report.checks.append(Check("answers", Level.UNFIT, text, remedy))
+                    return True
+        try:
+            end.result()
+        except Exception as error:  # what did not come to its end must not end in a verdict
+            raise as_cli_error(error) from None
+        return False
+
+    def _run(self) -> None:
         report = self.report
-        report.home = home = home_of(report.path, self.lock_dir)
+        report.home = home = home_of(report.path, self._lock_dir)
         if not os.path.isdir(report.path):
-            report.lock_path = lock_path_of(report.path, self.lock_dir)
+            report.lock_path = lock_path_of(report.path, self._lock_dir)
         mount = mount_of(home)
         report.scope = filesystems.scope_of(mount)
         if mount is not None:
@@ -84,51 +165,37 @@ class Examination:
         except OSError as error:
             report.checks.append(_refused(home, error))
             return
-        self.scratch = scratch.path
+        self._scratch = scratch.path
         try:
             report.checks.append(_permission(home, scratch))
             try:
-                report.checks += self.compare(scratch, report, self._progress)
+                report.checks += self._compare(scratch, report, self._progress)
             except OSError as error:
                 text = f"The rounds ended early: the file system answers {error.strerror}."
                 report.checks.append(Check("rounds", Level.UNFIT, text, _TRY_AGAIN))
-            report.checks.append(cost.measure(scratch.root, mount, self._progress))
+            report.checks.append(cost(scratch.root, mount, self._progress))
         except (LockError, OSError) as error:
             report.checks.append(Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", _TRY_AGAIN))
         finally:
             if scratch.remove():
-                self.scratch = None
+                self._scratch = None
             else:
                 text = f"{printable(scratch.path)} could not be removed."
                 report.checks.append(Check("leftover", Level.WARNING, text, f"rm -r {shlex.quote(scratch.path)}"))
             scratch.close()
 
     def _progress(self, doing: str) -> None:
-        if self.stopped.is_set():
+        if self._stopped.is_set():
             raise CancelledError
-        self.doing, self.since = doing, time.monotonic()
-
-
-def home_of(path: str, lock_dir: str | None) -> str:
-    """
-    Return the directory in which locks on ``path``, or on files in the directory ``path``, live.
-
-    :raises CliError: there is no such directory
-    """
-    if not path:
-        raise CliError("an empty path cannot be examined: check the variable in PATH")
-    file = os.path.join(path, "file") if os.path.isdir(path) else path
-    return os.path.realpath(directory_of_lock(file, lock_dir, remedy="correct the path"))
+        self._doing, self._since = doing, time.monotonic()
 
 
 def _space(home: str) -> Check:
     found = os.statvfs(home)
     free, inodes = found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
-    level = Level.OK
-    if (found.f_blocks and free < 2**20) or (inodes is not None and inodes < 100):
-        level = Level.WARNING
-    if (found.f_blocks and not free) or inodes == 0:
-        level = Level.UNFIT
+    # In parts of what is enough; what the file system does not count is.
+    left = min(free / 2**20 if found.f_blocks else 1, 1 if inodes is None else inodes / 100)
+    level = Level.UNFIT if not left else Level.WARNING if left < 1 else Level.OK
     known = "an unknown number of" if inodes is None else inodes
     text = (
         f"{free / 2**20:,.0f} MiB and {known} inodes free. Acquiring a lock needs one inode; releasing it needs none."
@@ -160,3 +227,39 @@ def _permission(home: str, scratch: Scratch) -> Check:
     mapped = owner != os.geteuid()
     text += f". The file server takes you for user {owner}." if mapped else "."
     return Check("permission", Level.NOTE if mapped else Level.OK, text, facts={"group": group, "owner": owner})
+
+
+def cost(root: str, mount: Mount | None, progress: Progress) -> Check:
+    """Return what one uncontended acquire and release costs, to read and to write, in the directory ``root``."""
+    lock = SoftReadWriteLock(f"{root}/cost", lock_dir=root, is_singleton=False)
+    mountpoint = mount.mountpoint if mount is not None and mount.is_nfs else ""
+    facts: dict[str, dict[str, Any]] = {}
+    said = []
+    for mode, acquire in (("read", lock.acquire_read), ("write", lock.acquire_write)):
+        acquire()
+        lock.release()  # the first one makes the lock directory
+        times: list[float] = []
+        requests: list[Counter[str]] = []
+        until = time.monotonic() + _ENOUGH_SECONDS
+        while len(times) < _CYCLES and (time.monotonic() < until or len(times) < 15):
+            progress("measuring the cost")
+            before, began = Counter(requests_of(mountpoint)), time.perf_counter()
+            acquire()
+            lock.release()
+            times.append((time.perf_counter() - began) * 1000)
+            requests.append(Counter(requests_of(mountpoint)) - before)
+        median, late = statistics.median(times), statistics.quantiles(times, n=20, method="inclusive")[-1]
+        facts[mode] = {"median_ms": round(median, 3), "p95_ms": round(late, 3), "cycles": len(times)}
+        said.append(f"{mode} {median:.2f} ms (95 % within {late:.2f} ms)")
+        medians = {kind: statistics.median(one[kind] for one in requests) for kind in sum(requests, Counter[str]())}
+        if kinds := {kind: count for kind, count in Counter(medians).most_common() if count}:
+            facts[mode] |= {"requests": sum(kinds.values()), "requests_by_kind": kinds}
+            by_kind = ", ".join(f"{kind} {count:g}" for kind, count in kinds.items())
+            said[-1] += f", {sum(kinds.values()):g} requests ({by_kind})"
+    text = f"Acquire and release, uncontended: {'; '.join(said)}."
+    if mountpoint:
+        text += " The whole mount's requests are counted; these are the medians."
+    if facts["read"]["median_ms"] <= _SLOW_MS:
+        return Check("cost", Level.OK, text, facts=facts)
+    remedy = "Take few locks and hold them longer; ask what the file server is busy with."
+    return Check("cost", Level.NOTE, text, remedy, facts=facts)

@@ -22,8 +22,6 @@ _CRASH: Final = (
     "Whether changes survive a crash of the server (d) cannot be seen from here: 'exportfs -v' there must say sync."
 )
 _TRY: Final = "Find out with two hosts: nfsrwlock doctor --peer PATH."
-
-
 _known: Final = partial(Check, basis="documented")
 _type: Final = partial(_known, "file-system")
 _LOCAL: Final = _type(Level.NOTE, "local to this host. Other hosts cannot see it, unless this host exports it to them.")
@@ -106,20 +104,14 @@ def explain_other(mount: Mount | None, host: str, here: Mount | None) -> list[Ch
 
 
 def _options(mount: Mount) -> Iterator[Check]:
-    cache = mount.text("cache")
-    if "ro" in mount.options:
-        yield _known(
-            "option-ro", Level.UNFIT, "Mounted read-only: no lock can be made here.", ELSEWHERE, basis="measured"
-        )
-    if mount.is_nfs:
-        yield from _nfs_options(mount)
-    if mount.fstype == "9p" and cache in ("loose", "fscache"):
+    given = mount.options.keys()
+    if "ro" in given:
+        yield Check("option-ro", Level.UNFIT, "Mounted read-only: no lock can be made here.", ELSEWHERE)
+    if mount.fstype == "9p" and (cache := mount.text("cache")) in ("loose", "fscache"):
         text = f"cache={cache}: meant for mounts that nobody else changes, by the kernel's documentation."
         yield _known("option-cache", Level.WARNING, text, "Mount with cache=none.")
-
-
-def _nfs_options(mount: Mount) -> Iterator[Check]:
-    given = mount.options.keys()
+    if not mount.is_nfs:
+        return
     if "nocto" in given:
         old = mount.text("vers") in ("2", "3")
         seen = "on NFSv3 every file that another host had changed" if old else "on NFSv4 no file that was opened anew"

@@ -57,7 +57,7 @@ class Race:
     :param name: also the beginning of its directories' names
     :param holder: the call of one player, another one each round
     :param others: the call of all others
-    :param broken: what must not happen, in words, by the name of its count
+    :param broken: what must not happen; the words for it are in ``_WORDS``
     :param made: calls that prepare a round
     :param winners: how many of the calls may succeed in a round; ``None``: all, and each player lists the directory
         before its call and after it
@@ -66,7 +66,7 @@ class Race:
     name: str
     holder: str
     others: str
-    broken: dict[str, str]
+    broken: tuple[str, ...]
     made: tuple[str, ...] = ()
     winners: int | None = 1
 
@@ -79,7 +79,6 @@ class Demand:
     :param tried: what the players did
     :param kept: what was not seen to happen
     :param lost: what it means if it was
-    :param alone: what to add if one host alone has tried
     """
 
     name: str
@@ -87,70 +86,43 @@ class Demand:
     tried: str
     kept: str
     lost: str
-    alone: str = ""
 
 
 _EMPTY: Final = ("mkdir {n}",)
 _WITH_BEAT: Final = ("mkdir {n}", "create {n}/beat.3")
-_MISSED: Final = {
+_WORDS: Final = {
+    "both": "several processes were told that they made it",
     "missed": "two listings missed each other's name",
     "own_missed": "a listing missed the name that its own maker had just made",
+    "moved_and_removed": "rename and unlink of one name both succeeded",
+    "filled_and_removed": "a beat was made in a directory that rmdir removed",
+    "renamed_and_removed": "rename and rmdir of one directory both succeeded",
+    "renamed_twice": "one directory was renamed twice",
+    "nonempty_removed": "rmdir removed a directory with a beat in it",
 }
 DEMANDS: Final = (
     Demand(
         "mkdir",
-        (Race("mkdir", "mkdir same.{n}", "mkdir same.{n}", {"both": "several processes were told that they made it"}),),
+        (Race("mkdir", "mkdir same.{n}", "mkdir same.{n}", ("both",)),),
         tried="made one name at once",
         kept="never were two told that they had made it (demand a)",
         lost="mkdir is not atomic here (demand a)",
     ),
     Demand(
         "listing",
-        (Race("list", "mkdir {p}.{n}", "mkdir {p}.{n}", _MISSED, winners=None),),
+        (Race("list", "mkdir {p}.{n}", "mkdir {p}.{n}", ("missed", "own_missed"), winners=None),),
         tried="listed, made a name each and listed again",
         kept="no two listings missed each other's names (demand b)",
         lost="Two holders would not notice each other here (demand b)",
-        alone=" They share this host's caches, so this says little about a second host.",
     ),
     Demand(
         "removal",
         (
-            Race(
-                "unlink",
-                "rename {n}/beat.3 {n}/beat.4",
-                "unlink {n}/beat.3",
-                {"moved_and_removed": "rename and unlink of one name both succeeded"},
-                _WITH_BEAT,
-            ),
-            Race(
-                "create",
-                "create {n}/beat.0",
-                "rmdir {n}",
-                {"filled_and_removed": "a beat was made in a directory that rmdir removed"},
-                _EMPTY,
-            ),
-            Race(
-                "rmdir",
-                "rename {n} gone.{n}",
-                "rmdir {n}",
-                {"renamed_and_removed": "rename and rmdir of one directory both succeeded"},
-                _EMPTY,
-            ),
-            Race(
-                "rename",
-                "rename {n} gone.{p}.{n}",
-                "rename {n} gone.{p}.{n}",
-                {"renamed_twice": "one directory was renamed twice"},
-                _EMPTY,
-            ),
-            Race(
-                "nonempty",
-                "rmdir {n}",
-                "rmdir {n}",
-                {"nonempty_removed": "rmdir removed a directory with a beat in it"},
-                _WITH_BEAT,
-                winners=0,
-            ),
+            Race("unlink", "rename {n}/beat.3 {n}/beat.4", "unlink {n}/beat.3", ("moved_and_removed",), _WITH_BEAT),
+            Race("create", "create {n}/beat.0", "rmdir {n}", ("filled_and_removed",), _EMPTY),
+            Race("rmdir", "rename {n} gone.{n}", "rmdir {n}", ("renamed_and_removed",), _EMPTY),
+            Race("rename", "rename {n} gone.{p}.{n}", "rename {n} gone.{p}.{n}", ("renamed_twice",), _EMPTY),
+            Race("nonempty", "rmdir {n}", "rmdir {n}", ("nonempty_removed",), _WITH_BEAT, winners=0),
         ),
         tried="tried rename against rename, unlink and rmdir, create against rmdir, and rmdir of what is not empty",
         kept="never did both succeed, and no directory with an entry was removed (demand c)",
@@ -345,29 +317,30 @@ def judge(plan: Plan, records: Sequence[Record], clocks: float | None = None) ->
 
 def _check(demand: Demand, plan: Plan, records: Sequence[Record], clocks: float | None) -> Check:
     facts: dict[str, Any] = {}
-    broken, neither, ends = [], 0, Counter[str]()
+    counts: dict[str, int] = {}
+    neither, ends = 0, Counter[str]()
     for race in demand.races:
         rounds = list(zip(*(record[race.name] for record in records), strict=True))
         facts = facts or _closeness(rounds)
         ends.update(seen.outcome for players in rounds for seen in players)
         if race.winners is None:
-            counts = _missed(rounds)
+            seen_broken = _missed(rounds)
         else:
             wins = [sum(seen.outcome == _DONE for seen in players) for players in rounds]
-            counts = [sum(won > race.winners for won in wins)]
+            seen_broken = [sum(won > race.winners for won in wins)]
             neither += wins.count(0) if race.winners else 0
-        facts |= dict(zip(race.broken, counts, strict=True))
-        broken += [f"{count} times {what}" for what, count in zip(race.broken.values(), counts, strict=True) if count]
+        counts |= zip(race.broken, seen_broken, strict=True)
+    broken = "; ".join(f"{count} times {_WORDS[what]}" for what, count in counts.items() if count)
     odd = {name: count for name, count in ends.most_common() if name not in {_DONE, *_LATE}}
-    facts |= {"clock_known_to_ms": round((clocks or 0.0) * 1000, 3), "neither": neither, "errors": odd}
+    facts |= counts | {"clock_known_to_ms": round((clocks or 0.0) * 1000, 3), "neither": neither, "errors": odd}
     who, known = f"{plan.players} processes here", ""
     if clocks is not None:
         who, known = f"{plan.players // 2} processes on each of two hosts", f", clocks known to {clocks * 1000:.1f} ms"
     close = f"half of them within {facts['median_apart_ms']:.2f} ms{known}"
     text = f"{who} {demand.tried}, {facts['rounds']} times ({close}): "
     if broken:
-        return Check(demand.name, Level.UNFIT, f"{text}{'; '.join(broken)}. {demand.lost}.", ELSEWHERE, facts=facts)
-    level, remedy, text = Level.OK, "", f"{text}{demand.kept}.{demand.alone if clocks is None else ''}"
+        return Check(demand.name, Level.UNFIT, f"{text}{broken}. {demand.lost}.", ELSEWHERE, facts=facts)
+    level, remedy, text = Level.OK, "", f"{text}{demand.kept}."
     if neither:
         level = Level.NOTE
         text += f" {neither} times no call succeeded, which does no harm: a reply was lost, or a stale cache answered."

@@ -18,11 +18,10 @@ from typing import Any, Final, NamedTuple
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.examination import home_of
 from nfsrwlock.doctor.filesystems import explain_other
 from nfsrwlock.doctor.races import Plan, call_seconds, judge, play, prepare, recorded
 from nfsrwlock.doctor.report import Check, Level, Progress, Report
-from nfsrwlock.doctor.scratch import Scratch, is_token, read_json, scratch_path, write_json
+from nfsrwlock.doctor.scratch import Scratch, home_of, read_json, scratch_path, write_json
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.mounts import mount_from, mount_of
@@ -59,8 +58,14 @@ class _Talk:
         self._files = LockDirectory(f"{scratch.root}/meet")
         self._mark = f"look.{secrets.token_hex(4)}"
 
-    def say(self, word: str, number: int = 0) -> None:
+    def say(self, word: str, number: int = 0, **content: Any) -> None:
+        if content:
+            write_json(f"{self._files.path}/{word}.{self.node}.json", content)
         self._files.mkdir(f"{word}.{self.node}.{number}")
+
+    def both(self, word: str) -> list[dict[str, Any]]:
+        """Return the content of what either node has said, the first node's first."""
+        return [read_json(f"{self._files.path}/{word}.{node}.json") for node in (0, 1)]
 
     def hear(self, word: str, seconds: float | None = None, nobody: CliError | None = None) -> int:
         """
@@ -130,13 +135,12 @@ def lead(
         Exit.TIMED_OUT,
     )
     try:
-        write_json(f"{scratch.root}/meet/about.0.json", {**_about(scratch), "rounds": rounds, "processes": processes})
-        talk.say("about")
+        talk.say("about", **_about(scratch), rounds=rounds, processes=processes)
         talk.hear("about", wait_seconds, nobody)
         plan, ahead, uncertain = _take_part(talk, scratch)
-        talk.hear("done")
-        first, second = (read_json(f"{scratch.root}/meet/about.{node}.json") for node in (0, 1))
-        sights = [Sight(**read_json(f"{scratch.root}/sight-{node}.json")) for node in (0, 1)]
+        talk.hear("sight")
+        first, second = talk.both("about")
+        sights = [Sight(**sight) for sight in talk.both("sight")]
         records = recorded(scratch.root, plan)
     finally:
         with suppress(OSError):
@@ -158,10 +162,6 @@ def join(token: str, path: str, lock_dir: str | None = None, timeout: float | No
     :param timeout: how long to look for the first node, seconds
     :raises CliError: nobody waits there, or the first node has gone
     """
-    if not is_token(token):
-        raise CliError(
-            f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node"
-        )
     home = home_of(path, lock_dir)
     path, limit = scratch_path(home, token), time.monotonic() + (timeout or _FIND_SECONDS)
     while not os.path.isdir(f"{path}/meet"):
@@ -175,10 +175,9 @@ def join(token: str, path: str, lock_dir: str | None = None, timeout: float | No
         try:
             scratch.files.mkdir("meet/second")
             talk = _Talk(scratch, 1, lambda _doing: None)
-            write_json(f"{scratch.root}/meet/about.1.json", _about(scratch))
-            talk.meet("about")
+            talk.say("about", **_about(scratch))
+            talk.hear("about")
             _take_part(talk, scratch)
-            talk.say("done")
         except FileExistsError:
             raise CliError(
                 "another node has joined already: run 'nfsrwlock doctor --peer' anew for each pair"
@@ -195,15 +194,13 @@ def join(token: str, path: str, lock_dir: str | None = None, timeout: float | No
 
 def _about(scratch: Scratch) -> dict[str, Any]:
     mount = mount_of(scratch.path)
-    try:
-        # Not the engine's fingerprint of a kernel, which differs between two containers: they share a cache.
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            kernel = file.read().strip()
-    except OSError:
-        kernel = current_identity().host
+    kernel = host = current_identity().host
+    # Not the engine's fingerprint of a kernel, which differs between two containers: they share a cache.
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        kernel = file.read().strip()
     return {
         "version": __version__,
-        "host": current_identity().host,
+        "host": host,
         "kernel": kernel,
         "call_seconds": call_seconds(scratch.files),
         "mount": None if mount is None else mount.to_dict(),
@@ -212,7 +209,7 @@ def _about(scratch: Scratch) -> dict[str, Any]:
 
 def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float, float]:
     """Do what both nodes do, in step; return what was raced, and how the clocks differ, see :func:`judge_sights`."""
-    first, second = (read_json(f"{scratch.root}/meet/about.{node}.json") for node in (0, 1))
+    first, second = talk.both("about")
     if first["version"] != second["version"]:
         raise CliError(
             f"the nodes have nfsrwlock {first['version']} and {second['version']}; install one version on both"
@@ -233,7 +230,7 @@ def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float, float]:
         return time.monotonic() + start - time.time()
 
     play(scratch, plan, range(talk.node * processes, (talk.node + 1) * processes), agree, talk.progress)
-    write_json(f"{scratch.root}/sight-{talk.node}.json", _look(talk, scratch.root)._asdict())
+    talk.say("sight", **_look(talk, scratch.root)._asdict())
     return plan, ahead, uncertain
 
 

@@ -23,7 +23,7 @@ Basis = Literal["measured", "lab", "documented"]
 Scope = Literal["host", "hosts"]
 
 #: The questions that are not about the locks, but about the data that they guard.
-ABOUT_DATA: Final = frozenset({"data", "option-nocto"})
+_ABOUT_DATA: Final = frozenset({"data", "option-nocto"})
 #: A remedy that several checks share.
 ELSEWHERE: Final = "Keep locks on another file system with --lock-dir (or NFSRWLOCK_DIR)."
 
@@ -91,10 +91,9 @@ class Report:
     @property
     def verdict(self) -> str:
         """All of it in a sentence or two."""
-        bad = list(dict.fromkeys(check.name for check in self.checks if check.level is Level.UNFIT))
-        if bad:
+        if bad := dict.fromkeys(check.name for check in self.checks if check.level is Level.UNFIT):
             data = "locks hold here, but data read under them may be old"
-            what = data if ABOUT_DATA.issuperset(bad) else "do not rely on locks here"
+            what = data if _ABOUT_DATA.issuperset(bad) else "do not rely on locks here"
             return f"UNFIT: {what} ({', '.join(bad)})."
         tested = " as far as one host can tell: its processes share one cache, so what another host sees was not tested"
         if self.two_hosts:
@@ -105,10 +104,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values, for JSON."""
-        plain = asdict(self)
-        checks = plain.pop("checks")
         judged = {"fit": self.fit, "level": self.level, "verdict": self.verdict, "remedies": self.remedies}
-        return {**plain, **judged, "checks": checks}
+        return {"path": self.path, **judged, **asdict(self)}
 
 
 _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.UNFIT: "bold red"}
@@ -117,20 +114,18 @@ _BASES: Final = {"measured": "", "lab": " [seen on this project's NFS cluster]",
 
 def show(report: Report, *, separated: bool) -> None:
     """Print one report, for people; below an empty line if it is ``separated`` from what stands above."""
-    from rich.table import Table  # noqa: PLC0415 - costs more to import than most commands need
+    from rich.table import Column, Table  # noqa: PLC0415 - costs more to import than most commands need
     from rich.text import Text  # noqa: PLC0415
 
     to = console(_WIDTH_WITHOUT_TERMINAL)
     if separated:
         to.print()
-    where = f": its lock would be {report.lock_path}" if report.lock_path is not None else ""
-    where = where or (f": locks live in {report.home}" if report.home else "")
+    where = f": locks live in {report.home}" if report.home else ""
+    if report.lock_path is not None:
+        where = f": its lock would be {report.lock_path}"
     seen = f"; seen from {report.host} and {report.peer}" if report.peer is not None else ""
     to.print(Text(printable(report.path), style="bold").append(printable(where + seen), style="not bold"))
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(ratio=1)
+    table = Table.grid(Column(no_wrap=True), Column(no_wrap=True), Column(ratio=1), padding=(0, 2, 0, 0))
     for check in report.checks:
         text = one_line(check.text) + _BASES[check.basis] + (f"\n→ {one_line(check.remedy)}" if check.remedy else "")
         table.add_row(Text(str(check.level), style=_STYLES[check.level]), check.name, Text(text))

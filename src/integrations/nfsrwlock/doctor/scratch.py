@@ -20,6 +20,7 @@ from contextlib import closing, suppress
 from typing import Any, Final, Self
 
 from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.cli.preparing import directory_of_lock
 from nfsrwlock.doctor.report import Check, Level
 from nfsrwlock.text import printable
 from nfsrwlock_core.names import Mode, announcement_name, parse_listing
@@ -28,17 +29,27 @@ from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.process import current_identity, is_dead, is_same_kernel
 
 _PREFIX: Final = ".nfsrwlock-doctor-"
+_NAME: Final = re.compile(re.escape(_PREFIX) + "[0-9a-f]{12}")
 _REMOVAL_SECONDS: Final = 5.0
 
 
-def is_token(text: str) -> bool:
-    """Whether ``text`` can be the token of a scratch directory."""
-    return re.fullmatch(r"[0-9a-f]{12}", text) is not None
+def home_of(path: str, lock_dir: str | None) -> str:
+    """
+    Return the directory in which locks on ``path``, or on files in the directory ``path``, live.
+
+    :raises CliError: there is no such directory
+    """
+    if not path:
+        raise CliError("an empty path cannot be examined: check the variable in PATH")
+    file = os.path.join(path, "file") if os.path.isdir(path) else path
+    return os.path.realpath(directory_of_lock(file, lock_dir, remedy="correct the path"))
 
 
 def scratch_path(home: str, token: str) -> str:
-    """Return where the scratch directory with ``token`` is."""
-    return os.path.join(home, f"{_PREFIX}{token}")
+    """Return where the scratch directory with ``token`` is; ``CliError`` if that is no token."""
+    if _NAME.fullmatch(name := f"{_PREFIX}{token}"):
+        return os.path.join(home, name)
+    raise CliError(f"{token!r} is no token; copy the command that 'nfsrwlock doctor --peer' prints on the first node")
 
 
 class Scratch:
@@ -101,9 +112,9 @@ def left_behind(home: str) -> Iterator[Check]:
     """Remove what doctors on this host left in ``home`` when they were killed; name what may be another host's."""
     names: list[str] = []
     with suppress(OSError):  # a directory that may be written, but not listed
-        names = sorted(name for name in os.listdir(home) if name.startswith(_PREFIX))
-    for token in filter(is_token, (name.removeprefix(_PREFIX) for name in names)):
-        path, who = scratch_path(home, token), None
+        names = sorted(filter(_NAME.fullmatch, os.listdir(home)))
+    for name in names:
+        path, who = os.path.join(home, name), None
         with suppress(OSError), closing(Scratch(path)) as scratch:
             who = next((one.who for one in parse_listing(os.listdir(scratch.fd)).announcements.values()), None)
             if who is not None and is_dead(who) and scratch.remove():
