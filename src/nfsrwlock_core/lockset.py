@@ -129,6 +129,11 @@ class LockSet:
         return tuple(path for path, mode in self.modes.items() if mode == "write")
 
     @property
+    def limited(self) -> dict[str, int]:
+        """How many may hold each of those that have a limit at a time, by canonical path."""
+        return {member.path: member.at_most for member in self._members if member.at_most}
+
+    @property
     def status(self) -> HoldStatus:
         """The worst state of all the locks."""
         states = {lock.status for lock in self.locks}

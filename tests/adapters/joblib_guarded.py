@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,29 @@ def add_one(i: int, pause: float = 0.0, here: str = ".") -> int:
     time.sleep(pause)
     path.write_text(str(before + 1))
     return before + 1
+
+
+@locked(limited=lambda here, permits=2: {f"{here}/licence": permits}, timeout=60)
+def use_licence(here: str, permits: int = 2, company: int = 1) -> int:
+    """Return how many use it at a time, oneself included; goes on once so many have been there together."""
+    mine, together = Path(here, f"inside.{os.getpid()}.{threading.get_ident()}"), Path(here, "together")
+    mine.touch()
+    inside = 0
+    while inside < company and not together.exists():
+        time.sleep(0.02)
+        inside = len(list(Path(here).glob("inside.*")))
+    together.touch()
+    inside = len(list(Path(here).glob("inside.*")))
+    mine.unlink()
+    return inside
+
+
+def use_licence_or_say(here: str, permits: int) -> int | str:
+    """The same, or the kind of the error."""
+    try:
+        return use_licence(here, permits)
+    except LockError as error:
+        return type(error).__name__
 
 
 class Counter:

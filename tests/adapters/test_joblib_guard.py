@@ -53,8 +53,8 @@ def _no_worker_outlives_the_module() -> Iterator[None]:
     get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-def parallel(backend: str, calls: Any, **options: Any) -> Any:
-    return joblib.Parallel(n_jobs=2, backend=backend, batch_size=1, **options)(calls)
+def parallel(backend: str, calls: Any, n_jobs: int = 2, **options: Any) -> Any:
+    return joblib.Parallel(n_jobs=n_jobs, backend=backend, batch_size=1, **options)(calls)
 
 
 def call(function: Any, *args: Any) -> Any:
@@ -236,6 +236,70 @@ def test_wrong_input_is_told(tmp_path: Path) -> None:
         other.check()  # what was not held when it was passed on is a guard like any other
 
 
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+@each_backend
+def test_as_many_calls_at_a_time_as_there_are_permits_and_one_less_below_a_parent_that_has_one(
+    backend: str, tmp_path: Path
+) -> None:
+    here = str(tmp_path)
+    inside = parallel(backend, [call(work.use_licence, here, 2, 2) for _ in range(12)], n_jobs=4)
+    assert max(inside) <= 2
+    with guard(limited={tmp_path / "licence": 2}) as held:
+        held.check()
+        assert set(parallel(backend, [call(work.use_licence, here) for _ in range(6)])) == {1}
+        assert work.use_licence(here) == 1, "the same thread's permit is not taken again"
+    assert announcements(tmp_path / "licence") == []
+
+
+@each_backend
+def test_a_child_that_would_wait_for_its_parents_only_permit_is_told(
+    backend: str, stage: Stage, tmp_path: Path
+) -> None:
+    here = str(tmp_path)
+    with guard(limited={tmp_path / "licence": 1}):
+        assert parallel(backend, [call(work.use_licence_or_say, here, 1)]) == ["DeadlockError"]
+    with guard(write=tmp_path / "licence"):
+        assert parallel(backend, [call(work.use_licence_or_say, here, 1)]) == ["DeadlockError"]
+    writer = stage.actor("lock = SoftReadWriteLock('licence')")
+    with guard(limited={tmp_path / "licence": 2}):
+        writer.tell("lock.acquire_write(); pass")
+        wait_until(lambda: any(name.startswith("write.") for name in announcements(tmp_path / "licence")))
+        assert parallel(backend, [call(work.use_licence_or_say, here, 2)]) == ["DeadlockError"]
+    writer.answer()
+
+
+def test_a_guard_with_another_limit_than_the_one_around_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "licence"
+    with guard(limited={path: 2}), guard(read=path), guard(limited={path: 2}):
+        assert len(announcements(path)) == 1
+        with pytest.raises(DeadlockError, match="take it with the limit 3 at the outset"), guard(limited={path: 3}):
+            pass
+    with guard(read=path), pytest.raises(DeadlockError, match="with the limit 2"), guard(limited={path: 2}):
+        pass
+    with guard(write=path), guard(limited={path: 2}):
+        assert [name.split(".")[0] for name in announcements(path)] == ["write"]
+
+
+def test_locked_coroutines_share_permits(tmp_path: Path) -> None:
+    most = inside = 0
+
+    @locked(limited={tmp_path / "licence": 2}, poll_interval=0.02)
+    async def use() -> None:
+        nonlocal most, inside
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0.02)
+        inside -= 1
+
+    async def main() -> None:
+        await asyncio.gather(*(use() for _ in range(6)))
+
+    asyncio.run(main())
+    assert most == 2
+
+
 # -- locked -----------------------------------------------------------------------------------------------------------
 
 
@@ -388,7 +452,7 @@ def test_what_cannot_be_locked_is_refused_when_it_is_decorated() -> None:
         locked(write="a")(staticmethod(len))
     with pytest.raises(TypeError, match="asks for an argument 'j', which the locked function does not have: i"):
         locked(write=lambda j: "a")(lambda i: i)
-    with pytest.raises(ValueError, match="needs read= or write="):
+    with pytest.raises(ValueError, match="needs read=, write= or limited="):
         locked()
     with pytest.raises(TypeError, match="unexpected keyword argument 'rread'"):
         locked(rread="a")  # type: ignore[call-arg]
@@ -396,6 +460,8 @@ def test_what_cannot_be_locked_is_refused_when_it_is_decorated() -> None:
         locked(write="a")(Stage)
     with pytest.raises(TypeError, match="read= must be a path or several paths, got None"):
         locked(read=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at_most must be between 1"):
+        locked(limited={"a": 0})
     with pytest.raises(TypeError, match="timeout must be a number"):
         locked(read=lambda: "a", timeout="long")  # type: ignore[typeddict-item]
     assert os.listdir() == []

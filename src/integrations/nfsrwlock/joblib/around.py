@@ -38,6 +38,7 @@ class Held:
     :param mode: shared or exclusive
     :param lock: by which it is held; ``None`` if another process holds it
     :param witness: by what other processes check it
+    :param at_most: how many may hold it shared at a time, it included; 0: no limit
     :param tag: what items that are stored under it are marked with: which code they come from
     """
 
@@ -45,6 +46,7 @@ class Held:
     mode: Mode
     lock: SoftReadWriteLock | AsyncAcquireReturnProxy | None
     witness: HoldWitness | None = None
+    at_most: int = 0
     tag: str | None = None
     pid: int = field(default_factory=os.getpid)
     thread: threading.Thread = field(default_factory=threading.current_thread)

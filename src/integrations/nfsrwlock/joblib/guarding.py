@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -31,6 +31,7 @@ from nfsrwlock_core import (
 from .around import Held, Mode, end, held_around, note
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+Limits = Mapping[str, int] | Mapping[str | os.PathLike[str], int]
 
 
 def several(paths: Paths, name: str) -> Iterable[str | os.PathLike[str]]:
@@ -47,41 +48,54 @@ def several(paths: Paths, name: str) -> Iterable[str | os.PathLike[str]]:
     return paths
 
 
-def hold_around(lock: SoftReadWriteLock, mode: Mode) -> Held | None:
+def hold_around(lock: SoftReadWriteLock, mode: Mode, at_most: int) -> Held | None:
     """
     Return the hold around the calling code that does for taking ``lock``, ``None`` if there is none around it.
+
+    A permit of the caller's own does for another one. What a child takes counts beside what its parent holds.
 
     :raises DeadlockError: if there is one that conflicts with that
     """
     around = list(held_around(lock.lock_path))
     for hold in around:
-        if hold.mode == "read" == mode or (hold.is_callers and hold.mode == "write"):
+        if hold.is_callers and (hold.mode == "write" or 0 < at_most == hold.at_most):
+            return hold
+        if hold.mode == "read" == mode and not at_most:
             return hold
     if not around:
         return None
     hold = around[-1]
     if hold.is_callers:
+        otherwise = "exclusively" if mode == "write" else f"with the limit {at_most}"
         raise DeadlockError(
-            f"cannot take the write lock on {lock.lock_file!r}: the code around holds it shared, and waiting for "
-            "itself would never end; take it exclusively at the outset"
+            f"cannot take the {mode} lock on {lock.lock_file!r}: the code around holds it otherwise, and waiting for "
+            f"itself would never end; take it {otherwise} at the outset"
         )
+    if at_most > len(around) and hold.mode == "read":
+        return None
     raise DeadlockError(_message(lock, mode, hold.mode, hold.pid))
 
 
-def parents_hold(lock: SoftReadWriteLock, mode: Mode, info: WaitInfo) -> Held | None:
+def parents_hold(lock: SoftReadWriteLock, mode: Mode, at_most: int, info: WaitInfo) -> Held | None:
     """
     Look, while waiting, whether a process above this one is in the way; it cannot let go before this one is done.
 
     :returns: its hold if it holds shared what is to be read, and only a waiting writer stands between
     :raises DeadlockError: if it holds a path that is asked for in conflict with it
     """
+    behind_writer = any(peer.mode == "write" for peer in info.blockers)
+    for hold in held_around(lock.lock_path) if at_most and behind_writer else ():
+        raise DeadlockError(_message(lock, mode, hold.mode, hold.pid))
     if info.warning is None:  # the engine has looked for processes above this one
         return None
-    for peer in info.blockers:
-        if peer.state == "holding" and not mode == "read" == peer.mode and peer.is_ancestor:
+    above = [peer for peer in info.blockers if peer.state == "holding" and peer.is_ancestor]
+    for peer in above:
+        if "write" in (mode, peer.mode) or 0 < at_most <= len(above):
             raise DeadlockError(_message(lock, mode, peer.mode, peer.pid))
-    for peer in inspect(lock.lock_file, lock_dir=lock.lock_dir).holders if mode == "read" else ():
+    for peer in inspect(lock.lock_file, lock_dir=lock.lock_dir).holders if mode == "read" and behind_writer else ():
         if peer.mode == "read" and peer.is_ancestor:
+            if at_most:
+                raise DeadlockError(_message(lock, mode, peer.mode, peer.pid))
             return Held(lock.lock_path, "read", None, HoldWitness(lock.lock_file, lock.lock_path, peer.name))
     return None
 
@@ -104,10 +118,11 @@ class Guard:
 
     _kind: type[SoftReadWriteLock | AsyncSoftReadWriteLock] = SoftReadWriteLock
 
-    def __init__(self, read: Paths, write: Paths, options: LockOptions) -> None:
+    def __init__(self, read: Paths, write: Paths, limited: Limits, options: LockOptions) -> None:
         # Absolute, because the process may change its directory.
         read, write = map(os.path.abspath, several(read, "read")), map(os.path.abspath, several(write, "write"))
-        self._set_up(LockSet(read, write, **options), options)
+        limited = {os.path.abspath(path): limit for path, limit in limited.items()}
+        self._set_up(LockSet(read, write, limited=limited, **options), options)
 
     def _set_up(self, asked: LockSet, options: LockOptions, witnesses: tuple[HoldWitness, ...] = ()) -> None:
         #: What is asked for: each lock once, in the order in which everybody takes them. It is never held itself.
@@ -129,7 +144,7 @@ class Guard:
 
     @property
     def paths_read(self) -> tuple[str, ...]:
-        """The paths that are locked shared, absolute."""
+        """The paths that are locked shared, those with a limit among them, absolute."""
         return self._asked.paths_read
 
     @property
@@ -176,26 +191,27 @@ class Guard:
         limit = self._options.get("timeout", -1)
         deadline = time.monotonic() + limit
         try:
-            for lock, mode in zip(self._asked.locks, self._asked.modes.values(), strict=True):
-                if (outer := hold_around(lock, mode)) is not None:
+            for lock, (path, mode) in zip(self._asked.locks, self._asked.modes.items(), strict=True):
+                at_most = self._asked.limited.get(path, 0)
+                if (outer := hold_around(lock, mode, at_most)) is not None:
                     self._around.append(outer)
                 else:
-                    await self._take(lock, mode, limit if limit < 0 else max(deadline - time.monotonic(), 0.0))
+                    await self._take(lock, mode, at_most, limit if limit < 0 else max(deadline - time.monotonic(), 0.0))
             note(*self._own)
         except BaseException:
             await self._abandon()
             raise
 
-    async def _take(self, asked: SoftReadWriteLock, mode: Mode, limit: float) -> None:
+    async def _take(self, asked: SoftReadWriteLock, mode: Mode, at_most: int, limit: float) -> None:
         lock: Any = self._kind(asked.lock_file, is_singleton=False, **self._options)
         # Noted before it is held, so that a signal's exception right after the grant leaves nothing behind.
         self._locks.append(lock)
-        acquire = lock.acquire_write if mode == "write" else lock.acquire_read
+        acquire = lock.acquire_write if mode == "write" else partial(lock.acquire_read, at_most=at_most or None)
         borrowed: Held | None = None
 
         def look(info: WaitInfo) -> None:
             nonlocal borrowed
-            borrowed = parents_hold(asked, mode, info)
+            borrowed = parents_hold(asked, mode, at_most, info)
 
         try:
             grant = await done(acquire(limit, on_wait=look, until=lambda: borrowed is not None))
@@ -207,7 +223,7 @@ class Guard:
             self._stack.push_async_exit(partial(_end_block, grant))
             of_thread = isinstance(lock, SoftReadWriteLock)
             witness = lock.witness() if of_thread else None
-            self._own.append(Held(asked.lock_path, mode, lock if of_thread else grant, witness))
+            self._own.append(Held(asked.lock_path, mode, lock if of_thread else grant, witness, at_most))
 
     async def _leave(self, *exception: Any) -> None:
         try:
@@ -251,7 +267,7 @@ def _arrived(asked: LockSet, options: LockOptions, witnesses: tuple[HoldWitness,
     return copy
 
 
-def guard(read: Paths = (), write: Paths = (), **options: Unpack[LockOptions]) -> Guard:
+def guard(read: Paths = (), write: Paths = (), limited: Limits | None = None, **options: Unpack[LockOptions]) -> Guard:
     """
     Hold paths for a ``with`` block around parallel work, with any backend of joblib, or none.
 
@@ -266,13 +282,14 @@ def guard(read: Paths = (), write: Paths = (), **options: Unpack[LockOptions]) -
 
     :param read: paths to lock shared; one or several
     :param write: paths to lock exclusively; one or several. A path in both is written
+    :param limited: paths to lock shared, each with how many may hold it at a time: a permit. Children count beside it
     :param options: settings of the locks, see :class:`SoftReadWriteLock`; ``timeout`` counts for all of them together
     :returns: the guard; it takes the locks when its block is entered, all or none, in one order
     :raises ValueError: if there is no path, or settings are wrong
     :raises TypeError: if an option is unknown or of the wrong type
 
-    Entering raises :class:`Timeout`, :class:`LockPathError` and :class:`DeadlockError`; leaving raises
-    :class:`LockLostError` if a lock was lost and no other exception is on its way.
+    Entering raises :class:`Timeout`, :class:`LockPathError`, :class:`LimitMismatchError` and :class:`DeadlockError`;
+    leaving raises :class:`LockLostError` if a lock was lost and no other exception is on its way.
     """
     refuse_unknown(options, "guard()")
-    return Guard(read, write, options)
+    return Guard(read, write, limited or {}, options)

@@ -14,10 +14,11 @@ from typing import Any, ParamSpec, TypeVar, Unpack, cast
 from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import LockSet
 
-from .guarding import Guard, Paths, TaskGuard, several
+from .guarding import Guard, Limits, Paths, TaskGuard, several
 
 PathsOrFunction = Paths | Callable[..., Paths]
-_PathsOfCall = Callable[[tuple[Any, ...], dict[str, Any]], tuple[Paths, Paths]]
+#: What the guard of a call is made with, of the call's arguments.
+_PathsOfCall = Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -27,12 +28,12 @@ def _name_of(func: Callable[..., Any]) -> str:
     return str(getattr(func, "__qualname__", None) or type(func).__qualname__)
 
 
-def _paths_of(func: Callable[..., Any], read: PathsOrFunction, write: PathsOrFunction) -> _PathsOfCall:
-    # A function of a call's arguments that gives the paths to read and to write.
+def _paths_of(func: Callable[..., Any], wanted: dict[str, Any]) -> _PathsOfCall:
+    # A function of a call's arguments that gives the paths that are wanted, by parameters of guard().
     signature = inspect.signature(func)
-    ask_read, ask_write = _asking(read, signature, "read"), _asking(write, signature, "write")
+    asks = {name: _asking(paths, signature, name) for name, paths in wanted.items()}
 
-    def paths_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Paths, Paths]:
+    def paths_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -44,12 +45,12 @@ def _paths_of(func: Callable[..., Any], read: PathsOrFunction, write: PathsOrFun
                 given |= value
             else:
                 given[name] = value
-        return ask_read(given), ask_write(given)
+        return {name: ask(given) for name, ask in asks.items()}
 
     return paths_of_call
 
 
-def _asking(paths: PathsOrFunction, signature: inspect.Signature, name: str) -> Callable[[dict[str, Any]], Paths]:
+def _asking(paths: Any, signature: inspect.Signature, name: str) -> Callable[[dict[str, Any]], Any]:
     # A function of the arguments by their names, of which it passes on those that `paths` asks for by these names.
     if not callable(paths):
         return lambda given: paths
@@ -70,7 +71,7 @@ def _asking(paths: PathsOrFunction, signature: inspect.Signature, name: str) -> 
                 f"{name}= asks for an argument {parameter.name!r}, which the locked function does not have: {known}"
             )
 
-    def ask(given: dict[str, Any]) -> Paths:
+    def ask(given: dict[str, Any]) -> Any:
         in_order: list[Any] = []
         named: dict[str, Any] = {}
         for parameter in wanted:
@@ -84,7 +85,11 @@ def _asking(paths: PathsOrFunction, signature: inspect.Signature, name: str) -> 
 
 
 def locked(
-    *, read: PathsOrFunction = (), write: PathsOrFunction = (), **options: Unpack[LockOptions]
+    *,
+    read: PathsOrFunction = (),
+    write: PathsOrFunction = (),
+    limited: Limits | Callable[..., Limits] | None = None,
+    **options: Unpack[LockOptions],
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """
     Let each call of a function hold locks while it runs.
@@ -101,6 +106,7 @@ def locked(
     :param read: paths to lock shared: one, several, or a function that gives them, called with those arguments of the
         call that have the names of its parameters
     :param write: paths to lock exclusively, likewise
+    :param limited: paths to lock shared, each with how many may hold it at a time, likewise
     :param options: settings of the locks, see :class:`SoftReadWriteLock`; ``timeout`` counts for all of them together
     :raises TypeError: if what it decorates is no function, or a generator function (its body runs after the call); if a
         path function asks for an argument that the function does not have; if an option is unknown
@@ -111,13 +117,16 @@ def locked(
     """
     refuse_unknown(options, "locked()")
     # Once, because an iterator would be used up by the first call.
-    shared = read if callable(read) else tuple(several(read, "read"))
-    exclusive = write if callable(write) else tuple(several(write, "write"))
-    if shared == () and exclusive == ():
-        raise ValueError("locked() needs read= or write=, a path to lock")
+    wanted: dict[str, Any] = {
+        "read": read if callable(read) else tuple(several(read, "read")),
+        "write": write if callable(write) else tuple(several(write, "write")),
+        "limited": limited if callable(limited) else dict(limited or {}),
+    }
+    if not any(wanted.values()):
+        raise ValueError("locked() needs read=, write= or limited=, a path to lock")
     # Wrong settings and paths raise at once; where all paths come from arguments, with any path.
-    fixed = [path for paths in (shared, exclusive) if not callable(paths) for path in paths]
-    LockSet(fixed or "any", **options)
+    fixed = {name: paths for name, paths in wanted.items() if paths and not callable(paths)}
+    LockSet(**fixed or {"read": "any"}, **options)
 
     def decorate(func: Callable[_P, _R]) -> Callable[_P, _R]:
         if isinstance(func, staticmethod | classmethod):
@@ -128,7 +137,7 @@ def locked(
             raise TypeError(f"@locked decorates functions, not {type(func).__name__}")
         if _is(func, inspect.isgeneratorfunction) or _is(func, inspect.isasyncgenfunction):
             raise TypeError("a generator runs after the call that makes it; use guard() in its body")
-        paths = _paths_of(func, shared, exclusive)
+        paths = _paths_of(func, wanted)
         wrapper = _coroutine if _is(func, inspect.iscoroutinefunction) else _function
         return cast("Callable[_P, _R]", wrapper(func, paths, options))
 
@@ -143,7 +152,7 @@ def _is(func: Callable[..., Any], kind: Callable[[Any], bool]) -> bool:
 def _function(func: Callable[..., Any], paths: _PathsOfCall, options: LockOptions) -> Callable[..., Any]:
     @functools.wraps(func)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with Guard(*paths(args, kwargs), options):
+        with Guard(**paths(args, kwargs), options=options):
             result = func(*args, **kwargs)
             if inspect.iscoroutine(result):
                 result.close()
@@ -159,7 +168,7 @@ def _function(func: Callable[..., Any], paths: _PathsOfCall, options: LockOption
 def _coroutine(func: Callable[..., Any], paths: _PathsOfCall, options: LockOptions) -> Callable[..., Any]:
     @functools.wraps(func)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        async with TaskGuard(*paths(args, kwargs), options):
+        async with TaskGuard(**paths(args, kwargs), options=options):
             return await func(*args, **kwargs)
 
     return call
