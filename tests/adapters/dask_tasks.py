@@ -91,6 +91,19 @@ async def work_alone_async(lock: Any, path: str, mark: str, seconds: float = 0.0
         return await asyncio.to_thread(overlap, path, mark, seconds)
 
 
+def use_together(lock: Any, directory: str, mark: str, company: int = 1) -> int:
+    """Hold ``lock`` until so many have been inside at a time; return how many were there at the end."""
+    together = Path(directory, "together")
+    with lock:
+        inside = Path(directory, f"inside.{mark}")
+        inside.touch()
+        wait_until(lambda: together.exists() or len(list(inside.parent.glob("inside.*"))) >= company, 60)
+        together.touch()
+        count = len(list(inside.parent.glob("inside.*")))
+        inside.unlink()
+    return count
+
+
 class LockUser:
     """An actor whose methods take a lock."""
 

@@ -16,5 +16,6 @@ except ImportError as error:
 from .combine import CombinedLock, combine
 from .lock import Lock, RWLock
 from .plugins import install
+from .semaphore import Semaphore
 
-__all__ = ["CombinedLock", "Lock", "RWLock", "combine", "install"]
+__all__ = ["CombinedLock", "Lock", "RWLock", "Semaphore", "combine", "install"]

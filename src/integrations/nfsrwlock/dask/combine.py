@@ -124,8 +124,8 @@ def combine(*locks: Any) -> CombinedLock:
     others: dict[tuple[str, str], Any] = {}
     for lock in _flat(locks):
         if isinstance(lock, Lock):
-            known = files.get(lock.lock_path)
-            if known is None or (known.mode == "read" and lock.mode == "write"):
+            known = files.setdefault(lock.lock_path, lock)
+            if _strength(lock) > _strength(known):
                 files[lock.lock_path] = lock
         else:
             others.setdefault(_name_of(lock), lock)
@@ -149,6 +149,10 @@ def _flat(locks: Any) -> Generator[Any, None, None]:
             if inspect.iscoroutinefunction(lock.acquire):
                 raise TypeError(f"{lock!r} is an asyncio lock of one event loop and cannot be combined; take it apart")
             yield lock
+
+
+def _strength(lock: Lock) -> tuple[bool, bool]:
+    return lock.mode == "write", lock._settings.at_most is not None
 
 
 def _name_of(lock: Any) -> tuple[str, str]:

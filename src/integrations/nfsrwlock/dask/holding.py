@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from distributed import Reschedule, Worker, secede
@@ -165,14 +165,15 @@ class Hold:
             heartbeat = "process" if self._worker is not None or Worker._instances else "thread"
         acquire: Any
         if not self.caller.is_coroutine:
-            acquire = LockSet.joined([_lock_set(settings, heartbeat)]).acquire
+            acquire = LockSet.joined([_resolved(settings, heartbeat)]).acquire
         else:
             lock = await self.caller.call(  # it resolves the path
                 lambda: AsyncSoftReadWriteLock(
                     settings.path, is_singleton=False, heartbeat=heartbeat, **settings.core_arguments()
                 )
             )
-            acquire = lock.acquire_write if settings.mode == "write" else lock.acquire_read
+            read = partial(lock.acquire_read, at_most=settings.at_most)
+            acquire = lock.acquire_write if settings.mode == "write" else read
         return await done(acquire(seconds, blocking=seconds != 0, on_wait=self._before_pause, until=self._is_cancelled))
 
     def _before_pause(self, info: WaitInfo) -> None:
@@ -199,10 +200,9 @@ class Hold:
 
 
 @lru_cache(maxsize=1000)
-def _lock_set(settings: Settings, heartbeat: Any) -> LockSet:
+def _resolved(settings: Settings, heartbeat: Any) -> LockSet:
     # Never held itself: it has resolved the path for those that are joined from it.
-    paths: dict[str, Any] = {settings.mode: settings.path}
-    return LockSet(**paths, heartbeat=heartbeat, **settings.core_arguments())
+    return settings.lock_set(heartbeat=heartbeat)
 
 
 class Activity:

@@ -327,9 +327,10 @@ class Lock(LockMethods):
     async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
         wanted = self._settings.timeout if seconds is None else seconds
         # A reader who waits behind a writer who waits for it would never end, and a thread cannot overlap with itself.
-        if self.mode == "read" and activity.join(caller, self.lock_path, self.id):
-            return True
-        if wanted < 0 and (own := activity.of(caller, self.lock_path)) and own.settings.mode == "read":
+        if self.mode == "read":
+            if self._settings.at_most is None and activity.join(caller, self.lock_path, self.id):
+                return True
+        elif wanted < 0 and (own := activity.of(caller, self.lock_path)) and own.settings.mode == "read":
             raise DeadlockError(
                 f"cannot take the write lock on {self.path!r}: the caller holds it shared, and would wait for itself; "
                 "release the read lock first"

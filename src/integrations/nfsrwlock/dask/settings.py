@@ -65,6 +65,8 @@ class Settings:
     lock_path: str = ""
     lock_dir: str | None
     mode: Mode
+    #: How many may hold it shared at a time; ``None``: no limit.
+    at_most: int | None = None
     timeout: float
     heartbeat: Heartbeat
     heartbeat_interval: float
@@ -79,10 +81,17 @@ class Settings:
         names = ("heartbeat_interval", "stale_threshold", "poll_interval", "share", "lock_dir")
         return {name: getattr(self, name) for name in names}
 
+    def lock_set(self, **more: Any) -> LockSet:
+        """Return the lock as a set of one, with ``more`` arguments. It has resolved the path."""
+        wanted: dict[str, Any] = {self.mode: self.path}
+        if self.at_most is not None:
+            wanted = {"limited": {self.path: self.at_most}}
+        return LockSet(**wanted, **self.core_arguments(), **more)
+
     def at(self, path: str) -> Settings:
         """Return the same settings for another path; raise what is wrong with them."""
-        probe = LockSet(write=path, **self.core_arguments())  # checks the values, and knows where the lock lives
-        return replace(self, path=probe.paths_write[0], lock_path=probe.locks[0].lock_path)
+        probe = replace(self, path=path).lock_set()  # checks the values, and knows where the lock lives
+        return replace(self, path=next(iter(probe.modes)), lock_path=probe.locks[0].lock_path)
 
 
 @contextmanager

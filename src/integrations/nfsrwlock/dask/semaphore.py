@@ -1,0 +1,69 @@
+"""``distributed.Semaphore``'s contract on a file: a lock that several may hold at a time."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from typing import Any, Unpack
+
+from .lock import Lock
+from .settings import Options, Time
+
+
+class Semaphore(Lock):
+    """
+    A semaphore in the place of ``distributed.Semaphore``: the same methods, but it needs no scheduler.
+
+    At most ``max_leases`` are held at a time, by whatever tasks, clusters, hosts and programs: a lease is a permit of
+    :class:`nfsrwlock.SoftSemaphore` on the same path, and ``nfsrwlock run --permits`` takes one, too. Each acquire
+    takes one more. What an object holds that nobody can reach any more is given back.
+
+    :param max_leases: how many may be held at a time; all who use the name must state the same
+    :raises TypeError: if an argument is of the wrong type
+    :raises ValueError: if one is out of range, or the name is no path and no root is configured
+
+    An acquire raises :class:`~nfsrwlock.LimitMismatchError` if somebody who came first states another number. The other
+    parameters are those of :class:`Lock`, without ``mode``.
+    """
+
+    def __init__(
+        self,
+        max_leases: int = 1,
+        name: Any = None,
+        scheduler_rpc: Any = None,
+        loop: Any = None,
+        **options: Unpack[Options],
+    ) -> None:
+        name = f"semaphore-{uuid.uuid4().hex}" if name is None else name
+        super().__init__(name, scheduler_rpc, loop, mode="read", **options)  # type: ignore[misc]
+        self._settings = replace(self._settings, at_most=max_leases).at(self.path)
+
+    @property
+    def max_leases(self) -> int:
+        """How many may be held at a time."""
+        assert self._settings.at_most is not None
+        return self._settings.at_most
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} of {self.max_leases}>"
+
+    def acquire(self, timeout: Time | None = None) -> Any:  # type: ignore[override]
+        """
+        Take a lease. On Dask's event loop, await the result.
+
+        :param timeout: how long to wait: seconds, ``"200ms"`` or a timedelta; ``None``: as the semaphore says
+        :returns: ``True``; ``False`` if ``timeout`` is over
+
+        Errors are those of :meth:`Lock.acquire`.
+        """
+        return super().acquire(timeout=timeout)
+
+    def get_value(self) -> Any:
+        """Return how many leases are held, wherever they are. On Dask's loop, await the result."""
+        return self._run(lambda caller: caller.call(self._count), "get_value")
+
+    def _count(self) -> int:
+        return sum(peer.at_most > 0 for peer in self._holders())
+
+    def _is_locked(self) -> bool:
+        return super()._is_locked() or self._count() >= self.max_leases
