@@ -21,7 +21,7 @@ from nfsrwlock.snakemake import watchdog
 
 #: At the head of every Snakefile. `see NAME PATH...` notes who holds the locks, as an outsider is shown it.
 HEAD = f"""
-from nfsrwlock.snakemake import exclusive, lock_cache, shared_read
+from nfsrwlock.snakemake import exclusive, limited, lock_cache, shared_read
 see = "sh {{workflow.basedir}}/see"
 python = {sys.executable!r}
 """

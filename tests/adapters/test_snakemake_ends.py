@@ -412,6 +412,13 @@ REFUSED = {
     'output: exclusive("x", share="all")': "exclusive: share must be 'user' or 'group', not 'all'",
     'output: exclusive("x", lock="")': "exclusive: lock must be a path, not ''",
     'output: exclusive(lambda wildcards: "x")': "exclusive: an output cannot be a function",
+    'output: "x"\n    params: a=limited("licence", 2)': "limited() does nothing in params:, it is for resources:",
+    'output: "x"\n    threads: limited("licence", 2)': "limited() does nothing in threads:, it is for resources:",
+    'output: "x"\n    resources: a=limited("licence", 0)': "limited: at_most must be between 1 and 999999, got 0",
+    'output: "x"\n    resources: a=limited(None, 2)': "limited: path must be a path, not None",
+    'output: "x"\n    resources: a=limited("x.{a}", 2)': "'x.{a}' has a wildcard that the rule has not: a",
+    'output: "x"\n    resources: a=limited("licence", 2, share="all")': "limited: share must be 'user' or 'group'",
+    'input: shared_read("in", at_most="2")\n    output: "x"': "shared_read: at_most must be an integer, not str",
     'input: shared_read("in", lock="{a}.{b}")\n    output: "{b}"': "'{a}.{b}' has a wildcard that the rule has not: a",
 }
 

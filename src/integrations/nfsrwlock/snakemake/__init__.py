@@ -18,9 +18,9 @@ from nfsrwlock.snakemake.internals import check_snakemake
 check_snakemake()  # before anything else is taken from it
 
 from nfsrwlock.snakemake.cache import lock_cache  # noqa: E402
-from nfsrwlock.snakemake.flags import exclusive, shared_read  # noqa: E402
+from nfsrwlock.snakemake.flags import exclusive, limited, shared_read  # noqa: E402
 from nfsrwlock.snakemake.hook import install  # noqa: E402
 
-__all__ = ["exclusive", "lock_cache", "shared_read"]
+__all__ = ["exclusive", "limited", "lock_cache", "shared_read"]
 
 install()

@@ -8,6 +8,7 @@ lock at most once a second.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -15,9 +16,10 @@ from typing import Any, Final
 
 from snakemake.exceptions import WorkflowError
 
-from nfsrwlock.snakemake.flags import READ, WRITE, wish_of
+from nfsrwlock.processes import family
+from nfsrwlock.snakemake.flags import READ, WRITE, permits_of, wish_of
 from nfsrwlock.snakemake.messages import job_name, say, warn
-from nfsrwlock.snakemake.plan import Mode, Plan, Want, excluded, plan_of
+from nfsrwlock.snakemake.plan import Mode, Plan, Want, plan_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import LockError, PeerInfo, inspect
 
@@ -26,6 +28,8 @@ _ASK_AGAIN_S: Final = 2
 _SAY_AGAIN_S: Final = 60.0
 
 _Obstacle = tuple[str, PeerInfo]
+#: By path: how jobs of this workflow hold it, or are about to, and how many of them with a permit.
+_Claims = dict[str, tuple[Mode, int]]
 
 
 class Admission:
@@ -53,41 +57,48 @@ class Admission:
         if workflow.remote_execution_settings.immediate_submit:
             running = ()  # Snakemake never hears of their end
         self._plans = {job: self._plans[job] if job in self._plans else _plans(job) for job in (*jobs, *running)}
-        started: dict[str, Mode] = {}
+        started: _Claims = {}
         for job in running:
             _claim(started, self._plans[job])
         #: By job that is not started: the path that it waits for, and who has the lock on it. ``None``: another job of
         #: this workflow, of which nobody need hear.
         obstacles: dict[Any, _Obstacle | None] = {}
 
-        def may_start(job: Any, look: bool) -> bool:
+        def may_start(job: Any, claims: _Claims, look: bool) -> bool:
             for plan in self._plans[job]:
                 if now - self._since.get(job, now) > plan.timeout:
                     continue  # it goes, and says for whom it has waited
-                if _excludes(started, plan):
-                    obstacles[job] = None
-                    return False
                 for want in plan.wanted:
-                    for peer in self._peers(want, now, look):
-                        if "write" in (want.mode, peer.mode):
-                            obstacles[job] = want.path, peer
-                            return False
+                    mode, permits = claims.get(want.path, ("read", 0))
+                    if want.path in claims and "write" in (want.mode, mode):
+                        obstacles[job] = None
+                        return False
+                    peers = self._peers(want, now, look)
+                    blockers = [peer for peer in peers if "write" in (want.mode, peer.mode)]
+                    others = [peer for peer in peers if peer.at_most]
+                    if not workflow.local_exec and want.path in started:
+                        others = others[started[want.path][1] :]  # of its own jobs on other nodes, as far as one knows
+                    is_full = 0 < want.at_most <= len(others) + permits
+                    if blockers or is_full:
+                        peer = next(iter(blockers or others), None)
+                        obstacles[job] = None if peer is None else (want.path, peer)
+                        return False
             return True
 
-        free = [job for job in jobs if may_start(job, look=False)]
+        free = [job for job in jobs if may_start(job, started, look=False)]
         chosen = choose(free) if free else []
-        if not all(may_start(job, look=True) for job in chosen):
-            free = [job for job in free if may_start(job, look=True)]
+        if not all(may_start(job, started, look=True) for job in chosen):
+            free = [job for job in free if may_start(job, started, look=True)]
             chosen = choose(free) if free else []
         compatible: list[Any] = []
-        claims: dict[str, Mode] = {}
+        claims = dict(started)
         for job in chosen:
-            if not any(_excludes(claims, plan) for plan in self._plans[job]):
+            if may_start(job, claims, look=True):
                 _claim(claims, self._plans[job])
                 compatible.append(job)
         self._since = {job: self._since.get(job, now) for job in obstacles}
         self._say_who_waits(obstacles, now)
-        if (obstacles or len(compatible) < len(chosen)) and workflow.scheduling_settings.max_jobs_per_timespan is None:
+        if obstacles and workflow.scheduling_settings.max_jobs_per_timespan is None:
             workflow.scheduler._schedule_reevalutation(_ASK_AGAIN_S)  # else Snakemake asks by itself
         return compatible
 
@@ -103,6 +114,9 @@ class Admission:
             else:  # whoever asks for the lock removes who is gone
                 here = (*state.holders, *state.waiters)
                 peers = [peer for peer in here if peer.alive is not False and peer.evictable_in > 0]
+                if want.at_most and self._dag.workflow.local_exec:
+                    own = {os.getpid(), *(entry.pid for entry in family([os.getpid()]))}
+                    peers = [peer for peer in peers if not (peer.at_most and peer.same_kernel and peer.pid in own)]
             self._looks[lock] = now, peers
         return self._looks[lock][1]
 
@@ -131,17 +145,15 @@ def _members(job: Any) -> Iterable[Any]:
 def _plans(job: Any) -> list[Plan]:
     plans = []
     for one in _members(job):
-        if any(wish_of(file, flag) for files, flag in ((one.input, READ), (one.output, WRITE)) for file in files):
+        flags = (one.input, READ), (one.output, WRITE)
+        if permits_of(one.rule) or any(wish_of(file, flag) for files, flag in flags for file in files):
             with suppress(WorkflowError):  # the job will say it
                 plan = None if one.is_norun else plan_of(one)
                 plans += [] if plan is None else [plan]
     return plans
 
 
-def _claim(claims: dict[str, Mode], plans: list[Plan]) -> None:
+def _claim(claims: _Claims, plans: list[Plan]) -> None:
     for want in (want for plan in plans for want in plan.wanted):
-        claims[want.path] = "write" if claims.get(want.path) == "write" else want.mode
-
-
-def _excludes(claims: dict[str, Mode], plan: Plan) -> bool:
-    return bool(excluded(((want.path, want.mode) for want in plan.wanted), claims))
+        mode, permits = claims.get(want.path, (want.mode, 0))
+        claims[want.path] = "write" if "write" in (mode, want.mode) else "read", permits + (want.at_most > 0)

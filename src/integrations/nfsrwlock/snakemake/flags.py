@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from os import PathLike, fsdecode, fspath
@@ -13,34 +13,41 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import AnnotatedString, IOFile, _IOFile, flag
 
 from nfsrwlock.snakemake.settings import Options, checked
+from nfsrwlock_core import LockSet
 
 #: Under these names the flags are kept with the file.
 READ: Final = "nfsrwlock_read"
 WRITE: Final = "nfsrwlock_write"
+_PERMIT: Final = "nfsrwlock_permit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """
-    What a flag says about a file.
+    What a flag says about a file, or :func:`limited` about a rule.
 
     :param lock: the path that names the lock, with wildcards; ``None``: the file's own
+    :param at_most: how many may hold it shared at a time; 0: no limit
     :param once: whether a job may be skipped whose outputs somebody else has made meanwhile
     :param options: how it is locked
     """
 
     lock: str | None
+    at_most: int = 0
     once: bool = False
     options: Options
 
 
-def shared_read(value: Any, *, lock: str | PathLike[str] | None = None, **options: Unpack[Options]) -> Any:
+def shared_read(
+    value: Any, *, at_most: int | None = None, lock: str | PathLike[str] | None = None, **options: Unpack[Options]
+) -> Any:
     """
     Mark an input: while a job with this input runs, it holds the shared lock on it.
 
     Takes what an input may be: a path, a list, a function of the wildcards, a part of ``expand`` or ``multiext``, an
     output of another rule. Can be combined with ``ancient``, ``unpack`` and others, and be used in ``inputflags:``.
 
+    :param at_most: how many jobs, on all hosts, may hold it so at a time; all must state the same. ``None``: no limit
     :param lock: one lock for all of these files, named by this path; wildcards are filled in. Default: each file's own.
         To lock files in a directory that is an exclusive output, name the directory here
     :param timeout: seconds that a job waits for its locks, ``inf`` for ever; default: a day
@@ -51,7 +58,43 @@ def shared_read(value: Any, *, lock: str | PathLike[str] | None = None, **option
     :returns: the same, flagged; ``value`` itself is not changed
     :raises WorkflowError: if an option makes no sense
     """
-    return _flagged(value, READ, Wish(lock=_lock_path("shared_read", lock), options=checked("shared_read", options)))
+    limit = 0 if at_most is None else _checked_limit("shared_read", at_most)
+    name = None if lock is None else _path("shared_read: lock", lock)
+    return _flagged(value, READ, Wish(lock=name, at_most=limit, options=checked("shared_read", options)))
+
+
+def limited(path: str | PathLike[str], permits: int, **options: Unpack[Options]) -> Callable[[Any], int]:
+    """
+    Let each job of a rule hold a permit while it runs, of which there are so many, on all hosts and in all workflows.
+
+    It stands in ``resources:``, under any name: ``resources: licence=limited("/nfs/licences/tool", 4)``. To Snakemake
+    that is 1 of this resource.
+
+    :param path: what the permits are for, wildcards are filled in; it need not exist
+    :param permits: how many may be held at a time; all must state the same
+    :raises WorkflowError: if an option makes no sense
+
+    The other parameters are those of :func:`shared_read`.
+    """
+
+    def one(wildcards: Any) -> int:
+        del wildcards
+        return 1
+
+    limit, lock = _checked_limit("limited", permits), _path("limited: path", path)
+    setattr(one, _PERMIT, Wish(lock=lock, at_most=limit, options=checked("limited", options)))
+    return one
+
+
+def permit_of(resource: Any) -> Wish | None:
+    """Return what :func:`limited` says, if the value in ``resources:`` comes from it, else ``None``."""
+    return getattr(resource, _PERMIT, None)
+
+
+def permits_of(rule: Any) -> list[Wish]:
+    """Return the permits that each job of a rule needs."""
+    _, resources = rule.ruleinfo.resources or ((), {})
+    return [wish for resource in resources.values() if (wish := permit_of(resource)) is not None]
 
 
 def exclusive(
@@ -73,16 +116,21 @@ def exclusive(
     """
     if not isinstance(once, bool):
         raise WorkflowError(f"exclusive: once must be True or False, not {once!r}")
-    wish = Wish(lock=_lock_path("exclusive", lock), once=once, options=checked("exclusive", options))
-    return _flagged(value, WRITE, wish)
+    name = None if lock is None else _path("exclusive: lock", lock)
+    return _flagged(value, WRITE, Wish(lock=name, once=once, options=checked("exclusive", options)))
 
 
-def _lock_path(where: str, lock: Any) -> str | None:
-    if lock is None:
-        return None
-    if not isinstance(lock, str | PathLike) or not fspath(lock):
-        raise WorkflowError(f"{where}: lock must be a path, not {lock!r}")
-    return fsdecode(lock)
+def _checked_limit(where: str, limit: Any) -> int:
+    try:
+        return LockSet(limited={"any": limit}).limited.popitem()[1]
+    except (TypeError, ValueError) as error:
+        raise WorkflowError(f"{where}: {error}") from None
+
+
+def _path(what: str, path: Any) -> str:
+    if not isinstance(path, str | PathLike) or not fspath(path):
+        raise WorkflowError(f"{what} must be a path, not {path!r}")
+    return fsdecode(path)
 
 
 def _flagged(value: Any, name: str, wish: Wish, *, keeps: bool = False) -> Any:

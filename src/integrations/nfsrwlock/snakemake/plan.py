@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import apply_wildcards, get_wildcard_names, is_flagged
 
 from nfsrwlock.snakemake.cache import cache_entry, has_cache_directive
-from nfsrwlock.snakemake.flags import READ, WRITE, Wish, is_exclusive, is_once, wish_of
+from nfsrwlock.snakemake.flags import READ, WRITE, Wish, is_exclusive, is_once, permit_of, permits_of, wish_of
 from nfsrwlock.snakemake.messages import LockingError, warn
 from nfsrwlock.snakemake.settings import Options, for_lock, resolved
 from nfsrwlock.text import printable
@@ -36,11 +36,17 @@ Mode = Literal["read", "write"]
 
 
 class Want(NamedTuple):
-    """One lock: the absolute path that names it, how it is held, and the settings of the lock."""
+    """One lock: the absolute path that names it, how it is held, the lock's settings, and the limit; 0: none."""
 
     path: str
     mode: Mode
     settings: Mapping[str, Any]
+    at_most: int = 0
+
+    def lock_set(self, on_compromise: Callable[[object], None] | None) -> LockSet:
+        """Return it as a set of one."""
+        wanted: dict[str, Any] = {"limited": {self.path: self.at_most}} if self.at_most else {self.mode: self.path}
+        return LockSet(**wanted, on_compromise=on_compromise, **self.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +71,7 @@ class Plan:
 
     def lock_set(self, on_compromise: Callable[[object], None] | None = None) -> LockSet:
         """Return all its locks, not held; ``ValueError`` if one is wanted with different settings."""
-        sets = [
-            LockSet(
-                read=[want.path] if want.mode == "read" else (),
-                write=[want.path] if want.mode == "write" else (),
-                on_compromise=on_compromise,
-                **want.settings,
-            )
-            for want in self.wanted
-        ]
+        sets = [want.lock_set(on_compromise) for want in self.wanted]
         kinds = [LockSet.joined(sets)] if sets else []
         if self.cached is not None:
             # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
@@ -92,23 +90,29 @@ def plan_of(job: Any) -> Plan | None:
     files: list[str] = []
     timeouts: list[float] = []
     exclusive: dict[int, str] = {}
+
+    def add(mode: Mode, wish: Wish, file: Any) -> str:
+        path, options = _lock_path(job, file, wish), _resolved(job.rule, wish.options)
+        wanted.append(Want(path, mode, for_lock(options), wish.at_most))
+        timeouts.append(options["timeout"] or 0.0)
+        return path
+
     for file in job.input:
         _check_input(job, file)
-    modes: tuple[tuple[Mode, str, Any], ...] = (("read", READ, job.input), ("write", WRITE, job.output))
-    for mode, name, all_files in modes:
-        for index, file in enumerate(all_files):
-            if (wish := wish_of(file, name)) is not None:
-                path, options = _lock_path(job, file, wish), _resolved(job.rule, wish.options)
-                wanted.append(Want(path, mode, for_lock(options)))
-                timeouts.append(options["timeout"] or 0.0)
-                files.append(str(file))
-                if mode == "write":
-                    exclusive[index] = path
+        if (wish := wish_of(file, READ)) is not None:
+            files.append(str(file))
+            add("read", wish, file)
+    for index, file in enumerate(job.output):
+        if (wish := wish_of(file, WRITE)) is not None:
+            files.append(str(file))
+            exclusive[index] = add("write", wish, file)
+    for wish in permits_of(job.rule):
+        add("read", wish, wish.lock)
     cached = plan_of_cache(job)
     if cached is not None:
         files += cached.files
         timeouts.append(cached.timeout)
-    if not files:
+    if not timeouts:
         return None
     # Who is at one end of a pipe must not leave the other one waiting.
     once = any(map(is_once, job.output)) and job.pipe_group is None
@@ -164,13 +168,19 @@ def check_rules(workflow: Any) -> None:
                 if (wish := wish_of(file, READ) or wish_of(file, WRITE)) is not None:
                     _resolved(rule, wish.options)
                     _check_wildcards(rule, file, wish, rule.wildcard_names)
+        for wish in permits_of(rule):
+            _resolved(rule, wish.options)
+            _check_wildcards(rule, wish.lock, wish, rule.wildcard_names)
         for section in ("log", "benchmark", "params"):
             _refuse_flags(rule, section, getattr(rule, section))
+        _refuse_flags(rule, "threads", rule.ruleinfo.threads)
         if exclusive := [file for file in rule.output if is_exclusive(file)]:
             _check_rule(rule, exclusive)
 
 
 def _refuse_flags(rule: Any, section: str, value: Any) -> None:
+    if permit_of(value) is not None:
+        raise LockingError(f"limited() does nothing in {section}:, it is for resources:", rule=rule)
     if wish_of(value, READ) is not None or wish_of(value, WRITE) is not None:
         raise LockingError(
             f"{str(value)!r}: shared_read() and exclusive() do nothing in {section}:, they are for input: and output:",
@@ -240,4 +250,4 @@ def _check_rule(rule: Any, exclusive: list[Any]) -> None:
 
 
 def _name(file: Any) -> str:
-    return "a function" if file.is_callable() else repr(str(file))
+    return "a function" if getattr(file, "is_callable", bool)() else repr(str(file))
