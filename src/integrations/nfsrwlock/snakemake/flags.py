@@ -77,8 +77,7 @@ def limited(path: str | PathLike[str], permits: int, **options: Unpack[Options])
     The other parameters are those of :func:`shared_read`.
     """
 
-    def one(wildcards: Any) -> int:
-        del wildcards
+    def one(_: Any) -> int:
         return 1
 
     limit, lock = _checked_limit("limited", permits), _path("limited: path", path)

@@ -19,7 +19,7 @@ from typing import Any, Final
 from nfsrwlock.freshness import look_afresh
 from nfsrwlock.leash import why_not_held
 from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
-from nfsrwlock.snakemake.plan import Plan, excluded, plan_of
+from nfsrwlock.snakemake.plan import Plan, plan_of
 from nfsrwlock.snakemake.unfinished import record_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout
@@ -170,7 +170,7 @@ def _is_ending(job: Any) -> bool:
 
 def _refuse_conflict(job: Any, mine: LockSet, other: Any, theirs: LockSet) -> None:
     # Both would be inside at once, which is what their locks are to prevent.
-    if paths := excluded(mine.modes.items(), theirs.modes):
+    if paths := {*mine.paths_write} & {*theirs.modes} | {*theirs.paths_write} & {*mine.modes}:
         raise LockingError(
             f"{job_name(job)} and {job_name(other)} run at the same time, connected by a pipe, but exclude each "
             f"other: one of them writes {printable(', '.join(sorted(paths)))}. Replace pipe() by a file, or let "

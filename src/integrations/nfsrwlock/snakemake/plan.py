@@ -79,11 +79,6 @@ class Plan:
         return kinds[0] if len(kinds) == 1 else LockSet.joined(kinds, one_after_another=True)
 
 
-def excluded(wanted: Iterable[tuple[str, Mode]], others: Mapping[str, Mode]) -> set[str]:
-    """Return the paths that are ``wanted`` in a mode in which they cannot be had beside what ``others`` have."""
-    return {path for path, mode in wanted if path in others and "write" in (mode, others[path])}
-
-
 def plan_of(job: Any) -> Plan | None:
     """Return what ``job`` needs, ``None`` if nothing of it is flagged."""
     wanted: list[Want] = []
