@@ -56,7 +56,7 @@ endif
 TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock 9; fi
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo example-joblib example-dask test coverage test-newest test-oldest \
+.PHONY: help setup lock demo example-joblib example-dask example-permits test coverage test-newest test-oldest \
     test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-docs test-slurm test-nfs test-nfs-long \
     test-filesystems simulate exhaustive mutants \
     campaign storm-joblib \
@@ -91,6 +91,9 @@ test-recipes: .venv-recipes/.dev ## the recipes of docs/recipes with their libra
 
 example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed: nothing is computed twice
 	$(BIN)/python examples/joblib/run.py
+
+example-permits: .venv/.dev ## twelve jobs of three workflows share four permits, one is killed
+	$(BIN)/python examples/permits/run.py
 
 example-dask: .venv/.dev ## many tasks of a Dask cluster update one file; a worker is killed
 	$(BIN)/python examples/dask/run.py
