@@ -54,6 +54,7 @@ nitpick_ignore = [
             "Granularity",
             "Heartbeat",
             "LeaseOptions",
+            "Limits",
             "Mode",
             "OnContention",
             "OnWait",
