@@ -54,7 +54,7 @@ class Semaphore(Lock):
         :param timeout: how long to wait: seconds, ``"200ms"`` or a timedelta; ``None``: as the semaphore says
         :returns: ``True``; ``False`` if ``timeout`` is over
 
-        Errors are those of :meth:`nfsrwlock.dask.Lock.acquire`.
+        Errors are those of ``Lock.acquire``.
         """
         return super().acquire(timeout=timeout)
 
