@@ -143,7 +143,7 @@ test-filesystems: .venv/.dev ## every shared file system that can be had, or LAN
 simulate: .venv/.dev ## random runs on the simulated NFS for DURATION seconds, from the number SEED on
 	$(BIN)/python tests/simulation/long.py --seconds $(or $(DURATION),3600) --seed $(SEED) --jobs $(PYTEST_WORKERS)
 
-exhaustive: .venv/.dev ## every interleaving within larger bounds than in make test (about ten minutes, up to 4 GB of memory)
+exhaustive: .venv/.dev ## every interleaving within larger bounds than in make test (about twelve minutes, up to 4 GB of memory)
 	$(BIN)/python tests/simulation/thorough.py
 
 mutants: .venv/.dev ## ways to break the protocol, and who finds each of them, after how many runs (some minutes)

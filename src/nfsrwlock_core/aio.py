@@ -23,11 +23,12 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, finalize, r
 
 from .errors import LockError, LockLostError, LockNotHeldError
 from .holding import keeper
-from .holding.hold import Hold, HoldStatus, logger
+from .holding.hold import Hold, logger
 from .holding.kept import Use
 from .holding.waiting import GRACE_S, Attempt, Io, OnWait, Steps, Unanswered, Until, Wait, acquiring
+from .lock import HasHold
 from .names import Mode
-from .settings import HasSettings, Heartbeat, Settings, checked, checked_limit
+from .settings import Heartbeat, Settings, checked, checked_limit
 from .system import workers
 from .system.directory import Share
 from .system.paths import AnyPath
@@ -163,7 +164,7 @@ class _Block(AsyncContextDecorator):
         await self._taken.pop().__aexit__(exc_type, exc_value, traceback)
 
 
-class AsyncSoftReadWriteLock(HasSettings):
+class AsyncSoftReadWriteLock(HasHold):
     """
     :class:`SoftReadWriteLock` for asyncio: the same settings, the same files, the same promises.
 
@@ -183,6 +184,8 @@ class AsyncSoftReadWriteLock(HasSettings):
 
     The other parameters and errors are those of :class:`SoftReadWriteLock`.
     """
+
+    _holder = "this task"
 
     def __init__(
         self,
@@ -224,7 +227,7 @@ class AsyncSoftReadWriteLock(HasSettings):
         super()._set_up(settings)
         self._loop = loop
         self._executor = executor
-        self._latest_compromise: LeaseCompromise | None = None
+        self._latest_compromise = None
         table = _tables.get(settings.lock_path) if settings.is_singleton else None
         if table is None or table.pid != self._pid:
             table = _Table()
@@ -246,23 +249,6 @@ class AsyncSoftReadWriteLock(HasSettings):
         return self._executor
 
     @property
-    def status(self) -> HoldStatus:
-        """Whether the calling task holds the lock."""
-        held = self._mine()
-        return HoldStatus.FREE if held is None else held.hold.status
-
-    @property
-    def is_locked(self) -> bool:
-        """Whether the calling task holds the lock and has not lost it."""
-        return self.status is HoldStatus.HELD
-
-    @property
-    def lease_remaining(self) -> float | None:
-        """Seconds until the calling task's hold becomes suspect unless a heartbeat renews it; ``None``: not held."""
-        held = self._mine()
-        return None if held is None else held.hold.remaining
-
-    @property
     def generation(self) -> int | None:
         """
         The fencing number of the calling task's hold, ``None`` when it holds nothing; see the class for threads.
@@ -273,10 +259,9 @@ class AsyncSoftReadWriteLock(HasSettings):
         :raises LockError: if the file server does not answer within two seconds
         :raises OSError: if the lock directory cannot be read
         """
-        held = self._mine()
-        if held is None:
+        if (held := self._hold()) is None:
             return None
-        participant = held.hold.participant
+        participant = held.participant
         if participant.generation is None:
             try:
                 return workers.call(participant.read_generation, GRACE_S)
@@ -290,28 +275,12 @@ class AsyncSoftReadWriteLock(HasSettings):
 
         :raises OSError: if the lock directory cannot be read
         """
-        held = self._mine()
-        return None if held is None else await self._settled(held.hold.participant.read_generation)
+        held = self._hold()
+        return None if held is None else await self._settled(held.participant.read_generation)
 
-    @property
-    def compromise(self) -> LeaseCompromise | None:
-        """How the calling task's hold was lost, ``None`` while it stands."""
+    def _hold(self) -> Hold | None:
         held = self._mine()
-        return self._latest_compromise if held is None else held.hold.compromise
-
-    def check(self) -> None:
-        """
-        Make sure that the calling task still holds the lock. Costs no file-system call.
-
-        :raises LockLostError: if somebody has evicted this holder
-        :raises LeaseExpiredError: if the lease has run out, so that somebody may have
-        :raises LockNotHeldError: if the task does not hold it at all
-        """
-        held = self._mine()
-        if held is None:
-            raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by this task")
-        if (error := held.hold.error()) is not None:
-            raise error
+        return None if held is None else held.hold
 
     def _mine(self) -> _TaskHold | None:
         if self._pid != os.getpid():

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
 
 from .errors import DeadlockError, LockError, LockLostError, LockNotHeldError
 from .holding.held import own_hold, self_wait
@@ -96,7 +96,62 @@ def joined(
         yield lock
 
 
-class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
+class HasHold(HasSettings):
+    """What the locks for threads and for asyncio say of their hold: of the instance's, or of the calling task's."""
+
+    _holder: ClassVar = "this instance"
+    _latest_compromise: LeaseCompromise | None
+
+    def _hold(self) -> Hold | None:
+        raise NotImplementedError
+
+    @property
+    def status(self) -> HoldStatus:
+        """Whether the lock is held, suspect, lost or free."""
+        held = self._hold()
+        return HoldStatus.FREE if held is None else held.status
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the lock is held and was not lost."""
+        return self.status is HoldStatus.HELD
+
+    @property
+    def lease_remaining(self) -> float | None:
+        """
+        Seconds until the hold becomes suspect unless a heartbeat renews it.
+
+        Negative while it is suspect, 0 once it is lost, ``None`` when not held.
+        """
+        held = self._hold()
+        return None if held is None else held.remaining
+
+    @property
+    def compromise(self) -> LeaseCompromise | None:
+        """How the latest hold was lost, ``None`` while it stands. Readable until the next hold begins."""
+        held = self._hold()
+        return self._latest_compromise if held is None else held.compromise
+
+    def check(self) -> None:
+        """
+        Make sure that the lock is still held. Costs no file-system call; call it right before a result is published.
+
+        :raises LockLostError: if somebody has evicted this holder
+        :raises LeaseExpiredError: if the lease has run out, so that somebody may have
+        :raises LockNotHeldError: if it is not held at all
+        """
+        self._checked()
+
+    def _checked(self) -> Hold:
+        held = self._hold()
+        if held is None:
+            raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by {self._holder}")
+        if (error := held.error()) is not None:
+            raise error
+        return held
+
+
+class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
     """
     A reader/writer lock, named by a path, for processes on any number of hosts that share a file system.
 
@@ -171,7 +226,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         self._held: Use | None = None
         #: Who acquires it anew, one for each thread. The first waits on disk; the others wait here.
         self._asking: list[AcquireReturnProxy] = []
-        self._latest_compromise: LeaseCompromise | None = None
+        self._latest_compromise = None
         self._device: int | None = None
         register(self)
 
@@ -189,28 +244,7 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.lock_file!r}, {self.status.value}>"
 
-    # -- whether it is held -------------------------------------------------------------------------------------------
-
-    @property
-    def is_locked(self) -> bool:
-        """Whether this instance holds the lock, by whatever thread, and has not lost it."""
-        return self.status is HoldStatus.HELD
-
-    @property
-    def status(self) -> HoldStatus:
-        """Whether the lock is held by this instance, suspect, lost or free."""
-        held = self._held_here()
-        return HoldStatus.FREE if held is None else held.status
-
-    @property
-    def lease_remaining(self) -> float | None:
-        """
-        Seconds until the hold becomes suspect unless a heartbeat renews it.
-
-        Negative while it is suspect, 0 once it is lost, ``None`` when not held.
-        """
-        held = self._held_here()
-        return None if held is None else held.remaining
+    # -- whether it is held --------------------------------------------------------------------------------------------
 
     @property
     def generation(self) -> int | None:
@@ -224,29 +258,8 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
 
         :raises OSError: if the lock directory cannot be read
         """
-        held = self._held_here()
+        held = self._hold()
         return None if held is None else held.participant.read_generation()
-
-    @property
-    def compromise(self) -> LeaseCompromise | None:
-        """How the latest hold was lost, ``None`` while it stands. Readable until the next hold begins."""
-        with self._internal:
-            held = self._held_here()
-            return self._latest_compromise if held is None else held.compromise
-
-    def check(self) -> None:
-        """
-        Make sure that the lock is still held. Costs no file-system call; call it right before a result is published.
-
-        :raises LockLostError: if somebody has evicted this holder
-        :raises LeaseExpiredError: if the lease has run out, so that somebody may have
-        :raises LockNotHeldError: if it is not held at all
-        """
-        held = self._held_here()
-        if held is None:
-            raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by this instance")
-        if (error := held.error()) is not None:
-            raise error
 
     def witness(self) -> HoldWitness:
         """
@@ -255,14 +268,10 @@ class SoftReadWriteLock(HasSettings, metaclass=OnePerPath):
         :raises LockLostError: if the hold was lost
         :raises LockNotHeldError: if the lock is not held
         """
-        self.check()
-        held = self._held_here()
-        if held is None:
-            raise LockNotHeldError(f"the lock on {self.lock_file!r} is not held by this instance")
-        participant = held.participant
+        participant = self._checked().participant
         return HoldWitness(self.lock_file, self.lock_path, participant.name, participant.beats)
 
-    def _held_here(self) -> Hold | None:
+    def _hold(self) -> Hold | None:
         return self._held.hold if self._held is not None and self._pid == os.getpid() else None
 
     # -- acquire ------------------------------------------------------------------------------------------------------

@@ -197,13 +197,11 @@ class LockSet:
         Take all locks, or none.
 
         :param timeout: seconds for all together; ``None``: as the set says; -1: no limit
-        :param blocking: ``False``: do not wait; ``None``: as the set says
-        :param on_wait: called before each pause while waiting
-        :param until: asked before each pause; once it returns true, the waiting ends with :class:`Timeout`
         :returns: the set, which releases itself at the end of a ``with`` block
         :raises Timeout: if not all could be had in time
-        :raises LockPathError: if a lock cannot live at its path
         :raises RuntimeError: if the set is held already
+
+        The other parameters and errors are those of :meth:`SoftReadWriteLock.acquire_read`.
         """
         me = object()
         try:

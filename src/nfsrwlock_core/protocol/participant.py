@@ -177,8 +177,8 @@ class Participant(Observer):
             self._explain_missing_announcement()
             return False
         self._unlisted = 0
-        if self._gives_way_to_writers(listing):
-            return False
+        if self.mode is Mode.READ and (writers := self._in_the_way(listing)):
+            return self._wait_unannounced(writers)
         if not self._at_most:
             return self._grant()
         ahead = [peer for name, peer in listing.announcements.items() if name != self.name]
@@ -189,14 +189,11 @@ class Participant(Observer):
         self.phase = Phase.DRAINING
         return self._drain_rest(listing)
 
-    def _gives_way_to_writers(self, listing: Listing) -> bool:
-        # A reader that meets one waits for it unannounced.
-        in_the_way = self._in_the_way(listing) if self.mode is Mode.READ else []
-        if in_the_way:
-            self._withdraw()
-            self.phase = Phase.POLLING
-            self._attend(in_the_way)
-        return bool(in_the_way)
+    def _wait_unannounced(self, writers: list[Announcement]) -> bool:
+        self._withdraw()
+        self.phase = Phase.POLLING
+        self._attend(writers)
+        return False
 
     def _refuse_another_limit(self, ahead: list[Announcement]) -> None:
         # Two that disagree are told, of two that come at one moment the later one.
@@ -283,8 +280,8 @@ class Participant(Observer):
         if self.name not in listing.announcements:
             self._write_off()  # evicted while waiting; the ticket keeps our place
             return False
-        if self._gives_way_to_writers(listing):
-            return False
+        if self.mode is Mode.READ and (writers := self._in_the_way(listing)):
+            return self._wait_unannounced(writers)
         if self._drain_rest(listing):
             return True
         if self._must_give_way(listing):
