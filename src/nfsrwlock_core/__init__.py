@@ -36,38 +36,23 @@ if TYPE_CHECKING:
     from .system.paths import lock_home
     from .witness import HoldWitness
 
-_HOMES: Final = {
-    "AcquireReturnProxy": "lock",
-    "AsyncAcquireReturnProxy": "aio",
-    "AsyncSoftReadWriteLock": "aio",
-    "AsyncSoftSemaphore": "semaphore",
-    "DeadlockError": "errors",
-    "HoldStatus": "holding.hold",
-    "HoldWitness": "witness",
-    "LeaseCompromise": "compat",
-    "LeaseExpiredError": "errors",
-    "LimitMismatchError": "errors",
-    "LockBusyError": "errors",
-    "LockError": "errors",
-    "LockLostError": "errors",
-    "LockNotHeldError": "errors",
-    "LockPathError": "errors",
-    "LockSet": "lockset",
-    "LockState": "inspection",
-    "PeerInfo": "inspection",
-    "SoftReadWriteLock": "lock",
-    "SoftSemaphore": "semaphore",
-    "Timeout": "compat",
-    "WaitInfo": "inspection",
-    "break_lock": "inspection",
-    "hold_for": "holding.held",
-    "holds_for": "holding.held",
-    "inspect": "inspection",
-    "joined": "lock",
-    "lock_home": "system.paths",
-    "make_directories": "system.directory",
-    "own_hold": "holding.held",
+#: What is in which module.
+_MODULES: Final = {
+    "aio": "AsyncAcquireReturnProxy AsyncSoftReadWriteLock",
+    "compat": "LeaseCompromise Timeout",
+    "errors": "DeadlockError LeaseExpiredError LimitMismatchError LockBusyError LockError LockLostError "
+    "LockNotHeldError LockPathError",
+    "holding.held": "hold_for holds_for own_hold",
+    "holding.hold": "HoldStatus",
+    "inspection": "LockState PeerInfo WaitInfo break_lock inspect",
+    "lock": "AcquireReturnProxy SoftReadWriteLock joined",
+    "lockset": "LockSet",
+    "semaphore": "AsyncSoftSemaphore SoftSemaphore",
+    "system.directory": "make_directories",
+    "system.paths": "lock_home",
+    "witness": "HoldWitness",
 }
+_HOMES: Final = {name: home for home, names in _MODULES.items() for name in names.split()}
 
 # Spelled out for type checkers, which do not run code; a test compares it with the above.
 __all__ = [

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, Unpack
+from typing import Generic, TypeVar, Unpack
 
 from .aio import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock
 from .errors import LockNotHeldError
@@ -20,45 +21,29 @@ from .holding.waiting import OnWait, Until, Wait
 from .inspection import inspect
 from .lock import AcquireReturnProxy, SoftReadWriteLock
 from .names import Mode
-from .settings import Options, Settings, checked_limit
+from .settings import HasSettings, Options, Settings, checked_limit
 from .system.paths import AnyPath
 
 _Permit = TypeVar("_Permit", AcquireReturnProxy, AsyncAcquireReturnProxy)
 
 
-class _Permits(Generic[_Permit]):
+class _Permits(HasSettings, Generic[_Permit]):
     # What both kinds have in common: the settings, and what is held through this object, each by whom.
     def __init__(self, lock_file: AnyPath, permits: int = 1, timeout: float = -1, **options: Unpack[Options]) -> None:
         lock = SoftReadWriteLock(lock_file, timeout, is_singleton=False, **options)
-        self._set_up(lock._settings, checked_limit("permits", permits))
+        self._set_up(replace(lock._settings, permits=checked_limit("permits", permits)))
 
-    def _set_up(self, settings: Settings, permits: int) -> None:
-        #: How many may be held at a time.
-        self.permits = permits
-        self._settings = settings
+    def _set_up(self, settings: Settings) -> None:
+        super()._set_up(settings)
         self._taken: list[tuple[object, _Permit]] = []
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.permits} on {self.lock_file!r}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self)._restore, (self._settings, self.permits)
-
-    @classmethod
-    def _restore(cls, settings: Settings, permits: int) -> Self:
-        semaphore = cls.__new__(cls)
-        semaphore._set_up(settings, permits)
-        return semaphore
-
     @property
-    def lock_file(self) -> str:
-        """The path as it was given."""
-        return self._settings.lock_file
-
-    @property
-    def lock_path(self) -> str:
-        """The directory where the permits live, absolute."""
-        return self._settings.lock_path
+    def permits(self) -> int:
+        """How many may be held at a time."""
+        return self._settings.permits
 
     @property
     def value(self) -> int:

@@ -59,6 +59,8 @@ class Settings:
     share: Share
     lock_dir: str | None = field(compare=False)
     linger: float = 0.0
+    #: Of a semaphore; 0: it is a lock.
+    permits: int = 0
 
     @property
     def beat_interval(self) -> float:

@@ -168,6 +168,7 @@ def test_it_pickles_as_what_it_is_and_arrives_not_held(path: Path) -> None:
         assert (arrived.permits, arrived.lock_file, arrived.value) == (3, os.fspath(path), 2)
         with pytest.raises(LockNotHeldError):
             arrived.release()
+    assert arrived == permits != SoftSemaphore(path, 2, poll_interval=0.05)
     assert repr(arrived) == f"<SoftSemaphore of 3 on {os.fspath(path)!r}>"
 
 
