@@ -169,14 +169,9 @@ def forget_the_limit_on_giving_way(stack: ExitStack) -> None:
     _replace(stack, Participant, _announce=announce_without, _withdraw=withdraw_and_forget)
 
 
-@_mutant("a writer that finds one of higher rank withdraws")
+@_mutant("who stands in line makes room for one of higher rank")
 def ignore_rank(stack: ExitStack) -> None:
-    in_the_way = Participant._in_the_way
-
-    def only_readers_give_way(self: Participant, listing: Any) -> list[Announcement]:
-        return in_the_way(self, listing) if self.mode is Mode.READ else []
-
-    _replace(stack, Participant, _in_the_way=only_readers_give_way)
+    _replace(stack, Participant, _must_give_way=lambda self, listing: False)
 
 
 @_mutant("S is fixed at the first listing: those who come later wait for the writer", run=431)

@@ -25,7 +25,7 @@ def find(name: str) -> list[str]:
     """Return who finds a mutant, in words."""
     found = []
     if name not in ELSEWHERE and (seed := found_by_run(MUTANTS[name])) is not None:
-        found.append(f"run {seed + 1} ({campaign.kind_of(seed)})")
+        found.append(f"run {seed + 1} ({MUTANTS[name].kind or campaign.kind_of(seed)})")
     with MUTANTS[name].applied():
         if name in BROKEN:
             try:

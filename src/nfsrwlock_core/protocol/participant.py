@@ -150,7 +150,7 @@ class Participant(Observer):
             return self._drain()
         if self.name:
             self._withdraw()  # the latest step failed between its announcement and its decision
-        if self.phase is Phase.POLLING and self._attend(self._in_the_way(self._look_again())):
+        if self.phase is Phase.POLLING and self._attend(self._writers_in(self._look_again())):
             return False
         return self._announce_and_decide()
 
@@ -177,7 +177,7 @@ class Participant(Observer):
             self._explain_missing_announcement()
             return False
         self._unlisted = 0
-        if self.mode is Mode.READ and (writers := self._in_the_way(listing)):
+        if self.mode is Mode.READ and (writers := self._writers_in(listing)):
             return self._wait_unannounced(writers)
         if not self._at_most:
             return self._grant()
@@ -246,16 +246,11 @@ class Participant(Observer):
         with changed(self.files, self._world, if_possible=True):
             return self._list()
 
-    def _in_the_way(self, listing: Listing) -> list[Announcement]:
-        # Whom to give way to before the own announcement.
-        others = [peer for name, peer in listing.announcements.items() if name != self.name]
-        if self.mode is Mode.READ:
-            return [peer for peer in others if peer.is_writer]
-        return [peer for peer in others if peer.mode is Mode.WRITE and self._goes_first(peer)]
+    def _writers_in(self, listing: Listing) -> list[Announcement]:
+        return [peer for name, peer in listing.announcements.items() if name != self.name and peer.is_writer]
 
     def _goes_first(self, peer: Announcement) -> bool:
-        # A writer that is not announced has no token yet: equal tickets are settled by announcing. What is not
-        # understood may be a writer that waits for us: give way, or both would wait for ever.
+        # What is not understood may be a writer that waits for us: give way, or both would wait for ever.
         return not peer.understood or peer.rank < (self._ticket, token_in(self.name))
 
     def _must_give_way(self, listing: Listing) -> bool:
@@ -280,7 +275,7 @@ class Participant(Observer):
         if self.name not in listing.announcements:
             self._write_off()  # evicted while waiting; the ticket keeps our place
             return False
-        if self.mode is Mode.READ and (writers := self._in_the_way(listing)):
+        if self.mode is Mode.READ and (writers := self._writers_in(listing)):
             return self._wait_unannounced(writers)
         if self._drain_rest(listing):
             return True
