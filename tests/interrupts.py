@@ -7,8 +7,14 @@ from collections.abc import Callable
 from types import FrameType, ModuleType
 
 
-def interrupted_at(number: int, module: ModuleType, call: Callable[[], object]) -> bool:
-    """Raise at the end of the ``number``-th call that ``module`` makes meanwhile; return whether there was one."""
+def interrupted_at(
+    number: int, module: ModuleType, call: Callable[[], object], by: Callable[[], object] | None = None
+) -> bool:
+    """
+    Raise at the end of the ``number``-th call that ``module`` makes meanwhile; return whether there was one.
+
+    :param by: called instead of that
+    """
     left = number
 
     def interrupt(frame: FrameType, event: str, _: object) -> None:
@@ -17,7 +23,9 @@ def interrupted_at(number: int, module: ModuleType, call: Callable[[], object]) 
         # What ends by a `yield` has not ended.
         if caller is not None and caller.f_code.co_filename == module.__file__ and not frame.f_code.co_flags & 0x20:
             left -= 1
-            if left == -1:
+            if left == -1 and by is not None:
+                by()
+            elif left == -1:
                 raise KeyboardInterrupt
 
     sys.setprofile(interrupt)
@@ -27,5 +35,5 @@ def interrupted_at(number: int, module: ModuleType, call: Callable[[], object]) 
         return True
     finally:
         sys.setprofile(None)
-    assert left >= 0, f"the exception after call {number} was swallowed"
-    return False
+    assert left >= 0 or by is not None, f"the exception after call {number} was swallowed"
+    return left < 0

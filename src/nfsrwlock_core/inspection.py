@@ -171,7 +171,7 @@ def inspect(
     lock_file = os.fsdecode(path)
     lock_path = lock_path_of(path, lock_dir)
     try:
-        listing = _list(lock_path)
+        listing = list_lock(lock_path)
     except FileNotFoundError:
         return LockState(lock_file=lock_file, lock_path=lock_path, exists=False)
     peers = [_peer_info(lock_path, announcement) for announcement in listing.announcements.values()]
@@ -187,7 +187,13 @@ def inspect(
     )
 
 
-def _list(lock_path: str) -> Listing:
+def list_lock(lock_path: str) -> Listing:
+    """
+    Return one listing of the lock that lives at ``lock_path``.
+
+    :raises FileNotFoundError: if there is none yet
+    :raises LockPathError: if it cannot be read, or is no directory
+    """
     try:
         if stat.S_ISLNK(os.lstat(lock_path).st_mode):
             raise LockPathError(

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Generic, TypeVar, Unpack
 
 from .aio import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock
-from .errors import LockNotHeldError
+from .errors import LockError, LockNotHeldError
 from .holding.hold import HoldStatus
 from .holding.waiting import OnWait, Until, Wait
-from .inspection import inspect
+from .inspection import list_lock
 from .lock import AcquireReturnProxy, SoftReadWriteLock
 from .names import Mode
 from .settings import HasSettings, Options, Settings, checked_limit
@@ -35,7 +34,7 @@ class _Permits(HasSettings, Generic[_Permit]):
 
     def _set_up(self, settings: Settings) -> None:
         super()._set_up(settings)
-        self._taken: list[tuple[object, _Permit]] = []
+        self._taken: dict[_Permit, object] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.permits} on {self.lock_file!r}>"
@@ -52,17 +51,30 @@ class _Permits(HasSettings, Generic[_Permit]):
 
         :raises LockPathError: if the lock directory cannot be read
         """
-        state = inspect(self.lock_file, lock_dir=self._settings.lock_dir)
-        return max(self.permits - sum(peer.at_most > 0 for peer in state.holders), 0)
+        try:
+            peers = list_lock(self.lock_path).announcements.values()
+        except FileNotFoundError:
+            return self.permits
+        return max(self.permits - sum(peer.mode is Mode.READ and peer.at_most > 0 for peer in peers), 0)
 
-    def _latest_of(self, whose: object) -> _Permit:
-        # Removed from what is held: the caller's latest, or else anybody's.
-        mine = [pair for pair in self._taken if pair[0] == whose]
-        for pair in reversed(mine or self._taken):
-            with suppress(ValueError):  # another thread was faster
-                self._taken.remove(pair)
-                return pair[1]
-        raise LockNotHeldError(f"cannot release a permit of {self.lock_file!r}: none is held through this object")
+    def _held(self) -> list[_Permit]:
+        # The latest last. What has ended otherwise, such as with a block on what its acquire returned, is forgotten.
+        # Several threads may be here at a time, so each look and each change is one call.
+        for permit in list(self._taken):
+            if not self._stands(permit):
+                self._taken.pop(permit, None)
+        return list(self._taken)
+
+    def _latest(self, whose: object) -> _Permit:
+        # The caller's latest, or else anybody's.
+        held = self._held()
+        if not held:
+            raise LockNotHeldError(f"cannot release a permit of {self.lock_file!r}: none is held through this object")
+        return next((permit for permit in reversed(held) if self._taken.get(permit) == whose), held[-1])
+
+    def _stands(self, permit: _Permit) -> bool:
+        # Whether nobody has given it back. Those that a forked child has of its parent stay, and do nothing there.
+        raise NotImplementedError
 
 
 class SoftSemaphore(_Permits[AcquireReturnProxy]):
@@ -81,7 +93,7 @@ class SoftSemaphore(_Permits[AcquireReturnProxy]):
     :raises TypeError: if an argument is of the wrong type
     :raises ValueError: if one is out of range
 
-    The other parameters are those of :class:`SoftReadWriteLock`.
+    The other parameters are those of :class:`SoftReadWriteLock` but ``is_singleton``.
     """
 
     def acquire(
@@ -101,12 +113,25 @@ class SoftSemaphore(_Permits[AcquireReturnProxy]):
 
         Parameters and other errors are those of :meth:`SoftReadWriteLock.acquire_read`.
         """
-        lock = SoftReadWriteLock._restore(self._settings)
-        permit = AcquireReturnProxy(lock, may_move=True)
-        lock._acquire(Mode.READ, Wait(lock._limit_of_call(timeout, blocking), on_wait, until), permit, self.permits)
-        self._taken = [pair for pair in self._taken if pair[1].lock.status is not HoldStatus.FREE]
-        self._taken.append((threading.get_ident(), permit))
-        return permit
+        permit = AcquireReturnProxy(SoftReadWriteLock._restore(self._settings), may_move=True)
+        try:
+            self._take(permit, Wait(permit.lock._limit_of_call(timeout, blocking), on_wait, until))
+            return permit
+        except BaseException:
+            self._drop(permit)
+            raise
+
+    def _take(self, permit: AcquireReturnProxy, wait: Wait) -> None:
+        permit.lock._acquire(Mode.READ, wait, permit, self.permits)
+        self._held()
+        self._taken[permit] = threading.get_ident()
+
+    def _drop(self, permit: AcquireReturnProxy) -> None:
+        self._taken.pop(permit, None)
+        permit.lock._abandon(permit)
+
+    def _stands(self, permit: AcquireReturnProxy) -> bool:
+        return permit._use is not None
 
     def release(self) -> None:
         """
@@ -115,7 +140,7 @@ class SoftSemaphore(_Permits[AcquireReturnProxy]):
         :raises LockLostError: if somebody has evicted its holder meanwhile
         :raises RuntimeError: if none is held
         """
-        self._latest_of(threading.get_ident()).__exit__(None, None, None)
+        self.__exit__(None, None, None)
 
     def check(self) -> None:
         """
@@ -125,19 +150,35 @@ class SoftSemaphore(_Permits[AcquireReturnProxy]):
         :raises LeaseExpiredError: if the lease of one has run out
         :raises LockNotHeldError: if none is held
         """
-        held = [permit.lock for _, permit in self._taken if permit.lock.status is not HoldStatus.FREE]
+        held = [permit.lock for permit in self._held() if permit.lock.status is not HoldStatus.FREE]
         if not held:
             raise LockNotHeldError(f"no permit of {self.lock_file!r} is held through this object")
         for lock in held:
             lock.check()
 
     def __enter__(self) -> SoftReadWriteLock:
-        return self.acquire().lock
+        permit = AcquireReturnProxy(SoftReadWriteLock._restore(self._settings), may_move=True)
+        try:
+            self._take(permit, Wait(permit.lock._limit_of_call(None, None)))
+            return permit.lock
+        except BaseException:
+            self._drop(permit)
+            raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._latest_of(threading.get_ident()).__exit__(exc_type, exc_value, traceback)
+        permit: AcquireReturnProxy | None = None
+        try:
+            while permit is None or self._taken.pop(permit, None) is None:  # another thread was faster
+                permit = self._latest(threading.get_ident())
+            permit.__exit__(exc_type, exc_value, traceback)
+        except LockError:
+            raise
+        except BaseException:
+            # A signal's exception came between. What the block's end was to give back must go all the same.
+            self._drop(permit or self._latest(threading.get_ident()))
+            raise
 
 
 class AsyncSoftSemaphore(_Permits[AsyncAcquireReturnProxy]):
@@ -156,12 +197,16 @@ class AsyncSoftSemaphore(_Permits[AsyncAcquireReturnProxy]):
         wait = Wait(lock._limit_of_call(timeout, blocking), on_wait, until)
         permit = await lock._acquire(Mode.READ, wait, self.permits)
         permit._held.use.may_move = True
-        self._taken.append((asyncio.current_task(), permit))
+        self._held()
+        self._taken[permit] = asyncio.current_task()
         return permit
 
     async def release(self) -> None:
         """Give back one permit, the calling task's latest if it has one; see :meth:`SoftSemaphore.release`."""
-        await self._latest_of(asyncio.current_task()).end()
+        await self.__aexit__(None, None, None)
+
+    def _stands(self, permit: AsyncAcquireReturnProxy) -> bool:
+        return permit._held.forgotten.alive
 
     async def __aenter__(self) -> AsyncAcquireReturnProxy:
         return await self.acquire()
@@ -169,4 +214,6 @@ class AsyncSoftSemaphore(_Permits[AsyncAcquireReturnProxy]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._latest_of(asyncio.current_task()).__aexit__(exc_type, exc_value, traceback)
+        permit = self._latest(asyncio.current_task())
+        self._taken.pop(permit, None)
+        await permit.__aexit__(exc_type, exc_value, traceback)

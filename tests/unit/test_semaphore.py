@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from actors import Stage, announcements, wait_until
+from interrupts import interrupted_at
 from nfsrwlock import (
     AsyncSoftReadWriteLock,
     AsyncSoftSemaphore,
@@ -27,7 +28,7 @@ from nfsrwlock import (
     Timeout,
     inspect,
 )
-from nfsrwlock_core import names
+from nfsrwlock_core import names, semaphore
 
 SEMAPHORE = "from nfsrwlock import SoftSemaphore; permits = SoftSemaphore('data', 2, poll_interval=0.05)"
 
@@ -78,7 +79,7 @@ def test_a_permit_is_lost_like_any_hold_and_its_holder_is_told(stage: Stage, pat
     holder.stop()
     with SoftSemaphore(path, 1, poll_interval=0.05).acquire(30):
         holder.go_on()
-        wait_until(lambda: holder.do("permits._taken[0][1].lock.status.value") == "lost")
+        wait_until(lambda: holder.do("next(iter(permits._taken)).lock.status.value") == "lost")
         with pytest.raises(Exception, match=LockLostError.__name__):
             holder.do("permits.check()")
 
@@ -170,6 +171,88 @@ def test_it_pickles_as_what_it_is_and_arrives_not_held(path: Path) -> None:
             arrived.release()
     assert arrived == permits != SoftSemaphore(path, 2, poll_interval=0.05)
     assert repr(arrived) == f"<SoftSemaphore of 3 on {os.fspath(path)!r}>"
+
+
+@pytest.mark.parametrize("meanwhile", ["acquire", "release"])
+@pytest.mark.parametrize("call", ["acquire", "release"])
+def test_what_another_thread_does_at_any_moment_of_a_call_counts(path: Path, call: str, meanwhile: str) -> None:
+    permits, number, is_met = SoftSemaphore(path, 9), 0, True
+
+    def in_another_thread() -> None:
+        thread = threading.Thread(target=getattr(permits, meanwhile))
+        thread.start()
+        thread.join()
+
+    while is_met:
+        for _ in range(4):
+            permits.acquire()
+        is_met = interrupted_at(number, semaphore, getattr(permits, call), in_another_thread)
+        left = 4 + (1 if call == "acquire" else -1) + is_met * (1 if meanwhile == "acquire" else -1)
+        for _ in range(left):
+            permits.release()
+        assert permits.value == 9, f"after call {number}"
+        with pytest.raises(LockNotHeldError):
+            permits.release()
+        number += 1
+    assert number > 5
+
+
+@pytest.mark.parametrize("call", ["acquire", "__enter__"])
+def test_an_interrupt_at_any_moment_of_an_acquire_leaves_nothing_held(path: Path, call: str) -> None:
+    permits, number = SoftSemaphore(path, 1), 0
+    while interrupted_at(number, semaphore, getattr(permits, call)):
+        wait_until(lambda: not announcements(path))
+        with pytest.raises(LockNotHeldError):
+            permits.release()
+        number += 1
+    assert number > 5
+    permits.release()
+
+
+@pytest.mark.parametrize("call", ["release", "__exit__"])
+def test_an_interrupt_at_any_moment_of_a_release_gives_back_one_permit(path: Path, call: str) -> None:
+    permits, number = SoftSemaphore(path, 2), 0
+    end = permits.release if call == "release" else lambda: permits.__exit__(None, None, None)
+    with permits:
+        taken = [permits.acquire()]  # kept, lest its end is where the exception comes: nobody would see that
+        while interrupted_at(number, semaphore, end):
+            assert len(taken) == number + 1
+            wait_until(lambda: len(announcements(path)) == 1)
+            taken.append(permits.acquire(0))
+            number += 1
+        assert number > 5
+    assert not announcements(path)
+
+
+def test_what_an_acquire_returned_may_end_before_the_semaphore_gives_back_more(path: Path) -> None:
+    permits = SoftSemaphore(path, 2)
+    permits.acquire()
+    with permits.acquire():
+        pass
+    permits.release()
+    assert not announcements(path)
+
+
+def test_a_task_may_end_what_its_acquire_returned(path: Path) -> None:
+    async def main() -> None:
+        permits = AsyncSoftSemaphore(path, 2)
+        for _ in range(5):
+            async with await permits.acquire():
+                pass
+        assert len(permits._taken) < 2
+        with pytest.raises(LockNotHeldError):
+            await permits.release()
+
+    asyncio.run(main())
+
+
+def test_what_nobody_holds_is_told_wherever_the_process_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    permits = SoftSemaphore(path.name, 2)
+    assert permits.value == 2
+    with permits:
+        monkeypatch.chdir(path.anchor)
+        assert permits.value == 1
 
 
 # -- beside readers and writers --------------------------------------------------------------------------------------
