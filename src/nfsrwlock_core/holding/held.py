@@ -136,6 +136,7 @@ class SelfWait:
         given = os.environ.get(VARIABLE, "").split()
         mine: set[object] = callers() if self._task is None else {self._task}
         own = {hold.participant.name for _, hold in uses_of(mine)} if is_endless else set()
+        ours = blockers & own.union(given)
         others = {peer.who for peer, _ in new if peer.who is not None and peer.who.pid != os.getpid()}
         near = {who for who in others if is_same_kernel(who)}
         above = ancestors() if near else set()
@@ -153,7 +154,7 @@ class SelfWait:
                 continue
             text = self_wait(self._lock_file, self._mode, by, peer.mode)
             # Of several permits, that of another may come free.
-            is_endless = self._at_most < 2 or peer.mode is Mode.WRITE
+            is_endless = self._at_most < 2 or peer.mode is Mode.WRITE or len(ours) >= self._at_most
             if blocks and is_endless and (is_own or whom or peer.name in given):
                 raise DeadlockError(text)
             if self.warning is None and (blocks or self._mode is peer.mode is Mode.READ):
