@@ -104,6 +104,15 @@ def test_who_comes_later_with_another_limit_is_refused_and_leaves_nothing(stage,
     assert stage.server.announced == {holder.name}
 
 
+def test_another_limit_of_a_dead_process_is_evicted_with_it(stage):
+    holder = stage.holding_reader(at_most=1, ticket=1)
+    stage.dead.add(holder._who)
+    waiter = stage.reader(at_most=2, ticket=2)
+    assert waiter.advance()
+    assert waiter.evictions == 1
+    assert stage.server.announced == {waiter.name}
+
+
 def test_of_two_that_come_at_one_moment_with_two_limits_only_the_later_is_refused(stage):
     late = stage.reader(at_most=2, ticket=2)
     late._announce()

@@ -196,12 +196,15 @@ class Participant(Observer):
         return False
 
     def _refuse_another_limit(self, ahead: list[Announcement]) -> None:
-        # Two that disagree are told, of two that come at one moment the later one.
+        # Two that disagree are told, of two that come at one moment the later one. The dead are evicted instead.
         for peer in ahead:
-            if peer.at_most != self._at_most and peer.who is not None and self._goes_first(peer):
+            if peer.at_most == self._at_most or peer.who is None or self._world.is_dead(peer.who):
+                continue
+            if self._goes_first(peer):
                 raise LimitMismatchError(
                     f"the lock in {self._where()} is asked for by at most {self._at_most} at a time here, but process "
-                    f"{peer.who.pid} on {peer.who.host} says {peer.at_most}; state the same limit everywhere"
+                    f"{peer.who.pid} on {peer.who.host} says {peer.at_most}; state the same limit everywhere, or "
+                    "if that process has ended unseen, remove what it left with 'nfsrwlock break'"
                 )
 
     def _announce(self) -> None:
