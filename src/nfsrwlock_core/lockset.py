@@ -65,6 +65,9 @@ class LockSet:
         wanted += [(path, Mode.WRITE, 0) for path in _several(write)]  # last, so that a path in both is written
         for path, mode, at_most in wanted:
             lock = SoftReadWriteLock(path, timeout, is_singleton=False, **options)
+            known = members.get(lock.lock_path)
+            if known is not None and known.at_most and at_most not in (0, known.at_most):
+                raise ValueError(f"{path!r} is limited to {known.at_most} and to {at_most} at a time; state one limit")
             members[lock.lock_path] = _Member(lock, mode, at_most, canonical(lock.lock_file))
         if not members:
             raise ValueError("a LockSet needs at least one path to read or to write")

@@ -353,6 +353,8 @@ def test_the_only_permit_is_not_waited_for_by_its_own_thread(path: Path) -> None
         other.acquire_read(at_most=1)
     with one.read_lock(at_most=2), other.read_lock(at_most=2):
         assert len(announcements(path)) == 2
+        with pytest.raises(DeadlockError):
+            SoftReadWriteLock(path, is_singleton=False).acquire_read(at_most=2)
 
 
 @pytest.mark.parametrize(
@@ -399,3 +401,10 @@ def test_two_sets_with_two_limits_are_not_joined(path: Path) -> None:
         started = time.time()
         assert [peer.at_most for peer in inspect(path).holders] == [1]
         assert inspect(path).holders[0].since == pytest.approx(started, abs=60)
+
+
+def test_a_set_has_one_limit_for_each_path(path: Path) -> None:
+    other = os.path.join(path.parent, ".", path.name)
+    with pytest.raises(ValueError, match="is limited to 1 and to 2 at a time"):
+        LockSet(limited={os.fspath(path): 1, other: 2})
+    assert LockSet(limited={os.fspath(path): 2, other: 2}).paths_read == (os.fspath(path),)

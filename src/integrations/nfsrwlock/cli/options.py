@@ -141,7 +141,10 @@ def request(
         raise CliError("nothing to lock: name at least one path with --read PATH or --write PATH")
     if at_most is not None and not read:
         raise CliError("--at-most is about the paths of --read, and none is given; see also: --permits N PATH")
-    limited = {path: limit for limit, path in permits} | ({} if at_most is None else dict.fromkeys(read, at_most))
+    limits = {*permits, *((at_most, path) for path in read if at_most is not None)}
+    limited = {path: limit for limit, path in limits}
+    if len(limited) < len(limits):
+        raise CliError("--permits and --at-most say two limits for one path; state one")
     if nonblock and timeout:
         raise CliError("--nonblock does not wait, and --timeout does; use one of them")
     if not all((*write, *read, *limited)):
