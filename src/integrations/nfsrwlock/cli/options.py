@@ -141,7 +141,7 @@ def request(
         raise CliError("nothing to lock: name at least one path with --read PATH or --write PATH")
     if at_most is not None and not read:
         raise CliError("--at-most is about the paths of --read, and none is given; see also: --permits N PATH")
-    limits = {*permits, *((at_most, path) for path in read if at_most is not None)}
+    limits = dict.fromkeys([*permits, *((at_most, path) for path in read if at_most is not None)])
     limited = {path: limit for limit, path in limits}
     if len(limited) < len(limits):
         raise CliError("--permits and --at-most say two limits for one path; state one")
