@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, Unpack
 
 from .aio import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock
@@ -149,9 +148,7 @@ class SoftSemaphore(_Permits[AcquireReturnProxy]):
     def __enter__(self) -> SoftReadWriteLock:
         return self.acquire().lock
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         self._latest_of(threading.get_ident()).__exit__(exc_type, exc_value, traceback)
 
 
@@ -181,7 +178,5 @@ class AsyncSoftSemaphore(_Permits[AsyncAcquireReturnProxy]):
     async def __aenter__(self) -> AsyncAcquireReturnProxy:
         return await self.acquire()
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         await self._latest_of(asyncio.current_task()).__aexit__(exc_type, exc_value, traceback)
