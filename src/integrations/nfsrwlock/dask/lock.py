@@ -10,7 +10,6 @@ What a method does is a coroutine. For a caller in a thread nothing in it suspen
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import sys
 import threading
@@ -19,18 +18,16 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Self, Unpack
 
 from nfsrwlock.driving import at_once
 from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
 from .context import Caller, caller_here, is_on_dask_loop, task_caller, thread_caller
 from .holding import Hold, activity
+from .journal import logger
 from .names import encoded, path_of
 from .settings import Mode, Options, Settings, Time, limit, settings_of
-
-logger: Final = logging.getLogger("nfsrwlock.dask")
 
 Steps = Coroutine[Any, Any, Any]
 
@@ -64,7 +61,7 @@ class LockMethods:
             return at_once(steps(thread_caller()))
         # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
         caller = caller_here()
-        return Awaitable(
+        return _Awaitable(
             lambda: steps(caller if caller.is_coroutine else task_caller()), f"{name}() of {self!r}", is_try=is_try
         )
 
@@ -114,22 +111,18 @@ class LockMethods:
         at_once(self._acquire(thread_caller(), None))
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         at_once(self._leave(thread_caller(), exc_value))
 
     async def __aenter__(self) -> Self:
         await self._acquire(task_caller(), None)
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         await self._leave(task_caller(), exc_value)
 
 
-class Awaitable(Steps):
+class _Awaitable(Steps):
     """
     A coroutine that refuses to be asked whether it is true, for it would say yes although nothing has happened yet.
 
@@ -159,15 +152,12 @@ class Awaitable(Steps):
         return self._steps.__await__()
 
     def send(self, value: Any) -> Any:
-        """See ``collections.abc.Coroutine``."""
         return self._steps.send(value)
 
     def throw(self, *error: Any) -> Any:
-        """See ``collections.abc.Coroutine``."""
         return self._steps.throw(*error)
 
     def close(self) -> None:
-        """See ``collections.abc.Coroutine``."""
         self._steps.close()
 
 

@@ -19,11 +19,9 @@ class Semaphore(Lock):
     takes one more. What an object holds that nobody can reach any more is given back.
 
     :param max_leases: how many may be held at a time; all who use the name must state the same
-    :raises TypeError: if an argument is of the wrong type
-    :raises ValueError: if one is out of range, or the name is no path and no root is configured
 
     An acquire raises :class:`~nfsrwlock.LimitMismatchError` if somebody who came first states another number. The other
-    parameters are those of :class:`Lock`, without ``mode``.
+    parameters, without ``mode``, and errors are those of :class:`Lock`.
     """
 
     def __init__(
@@ -51,10 +49,7 @@ class Semaphore(Lock):
         """
         Take a lease. On Dask's event loop, await the result.
 
-        :param timeout: how long to wait: seconds, ``"200ms"`` or a timedelta; ``None``: as the semaphore says
-        :returns: ``True``; ``False`` if ``timeout`` is over
-
-        Errors are those of ``Lock.acquire``.
+        Parameter, result and errors are those of :meth:`Lock.acquire`.
         """
         return super().acquire(timeout=timeout)
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 from nfsrwlock.driving import at_once, done
@@ -35,12 +34,7 @@ Limits = Mapping[str, int] | Mapping[str | os.PathLike[str], int]
 
 
 def several(paths: Paths, name: str) -> Iterable[str | os.PathLike[str]]:
-    """
-    Return ``paths`` one by one, be it one or several.
-
-    :param name: of the parameter that they were given for
-    :raises TypeError: if it is neither
-    """
+    """Return ``paths``, which were given for the parameter ``name``, one by one, be it one or several."""
     if isinstance(paths, str | bytes | os.PathLike):
         return (paths,)
     if not isinstance(paths, Iterable):
@@ -176,11 +170,9 @@ class Guard:
         at_once(self._enter())
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._pid == os.getpid():
-            at_once(self._leave(exc_type, exc_value, traceback))
+            at_once(self._leave(*exception))
 
     async def _enter(self) -> None:
         if self._own or self._around:
