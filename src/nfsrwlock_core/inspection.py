@@ -188,12 +188,7 @@ def inspect(
 
 
 def list_lock(lock_path: str) -> Listing:
-    """
-    Return one listing of the lock that lives at ``lock_path``.
-
-    :raises FileNotFoundError: if there is none yet
-    :raises LockPathError: if it cannot be read, or is no directory
-    """
+    """Return one listing of the lock that lives at ``lock_path``; FileNotFoundError and LockPathError say why not."""
     try:
         if stat.S_ISLNK(os.lstat(lock_path).st_mode):
             raise LockPathError(

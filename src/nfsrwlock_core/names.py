@@ -163,11 +163,7 @@ class Listing:
 def announcement_name(
     mode: Mode, *, token: str, ticket: int, lease_ms: int, who: Identity, since_ms: int, at_most: int = 0
 ) -> str:
-    """
-    Return the name under which a participant announces itself (at most 255 bytes).
-
-    :param at_most: the limit of a reader, 0: none
-    """
+    """Return the name (of 255 bytes at most) under which a participant announces itself; ``at_most=0``: no limit."""
     limit = f".at{at_most}" if at_most and mode is Mode.READ else ""
     place = f".{ticket:016x}" if limit or mode is Mode.WRITE else ""
     head = f"{mode}{limit}{place}.{token}"

@@ -89,10 +89,8 @@ class SoftSemaphore(_Permits[AcquireReturnProxy]):
     :param lock_file: what the permits are for; it need not exist
     :param permits: how many may be held at a time; everybody must state the same
     :param timeout: seconds to wait at most; -1 waits without limit
-    :raises TypeError: if an argument is of the wrong type
-    :raises ValueError: if one is out of range
 
-    The other parameters are those of :class:`SoftReadWriteLock` but ``is_singleton``.
+    The other parameters, but ``is_singleton``, and errors are those of :class:`SoftReadWriteLock`.
     """
 
     def acquire(
@@ -142,13 +140,7 @@ class SoftSemaphore(_Permits[AcquireReturnProxy]):
         self.__exit__(None, None, None)
 
     def check(self) -> None:
-        """
-        Make sure that all permits that were taken through this object are still held.
-
-        :raises LockLostError: if one was lost
-        :raises LeaseExpiredError: if the lease of one has run out
-        :raises LockNotHeldError: if none is held
-        """
+        """Make sure that all permits taken through this object stand; errors are those of SoftReadWriteLock.check."""
         held = [permit.lock for permit in self._held() if permit.lock.status is not HoldStatus.FREE]
         if not held:
             raise LockNotHeldError(f"no permit of {self.lock_file!r} is held through this object")
@@ -205,8 +197,7 @@ class AsyncSoftSemaphore(_Permits[AsyncAcquireReturnProxy]):
     def _stands(self, permit: AsyncAcquireReturnProxy) -> bool:
         return permit._held.forgotten.alive
 
-    async def __aenter__(self) -> AsyncAcquireReturnProxy:
-        return await self.acquire()
+    __aenter__ = acquire
 
     async def __aexit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         permit = self._latest(asyncio.current_task())

@@ -24,14 +24,9 @@ if TYPE_CHECKING:
 _OPTIONS: Final = frozenset(Options.__annotations__) | {"timeout", "is_singleton"}
 
 
-class _Registry:
-    def __init__(self) -> None:
-        self.classes: list[OnePerPath] = []
-        #: Every lock object, for a forked child to void.
-        self.all: WeakValueDictionary[int, SoftReadWriteLock] = WeakValueDictionary()
-
-
-_registry = _Registry()
+_classes: Final[list[OnePerPath]] = []
+#: Every lock object, for a forked child to void.
+_all: WeakValueDictionary[int, SoftReadWriteLock] = WeakValueDictionary()
 
 
 class OnePerPath(type):
@@ -46,7 +41,7 @@ class OnePerPath(type):
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **keywords: Any) -> None:
         super().__init__(name, bases, namespace, **keywords)
         cls._begin()
-        _registry.classes.append(cls)
+        _classes.append(cls)
 
     def _begin(cls) -> None:
         cls._instances, cls._turn, cls._making = WeakValueDictionary(), threading.RLock(), set()
@@ -64,7 +59,7 @@ class OnePerPath(type):
                 if instance is None:
                     return cls._make(path, make)
             # Asked of the public class: a subclass's constructor may do more than look at its arguments.
-            public = _registry.classes[0]
+            public = _classes[0]
             known = options if cls is public else {name: options[name] for name in options.keys() & _OPTIONS}
             _refuse_other_contract(instance._settings, type.__call__(public, lock_file, *args, **known)._settings)
             return instance
@@ -91,7 +86,7 @@ class OnePerPath(type):
 
 def register(lock: SoftReadWriteLock) -> None:
     """Note that ``lock`` exists."""
-    _registry.all[id(lock)] = lock
+    _all[id(lock)] = lock
 
 
 def offer(lock: SoftReadWriteLock) -> None:
@@ -124,9 +119,10 @@ def _same_seconds(one: float, other: float) -> bool:
 
 def _reset_after_fork() -> None:
     # Another thread of the parent may have had a class's turn, and all its locks are the parent's.
-    inherited = list(_registry.all.values())
-    _registry.all = WeakValueDictionary()
-    for cls in _registry.classes:
+    global _all  # noqa: PLW0603 - it may have been in the middle of a change
+    inherited = list(_all.values())
+    _all = WeakValueDictionary()
+    for cls in _classes:
         cls._begin()
     for lock in inherited:
         lock._void()

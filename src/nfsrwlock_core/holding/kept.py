@@ -78,12 +78,7 @@ class Use:
         return self._settings.lock_path
 
     def refuse_another(self, mode: Mode, at_most: int, who: str, more: str = "") -> None:
-        """
-        Refuse what cannot be one more level of this use.
-
-        :param who: has this use, for the message
-        :raises RuntimeError: if it is another mode or limit
-        """
+        """Refuse, with ``RuntimeError``, another mode or limit as one more level of this use, which ``who`` has."""
         wish = f"cannot take the {mode.value} lock on {self._settings.lock_file!r}"
         if self.mode is not mode:
             direction = "downgrade" if mode is Mode.READ else "upgrade"
