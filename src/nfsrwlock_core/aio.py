@@ -17,7 +17,6 @@ from concurrent.futures import Executor
 from contextlib import AsyncContextDecorator
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, finalize, ref
 
@@ -136,9 +135,7 @@ class AsyncAcquireReturnProxy:
     async def __aenter__(self) -> AsyncSoftReadWriteLock:
         return self.lock
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         # A block in which the lock was released and taken again ends what its task has then.
         held = self._held if self._held.forgotten.alive else self.lock._mine() or self._held
         error = await self.lock._give_back(held, force=False)
@@ -158,9 +155,7 @@ class _Block(AsyncContextDecorator):
     async def __aenter__(self) -> None:
         self._taken.append(await self._acquire())
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         await self._taken.pop().__aexit__(exc_type, exc_value, traceback)
 
 

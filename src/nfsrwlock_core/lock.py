@@ -13,7 +13,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Final, Literal, Self
 
 from .errors import DeadlockError, LockError, LockLostError, LockNotHeldError
@@ -55,9 +54,7 @@ class AcquireReturnProxy:
     def __enter__(self) -> SoftReadWriteLock:
         return self.lock
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         error = self.lock._release(self)
         if error is not None and exc_value is None:
             raise error

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Any, Final, Literal, Self, Unpack
 
 from .errors import LockLostError, LockNotHeldError
@@ -269,9 +268,7 @@ class LockSet:
             self._give_back(me, [])
             raise
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         error = self._release()
         if error is not None and exc_value is None:
             raise error

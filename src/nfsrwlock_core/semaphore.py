@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import replace
-from types import TracebackType
 from typing import Generic, TypeVar, Unpack
 
 from .aio import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock
@@ -165,9 +164,7 @@ class SoftSemaphore(_Permits[AcquireReturnProxy]):
             self._drop(permit)
             raise
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         permit: AcquireReturnProxy | None = None
         try:
             while permit is None or self._taken.pop(permit, None) is None:  # another thread was faster
@@ -211,9 +208,7 @@ class AsyncSoftSemaphore(_Permits[AsyncAcquireReturnProxy]):
     async def __aenter__(self) -> AsyncAcquireReturnProxy:
         return await self.acquire()
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         permit = self._latest(asyncio.current_task())
         self._taken.pop(permit, None)
         await permit.__aexit__(exc_type, exc_value, traceback)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import ContextDecorator
 from copy import copy
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
 
 from nfsrwlock_core import (
@@ -55,9 +54,7 @@ class FileLockProxy:
     def __enter__(self) -> FileLock:
         return self.lock
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         self.lock.__exit__(exc_type, exc_value, traceback)
 
 
@@ -295,9 +292,7 @@ class FileLock(ContextDecorator):
                 self._release(force=False)
             raise
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         error = self._release(force=False)
         if error is not None and exc_value is None:
             raise error

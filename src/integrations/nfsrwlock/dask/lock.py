@@ -19,7 +19,6 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
-from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
 from nfsrwlock.driving import at_once
@@ -114,18 +113,14 @@ class LockMethods:
         at_once(self._acquire(thread_caller(), None))
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         at_once(self._leave(thread_caller(), exc_value))
 
     async def __aenter__(self) -> Self:
         await self._acquire(task_caller(), None)
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
         await self._leave(task_caller(), exc_value)
 
 

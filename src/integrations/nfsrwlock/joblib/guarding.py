@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 from nfsrwlock.driving import at_once, done
@@ -176,11 +175,9 @@ class Guard:
         at_once(self._enter())
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._pid == os.getpid():
-            at_once(self._leave(exc_type, exc_value, traceback))
+            at_once(self._leave(*exception))
 
     async def _enter(self) -> None:
         if self._own or self._around:
