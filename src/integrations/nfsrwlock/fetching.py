@@ -30,7 +30,7 @@ from nfsrwlock_core import (
     joined,
 )
 
-from .freshness import stat_afresh
+from .freshness import Signature, signature_afresh
 from .options import LockOptions, refuse_unknown
 
 _SUFFIX: Final = ".partial"
@@ -152,7 +152,7 @@ def fetch(
         try:
             _unreleased.add(got)
             got._lock = got._hold.enter_context(joined(lock, "read"))
-            before = stat_afresh(target)
+            before = signature_afresh(target)
             if before is not None and (is_valid is None or is_valid(target)):
                 return got
             if before is not None and built is not None and got.generation == built:
@@ -190,13 +190,8 @@ def _refuse_unless_called(function: object, name: str) -> None:
         raise TypeError(f"{name} must not be a coroutine function: fetch() does not wait for what it gives")
 
 
-def _has_changed(target: Path, before: os.stat_result | None) -> bool:
-    now = stat_afresh(target)
-    return now is not None and (before is None or _signature(now) != _signature(before))
-
-
-def _signature(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _has_changed(target: Path, before: Signature | None) -> bool:
+    return signature_afresh(target) not in (None, before)
 
 
 def _build(lock: SoftReadWriteLock, target: Path, build: Callable[[Path], object]) -> None:

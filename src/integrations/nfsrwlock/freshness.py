@@ -13,10 +13,13 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
+#: By what one file, or one state of a file, differs from another.
+Signature = tuple[int, ...]
 
-def stat_afresh(path: str | os.PathLike[str], depth: int = 1) -> os.stat_result | None:
+
+def signature_afresh(path: str | os.PathLike[str], depth: int = 1) -> Signature | None:
     """
-    Return what ``path`` is on the file server, symbolic links followed; ``None`` if it is not there.
+    Return by what the file ``path`` leads to differs from others, as the server says; ``None`` if it is not there.
 
     :param depth: how many of the directories above it others may just have made
     :raises OSError: if it cannot be looked at
@@ -30,9 +33,10 @@ def stat_afresh(path: str | os.PathLike[str], depth: int = 1) -> os.stat_result 
         with suppress(FileNotFoundError, NotADirectoryError):
             _open(parent, os.O_DIRECTORY)
     try:
-        return os.stat(path)
+        found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:

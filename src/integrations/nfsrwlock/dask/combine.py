@@ -31,11 +31,7 @@ _FILE_LOCKS: Final = (BaseFileLock, FileLock)
 
 
 class CombinedLock(LockMethods):
-    """
-    What :func:`combine` returns: a lock that is held while all its members are. It takes all of them, or none.
-
-    :param locks: the members, in the order in which they are taken
-    """
+    """What :func:`combine` returns: a lock that is held while all its members are. It takes all of them, or none."""
 
     def __init__(self, locks: tuple[Any, ...]) -> None:
         #: The members, in the order in which they are taken.

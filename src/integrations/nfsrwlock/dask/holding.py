@@ -44,16 +44,12 @@ Event = dict[str, Any]
 
 
 class Hold:
-    """
-    A lock that a caller waits for and then holds.
-
-    :param taker: the id of the object through which it is taken
-    """
+    """A lock that a caller waits for and then holds."""
 
     def __init__(self, settings: Settings, caller: Caller, taker: str) -> None:
         self.settings: Final = settings
         self.caller: Final = caller
-        #: By which objects it was taken, once for each time. It ends with the last one.
+        #: The ids of the objects by which it was taken, once for each time. It ends with the last one.
         self.takers: Final = [taker]
         #: What the lock's acquire has returned: a set in a thread, a proxy in a coroutine.
         self._granted: Any = None

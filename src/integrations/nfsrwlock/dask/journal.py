@@ -33,11 +33,7 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """
-    The file, written by the process that it is about.
-
-    Where it cannot be written, locks are taken all the same.
-    """
+    """The file, written by the process that it is about. Where it cannot be written, locks are taken all the same."""
 
     def __init__(self, path: str) -> None:
         self._file: int | None = None

@@ -10,7 +10,6 @@ What a method does is a coroutine. For a caller in a thread nothing in it suspen
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import sys
 import threading
@@ -19,17 +18,16 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
-from typing import Any, Final, Self, Unpack
+from typing import Any, Self, Unpack
 
 from nfsrwlock.driving import at_once
 from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
 from .context import Caller, caller_here, is_on_dask_loop, task_caller, thread_caller
 from .holding import Hold, activity
+from .journal import logger
 from .names import encoded, path_of
 from .settings import Mode, Options, Settings, Time, limit, settings_of
-
-logger: Final = logging.getLogger("nfsrwlock.dask")
 
 Steps = Coroutine[Any, Any, Any]
 
@@ -63,7 +61,7 @@ class LockMethods:
             return at_once(steps(thread_caller()))
         # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
         caller = caller_here()
-        return Awaitable(
+        return _Awaitable(
             lambda: steps(caller if caller.is_coroutine else task_caller()), f"{name}() of {self!r}", is_try=is_try
         )
 
@@ -124,7 +122,7 @@ class LockMethods:
         await self._leave(task_caller(), exc_value)
 
 
-class Awaitable(Steps):
+class _Awaitable(Steps):
     """
     A coroutine that refuses to be asked whether it is true, for it would say yes although nothing has happened yet.
 
@@ -154,15 +152,12 @@ class Awaitable(Steps):
         return self._steps.__await__()
 
     def send(self, value: Any) -> Any:
-        """See ``collections.abc.Coroutine``."""
         return self._steps.send(value)
 
     def throw(self, *error: Any) -> Any:
-        """See ``collections.abc.Coroutine``."""
         return self._steps.throw(*error)
 
     def close(self) -> None:
-        """See ``collections.abc.Coroutine``."""
         self._steps.close()
 
 

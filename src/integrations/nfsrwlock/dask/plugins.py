@@ -10,7 +10,6 @@ nobody can look, and the lease decides.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,15 +20,13 @@ from distributed.scheduler import WorkerState
 
 from .context import current_worker
 from .holding import Event, Hold, activity
-from .journal import evict_dead
+from .journal import evict_dead, logger
 from .settings import configured_time
 
 try:
     from .prometheus import REGISTRY, collector
 except ImportError:  # there is no prometheus_client
     collector = None
-
-logger: Final = logging.getLogger("nfsrwlock.dask")
 
 #: The topic of ``client.get_events``.
 TOPIC: Final = "nfsrwlock"

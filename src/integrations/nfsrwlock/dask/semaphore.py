@@ -51,10 +51,7 @@ class Semaphore(Lock):
         """
         Take a lease. On Dask's event loop, await the result.
 
-        :param timeout: how long to wait: seconds, ``"200ms"`` or a timedelta; ``None``: as the semaphore says
-        :returns: ``True``; ``False`` if ``timeout`` is over
-
-        Errors are those of ``Lock.acquire``.
+        Parameter, result and errors are those of :meth:`Lock.acquire`.
         """
         return super().acquire(timeout=timeout)
 

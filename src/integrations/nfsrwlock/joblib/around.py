@@ -58,12 +58,7 @@ class Held:
         return self.pid == os.getpid() and self.thread is threading.current_thread() and self.task is _task()
 
     def check(self) -> None:
-        """
-        Make sure that it still stands; works in a forked child, too.
-
-        :raises LockLostError: if it was lost
-        :raises LockNotHeldError: if it has ended
-        """
+        """Make sure that it still stands, as :meth:`HoldWitness.check` does; works in a forked child, too."""
         if self.witness is not None and (self.lock is None or self.pid != os.getpid()):
             self.witness.check()
         elif self.lock is not None:

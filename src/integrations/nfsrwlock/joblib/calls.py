@@ -17,13 +17,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nfsrwlock.driving import at_once, done
+from nfsrwlock.freshness import Signature
 from nfsrwlock_core import AsyncSoftReadWriteLock, DeadlockError, SoftReadWriteLock, Timeout, WaitInfo
 
 from . import mapping
 from .around import Held, Mode, end, held, held_around, note
 
 if TYPE_CHECKING:
-    from .store import CallId, LockingStoreBackend, Signature
+    from .store import CallId, LockingStoreBackend
 
 _R = TypeVar("_R")
 
@@ -159,11 +160,7 @@ class Call:
         await done(self._lock.release(force=True))
 
     async def keep(self, maps: list[Any]) -> bool:
-        """
-        Leave the shared lock to ``maps``, which were loaded under it.
-
-        :returns: whether that was possible
-        """
+        """Leave the shared lock to ``maps``, which were loaded under it, and return whether that was possible."""
         if self._is_inside:
             return False  # the hold of the computation around this call is exclusive
         if (borrowed := self._borrowed) is not None:

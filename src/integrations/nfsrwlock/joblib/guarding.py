@@ -34,12 +34,7 @@ Limits = Mapping[str, int] | Mapping[str | os.PathLike[str], int]
 
 
 def several(paths: Paths, name: str) -> Iterable[str | os.PathLike[str]]:
-    """
-    Return ``paths`` one by one, be it one or several.
-
-    :param name: of the parameter that they were given for
-    :raises TypeError: if it is neither
-    """
+    """Return ``paths``, which were given for the parameter ``name``, one by one, be it one or several."""
     if isinstance(paths, str | bytes | os.PathLike):
         return (paths,)
     if not isinstance(paths, Iterable):

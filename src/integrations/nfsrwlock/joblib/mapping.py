@@ -71,12 +71,7 @@ def borrow(lock_file: str) -> MapHold | None:
 
 
 def keep_for(maps: list[mmap.mmap], lock: SoftReadWriteLock, release: Callable[[], object]) -> None:
-    """
-    Let a shared hold end when the last of ``maps`` is gone.
-
-    :param lock: by which it is held
-    :param release: see :class:`MapHold`
-    """
+    """Let a shared hold end when the last of ``maps`` is gone. The other parameters are those of :class:`MapHold`."""
     hold = MapHold(lock, len(maps), release)
     with _mutex:
         _living[lock.lock_file] = [*_living.get(lock.lock_file, ()), hold]

@@ -29,7 +29,7 @@ from joblib.memory import extract_first_line
 from joblib.memory import register_store_backend as _register
 
 from nfsrwlock.driving import at_once
-from nfsrwlock.freshness import stat_afresh
+from nfsrwlock.freshness import Signature, signature_afresh
 from nfsrwlock.options import LockOptions, lock_option_names
 from nfsrwlock_core import SoftReadWriteLock, Timeout, make_directories
 
@@ -39,7 +39,6 @@ from .mapping import maps_in
 
 Granularity = Literal["item", "function"]
 CallId = tuple[str, str]
-Signature = tuple[int, ...]
 
 #: The entry of ``metadata.json`` that says which code computed an item.
 TAG: Final = "nfsrwlock_func_code"
@@ -121,18 +120,13 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         return kind(self.lock_file(call_id), is_singleton=False, linger=linger, **self._options)
 
     def check_hold(self, call_id: CallId) -> None:
-        """
-        Make sure that the caller's hold on an item stands, if it has one.
-
-        :raises LockLostError: if it was lost
-        """
+        """Make sure that the caller's hold on an item stands, if it has one; raise :class:`LockLostError` if not."""
         if (hold := held(self.lock_file(call_id))) is not None:
             hold.check()
 
     def signature(self, call_id: CallId) -> Signature | None:
         """Return by what one stored result differs from another, as the file server says; ``None`` if there is none."""
-        found = stat_afresh(os.path.join(self.location, *call_id, _OUTPUT), depth=2)
-        return None if found is None else (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return signature_afresh(os.path.join(self.location, *call_id, _OUTPUT), depth=2)
 
     @contextmanager
     def _exclusively(self, call_id: CallId, *, wait: bool) -> Iterator[None]:
@@ -347,6 +341,3 @@ def register_store_backend() -> None:
     Call it once in each program that makes such a Memory; a Memory that arrives by pickle needs no call.
     """
     _register("nfsrwlock", LockingStoreBackend)
-
-
-__all__ = ["CallId", "Granularity", "LockingStoreBackend", "register_store_backend", "tag_of"]

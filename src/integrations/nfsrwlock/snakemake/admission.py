@@ -44,11 +44,7 @@ class Admission:
         self._said: dict[str, float] = {}
 
     def select(self, jobs: Iterable[Any], choose: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
-        """
-        Return those of ``jobs`` to start now, none of which will keep another one waiting.
-
-        :param choose: selects among jobs whose locks look free
-        """
+        """Return those that ``choose`` selects among ``jobs`` whose locks look free; none keeps another one waiting."""
         now = time.monotonic()
         self._looks = {lock: look for lock, look in self._looks.items() if now - look[0] < _LOOK_AGAIN_S}
         workflow = self._dag.workflow

@@ -23,16 +23,11 @@ TESTED: Final = ("9.1.2", "9.27.1")
 
 
 class _Function(NamedTuple):
-    """
-    A function of Snakemake's.
-
-    :param name: its module, and its name there; of alternatives the first that is there
-    :param parameters: all of them; ``…`` stands for any others
-    :param calls: functions that it must call
-    """
-
+    #: Its module, and its name there; of alternatives the first that is there.
     name: str
+    #: All of them; ``…`` stands for any others.
     parameters: str
+    #: Functions that it must call.
     calls: str = ""
 
 
