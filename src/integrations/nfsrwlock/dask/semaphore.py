@@ -19,11 +19,9 @@ class Semaphore(Lock):
     takes one more. What an object holds that nobody can reach any more is given back.
 
     :param max_leases: how many may be held at a time; all who use the name must state the same
-    :raises TypeError: if an argument is of the wrong type
-    :raises ValueError: if one is out of range, or the name is no path and no root is configured
 
     An acquire raises :class:`~nfsrwlock.LimitMismatchError` if somebody who came first states another number. The other
-    parameters are those of :class:`Lock`, without ``mode``.
+    parameters, without ``mode``, and errors are those of :class:`Lock`.
     """
 
     def __init__(

@@ -28,7 +28,6 @@ _LOOK_S: Final = 0.1
 #: Set when the workflow of this process is being ended: who still waits for a lock gives up.
 ending: Final = threading.Event()
 
-
 Listener = Callable[[object], None]
 
 

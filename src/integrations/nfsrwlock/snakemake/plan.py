@@ -31,7 +31,6 @@ _REFUSED: Final = {
     "storage_object": _NOT_SHARED.format('exclusive(local("x"))'),
 }
 
-
 Mode = Literal["read", "write"]
 
 
@@ -42,11 +41,6 @@ class Want(NamedTuple):
     mode: Mode
     settings: Mapping[str, Any]
     at_most: int = 0
-
-    def lock_set(self, on_compromise: Callable[[object], None] | None) -> LockSet:
-        """Return it as a set of one."""
-        wanted: dict[str, Any] = {"limited": {self.path: self.at_most}} if self.at_most else {self.mode: self.path}
-        return LockSet(**wanted, on_compromise=on_compromise, **self.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +65,10 @@ class Plan:
 
     def lock_set(self, on_compromise: Callable[[object], None] | None = None) -> LockSet:
         """Return all its locks, not held; ``ValueError`` if one is wanted with different settings."""
-        sets = [want.lock_set(on_compromise) for want in self.wanted]
+        sets = []
+        for want in self.wanted:
+            asked: dict[str, Any] = {"limited": {want.path: want.at_most}} if want.at_most else {want.mode: want.path}
+            sets.append(LockSet(**asked, on_compromise=on_compromise, **want.settings))
         kinds = [LockSet.joined(sets)] if sets else []
         if self.cached is not None:
             # Its entry first, as where one process holds that for a job that takes the others in a process of its own.

@@ -51,13 +51,11 @@ class _Output:
 
 class Workspace:
     """
-    The private places of one run of a job, a block under its locks; none if it has no exclusive outputs.
+    The private places of one run of a job, a block under its locks, which are held; none without exclusive outputs.
 
     At the end of the block they are removed, but not those with an old output that is nowhere else. If the job has
     failed, so is what it wrote to the real paths of its outputs; with ``--keep-incomplete``, the private directories
     stay then.
-
-    :param locks: held
     """
 
     def __init__(self, job: Any, plan: Plan, locks: LockSet) -> None:
