@@ -266,11 +266,7 @@ class Activity:
             return hold is not None
 
     def strike_out(self, caller: Caller, taker: str) -> tuple[Hold, bool] | None:
-        """
-        Forget one of the times that ``taker`` took something: of the caller's own hold, else of the oldest.
-
-        :returns: the hold, and whether that was the last one who had taken it; ``None`` if there is none
-        """
+        """Strike ``taker`` out once, of the caller's hold or else the oldest; return it, if any, and whether it is over."""
         with self._lock:
             holds = self.through(taker)
             if not holds:

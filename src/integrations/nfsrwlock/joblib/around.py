@@ -31,22 +31,19 @@ def _task() -> asyncio.Task[Any] | None:
 
 @dataclass(eq=False, slots=True)
 class Held:
-    """
-    A hold of a guard, of a locked function or of a cached call.
+    """A hold of a guard, of a locked function or of a cached call."""
 
-    :param name: of the lock, the same for all who ask for it
-    :param mode: shared or exclusive
-    :param lock: by which it is held; ``None`` if another process holds it
-    :param witness: by what other processes check it
-    :param at_most: how many may hold it shared at a time, it included; 0: no limit
-    :param tag: what items that are stored under it are marked with: which code they come from
-    """
-
+    #: Of the lock, the same for all who ask for it.
     name: str
+    #: Shared or exclusive.
     mode: Mode
+    #: By which it is held; ``None`` if another process holds it.
     lock: SoftReadWriteLock | AsyncAcquireReturnProxy | None
+    #: By what other processes check it.
     witness: HoldWitness | None = None
+    #: How many may hold it shared at a time, it included; 0: no limit.
     at_most: int = 0
+    #: What items that are stored under it are marked with: which code they come from.
     tag: str | None = None
     pid: int = field(default_factory=os.getpid)
     thread: threading.Thread = field(default_factory=threading.current_thread)

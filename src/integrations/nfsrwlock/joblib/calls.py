@@ -78,7 +78,7 @@ class Call:
         mode: Mode,
         *,
         blocking: bool = True,
-        seen: Signature | None = None,
+        seen: object = None,
         until_changed: bool = False,
         tag: str | None = None,
     ) -> Taken:
@@ -121,7 +121,7 @@ class Call:
         self._note(Held(self._lock_file, mode, by, tag=tag))
         return Taken.YES
 
-    def _look(self, mode: Mode, seen: Signature | None, until_changed: bool) -> Taken | None:
+    def _look(self, mode: Mode, seen: object, until_changed: bool) -> Taken | None:
         # What ends the waiting, if anything does.
         if mode == "read":
             self._borrowed = mapping.borrow(self._lock_file)

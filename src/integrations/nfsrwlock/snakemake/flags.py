@@ -23,18 +23,15 @@ _PERMIT: Final = "nfsrwlock_permit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """
-    What a flag says about a file, or :func:`limited` about a rule.
+    """What a flag says about a file, or :func:`limited` about a rule."""
 
-    :param lock: the path that names the lock, with wildcards; ``None``: the file's own
-    :param at_most: how many may hold it shared at a time; 0: no limit
-    :param once: whether a job may be skipped whose outputs somebody else has made meanwhile
-    :param options: how it is locked
-    """
-
+    #: The path that names the lock, with wildcards; ``None``: the file's own.
     lock: str | None
+    #: How many may hold it shared at a time; 0: no limit.
     at_most: int = 0
+    #: Whether a job may be skipped whose outputs somebody else has made meanwhile.
     once: bool = False
+    #: How it is locked.
     options: Options
 
 

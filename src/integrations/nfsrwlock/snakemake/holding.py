@@ -33,16 +33,13 @@ Listener = Callable[[object], None]
 
 @dataclass(slots=True)
 class _Joint:
-    """
-    The locks of a job, or of several that run at the same time.
+    """The locks of a job, or of several that run at the same time."""
 
-    :param locks: held, or ``None`` while they are being taken
-    :param error: why they could not be had
-    :param listeners: whom to tell when they are lost: one of each job that holds them
-    """
-
+    #: Held, or ``None`` while they are being taken.
     locks: LockSet | None = None
+    #: Why they could not be had.
     error: str | None = None
+    #: Whom to tell when they are lost: one of each job that holds them.
     listeners: list[Listener] = field(default_factory=list)
 
     def tell(self, compromise: object) -> None:

@@ -45,22 +45,19 @@ class Want(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """
-    What one job needs.
+    """What one job needs."""
 
-    :param wanted: its locks
-    :param files: what they guard: its flagged files, and its entry in the cache
-    :param timeout: seconds to wait for them; ``inf``: without end
-    :param exclusive: its exclusive outputs, by index, each with the path that names its lock
-    :param once: whether it may be skipped if others have made its outputs
-    :param cached: what it needs of the cache
-    """
-
+    #: Its locks.
     wanted: tuple[Want, ...]
+    #: What they guard: its flagged files, and its entry in the cache.
     files: tuple[str, ...]
+    #: Seconds to wait for them; ``inf``: without end.
     timeout: float
+    #: Its exclusive outputs, by index, each with the path that names its lock.
     exclusive: Mapping[int, str]
+    #: Whether it may be skipped if others have made its outputs.
     once: bool
+    #: What it needs of the cache.
     cached: Plan | None = None
 
     def lock_set(self, on_compromise: Callable[[object], None] | None = None) -> LockSet:

@@ -93,9 +93,7 @@ def undo(job: Any, plan: Plan, locks: LockSet, private: Mapping[str, str]) -> No
     """
     Take away what this job, which has failed, has made of its outputs' real paths.
 
-    If that cannot be done, the record stays, for the next holder.
-
-    :param private: where to move it, by absolute path; what cannot go there is removed
+    It goes to its ``private`` path, or is removed. If that cannot be done, the record stays, for the next holder.
     """
     try:
         for lock in _locks_of(plan, locks, "write"):
