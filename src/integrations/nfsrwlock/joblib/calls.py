@@ -17,7 +17,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nfsrwlock.driving import at_once, done
-from nfsrwlock.freshness import Signature
 from nfsrwlock_core import AsyncSoftReadWriteLock, DeadlockError, SoftReadWriteLock, Timeout, WaitInfo
 
 from . import mapping
