@@ -266,7 +266,7 @@ class Activity:
             return hold is not None
 
     def strike_out(self, caller: Caller, taker: str) -> tuple[Hold, bool] | None:
-        """Strike ``taker`` out once, of the caller's hold or else the oldest; return it, if any, and whether it is over."""
+        """Strike ``taker`` out, of the caller's own hold or the oldest; return that, if any, and whether it is over."""
         with self._lock:
             holds = self.through(taker)
             if not holds:
