@@ -225,7 +225,7 @@ def test_a_keeper_stays_as_long_as_something_of_it_is_on_disk(tmp_path: Path, mo
         settings: LockOptions = {"lock_dir": str(tmp_path / "locks"), "stale_threshold": lease_s}
         began = time.monotonic()
         keeper.outlast_the_server(
-            Request(read=(), write=("data",), on_expiry=OnExpiry.STOP, parents=True, settings=settings)
+            Request(read=(), write=("data",), limited={}, on_expiry=OnExpiry.STOP, parents=True, settings=settings)
         )
         return time.monotonic() - began
 
