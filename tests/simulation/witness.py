@@ -217,10 +217,11 @@ class Witness:
     def _no_conflict_with(self, hold: Hold) -> None:
         if not hold.stands:
             return
-        standing = [other for other in self.holds if other.stands]
-        limits = [other.participant._at_most for other in standing if other.participant._at_most]
-        if limits and len(limits) > min(limits):
-            raise Violation(f"{', '.join(map(str, standing))} hold at one moment, which are more than {min(limits)}")
+        standing = sorted((other for other in self.holds if other.stands), key=str)
+        limited = [other for other in standing if other.participant.mode is Mode.READ and other.participant._at_most]
+        limit = min((other.participant._at_most for other in limited), default=0)
+        if len(limited) > limit:
+            raise Violation(f"{', '.join(map(str, limited))} hold at one moment, which are more than {limit}")
         for other in standing:
             if other is not hold and Mode.WRITE in (hold.participant.mode, other.participant.mode):
                 raise Violation(f"{hold} and {other} hold the lock at one moment")
