@@ -49,7 +49,7 @@ class Semaphore(Lock):
         """
         Take a lease. On Dask's event loop, await the result.
 
-        Parameter, result and errors are those of :meth:`Lock.acquire`.
+        Parameter, result and errors are those of ``Lock.acquire``.
         """
         return super().acquire(timeout=timeout)
 
