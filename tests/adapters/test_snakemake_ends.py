@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from adapters.snakemake_scene import KNOWN_LOSS, LONG, Scene, scene
+from adapters.snakemake_scene import KNOWN_LOSS, LONG, SLOW_TO_BEGIN, Scene, scene
 from adapters.snakemake_ticking import (
     assert_nothing_happened,
     assert_still_ticking,
@@ -478,19 +478,9 @@ def test_a_flag_is_its_rule_s_own(scene: Scene) -> None:
     assert scene.seen("deep") == {"other/deep": ["write"]}
 
 
-SCHEDULED = """
-import os, time
-from nfsrwlock.snakemake import hook
-cached_or_run = hook.local.Executor.cached_or_run
-def slow_to_take_its_lock(self, job, *args):
-    if job.rule.name == "each":
-        with open("begun", "a") as file:
-            print(job, file=file)
-        while not os.path.exists("go"):
-            time.sleep(0.05)
-    return cached_or_run(self, job, *args)
-hook.local.Executor.cached_or_run = slow_to_take_its_lock
-rule all:
+SCHEDULED = (
+    SLOW_TO_BEGIN
+    + """rule all:
     input: "locked", "free", "one", "two"
 rule locked:
     input: shared_read("ref/in")
@@ -505,6 +495,7 @@ rule each:
     output: exclusive("{name}", lock="ref/both")
     shell: "sleep 1; ls -d ref/both.rwlock/write.* > {wildcards.name}.seen; touch {output}"
 """
+)
 
 
 @with_schedulers

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from adapters.snakemake_scene import LONG, Scene, scene
+from adapters.snakemake_scene import LONG, SLOW_TO_BEGIN, Scene, scene
 from nfsrwlock import SoftReadWriteLock, SoftSemaphore, inspect
 
 __all__ = ["scene"]
@@ -70,19 +70,9 @@ def test_no_more_jobs_of_two_workflows_run_at_a_time_than_there_are_permits(
     assert "Nothing to be done" in scene.run("--config", "who=one")
 
 
-SCHEDULED = """
-import os, time
-from nfsrwlock.snakemake import hook
-cached_or_run = hook.local.Executor.cached_or_run
-def slow_to_take_its_permit(self, job, *args):
-    if job.rule.name == "each":
-        with open("begun", "a") as file:
-            print(job, file=file)
-        while not os.path.exists("go"):
-            time.sleep(0.05)
-    return cached_or_run(self, job, *args)
-hook.local.Executor.cached_or_run = slow_to_take_its_permit
-rule all:
+SCHEDULED = (
+    SLOW_TO_BEGIN
+    + """rule all:
     input: "after_go", expand("each.{n}", n=range(5))
 rule free:
     output: "free"
@@ -100,6 +90,7 @@ rule each:
     resources: licence=limited("licence", 4)
     shell: "touch held.{wildcards.n}; until [ -e end ]; do sleep 0.05; done; touch {output}"
 """
+)
 
 
 @pytest.mark.skipif(Version(version("snakemake")) < Version("9.11"), reason="before 9.11")

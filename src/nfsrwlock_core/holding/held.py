@@ -154,8 +154,8 @@ class SelfWait:
                 continue
             text = self_wait(self._lock_file, self._mode, by, peer.mode)
             # Of several permits, that of another may come free.
-            is_endless = self._at_most < 2 or peer.mode is Mode.WRITE or len(ours) >= self._at_most
-            if blocks and is_endless and (is_own or whom or peer.name in given):
+            none_comes_free = self._at_most < 2 or peer.mode is Mode.WRITE or len(ours) >= self._at_most
+            if blocks and none_comes_free and (is_own or whom or peer.name in given):
                 raise DeadlockError(text)
             if self.warning is None and (blocks or self._mode is peer.mode is Mode.READ):
                 # A writer that waits for the ancestor's shared hold may stand between; it may also give up.

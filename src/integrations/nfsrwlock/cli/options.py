@@ -54,7 +54,7 @@ _OPTIONS = [
     _lock_on("-r", "--read", "-s", "--shared", "read", help="Hold a shared lock on PATH."),
     _lock_on("-w", "--write", "-x", "--exclusive", "write", help="Hold the exclusive lock on PATH."),
     click.option(
-        *("--permits", "permits"),
+        "--permits",
         multiple=True,
         type=(_LIMIT, PATH),
         metavar="N PATH",
