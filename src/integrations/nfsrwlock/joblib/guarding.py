@@ -78,8 +78,8 @@ def parents_hold(lock: SoftReadWriteLock, mode: Mode, at_most: int, info: WaitIn
     :raises DeadlockError: if it holds a path that is asked for in conflict with it
     """
     behind_writer = any(peer.mode == "write" for peer in info.blockers)
-    for hold in held_around(lock.lock_path) if at_most and behind_writer else ():
-        raise DeadlockError(_message(lock, mode, hold.mode, hold.pid))
+    if at_most and behind_writer and (around := list(held_around(lock.lock_path))):
+        raise DeadlockError(_message(lock, mode, around[0].mode, around[0].pid))
     if info.warning is None:  # the engine has looked for processes above this one
         return None
     above = [peer for peer in info.blockers if peer.state == "holding" and peer.is_ancestor]

@@ -110,7 +110,7 @@ class Admission:
             else:  # whoever asks for the lock removes who is gone
                 here = (*state.holders, *state.waiters)
                 peers = [peer for peer in here if peer.alive is not False and peer.evictable_in > 0]
-                if want.at_most and self._dag.workflow.local_exec:
+                if self._dag.workflow.local_exec and any(peer.at_most for peer in peers):  # whoever looks: it is kept
                     own = {os.getpid(), *(entry.pid for entry in family([os.getpid()]))}
                     peers = [peer for peer in peers if not (peer.at_most and peer.same_kernel and peer.pid in own)]
             self._looks[lock] = now, peers
