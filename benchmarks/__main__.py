@@ -35,8 +35,8 @@ _LOCAL_S: Final = 160.0
 _NFS_S: Final = 1100.0
 
 _ALL: Final = tuple(KINDS)
-#: A hold that is kept shows in uncontended cycles only.
-_MOST: Final = tuple(name for name in KINDS if name != "nfsrwlock-kept")
+#: A hold that is kept shows in uncontended cycles only, and permits there and where they are contended for.
+_MOST: Final = tuple(name for name in KINDS if name not in ("nfsrwlock-kept", "nfsrwlock-permit"))
 _FEW: Final = tuple(name for name in _MOST if name not in ("soft", "strict", "flufl"))
 FULL: Final = Plan(_ALL, _MOST)
 LOCAL: Final = Plan(

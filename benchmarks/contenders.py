@@ -65,13 +65,13 @@ class Contender:
 
 
 class NfsRwLock(Contender):
-    """This project's lock."""
+    """This project's lock; shared with a limit if one is given."""
 
-    def __init__(self, path: str, options: Options, mode: str, linger: float = 0.0) -> None:
+    def __init__(self, path: str, options: Options, mode: str, linger: float = 0.0, at_most: int | None = None) -> None:
         from nfsrwlock import SoftReadWriteLock
 
         lock = SoftReadWriteLock(path, is_singleton=False, linger=linger, **_given(options, lease="stale_threshold"))
-        take = lock.acquire_read if mode == "read" else lock.acquire_write
+        take = partial(lock.acquire_read, at_most=at_most) if mode == "read" else lock.acquire_write
         super().__init__(take, lock.release)
         self._wait = partial(take, on_wait=self._count)  # which makes the wait itself dearer
         self.polls = 0
@@ -174,6 +174,7 @@ class Kind:
     :param excludes: whether it keeps anybody out at all
     :param polls: whether its poll interval can be set
     :param threads: whether it keeps threads of one process from each other
+    :param permits: how many hold it at a time, at most, of those that are not excluded
     """
 
     label: str
@@ -182,12 +183,22 @@ class Kind:
     excludes: bool = True
     polls: bool = True
     threads: bool = True
+    permits: int = 1
 
+
+#: Of the semaphore that is measured.
+_PERMITS: Final = 4
 
 #: In the order of the tables.
 KINDS: Final[dict[str, Kind]] = {
     "nfsrwlock-read": Kind("nfsrwlock, read", lambda p, o: NfsRwLock(p, o, "read"), shared=True),
     "nfsrwlock-kept": Kind("nfsrwlock, read, linger=10", lambda p, o: NfsRwLock(p, o, "read", linger=10), shared=True),
+    "nfsrwlock-permit": Kind(
+        f"nfsrwlock, {_PERMITS} permits",
+        lambda p, o: NfsRwLock(p, o, "read", at_most=_PERMITS),
+        shared=True,
+        permits=_PERMITS,
+    ),
     "nfsrwlock-write": Kind("nfsrwlock, write", lambda p, o: NfsRwLock(p, o, "write")),
     "filelock-read": Kind("filelock SoftReadWriteLock, read", lambda p, o: FilelockRw(p, o, "read"), shared=True),
     "filelock-write": Kind("filelock SoftReadWriteLock, write", lambda p, o: FilelockRw(p, o, "write")),

@@ -20,6 +20,7 @@ _GRID: Final = "#e3e8ed"
 _COLOURS: Final = {
     "nfsrwlock-read": "#0b63b0",
     "nfsrwlock-kept": "#0f8fa8",
+    "nfsrwlock-permit": "#4338ca",
     "nfsrwlock-write": "#4fa3e8",
     "filelock-read": "#c2410c",
     "filelock-write": "#ef8b57",
@@ -134,6 +135,8 @@ def _contended(svg: _Svg, document: Document, place: str, y: float) -> float:
     rows: list[tuple[Record, list[float | None], str]] = []
     processes = 0
     for record in find(document, "contended", place, threads=1):
+        if KINDS[record["contender"]].permits > 1:
+            continue  # which nobody else has
         processes = record["processes"]
         waits = record["seconds"]
         if waits["n"]:

@@ -197,13 +197,14 @@ def _contended(document: Document) -> str:
     for record in find(document, "contended"):
         those = f"{record['processes']} processes" if record["threads"] == 1 else f"{record['threads']} threads"
         failed = f" ({record['failed']} failed: {_short(record['error'])})" if record["failed"] else ""
+        most = KINDS[record["contender"]].permits / record["hold"]
         requests = f"{record['requests']:.1f}" if "requests" in record and _is_counted(record) else ""
         rows.append(
             [
                 _label(document, record),
                 _kind(record),
                 f"{those}, {record['hold'] * 1000:g} ms",
-                f"{_figures(record['cycles per second'])} of {1 / record['hold']:g}{failed}",
+                f"{_figures(record['cycles per second'])} of {most:g}{failed}",
                 f"{record['fewest']}–{record['most']}",
                 f"{_ms(record['seconds'].get('median'))} / {_ms(record['longest'])}",
                 requests,
@@ -212,7 +213,8 @@ def _contended(document: Document) -> str:
     header = ["", "", "who, and each's hold", "cycles/s", "each's cycles", "wait, ms", "requests a cycle"]
     return _section(
         "Contended: hold, release, and ask again at once",
-        "Processes on two clients, or threads of one process with a lock object each, take the lock exclusively. "
+        "Processes on two clients, or threads of one process with a lock object each, take the lock exclusively, or "
+        "one of its permits. "
         "Cycles of all together, of at most so many; of the slowest and the fastest; waits: the median of those that "
         "were granted / the longest, those included that lasted at the end.",
         _table(header, rows) if rows else "",

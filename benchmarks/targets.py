@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from benchmarks.contenders import KINDS
 from benchmarks.measurements import Record, start
 from benchmarks.results import Document, first
 
@@ -34,6 +35,7 @@ def judge(document: Document) -> Iterator[Target]:
     yield from _start(document)
     yield from _cache(document)
     yield from _contended(document)
+    yield from _permits(document)
     yield from _threads(document)
     yield from _storm(document)
     yield from _crowd(document)
@@ -168,6 +170,17 @@ def _contended(document: Document) -> Iterator[Target]:
         yield Target(
             "locally, contended writers have at least 150 of 200 cycles/s", f"{cycles:.0f} cycles/s", cycles >= 150
         )
+
+
+def _permits(document: Document) -> Iterator[Target]:
+    record = first(document, "uncontended", _PLACE, "nfsrwlock-permit")
+    if record is not None and "requests" in record:
+        yield Target("a permit costs at most 4.2 requests", f"{record['requests']:.2f}", record["requests"] <= 4.2)
+    record = first(document, "contended", _PLACE, "nfsrwlock-permit")
+    if record is not None:
+        limit = KINDS["nfsrwlock-permit"].permits / record["hold"]
+        share = record["cycles per second"] / limit
+        yield Target("contended permits reach at least 75 % of what holds allow", f"{share:.0%}", share >= 0.75)
 
 
 def _threads(document: Document) -> Iterator[Target]:

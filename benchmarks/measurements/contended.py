@@ -1,5 +1,5 @@
 """
-Contended: an exclusive lock that is asked for again as soon as it is given back.
+Contended: an exclusive lock, or one of a few permits, that is asked for again as soon as it is given back.
 
 Either by a few processes, on two clients; or by ever more threads of one process, each with a lock object of its own.
 Each has taken such a lock before, and what happens in the beginning, when all ask at one moment, is not counted.
@@ -21,6 +21,8 @@ _NAMES = ("nfsrwlock-write", "filelock-write", "soft", "lockf-write")
 #: Clients that the processes are on, processes in all, and for how long each holds, seconds.
 _CLIENTS = 2
 _LOCAL, _NFS = (4, 0.005), (8, 0.01)
+#: The same for permits, which nobody else has.
+_PERMIT, _PERMITTED = "nfsrwlock-permit", (12, 0.05)
 #: For how long each of the threads holds, seconds.
 _THREAD_HOLD_S = 0.002
 #: This part of the time passes before counting begins.
@@ -33,6 +35,8 @@ def measure(place: Place, plan: Plan, lab: NfsLab | None) -> Iterator[Record]:
     processes, hold = _NFS if place.is_nfs else _LOCAL
     for name in names:
         yield _contest(place, plan, name, processes, 1, hold)
+    if "nfsrwlock-write" in names:
+        yield _contest(place, plan, _PERMIT, _PERMITTED[0], 1, _PERMITTED[1])
     for threads in plan.threads:
         for name in names:
             if KINDS[name].threads:

@@ -46,9 +46,10 @@ def contenders(directory: Path, measurement: str) -> set[str]:
 
 
 def test_every_lock_is_measured_by_every_measurement_that_concerns_it(quick: Path) -> None:
-    assert contenders(quick, "uncontended") == SHARED | EXCLUSIVE | {"nfsrwlock-kept", "floor"}
+    assert contenders(quick, "uncontended") == SHARED | EXCLUSIVE | {"nfsrwlock-kept", "nfsrwlock-permit", "floor"}
     assert contenders(quick, "cache") == {"joblib", "nfsrwlock"}
-    assert contenders(quick, "contended") == {"nfsrwlock-write", "filelock-write", "soft", "lockf-write"}
+    contended = {"nfsrwlock-permit", "nfsrwlock-write", "filelock-write", "soft", "lockf-write"}
+    assert contenders(quick, "contended") == contended
     assert contenders(quick, "storm") == SHARED | {"soft", "strict"}
     assert contenders(quick, "writer") == SHARED
     assert contenders(quick, "handover") == EXCLUSIVE
@@ -91,7 +92,7 @@ def test_a_kept_hold_is_joined_where_it_is_measured(quick: Path) -> None:
 def test_contended_cycles_are_counted_once_each_and_take_at_least_their_holds(quick: Path) -> None:
     records = json.loads((quick / "results.json").read_text())["records"]
     contended = [record for record in records if record["measurement"] == "contended"]
-    assert {(record["processes"], record["threads"]) for record in contended} == {(4, 1), (1, 4), (1, 8)}
+    assert {(record["processes"], record["threads"]) for record in contended} == {(4, 1), (12, 1), (1, 4), (1, 8)}
     assert "lockf-write" not in {record["contender"] for record in contended if record["threads"] > 1}
     for record in contended:
         holders, grants = record["processes"] * record["threads"], record["seconds"]["n"]
@@ -99,7 +100,8 @@ def test_contended_cycles_are_counted_once_each_and_take_at_least_their_holds(qu
         assert holders * record["fewest"] <= grants <= holders * record["most"]
         assert grants == 0 or record["longest"] >= record["seconds"]["max"] - 1e-3
         if record["contender"].startswith("nfsrwlock"):
-            assert grants <= record["watched"] / record["hold"] + 1
+            permits = 4 if record["contender"] == "nfsrwlock-permit" else 1
+            assert grants <= permits * (record["watched"] / record["hold"] + 1)
 
 
 def test_the_results_say_what_ran_and_name_no_host_and_no_path(quick: Path) -> None:
@@ -310,6 +312,19 @@ def test_a_target_of_contended_locks_is_met_or_missed_by_the_figures(tmp_path: P
     rows = (tmp_path / "results.md").read_text()
     assert "| NFSv4.2 | nfsrwlock, write | 8 processes, 10 ms | 60.0 of 100 | 47\u201360 | 100 / 310 | 14.0 |" in rows
     assert "| local | nfsrwlock, write | 100 threads, 10 ms | 47.0 of 100 | 50\u201360 | 100 / 200 |  |" in rows
+
+
+def test_a_target_of_permits_is_met_or_missed_by_the_figures(tmp_path: Path) -> None:
+    def permits(cycles: float) -> dict[str, Any]:
+        return contest("nfsrwlock-permit", cycles, hold=0.05, processes=12)
+
+    share = "contended permits reach at least 75 % of what holds allow"
+    said, _ = written(tmp_path, cycle("nfsrwlock-permit", 0.002, 4.3), permits(59.0))
+    assert {"MISSED a permit costs at most 4.2 requests: 4.30", f"MISSED {share}: 74%"} <= {*said.splitlines()}
+    said, _ = written(tmp_path, cycle("nfsrwlock-permit", 0.002, 4.0), permits(60.0))
+    assert {"met    a permit costs at most 4.2 requests: 4.00", f"met    {share}: 75%"} <= {*said.splitlines()}
+    row = "| NFSv4.2 | nfsrwlock, 4 permits | 12 processes, 50 ms | 60.0 of 80 | 50\u201360 | 100 / 200 |  |"
+    assert row in (tmp_path / "results.md").read_text()
 
 
 def test_who_never_had_the_lock_counts_as_having_waited_for_the_whole_storm(tmp_path: Path) -> None:
