@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nfs.campaign.history import Event, Fault, Verdict, judge, on_the_hosts_clock
+from nfs.campaign.history import Event, Fault, Verdict, judge, on_the_hosts_clock, waits
 from nfs.campaign.picture import draw
 
 LEASE = 6.0
@@ -66,6 +66,31 @@ def test_more_holds_than_their_limit():
     assert story.hold("n2.1", "read", 3.5, 4, 1, limit=2).found() == [
         "n3.0 and n1.1 and n2.1 hold lock 0 together, of which at most 2 may"
     ]
+
+
+def test_a_permit_that_is_free_for_longer_than_a_lease_while_somebody_waits():
+    def told(asked: float, granted: float, *faults: tuple[str, str, float, float]) -> Verdict:
+        story = Story()
+        story.hold("n1.0", "read", 0, 1, None, limit=2).hold("n1.1", "read", 0, 30, None, limit=2, until=40)
+        story.say("n2.0", "ask", asked).hold("n2.0", "read", granted, granted + 1, None, limit=2)
+        for fault in faults:
+            story.fault(*fault)
+        return judge(story.events, story.faults, permits_only=True)
+
+    assert not told(0.5, 8.5).violations, "free since 1, for 7.5 s of at most 8"
+    (violation,) = told(0.5, 9.5).violations
+    assert violation.what == "a permit of lock 0 was free for 8.5 s while n2.0 waited for it"
+    assert not told(4, 9.5).violations, "nobody waited before 4"
+    assert not told(0.5, 9.5, ("pause", "n2", 1, 2)).violations, "the one who waited was stopped"
+    assert told(0.5, 9.5, ("pause", "n1", 1, 2)).violations
+
+
+def test_who_came_later_and_was_granted_before():
+    story = Story().hold("n1.0", "read", 0, 3, None, limit=1)
+    for who, asked, granted in (("n2.0", 0.5, 9), ("n2.1", 1, 4), ("n2.2", 0.4, 5), ("n2.1", 6, 7)):
+        story.say(who, "ask", asked).hold(who, "read", granted, granted + 0.5, None, limit=1)
+    story.events.sort(key=lambda event: event.at)
+    assert waits(story.verdict().holds, ()).overtaken == 2, "n2.0, by n2.1"
 
 
 def test_two_conflicting_holds_of_different_locks():

@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=8, help="on each client (default: %(default)d)")
     parser.add_argument("--locks", type=int, default=24, help="how many (default: %(default)d)")
     parser.add_argument("--lease", type=float, default=6.0, help="of most processes, seconds (default: %(default)g)")
+    parser.add_argument("--permits", type=int, help="all take one of so many permits of a lock, and nothing else")
     parser.add_argument("--keep", type=Path, help="keep the history here, even if all was well")
     parser.add_argument("--picture", type=Path, help="draw the first minute with a fault into this SVG file")
     options = parser.parse_args()
@@ -72,6 +73,7 @@ def main() -> int:
         campaign = Campaign(
             *(lab, f"campaign-{options.seed}"),
             seed=options.seed, processes=options.processes, locks=options.locks, lease_s=options.lease,
+            permits=options.permits,
         )  # fmt: skip
         began = time.monotonic()
         verdict = campaign.run(options.seconds, report=lambda line: print(line, file=sys.stderr, flush=True))

@@ -42,6 +42,7 @@ class Actor:
 
     :param locks: by number
     :param limits: how many may hold a lock at a time of those who read it with a limit, by the lock's number
+    :param permits: whether it takes nothing but what is limited
     :param lease_s: of the locks, seconds; some holds last longer
     :param seed: of its choices
     """
@@ -50,6 +51,7 @@ class Actor:
         self,
         locks: dict[int, Any],
         limits: dict[int, int],
+        permits: bool,
         lease_s: float,
         seed: int,
         task: int,
@@ -57,6 +59,7 @@ class Actor:
     ) -> None:
         self.locks = locks
         self.limits = limits
+        self.permits = permits
         self.lease_s = lease_s
         self.chance = random.Random(seed + task)
         self.task = task
@@ -76,14 +79,15 @@ class Actor:
         """Take one lock after the other."""
         while not self.stop.is_set():
             number = self.chance.choice(list(self.locks))
-            mode = "write" if self.chance.random() < 0.25 else "read"
+            mode = "write" if self.chance.random() < 0.25 and not self.permits else "read"
             await self._turn(number, mode)
             await result_of(self.sleep(self.locks[number], self.chance.expovariate(40)))
 
     async def _turn(self, number: int, mode: str) -> None:
         lock = self.locks[number]
         timeout = self.chance.choice([-1, -1, -1, 0, 1, self.lease_s / 2])
-        limit = self.limits.get(number) if mode == "read" and self.chance.random() < 0.7 else None
+        is_limited = mode == "read" and (self.permits or self.chance.random() < 0.7)
+        limit = self.limits.get(number) if is_limited else None
         self.say("ask", lock=number, mode=mode)
         try:
             if mode == "write":
@@ -157,7 +161,8 @@ async def play(settings: dict[str, Any]) -> None:
     threading.Thread(target=listen, daemon=True).start()
     lease_s, seed = settings["options"]["stale_threshold"], settings["seed"]
     limits = {int(number): limit for number, limit in settings["limits"].items()}
-    actors = [Actor(locks, limits, lease_s, seed, task, stop) for task in range(settings["tasks"] or 1)]
+    permits = settings["permits"]
+    actors = [Actor(locks, limits, permits, lease_s, seed, task, stop) for task in range(settings["tasks"] or 1)]
     await asyncio.gather(*(actor.play() for actor in actors))
     for lock in locks.values():
         await result_of(lock.close())

@@ -13,17 +13,21 @@ must not have happened:
 - exclusive grants whose numbers do not rise, or are not higher than what a shared hold knew before, and a shared hold
   that knows an earlier number than one granted before it;
 - a hold that never ended: neither given back, nor lost, nor did its process or its machine end;
+- a permit that is free for longer than a lease while somebody waits for it whom nothing was done to;
 - a hold that was lost although neither its machine nor its network was touched: an outage of the server costs no hold.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+#: Beyond a lease, for how long a permit may be free: who waits looks less and less often, seconds.
+_LOOK_S = 2.0
 #: What a process said so shortly before its machine lost its power may not have been heard, seconds.
 _WORDS_LOST_S = 0.25
 
@@ -75,6 +79,8 @@ class Hold:
     until: float
     #: How many with a limit may hold the lock at a time, ``None`` if it has none.
     limit: int | None = None
+    #: When its user began to wait for it.
+    asked: float = float("nan")
     #: Its user's latest word before the one that ended it.
     heard: float = float("nan")
     #: When it had the lock, if it said so only later: it asked for its number before.
@@ -129,20 +135,24 @@ class Verdict:
         return sum(hold.mode == mode for hold in self.holds)
 
 
-def judge(events: Iterable[Event], faults: Iterable[Fault]) -> Verdict:
+def judge(events: Iterable[Event], faults: Iterable[Fault], permits_only: bool = False) -> Verdict:
     """
     Judge a campaign that is over.
 
     :param events: of all processes and tasks, each one's in order
     :param faults: all that was done
+    :param permits_only: whether the locks were taken with one limit and in no other way
     """
     faults = sorted(faults, key=lambda fault: fault.began)
     holds: list[Hold] = []
     tally: Counter[str] = Counter()
     open_holds: dict[str, Hold] = {}
+    asked: dict[str, float] = {}
     for event in events:
         tally[event.event] += 1
-        _take_in(event, open_holds, holds)
+        if event.event == "ask":
+            asked[event.who] = event.at
+        _take_in(event, asked, open_holds, holds)
     for who, hold in open_holds.items():
         _end_unheard(hold, who, faults)
     violations = [
@@ -155,17 +165,19 @@ def judge(events: Iterable[Event], faults: Iterable[Fault]) -> Verdict:
             if not hold.ending
         ),
         *_losses(holds, faults),
+        *(_vacancies(holds, faults) if permits_only else ()),
     ]
     return Verdict(holds, sorted(violations, key=lambda violation: violation.at), tally)
 
 
-def _take_in(event: Event, open_holds: dict[str, Hold], holds: list[Hold]) -> None:
+def _take_in(event: Event, asked: dict[str, float], open_holds: dict[str, Hold], holds: list[Hold]) -> None:
     more = event.more
     if event.event == "granted":
         hold = Hold(
             *(event.who, more["lock"], more["mode"], event.at, event.error_s, more["lease"], more["generation"]),
             until=more["until"],
             limit=more.get("limit"),
+            asked=asked.get(event.who, event.at),
             since=more.get("since", event.at),
         )
         open_holds[event.who] = hold
@@ -248,6 +260,52 @@ def crowds(holds: list[Hold]) -> Iterator[Violation]:
                 yield Violation(text, hold.granted, who)
 
 
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """
+    What those met who waited for permits, and whose machines nobody touched meanwhile.
+
+    :param vacant_s: for how long, at the most, a permit was free while one of them waited
+    :param overtaken: how many who came after one of them were granted before, at the most
+    """
+
+    vacant_s: float
+    overtaken: int
+
+
+def waits(holds: list[Hold], faults: Iterable[Fault]) -> Waits:
+    """Look at locks that are taken with one limit and in no other way."""
+    found = [*_waited(holds, faults)]
+    return Waits(max((vacant_s for _, vacant_s, _ in found), default=0), max((count for *_, count in found), default=0))
+
+
+def _vacancies(holds: list[Hold], faults: Iterable[Fault]) -> Iterator[Violation]:
+    for hold, vacant_s, _ in _waited(holds, faults):
+        if vacant_s > hold.lease_s + _LOOK_S:
+            text = f"a permit of lock {hold.lock} was free for {vacant_s:.1f} s while {hold.who} waited for it"
+            yield Violation(text, hold.granted, (hold.who,))
+
+
+def _waited(holds: list[Hold], faults: Iterable[Fault]) -> Iterator[tuple[Hold, float, int]]:
+    touching = _touching(faults)
+    for same_lock in _by_lock(holds).values():
+        same_lock.sort(key=lambda hold: hold.since)
+        current: list[Hold] = []
+        free_since = -math.inf
+        for number, hold in enumerate(same_lock):
+            if hold.limit is not None and len(current) >= hold.limit:
+                # Of those who had the lock, so many had to end that one place was left.
+                free_since = sorted(other.end for other in current)[len(current) - hold.limit]
+            current = [*(other for other in current if other.end > hold.since), hold]
+            # What is sent while a machine is cut off is repeated less and less often: a lease later all is as before.
+            machine = touching[hold.who.split(".", 1)[0]]
+            if any(fault.began < hold.since and fault.ended > hold.asked - hold.lease_s for fault in machine):
+                continue
+            meanwhile = itertools.takewhile(lambda other: other.since > hold.asked, reversed(same_lock[:number]))  # noqa: B023
+            overtaken = sum(other.asked > hold.asked + other.error_s + hold.error_s for other in meanwhile)
+            yield hold, hold.since - max(hold.asked, free_since), overtaken
+
+
 def disorder(holds: list[Hold]) -> Iterator[Violation]:
     """Find grants whose numbers do not rise, and shared holds that know an earlier number than they must."""
     for same_lock in _by_lock(holds).values():
@@ -277,11 +335,16 @@ def _number(hold: Hold) -> int:
     return hold.generation
 
 
-def _losses(holds: list[Hold], faults: list[Fault]) -> Iterator[Violation]:
+def _touching(faults: Iterable[Fault]) -> dict[str, list[Fault]]:
     touching = defaultdict(list)
     for fault in faults:
         if fault.kind in ("pause", "network cut", "power cut", "delay"):
             touching[fault.target].append(fault)
+    return touching
+
+
+def _losses(holds: list[Hold], faults: list[Fault]) -> Iterator[Violation]:
+    touching = _touching(faults)
     for hold in holds:
         if hold.ending != "lost":
             continue

@@ -17,7 +17,7 @@ from typing import Any, Final
 from nfs.lab import Job, Lab, Node
 from nfs.lanes import LANES, NFS4_LEASE_S, Lane, mount_all
 
-from .history import Event, Fault, Verdict, judge, on_the_hosts_clock
+from .history import Event, Fault, Verdict, judge, on_the_hosts_clock, waits
 from .nemesis import KINDS, NOBODY, Nemesis
 
 _TESTS: Final = Path(__file__).resolve().parents[2]
@@ -66,6 +66,8 @@ class Campaign:
     :param processes: on each client
     :param locks: how many files there are; half of them are root's, the others a group's
     :param lease_s: of most of the processes; others have half of that, or three times
+    :param permits: how many may hold a lock at a time, if each is taken with a limit only, and all leases are alike; otherwise some
+        holds of half of the locks have one
     :param lanes: how the clients reach the files
     :param actors: kinds of processes
     :param faults: as :data:`nemesis.KINDS` has them
@@ -80,6 +82,7 @@ class Campaign:
         processes: int,
         locks: int,
         lease_s: float,
+        permits: int | None = None,
         lanes: Mapping[str, Lane] = LANES,
         actors: Sequence[str] = ("thread", "tasks", "user", "process"),
         faults: Mapping[str, int] = KINDS,
@@ -91,6 +94,7 @@ class Campaign:
         self.processes = processes
         self.locks = locks
         self.lease_s = lease_s
+        self.permits = permits
         self._mounts = lanes
         self._kinds = actors
         self._fault_kinds = faults
@@ -143,7 +147,7 @@ class Campaign:
             nemesis.make_peace()
             self.errors += nemesis.errors
             self._end()
-        return judge(self.events, self.faults)
+        return judge(self.events, self.faults, permits_only=self.permits is not None)
 
     def leftovers(self) -> list[str]:
         """What the server still has in the locks' directories that stands for a holder or a waiter."""
@@ -190,7 +194,8 @@ class Campaign:
         lane = list(self._mounts)[(number + node.index) % len(self._mounts)]
         chance = random.Random(f"{self.seed} {node.name} {number}")
         kind = self._kinds[number % len(self._kinds)]
-        lease_s = self.lease_s * chance.choice([part for part in _LEASES if part >= 1 or kind != "process"])
+        leases = [part for part in _LEASES if part >= 1 or kind != "process"] if self.permits is None else [1]
+        lease_s = self.lease_s * chance.choice(leases)
         locks = self._locks(self._mounts[lane].at)
         settings = {
             "locks": {n: lock for n, lock in locks.items() if kind != "user" or lock[1] == "group"},
@@ -200,7 +205,8 @@ class Campaign:
                 "poll_interval": chance.choice(_POLLS_S),
                 "heartbeat": "process" if kind == "process" else "thread",
             },
-            "limits": {n: n % 4 + 1 for n in locks if n % 2},
+            "limits": {n: self.permits or n % 4 + 1 for n in locks if self.permits or n % 2},
+            "permits": self.permits is not None,
             "tasks": _TASKS if kind == "tasks" else 0,
             "user": (chance.choice(_USERS), _GROUP) if kind == "user" else None,
             "seed": chance.randrange(1 << 30),
@@ -312,7 +318,7 @@ def document(campaign: Campaign, verdict: Verdict, seconds: float) -> dict[str, 
     kinds: dict[str, int] = {}
     for fault in campaign.faults:
         kinds[fault.kind] = kinds.get(fault.kind, 0) + 1
-    return {
+    figures = {
         "seed": campaign.seed,
         "seconds": round(seconds),
         "lease_s": campaign.lease_s,
@@ -334,3 +340,9 @@ def document(campaign: Campaign, verdict: Verdict, seconds: float) -> dict[str, 
         "violations": [violation.what for violation in verdict.violations],
         "errors": campaign.errors,
     }
+    if campaign.permits:
+        met = waits(verdict.holds, campaign.faults)
+        figures["permits"] = campaign.permits
+        figures["a permit was free while one waited for it, at most s"] = round(met.vacant_s, 2)
+        figures["overtaken by others, at most"] = met.overtaken
+    return figures
