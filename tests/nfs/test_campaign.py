@@ -43,6 +43,6 @@ def test_permits_are_never_too_many_and_never_lost_for_longer_than_a_lease(lab: 
     assert not verdict.violations
     assert not campaign.errors
     assert not campaign.leftovers()
-    assert waits(verdict.holds, campaign.faults).overtaken <= _TURNS * len(campaign.lanes)
+    assert waits(verdict.holds, campaign.faults).overtaken <= 3 * 18, "those who wait, tasks included"
     assert len(verdict.holds) > 100
     assert {fault.kind for fault in campaign.faults} == {*faults}

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from nfs.campaign.history import Verdict
+from nfs.campaign.nemesis import KINDS, OF_THE_SERVER
 from nfs.campaign.picture import draw
 from nfs.campaign.run import Campaign, document
 from nfs.lab import Lab, LabError, Unavailable, require, to_bind
@@ -52,7 +53,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=8, help="on each client (default: %(default)d)")
     parser.add_argument("--locks", type=int, default=24, help="how many (default: %(default)d)")
     parser.add_argument("--lease", type=float, default=6.0, help="of most processes, seconds (default: %(default)g)")
-    parser.add_argument("--permits", type=int, help="all take one of so many permits of a lock, and nothing else")
+    parser.add_argument("--permits", type=int, help="all take one of so many permits, no faults of the server")
     parser.add_argument("--keep", type=Path, help="keep the history here, even if all was well")
     parser.add_argument("--picture", type=Path, help="draw the first minute with a fault into this SVG file")
     options = parser.parse_args()
@@ -74,6 +75,7 @@ def main() -> int:
             *(lab, f"campaign-{options.seed}"),
             seed=options.seed, processes=options.processes, locks=options.locks, lease_s=options.lease,
             permits=options.permits,
+            faults={kind: n for kind, n in KINDS.items() if not (options.permits and kind in OF_THE_SERVER)},
         )  # fmt: skip
         began = time.monotonic()
         verdict = campaign.run(options.seconds, report=lambda line: print(line, file=sys.stderr, flush=True))

@@ -19,6 +19,9 @@ KINDS = {
     "clock": 3, "delay": 1, "nfsd restart": 1, "server crash": 1, "helper kill": 3, "helper pause": 2,
 }  # fmt: skip
 
+#: Those whose end everybody has to wait for.
+OF_THE_SERVER = ("nfsd restart", "server crash")
+
 _ATTEMPTS = 3
 #: What the command line of a heartbeat process says.
 _HELPER = "nfsrwlock_core[.].*main"
@@ -55,7 +58,7 @@ class Nemesis:
     def strike(self) -> None:
         """Begin one fault, on a machine that has none."""
         kind = self._chance.choices(list(self.kinds), list(self.kinds.values()))[0]
-        on_server = kind in ("nfsd restart", "server crash")
+        on_server = kind in OF_THE_SERVER
         # Drawn whether used or not, so that a seed's choices do not depend on what was busy.
         node = self.lab.server if on_server else self._chance.choice(self.lab.clients)
         seed = self._chance.randrange(1 << 30)

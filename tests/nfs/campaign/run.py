@@ -66,8 +66,8 @@ class Campaign:
     :param processes: on each client
     :param locks: how many files there are; half of them are root's, the others a group's
     :param lease_s: of most of the processes; others have half of that, or three times
-    :param permits: how many may hold a lock at a time, if each is taken with a limit only, and all leases are alike; otherwise some
-        holds of half of the locks have one
+    :param permits: how many may hold a lock at a time, if all are taken with this limit and have one lease; otherwise
+        some of the holds of half of the locks have a limit
     :param lanes: how the clients reach the files
     :param actors: kinds of processes
     :param faults: as :data:`nemesis.KINDS` has them
@@ -159,7 +159,7 @@ class Campaign:
         """Take each lock exclusively, from a process that knows nothing of the campaign; return the seconds it took."""
         locks = self._locks(self._first_mount).values()
         began = time.monotonic()
-        for kind in ("user", "group"):
+        for kind in dict.fromkeys(share for _, share in locks):
             wanted = [f"--write={path}" for path, share in locks if share == kind]
             self.lab.clients[0].check(
                 [sys.executable, "-m", "nfsrwlock", "run", f"--share={kind}", *wanted, "--", "true"],
