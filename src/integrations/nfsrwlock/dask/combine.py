@@ -1,9 +1,8 @@
 """
 Several locks as one, taken by everybody in the same order.
 
-xarray's own combination sorts by ``id()``, which differs from process to process, and takes two objects on one path for
-two locks, of which the second waits for the first. Here locks on files come first, by canonical path, and those of the
-process (HDF5's, for example) last: who waits for a file must not keep its whole process from using a library.
+Locks on files come first, by canonical path, and those of the process (HDF5's, for example) last: who waits for a file
+must not keep its whole process from using a library.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import time
 from collections.abc import Generator
 from typing import Any, Final
 
-from dask.base import tokenize
 from dask.utils import SerializableLock
 from distributed import Lock as DistributedLock
 from filelock import BaseFileLock
@@ -42,19 +40,10 @@ class CombinedLock(LockMethods):
     def __repr__(self) -> str:
         return f"combine({', '.join(map(repr, self.locks))})"
 
-    def __eq__(self, other: object) -> bool:
-        return self._key() == other._key() if isinstance(other, CombinedLock) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def __dask_tokenize__(self) -> object:
-        return "nfsrwlock.dask.combine", [tokenize(lock) for lock in self.locks]
-
     def __reduce__(self) -> tuple[Any, ...]:
         return combine, self.locks
 
-    def _key(self) -> tuple[Any, ...]:
+    def _key(self) -> object:
         return tuple(lock if isinstance(lock, Lock) else _name_of(lock) for lock in self.locks)
 
     def locked(self) -> bool:

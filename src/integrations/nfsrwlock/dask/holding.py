@@ -4,10 +4,8 @@ A hold, from the wish to its end, taken in a thread or in a coroutine; and what 
 ``distributed.Lock`` is bound to no thread: whoever has the object may release it. The core's sets and its asynchronous
 locks offer that; :class:`Hold` makes the two alike.
 
-A worker has few threads. If all of them wait for a lock whose holder needs one of them (it submitted tasks of its own,
-or its own next step is queued behind), nothing moves any more. ``"block"`` takes that risk; ``"reschedule"`` gives the
-thread back and lets the task start over later; ``"secede"`` leaves the pool, which then starts another thread. Neither
-does anything outside of a task that runs in a worker's thread. A coroutine that waits takes no thread in any case.
+A worker has few threads. If all of them wait for a lock whose holder needs one of them, nothing moves any more: hence
+``on_contention``, which means nothing outside of a task that runs in a worker's thread.
 """
 
 from __future__ import annotations
@@ -46,14 +44,15 @@ Event = dict[str, Any]
 class Hold:
     """A lock that a caller waits for and then holds."""
 
-    def __init__(self, settings: Settings, caller: Caller, taker: str) -> None:
+    def __init__(self, settings: Settings, caller: Caller) -> None:
         self.settings: Final = settings
         self.caller: Final = caller
-        #: The ids of the objects by which it was taken, once for each time. It ends with the last one.
-        self.takers: Final = [taker]
+        #: How many times it was taken and not given back. It ends with the last one.
+        self.times = 1
         #: What the lock's acquire has returned: a set in a thread, a proxy in a coroutine.
         self._granted: Any = None
-        self._worker: Final = current_worker()
+        #: The worker that runs the caller, if that is a task.
+        self._worker: Final = None if caller.key is None else current_worker()
         self._started: Final = time.monotonic()
         self._next_report_s = _LONG_WAIT_S
         self._has_paused = False
@@ -66,14 +65,15 @@ class Hold:
         """Raise what is wrong with the hold, if anything is; costs no file-system call."""
         self._granted.check()
 
-    async def take(self, seconds: float) -> None:
+    async def take(self, seconds: float, owner: list[Hold]) -> None:
         """
         Take the lock as the settings say.
 
         :param seconds: 0: do not wait; -1: no limit
+        :param owner: where it is listed once it is granted
         :raises distributed.Reschedule: if the task is to start over, or was cancelled
         """
-        with activity.waiting(self), context_meter.meter("nfsrwlock-wait"):
+        with activity.waiting(self, owner), context_meter.meter("nfsrwlock-wait"):
             try:
                 self._granted = await self._take_as_asked(seconds)
             except Timeout:
@@ -87,8 +87,16 @@ class Hold:
             # Should the task be wanted again by the time that this arrives, it starts over: nobody sees an error.
             raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
 
-    async def end(self, caller: Caller) -> None:
-        """Give the lock back; anybody may."""
+    async def release(self, caller: Caller) -> None:
+        """Give it back once, and with the last time the lock; anybody may. In a forked child nothing is done."""
+        with activity.lock:
+            self.times -= 1
+            is_over = self.times == 0
+            if self not in activity.held:
+                return
+        if not is_over:
+            self.check()
+            return
         try:
             await self._give_back(caller)
         except LockLostError:
@@ -96,7 +104,8 @@ class Hold:
             activity.report("lost", self)
             raise
         finally:
-            activity.leave(self)
+            with activity.changing():
+                activity.held.remove(self)
 
     async def _give_back(self, caller: Caller) -> None:
         granted = self._granted
@@ -117,13 +126,13 @@ class Hold:
         collector ends them, and with them the lock's object. In a worker that has nothing to do it does not run.
         """
         worker = self._worker
-        if worker is None or self.caller.key is None:
+        if worker is None:
             return
 
         def look() -> None:
-            if self.takers and self.caller.key in worker.active_keys:
+            if self.times and self.caller.key in worker.active_keys:
                 worker.loop.call_later(_LOOK_S, look)
-            elif self.takers:
+            elif self.times:
                 gc.collect()
 
         worker.loop.add_callback(worker.loop.call_later, _LOOK_S, look)
@@ -131,7 +140,9 @@ class Hold:
     # -- how it waits -------------------------------------------------------------------------------------------------
 
     async def _take_as_asked(self, seconds: float) -> Any:
-        policy = self.settings.on_contention if seconds != 0 and self._is_in_pool() else "block"
+        # A thread that has seceded stays outside: going back would mean to wait for a thread while holding the lock.
+        is_in_pool = self._worker is not None and getattr(thread_state, "proceed", False)
+        policy = self.settings.on_contention if seconds != 0 and is_in_pool else "block"
         if policy == "reschedule" and seconds < 0:
             try:
                 return await self._take(self.settings.reschedule_after)
@@ -144,21 +155,11 @@ class Hold:
                 secede()  # type: ignore[no-untyped-call]
         return await self._take(seconds)
 
-    def _is_in_pool(self) -> bool:
-        # A thread that has seceded stays outside: going back would mean to wait for a thread while holding the lock.
-        return (
-            not self.caller.is_coroutine
-            and self.caller.key is not None
-            and self._worker is not None
-            and getattr(thread_state, "executor", None) is not None
-            and bool(getattr(thread_state, "proceed", False))
-        )
-
     async def _take(self, seconds: float) -> Any:
         settings = self.settings
         heartbeat: Any = settings.heartbeat
         if heartbeat == "auto":
-            heartbeat = "process" if self._worker is not None or Worker._instances else "thread"
+            heartbeat = "process" if Worker._instances else "thread"
         acquire: Any
         if not self.caller.is_coroutine:
             acquire = LockSet.joined([_resolved(settings, heartbeat)]).acquire
@@ -178,8 +179,8 @@ class Hold:
             self._next_report_s *= 10
             blockers = [peer.describe() for peer in info.blockers[:5]]
             activity.report("waiting", self, seconds=round(seconds, 3), blockers=blockers)
-        key = self.caller.key
-        if is_first and self.caller.is_coroutine and self._worker is not None and key is not None:
+        if is_first and self.caller.is_coroutine and self._worker is not None:
+            key = self.caller.key
             # Dask runs no more coroutines and threads at a time than a worker has threads, so a coroutine that waits
             # would keep out the tasks that the holder waits for.
             now = time.time()
@@ -189,7 +190,7 @@ class Hold:
     def _is_cancelled(self) -> bool:
         # Dask lets tasks that it has cancelled run to their end, coroutines included. One that does not have to wait
         # may go on; one that waited should not get the lock any more.
-        if not self._has_paused or self._worker is None or self.caller.key is None:
+        if not self._has_paused or self._worker is None:
             return False
         task = self._worker.state.tasks.get(self.caller.key)
         return task is None or task.state == "cancelled"
@@ -209,13 +210,11 @@ class Activity:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self.lock: Final = threading.RLock()
         self.awaited: list[Hold] = []
         #: In the order in which they were granted.
         self.held: list[Hold] = []
         self._waited_s = 0.0
-        #: The objects by which a forked child's parent held something. There it is not theirs to give back.
-        self.inherited: set[str] = set()
         #: How many holds were lost.
         self.losses = 0
         #: Called with each event, from any thread.
@@ -224,61 +223,33 @@ class Activity:
 
     def waited_s(self) -> float:
         """Return how many seconds all callers together have waited, those that wait yet included."""
-        with self._lock:
+        with self.lock:
             return self._waited_s + sum(hold.waited_s() for hold in self.awaited)
 
     @contextmanager
-    def waiting(self, hold: Hold) -> Iterator[None]:
-        """Count ``hold`` as awaited for the time of the block, and as held from then on unless the block raises."""
-        with self._changing():
+    def waiting(self, hold: Hold, owner: list[Hold]) -> Iterator[None]:
+        """Count ``hold`` as awaited in the block, and then as held, also by ``owner``, unless the block raises."""
+        with self.changing():
             self.awaited.append(hold)
         is_granted = False
         try:
             yield
             is_granted = True
         finally:
-            with self._changing():
+            with self.changing():
                 seconds = hold.waited_s()
                 self._waited_s += seconds
                 self.awaited.remove(hold)
                 if is_granted:
                     self.held.append(hold)
+                    owner.append(hold)
             if seconds >= _LONG_WAIT_S:
                 self.report("waited", hold, seconds=round(seconds, 3))
 
-    def of(self, caller: Caller, lock_path: str) -> Hold | None:
+    def hold_of(self, caller: Caller, lock_path: str) -> Hold | None:
         """Return what ``caller`` holds of a lock, through whatever object."""
-        with self._lock:
-            mine = (hold for hold in self.held if hold.caller == caller and hold.settings.lock_path == lock_path)
-            return next((hold for hold in mine if hold.takers), None)
-
-    def through(self, taker: str) -> list[Hold]:
-        """Return what is held through one object."""
-        return [hold for hold in list(self.held) if taker in hold.takers]
-
-    def join(self, caller: Caller, lock_path: str, taker: str) -> bool:
-        """Take what ``caller`` holds once more; return whether it holds the lock."""
-        with self._lock:
-            hold = self.of(caller, lock_path)
-            if hold is not None:
-                hold.check()
-                hold.takers.append(taker)
-            return hold is not None
-
-    def strike_out(self, caller: Caller, taker: str) -> tuple[Hold, bool] | None:
-        """Strike ``taker`` out, of the caller's own hold or the oldest; return that, if any, and whether it is over."""
-        with self._lock:
-            holds = self.through(taker)
-            if not holds:
-                return None
-            hold = next((hold for hold in reversed(holds) if hold.caller == caller), holds[0])
-            hold.takers.remove(taker)
-            return hold, not hold.takers
-
-    def leave(self, hold: Hold) -> None:
-        """Note that a hold has ended."""
-        with self._changing():
-            self.held.remove(hold)
+        mine = (hold for hold in self.held if hold.caller == caller and hold.settings.lock_path == lock_path)
+        return next((hold for hold in mine if hold.times), None)
 
     def report(self, action: str, hold: Hold, **more: Any) -> None:
         """Pass on an event to whoever listens."""
@@ -287,19 +258,20 @@ class Activity:
 
     def open_journal(self, path: str) -> None:
         """Keep a journal, from now on, of what is held and awaited."""
-        with self._changing():
+        with self.changing():
             if path not in self._journals:
                 self._journals[path] = Journal(path)
             self._journals[path].is_ending = False
 
     def close_journal(self, path: str) -> None:
         """Remove the journal as soon as nothing is held and awaited: until then somebody may look after our death."""
-        with self._changing():
+        with self.changing():
             self._journals[path].is_ending = True
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        with self._lock:
+    def changing(self) -> Iterator[None]:
+        """Write down what is held and awaited at the end of the block, in which no other thread changes it."""
+        with self.lock:
             yield
             for path, journal in list(self._journals.items()):
                 entries = [
@@ -316,9 +288,7 @@ class Activity:
         """Forget all in a forked child: it is the parent's, and another thread of that may have held the lock."""
         for journal in self._journals.values():
             journal.close()
-        inherited = self.inherited.union(*(hold.takers for hold in self.held))
         self.__init__()  # type: ignore[misc]
-        self.inherited = inherited
 
 
 activity: Final = Activity()

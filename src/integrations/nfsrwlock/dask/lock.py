@@ -16,7 +16,7 @@ import threading
 import uuid
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self, Unpack
 
@@ -26,8 +26,7 @@ from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerI
 from .context import Caller, caller_here, is_on_dask_loop, task_caller, thread_caller
 from .holding import Hold, activity
 from .journal import logger
-from .names import encoded, path_of
-from .settings import Mode, Options, Settings, Time, limit, settings_of
+from .settings import Mode, Options, Settings, Time, encoded, limit, path_of, settings_of
 
 Steps = Coroutine[Any, Any, Any]
 
@@ -37,6 +36,10 @@ class LockMethods:
 
     #: The Tornado loop that it was made with, if any.
     _loop: Any = None
+
+    def _key(self) -> object:
+        # What two of them agree on that are equal.
+        raise NotImplementedError
 
     async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
         # ``seconds``: the limit; -1: none; ``None``: the lock's own, and whoever calls does not look at the result.
@@ -52,6 +55,15 @@ class LockMethods:
         except LockLostError:
             if error is None:
                 raise
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, LockMethods) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __dask_tokenize__(self) -> object:
+        return "nfsrwlock.dask", self._key()
 
     def _is_async(self) -> bool:
         return is_on_dask_loop(self._loop)
@@ -97,10 +109,8 @@ class LockMethods:
         return self._run(self._release, "release")
 
     def __await__(self) -> Generator[Any, None, Self]:
-        async def ready() -> Self:
-            return self
-
-        return ready().__await__()
+        yield from ()
+        return self
 
     def __enter__(self) -> Self:
         if self._is_async():
@@ -209,6 +219,8 @@ class Lock(LockMethods):
         self.name, self._settings = state
         #: Of this object; a copy has another one.
         self.id = uuid.uuid4().hex
+        #: What is held through this object, once for each time, in the order in which it was granted.
+        self._holds: list[Hold] = []
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -230,14 +242,8 @@ class Lock(LockMethods):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}, {self.mode}>"
 
-    def __eq__(self, other: object) -> bool:
-        return self._settings == other._settings if isinstance(other, Lock) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._settings)
-
-    def __dask_tokenize__(self) -> object:
-        return "nfsrwlock.dask.Lock", astuple(self._settings)
+    def _key(self) -> object:
+        return self._settings
 
     #: With ``__getitem__`` alone Python would take a lock for an endless sequence.
     __iter__ = None
@@ -270,8 +276,12 @@ class Lock(LockMethods):
         return self._run(lambda caller: caller.call(self._is_locked), "locked")
 
     def get_value(self) -> Any:
-        """Return how many hold the lock, readers included, wherever they are. On Dask's loop, await the result."""
-        return self._run(lambda caller: caller.call(lambda: len(self._holders())), "get_value")
+        """
+        Return how many hold the lock, readers included, wherever they are. On Dask's loop, await the result.
+
+        Of a semaphore: how many leases are held.
+        """
+        return self._run(lambda caller: caller.call(self._count), "get_value")
 
     def register(self, **_: object) -> Any:
         """Do nothing: a lock on files need not be registered. On Dask's loop, await the result."""
@@ -295,7 +305,7 @@ class Lock(LockMethods):
         :raises LeaseExpiredError: if the lease has run out, so that somebody may have
         :raises LockNotHeldError: if the lock is not held through this object
         """
-        caller, holds = caller_here(), activity.through(self.id)
+        caller, holds = caller_here(), list(self._holds)
         if not holds:
             raise LockNotHeldError(f"the lock on {self.path!r} is not held through this object")
         for hold in [hold for hold in holds if hold.caller == caller] or holds:
@@ -303,8 +313,8 @@ class Lock(LockMethods):
 
     def __del__(self) -> None:
         # Nobody can release it any more, as after an exception in a task: the heartbeat would keep it for ever.
-        if sys.is_finalizing() or not activity.through(self.__dict__.get("id", "")):
-            return  # at the interpreter's end all holds are released
+        if sys.is_finalizing() or not any(hold in activity.held for hold in self.__dict__.get("_holds", ())):
+            return  # at the interpreter's end all holds are released, and a forked child has none of its parent's
         logger.warning("the lock on %r was held by an object that is no more; it is given back", self.path)
         threading.Thread(target=self._abandon, daemon=True).start()
 
@@ -316,18 +326,22 @@ class Lock(LockMethods):
 
     async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
         wanted = self._settings.timeout if seconds is None else seconds
-        # A reader who waits behind a writer who waits for it would never end, and a thread cannot overlap with itself.
-        if self.mode == "read":
-            if self._settings.at_most is None and activity.join(caller, self.lock_path, self.id):
+        with activity.lock:
+            own = activity.hold_of(caller, self.lock_path)
+            # A reader who waits behind a writer who waits for it would never end, and nobody overlaps with himself.
+            if own is not None and self.mode == "read" and self._settings.at_most is None:
+                own.check()
+                own.times += 1
+                self._holds.append(own)
                 return True
-        elif wanted < 0 and (own := activity.of(caller, self.lock_path)) and own.settings.mode == "read":
+        if own is not None and own.settings.mode == "read" and self.mode == "write" and wanted < 0:
             raise DeadlockError(
                 f"cannot take the write lock on {self.path!r}: the caller holds it shared, and would wait for itself; "
                 "release the read lock first"
             )
-        hold = Hold(self._settings, caller, self.id)
+        hold = Hold(self._settings, caller)
         try:
-            await hold.take(wanted)
+            await hold.take(wanted, self._holds)
         except Timeout:
             if seconds is None:
                 raise
@@ -336,23 +350,23 @@ class Lock(LockMethods):
         return True
 
     async def _release(self, caller: Caller) -> bool:
-        if (found := activity.strike_out(caller, self.id)) is None:
-            if self.id in activity.inherited:
-                return True
-            raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
-        hold, is_over = found
-        if is_over:
-            await hold.end(caller)
-        else:
-            hold.check()
+        with activity.lock:
+            if not self._holds:
+                raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
+            hold = next((hold for hold in reversed(self._holds) if hold.caller == caller), self._holds[0])
+            self._holds.remove(hold)
+        await hold.release(caller)
         return True
 
     async def _close(self, caller: Caller) -> None:
-        if activity.through(self.id):
+        if self._holds:
             try:
                 await self._release(caller)
             finally:  # each of them, whichever is lost; others may release some meanwhile
                 await self._close(caller)
+
+    def _count(self) -> int:
+        return len(self._holders())
 
     def _is_locked(self) -> bool:
         return any(peer.mode != "read" or self.mode == "write" for peer in self._holders())
@@ -396,8 +410,7 @@ class RWLock:
         """The path that is protected, canonical and absolute."""
         return self.write.path
 
-    def __copy__(self) -> RWLock:
-        return copy.deepcopy(self)  # a copy holds nothing
+    __copy__ = copy.deepcopy  # a copy holds nothing
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"

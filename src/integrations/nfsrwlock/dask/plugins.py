@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from distributed import Client, Scheduler, SchedulerPlugin, Worker, WorkerPlugin
@@ -22,11 +23,6 @@ from .context import current_worker
 from .holding import Event, Hold, activity
 from .journal import evict_dead, logger
 from .settings import configured_time
-
-try:
-    from .prometheus import REGISTRY, collector
-except ImportError:  # there is no prometheus_client
-    collector = None
 
 #: The topic of ``client.get_events``.
 TOPIC: Final = "nfsrwlock"
@@ -74,9 +70,9 @@ class _WorkerLocks(WorkerPlugin):
         self._worker = worker
         worker.metrics.update(_METRICS)
         activity.open_journal(_journal_of(worker.local_directory))
+        with suppress(ImportError):  # there is no prometheus_client
+            from . import prometheus  # noqa: F401, PLC0415 - registers
         activity.listeners.append(self._log)
-        if len(activity.listeners) == 1 and collector is not None:
-            REGISTRY.register(collector)
 
     def teardown(self, worker: Worker) -> None:
         # Tasks may be running yet, and hold locks.
@@ -84,8 +80,6 @@ class _WorkerLocks(WorkerPlugin):
             worker.metrics.pop(name, None)
         activity.close_journal(_journal_of(worker.local_directory))
         activity.listeners.remove(self._log)
-        if not activity.listeners and collector is not None:
-            REGISTRY.unregister(collector)
 
     def _log(self, event: Event) -> None:
         # Workers of one process have one record of it, and one of them waited.
@@ -107,26 +101,17 @@ class _SchedulerEviction(SchedulerPlugin):
         self._patience = patience
         # The scheduler forgets a worker before it tells the plugins of its end.
         self._workers: dict[str, WorkerState] = {}
-        self._asking: set[asyncio.Task[None]] = set()
 
     async def start(self, scheduler: Scheduler) -> None:
         self._workers.update(scheduler.workers)
-
-    async def before_close(self) -> None:
-        for task in self._asking:
-            task.cancel()
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         self._workers[worker] = scheduler.workers[worker]
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
-        removed = self._workers.pop(worker, None)
-        if removed is None:
-            return
-        # Beside the removal, not in it: the rest of the cluster need not wait until a process is dead.
-        task = asyncio.get_running_loop().create_task(self._ask(scheduler, removed))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        if (removed := self._workers.pop(worker, None)) is not None:
+            # Beside the removal, not in it: the rest of the cluster need not wait until a process is dead.
+            scheduler._ongoing_background_tasks.call_soon(self._ask, scheduler, removed)
 
     async def _ask(self, scheduler: Scheduler, removed: WorkerState) -> None:
         arguments = _journal_of(removed.local_directory), self._patience

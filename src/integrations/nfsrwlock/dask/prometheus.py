@@ -1,7 +1,7 @@
 """
 What the locks of this process do, for Prometheus: on the page ``/metrics`` of each worker that has the plugins.
 
-Needs ``prometheus_client``, without which Dask itself has no such page.
+Needs ``prometheus_client``, without which Dask itself has no such page. All workers of a process have one page.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from prometheus_client.registry import REGISTRY, Collector
 
 from .holding import activity
 
-__all__ = ["REGISTRY", "collector"]
-
 
 class _Collector(Collector):
     def collect(self) -> Iterator[Metric]:
+        if not activity.listeners:  # no worker has the plugin
+            return
         namespace = dask.config.get("distributed.dashboard.prometheus.namespace")
         prefix = f"{namespace}_worker_nfsrwlock_" if namespace else "worker_nfsrwlock_"
         for state, holds in (("held", activity.held), ("awaited", activity.awaited)):
@@ -31,5 +31,4 @@ class _Collector(Collector):
         yield CounterMetricFamily(f"{prefix}lost", "Holds that were lost.", activity.losses)
 
 
-#: To be registered once: all workers of a process have one page.
-collector: Collector | None = _Collector()
+REGISTRY.register(_Collector())

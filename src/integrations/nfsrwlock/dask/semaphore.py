@@ -53,10 +53,6 @@ class Semaphore(Lock):
         """
         return super().acquire(timeout=timeout)
 
-    def get_value(self) -> Any:
-        """Return how many leases are held, wherever they are. On Dask's loop, await the result."""
-        return self._run(lambda caller: caller.call(self._count), "get_value")
-
     def _count(self) -> int:
         return sum(peer.at_most > 0 for peer in self._holders())
 

@@ -1,7 +1,13 @@
-"""What a lock is made with: arguments first, Dask's configuration (``nfsrwlock:``) for what they leave open."""
+"""
+What a lock is made with: arguments first, Dask's configuration (``nfsrwlock:``) for what they leave open.
+
+A name with a slash, or a path object, is a path. Any other name is one as ``distributed.Lock`` knows it and stands for
+nothing on disk; its lock lives below the directory that Dask's configuration calls ``nfsrwlock.root``.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -9,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Literal, TypedDict, cast, get_args
+from urllib.parse import quote
 
 import dask.config
 from dask.utils import parse_timedelta
@@ -51,6 +58,8 @@ DEFAULTS: Final[dict[str, Any]] = {
     "eviction-timeout": "10s",
 }
 dask.config.update_defaults({"nfsrwlock": DEFAULTS})
+#: The core adds a suffix of its own; names in a directory have 255 bytes on the file systems that matter.
+_NAME_MAX_BYTES: Final = 180
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +142,47 @@ def settings_of(path: str, options: Options) -> Settings:
         on_contention=_one_of("on_contention", chosen("on_contention"), OnContention),
         reschedule_after=configured_time("reschedule-after"),
     ).at(path)
+
+
+def path_of(name: Any) -> str:
+    """Return the path that ``name`` stands for."""
+    if isinstance(name, os.PathLike) or (isinstance(name, str | bytes) and os.sep in os.fsdecode(name)):
+        return os.fsdecode(name)
+    if name in ("", b""):
+        raise ValueError("a lock's name must not be empty")
+    value = _plain(name)
+    # What is no string has a file name that no string has, for "." is quoted.
+    file_name = encoded(value) if isinstance(value, str) else f"{type(value).__name__}.{encoded(repr(value))}"
+    if configured("root") is None:
+        raise ValueError(
+            f"the lock's name {name!r} is no path, and there is no directory for such locks; write ./{name} if a file "
+            "is meant, or let 'nfsrwlock.root' in Dask's configuration (DASK_NFSRWLOCK__ROOT) name a directory that "
+            "all workers share"
+        )
+    return os.path.join(configured_directory("root"), file_name)
+
+
+def _plain(name: Any) -> Any:
+    # Whatever else there is may say something different of itself in each process. A list arrives at distributed's
+    # scheduler as a tuple.
+    if isinstance(name, tuple | list):
+        return tuple(map(_plain, name))
+    if name is None or type(name) in (str, bytes, bool, int, float):
+        return name
+    raise TypeError(
+        "a lock's name must be a string, a path, a number, bytes, or a tuple or list of these, not "
+        f"{type(name).__name__}"
+    )
+
+
+def encoded(name: str) -> str:
+    """Return a file name that stands for ``name`` and for no other."""
+    text = quote(name, safe="", errors="surrogateescape").replace(".", "%2E")
+    if len(text) <= _NAME_MAX_BYTES:
+        return text
+    # No other name gives this one: "~" is not quoted, but what is this long is never taken as it is.
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f"{text[: _NAME_MAX_BYTES - len(digest) - 1]}~{digest}"
 
 
 def configured(key: str) -> Any:
