@@ -368,6 +368,39 @@ def test_two_ends_of_a_pipe_that_read_the_same_do_not_wait_for_a_writer_between_
     assert not [name for name in scene.locks() if not name.startswith("ref/in.rwlock/write")]
 
 
+def test_of_two_ends_of_a_pipe_one_asks_for_the_locks_and_if_it_gives_up_so_does_the_other(scene: Scene) -> None:
+    scene.write("ref/in", "data")
+    scene.snakefile(
+        """
+        import time
+        from nfsrwlock.snakemake import holding
+        acquire, asked = holding._acquire, []
+        def when_both_are_there(job, locks, timeout):
+            asked.append(job.rule.name)
+            while len(asked) == 1 and not any(len(joint.listeners) == 2 for joint in holding._joints.values()):
+                time.sleep(0.05)
+            with open("asked", "w") as file:
+                file.write(" ".join(asked))
+            acquire(job, locks, 0.0)
+        holding._acquire = when_both_are_there
+        rule drink:
+            input: "pipe"
+            output: exclusive("ref/out")
+            shell: "cat {input} > {output}"
+        rule pour:
+            input: shared_read("ref/in")
+            output: pipe("pipe")
+            shell: "cat {input} > {output}"
+        """
+    )
+    with SoftReadWriteLock(scene.directory / "ref/in").write_lock():
+        text = scene.run("drink", code=1)
+    assert scene.read("asked") in ("drink", "pour")
+    assert f"(rule {scene.read('asked')}) gave up waiting for its locks" in text
+    assert "Error in rule drink" in text
+    assert "Error in rule pour" in text
+
+
 def test_what_runs_no_job_takes_no_lock(scene: Scene) -> None:
     scene.write("in", "data")
     scene.write("out", "made")

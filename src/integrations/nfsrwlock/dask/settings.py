@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Literal, TypedDict, cast, get_args
@@ -103,12 +101,13 @@ class Settings:
         return replace(self, path=next(iter(probe.modes)), lock_path=probe.locks[0].lock_path)
 
 
-@contextmanager
-def _naming_configuration() -> Iterator[None]:
-    # The errors name arguments; whoever gave none must learn where the value comes from.
+def settings_of(path: str, options: Options) -> Settings:
+    """Return the settings, or raise what is wrong with them. ``None`` stands for what Dask's configuration says."""
+    refuse_unknown(options, "Lock", sorted(Options.__annotations__))
     try:
-        yield
+        return _settings_of(path, options)
     except (TypeError, ValueError) as error:
+        # It names an argument; whoever gave none must learn where the value comes from.
         own = {key: value for key in DEFAULTS if (value := configured(key)) != DEFAULTS[key]}
         if own:
             said = ", ".join(f"nfsrwlock.{key}: {value!r}" for key, value in own.items())
@@ -116,11 +115,7 @@ def _naming_configuration() -> Iterator[None]:
         raise
 
 
-@_naming_configuration()
-def settings_of(path: str, options: Options) -> Settings:
-    """Return the settings, or raise what is wrong with them. ``None`` stands for what Dask's configuration says."""
-    refuse_unknown(options, "Lock", sorted(Options.__annotations__))
-
+def _settings_of(path: str, options: Options) -> Settings:
     def chosen(name: str) -> Any:
         given = options.get(name)
         return configured(name.replace("_", "-")) if given is None else given

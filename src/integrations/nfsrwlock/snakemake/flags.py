@@ -18,7 +18,7 @@ from nfsrwlock_core import LockSet
 #: Under these names the flags are kept with the file.
 READ: Final = "nfsrwlock_read"
 WRITE: Final = "nfsrwlock_write"
-_PERMIT: Final = "nfsrwlock_permit"
+PERMIT: Final = "nfsrwlock_permit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +78,14 @@ def limited(path: str | PathLike[str], permits: int, **options: Unpack[Options])
         return 1
 
     limit, lock = _checked_limit("limited", permits), _path("limited: path", path)
-    setattr(one, _PERMIT, Wish(lock=lock, at_most=limit, options=checked("limited", options)))
+    one.flags = {PERMIT: Wish(lock=lock, at_most=limit, options=checked("limited", options))}  # type: ignore[attr-defined]
     return one
-
-
-def permit_of(resource: Any) -> Wish | None:
-    """Return what :func:`limited` says, if the value in ``resources:`` comes from it, else ``None``."""
-    return getattr(resource, _PERMIT, None)
 
 
 def permits_of(rule: Any) -> list[Wish]:
     """Return the permits that each job of a rule needs."""
     _, resources = rule.ruleinfo.resources or ((), {})
-    return [wish for resource in resources.values() if (wish := permit_of(resource)) is not None]
+    return [wish for resource in resources.values() if (wish := wish_of(resource, PERMIT)) is not None]
 
 
 def exclusive(
@@ -172,7 +167,7 @@ def _own_copy(value: Any) -> Any:
 
 
 def wish_of(file: Any, name: str) -> Wish | None:
-    """Return what a flag (:data:`READ`, :data:`WRITE`) says about a file, ``None`` if it has none."""
+    """Return what a flag (:data:`READ`, :data:`WRITE`, :data:`PERMIT`) says about a file or a resource, if any does."""
     flags = getattr(file, "flags", None)
     wish = flags.get(name) if flags else None
     return wish if isinstance(wish, Wish) else None

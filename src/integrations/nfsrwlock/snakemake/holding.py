@@ -35,19 +35,21 @@ Listener = Callable[[object], None]
 class _Joint:
     """The locks of a job, or of several that run at the same time."""
 
-    #: Held, or ``None`` while they are being taken.
+    #: Whom to tell when they are lost: one of each job that holds them, or asks for them.
+    listeners: list[Listener] = field(default_factory=list)
+    #: Of the job that takes them for all; the others wait for that.
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    #: Held, or ``None`` as long as they are not.
     locks: LockSet | None = None
     #: Why they could not be had.
     error: str | None = None
-    #: Whom to tell when they are lost: one of each job that holds them.
-    listeners: list[Listener] = field(default_factory=list)
 
     def tell(self, compromise: object) -> None:
         for listener in tuple(self.listeners):
             listener(compromise)
 
 
-_changed: Final = threading.Condition()
+_mutex: Final = threading.Lock()
 #: By what connects the jobs.
 _joints: Final[dict[object, _Joint]] = {}
 
@@ -64,55 +66,46 @@ def held(job: Any, plan: Plan, on_compromise: Listener = lambda _: None, *, alon
     """
     is_alone = alone or job.pipe_group is None
     key: object = object() if is_alone else str(job.pipe_group.id)
-    joint = _join(job, plan, [job] if is_alone else _group_of(job), key, on_compromise)
-    locks = joint.locks
-    assert locks is not None
+    joint = _joined(job, key, on_compromise)
     try:
+        with joint.turn:
+            locks = joint.locks = joint.locks or _take(joint, job, plan, [job] if is_alone else _group_of(job))
         look_afresh([*plan.files, *map(record_of, locks.locks)])
         yield locks
     finally:
-        with _changed:
+        with _mutex:
             joint.listeners.remove(on_compromise)
             is_last = not joint.listeners
             if is_last:
                 del _joints[key]
-            _changed.notify_all()
-        if is_last:
+        if is_last and joint.locks is not None:
             with suppress(LockNotHeldError):
-                locks.release()  # which may take as long as a file server does, so not while others wait for their turn
+                joint.locks.release()  # which may take as long as a file server does, so nobody waits for it
 
 
-def _join(job: Any, plan: Plan, members: list[Any], key: object, listener: Listener) -> _Joint:
-    awaited: _Joint | None = None
-    with _changed:
-        while True:
-            if awaited is not None and awaited.error is not None:
-                raise LockingError(awaited.error)
-            joint = _joints.get(key)
-            if joint is None:
-                joint = _joints[key] = _Joint(listeners=[listener])
-                break
-            if joint.locks is None:
-                awaited = joint
-            elif joint.locks.status is not HoldStatus.LOST:  # else those who had them have yet to leave
+def _joined(job: Any, key: object, listener: Listener) -> _Joint:
+    while True:
+        with _mutex:
+            joint = _joints.setdefault(key, _Joint())
+            is_over = joint.error is not None or (joint.locks is not None and joint.locks.status is HoldStatus.LOST)
+            if not is_over:
                 joint.listeners.append(listener)
                 return joint
-            refuse_if_ending(job)
-            _changed.wait(_LOOK_S)
+        refuse_if_ending(job)
+        time.sleep(_LOOK_S)  # those whose locks they were have yet to leave
+
+
+def _take(joint: _Joint, job: Any, plan: Plan, members: list[Any]) -> LockSet:
+    if joint.error is not None:
+        raise LockingError(joint.error)
     try:
         plans = [(one, its) for one in members if (its := plan if one is job else plan_of(one)) is not None]
-        together = _set_of(job, plans, joint.tell)
-        _acquire(job, together, min(its.timeout for _, its in plans))
+        locks = _set_of(job, plans, joint.tell)
+        _acquire(job, locks, min(its.timeout for _, its in plans))
+        return locks
     except BaseException as error:
-        with _changed:
-            joint.error = str(error) or type(error).__name__
-            del _joints[key]
-            _changed.notify_all()
+        joint.error = str(error) or type(error).__name__
         raise
-    with _changed:
-        joint.locks = together
-        _changed.notify_all()
-    return joint
 
 
 def _set_of(job: Any, plans: list[tuple[Any, Plan]], listener: Listener) -> LockSet:

@@ -216,6 +216,3 @@ class _Seen:
 
     def __hash__(self) -> int:
         return hash(self._job)
-
-    def __eq__(self, other: object) -> bool:
-        return bool(self._job == other)

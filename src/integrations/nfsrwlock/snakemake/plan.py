@@ -11,9 +11,9 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import apply_wildcards, get_wildcard_names, is_flagged
 
 from nfsrwlock.snakemake.cache import cache_entry, has_cache_directive
-from nfsrwlock.snakemake.flags import READ, WRITE, Wish, is_exclusive, is_once, permit_of, permits_of, wish_of
+from nfsrwlock.snakemake.flags import PERMIT, READ, WRITE, Wish, is_exclusive, is_once, permits_of, wish_of
 from nfsrwlock.snakemake.messages import LockingError, warn
-from nfsrwlock.snakemake.settings import Options, for_lock, resolved
+from nfsrwlock.snakemake.settings import Options, resolved
 from nfsrwlock.text import printable
 from nfsrwlock_core import LockSet
 
@@ -70,7 +70,7 @@ class Plan:
         if self.cached is not None:
             # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
             kinds.insert(0, self.cached.lock_set(on_compromise))
-        return kinds[0] if len(kinds) == 1 else LockSet.joined(kinds, one_after_another=True)
+        return LockSet.joined(kinds, one_after_another=True)
 
 
 def plan_of(job: Any) -> Plan | None:
@@ -81,9 +81,10 @@ def plan_of(job: Any) -> Plan | None:
     exclusive: dict[int, str] = {}
 
     def add(mode: Mode, wish: Wish, file: Any) -> str:
-        path, options = _lock_path(job, file, wish), _resolved(job.rule, wish.options)
-        wanted.append(Want(path, mode, for_lock(options), wish.at_most))
-        timeouts.append(options["timeout"] or 0.0)
+        path = _lock_path(job, file, wish)
+        timeout, settings = _resolved(job.rule, wish.options)
+        wanted.append(Want(path, mode, settings, wish.at_most))
+        timeouts.append(timeout)
         return path
 
     for file in job.input:
@@ -113,8 +114,8 @@ def plan_of_cache(job: Any) -> Plan | None:
     if (entry := cache_entry(job)) is None:
         return None
     path, options = entry
-    options = _resolved(job.rule, options)
-    return Plan((Want(path, "write", for_lock(options)),), (path,), options["timeout"] or 0.0, {}, once=False)
+    timeout, settings = _resolved(job.rule, options)
+    return Plan((Want(path, "write", settings),), (path,), timeout, {}, once=False)
 
 
 def _check_input(job: Any, file: Any) -> None:
@@ -137,7 +138,7 @@ def _lock_path(job: Any, file: Any, wish: Wish) -> str:
     return os.path.abspath(str(apply_wildcards(wish.lock, job.wildcards)))
 
 
-def _resolved(rule: Any, options: Options) -> Options:
+def _resolved(rule: Any, options: Options) -> tuple[float, dict[str, Any]]:
     try:
         return resolved(options, rule.workflow.config)
     except WorkflowError as error:
@@ -147,6 +148,7 @@ def _resolved(rule: Any, options: Options) -> Options:
 def check_rules(workflow: Any) -> None:
     """Refuse rules whose files could not be guarded, when the workflow has been read."""
     for rule in workflow.rules:
+        wishes = [(wish.lock, wish) for wish in permits_of(rule)]
         for files, other, advice in (
             (rule.input, WRITE, "exclusive() is for outputs; mark it shared_read()"),
             (rule.output, READ, "shared_read() is for inputs; mark an output exclusive()"),
@@ -155,11 +157,10 @@ def check_rules(workflow: Any) -> None:
                 if wish_of(file, other) is not None:
                     raise LockingError(f"{_name(file)}: {advice}", rule=rule)
                 if (wish := wish_of(file, READ) or wish_of(file, WRITE)) is not None:
-                    _resolved(rule, wish.options)
-                    _check_wildcards(rule, file, wish, rule.wildcard_names)
-        for wish in permits_of(rule):
+                    wishes.append((file, wish))
+        for file, wish in wishes:
             _resolved(rule, wish.options)
-            _check_wildcards(rule, wish.lock, wish, rule.wildcard_names)
+            _check_wildcards(rule, file, wish, rule.wildcard_names)
         for section in ("log", "benchmark", "params"):
             _refuse_flags(rule, section, getattr(rule, section))
         _refuse_flags(rule, "threads", rule.ruleinfo.threads)
@@ -168,7 +169,7 @@ def check_rules(workflow: Any) -> None:
 
 
 def _refuse_flags(rule: Any, section: str, value: Any) -> None:
-    if permit_of(value) is not None:
+    if wish_of(value, PERMIT) is not None:
         raise LockingError(f"limited() does nothing in {section}:, it is for resources:", rule=rule)
     if wish_of(value, READ) is not None or wish_of(value, WRITE) is not None:
         raise LockingError(

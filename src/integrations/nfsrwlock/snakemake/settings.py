@@ -45,8 +45,8 @@ def checked(where: str, options: Mapping[str, Any]) -> Options:
     return cast("Options", clean)
 
 
-def resolved(options: Options, config: Any) -> Options:
-    """Fill in what ``options`` leave open, from the environment and the workflow's ``config``."""
+def resolved(options: Options, config: Any) -> tuple[float, dict[str, Any]]:
+    """Return the seconds to wait, and the lock's settings: ``options``, then the environment, then ``config``."""
     section = (config.get(_SECTION) if isinstance(config, Mapping) else None) or {}
     if not isinstance(section, Mapping):
         raise WorkflowError(f"the section {_SECTION!r} of the config must hold options, not {section!r}")
@@ -56,15 +56,10 @@ def resolved(options: Options, config: Any) -> Options:
         variable = "NFSRWLOCK_DIR" if name == "lock_dir" else f"NFSRWLOCK_{name.upper()}"
         if text := os.environ.get(variable):
             found |= checked(f"environment variable {variable}", {name: text})
-    return found | options
-
-
-def for_lock(options: Options) -> dict[str, Any]:
-    """Return the options as the settings of a lock. Its timeout is not among them: a job has one for all its locks."""
-    settings: dict[str, Any] = {name: value for name, value in options.items() if name != "timeout"}
-    if (lease := options.get("stale_threshold")) is not None:
+    settings: dict[str, Any] = {**found, **options}
+    if (lease := settings.get("stale_threshold")) is not None:
         settings |= {"heartbeat_interval": lease / 3, "poll_interval": min(0.25, lease / 4)}
-    return settings
+    return settings.pop("timeout"), settings
 
 
 def _seconds(where: str, value: Any, least: float = 0, most: float = math.inf) -> float:
@@ -78,13 +73,10 @@ def _seconds(where: str, value: Any, least: float = 0, most: float = math.inf) -
     return number
 
 
-def _one_of(*allowed: str) -> Callable[[str, Any], str]:
-    def check(where: str, value: Any) -> str:
-        if value not in allowed:
-            raise WorkflowError(f"{where} must be {' or '.join(map(repr, allowed))}, not {value!r}")
-        return str(value)
-
-    return check
+def _one_of(where: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise WorkflowError(f"{where} must be {' or '.join(map(repr, allowed))}, not {value!r}")
+    return str(value)
 
 
 def _directory(where: str, value: Any) -> str:
@@ -96,7 +88,7 @@ def _directory(where: str, value: Any) -> str:
 _CHECKS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "timeout": _seconds,
     "stale_threshold": partial(_seconds, least=1, most=86400),
-    "share": _one_of("user", "group"),
+    "share": partial(_one_of, allowed=("user", "group")),
     "lock_dir": _directory,
-    "heartbeat": _one_of("thread", "process"),
+    "heartbeat": partial(_one_of, allowed=("thread", "process")),
 }
