@@ -31,7 +31,7 @@ from nfsrwlock_core import AsyncSoftReadWriteLock, LockLostError, LockSet, Timeo
 
 from .context import Caller, current_worker
 from .journal import Entry, Journal, remove_journal
-from .settings import Settings
+from .settings import OnContention, Settings
 
 #: Waits that are shorter are no news, seconds. One that lasts is reported then, and after ten times as long each.
 _LONG_WAIT_S: Final = 1.0
@@ -73,10 +73,13 @@ class Hold:
         :param owner: where it is listed once it is granted
         :raises distributed.Reschedule: if the task is to start over, or was cancelled
         """
+        starts_over = seconds < 0 and self._does("reschedule")
         with activity.waiting(self, owner), context_meter.meter("nfsrwlock-wait"):
             try:
-                self._granted = await self._take_as_asked(seconds)
-            except Timeout:
+                self._granted = await self._take(self.settings.reschedule_after if starts_over else seconds)
+            except Timeout as busy:
+                if starts_over:
+                    raise Reschedule(str(busy)) from None
                 if not self._is_cancelled():
                     raise
             else:
@@ -139,21 +142,10 @@ class Hold:
 
     # -- how it waits -------------------------------------------------------------------------------------------------
 
-    async def _take_as_asked(self, seconds: float) -> Any:
+    def _does(self, policy: OnContention) -> bool:
         # A thread that has seceded stays outside: going back would mean to wait for a thread while holding the lock.
         is_in_pool = self._worker is not None and getattr(thread_state, "proceed", False)
-        policy = self.settings.on_contention if seconds != 0 and is_in_pool else "block"
-        if policy == "reschedule" and seconds < 0:
-            try:
-                return await self._take(self.settings.reschedule_after)
-            except Timeout as busy:
-                raise Reschedule(str(busy)) from None
-        if policy == "secede":
-            try:
-                return await self._take(0)
-            except Timeout:
-                secede()  # type: ignore[no-untyped-call]
-        return await self._take(seconds)
+        return is_in_pool and self.settings.on_contention == policy
 
     async def _take(self, seconds: float) -> Any:
         settings = self.settings
@@ -174,18 +166,20 @@ class Hold:
         return await done(acquire(seconds, blocking=seconds != 0, on_wait=self._before_pause, until=self._is_cancelled))
 
     def _before_pause(self, info: WaitInfo) -> None:
-        is_first, self._has_paused = not self._has_paused, True
+        if not self._has_paused:
+            self._has_paused = True
+            if self._does("secede"):
+                secede()  # type: ignore[no-untyped-call]
+            elif self.caller.is_coroutine and self._worker is not None:
+                # Dask runs no more coroutines and threads at a time than a worker has threads, so a coroutine that
+                # waits would keep out the tasks that the holder waits for.
+                key, now = self.caller.key, time.time()
+                spent = now - (self._worker.state.tasks[key].start_time or now)
+                self._worker.handle_stimulus(SecedeEvent(key=key, compute_duration=spent, stimulus_id=f"secede-{now}"))
         if (seconds := self.waited_s()) >= self._next_report_s:
             self._next_report_s *= 10
             blockers = [peer.describe() for peer in info.blockers[:5]]
             activity.report("waiting", self, seconds=round(seconds, 3), blockers=blockers)
-        if is_first and self.caller.is_coroutine and self._worker is not None:
-            key = self.caller.key
-            # Dask runs no more coroutines and threads at a time than a worker has threads, so a coroutine that waits
-            # would keep out the tasks that the holder waits for.
-            now = time.time()
-            seconds = now - (self._worker.state.tasks[key].start_time or now)
-            self._worker.handle_stimulus(SecedeEvent(key=key, compute_duration=seconds, stimulus_id=f"secede-{now}"))
 
     def _is_cancelled(self) -> bool:
         # Dask lets tasks that it has cancelled run to their end, coroutines included. One that does not have to wait
