@@ -52,10 +52,13 @@ class Server:
             raise os_error(errno.EEXIST, name)
         self.entries[name] = {}
 
-    def rmdir(self, name: str) -> None:
-        if self._directory(name):
+    def rmdir(self, name: str = "") -> None:
+        if self._directory(name) if name else self.entries:
             raise os_error(errno.ENOTEMPTY, name)
-        del self.entries[name]
+        if name:
+            del self.entries[name]
+        else:
+            self.exists = False
 
     def listdir(self, name: str = "") -> list[str]:
         self._need()
@@ -249,7 +252,7 @@ class MemoryFiles:
     def mkdir(self, name: str) -> None:
         self._do("mkdir", lambda: self.server.mkdir(name), name)
 
-    def rmdir(self, name: str) -> None:
+    def rmdir(self, name: str = "") -> None:
         self._do("rmdir", lambda: self.server.rmdir(name), name)
 
     def listdir(self, name: str = "") -> list[str]:

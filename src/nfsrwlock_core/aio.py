@@ -197,6 +197,7 @@ class AsyncSoftReadWriteLock(HasHold):
         share: Share = "user",
         lock_dir: AnyPath | None = None,
         linger: float = 0.0,
+        numbered: bool = True,
         loop: asyncio.AbstractEventLoop | None = None,
         executor: Executor | None = None,
     ) -> None:
@@ -213,6 +214,7 @@ class AsyncSoftReadWriteLock(HasHold):
             share=share,
             lock_dir=lock_dir,
             linger=linger,
+            numbered=numbered,
         )
         self._set_up(settings, loop, executor)
 

@@ -180,6 +180,8 @@ class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
         this process's next read with equal settings, which then makes no file-system call. It is kept if the lock was
         released less than that ago before. A writer elsewhere waits that much longer at most, one of this process not
         at all
+    :param numbered: ``False`` for locks that come and go by the thousand: a write has no number of its own, which saves
+        half of its requests, and who leaves last removes the lock directory. State the same wherever the lock is used
     :raises TypeError: if a setting is of the wrong type
     :raises ValueError: if settings are out of range or contradict each other or the path's existing instance
     """
@@ -199,6 +201,7 @@ class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
         share: Share = "user",
         lock_dir: AnyPath | None = None,
         linger: float = 0.0,
+        numbered: bool = True,
     ) -> None:
         self._set_up(
             checked(
@@ -214,6 +217,7 @@ class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
                 share=share,
                 lock_dir=lock_dir,
                 linger=linger,
+                numbered=numbered,
             )
         )
 
@@ -251,7 +255,7 @@ class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
         Of a write: the number of its grant, higher than that of every earlier one. A store that refuses numbers lower
         than the highest it has seen refuses a writer that went on after it was evicted. Of a read: the number of the
         latest write before it, which serves as the version of the data; reading it costs a few file-system calls the
-        first time. Removing the lock directory starts the numbers anew.
+        first time. Removing the lock directory starts the numbers anew, and a lock with ``numbered=False`` adds none.
 
         :raises OSError: if the lock directory cannot be read
         """

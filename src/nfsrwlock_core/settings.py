@@ -40,6 +40,7 @@ class Options(TypedDict, total=False):
     share: Share
     lock_dir: AnyPath | None
     linger: float
+    numbered: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Settings:
     share: Share
     lock_dir: str | None = field(compare=False)
     linger: float = 0.0
+    numbered: bool = True
     #: Of a semaphore; 0: it is a lock.
     permits: int = 0
 
@@ -133,6 +135,11 @@ class HasSettings:
         return self._settings.linger
 
     @property
+    def numbered(self) -> bool:
+        """Whether the grants of writes are numbered, and the lock directory stays."""
+        return self._settings.numbered
+
+    @property
     def lock_dir(self) -> str | None:
         """The directory of locks as it was given, ``None`` if the lock lives where the default says."""
         return self._settings.lock_dir
@@ -192,6 +199,7 @@ def checked(
     share: Share,
     lock_dir: AnyPath | None,
     linger: float = 0.0,
+    numbered: bool = True,
 ) -> Settings:
     """
     Return the settings, or say what is wrong with them.
@@ -234,6 +242,7 @@ def checked(
         share=share,
         lock_dir=None if lock_dir is None else os.fsdecode(lock_dir),
         linger=float(linger),
+        numbered=boolean("numbered", numbered),
     )
 
 

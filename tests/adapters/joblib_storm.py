@@ -76,7 +76,7 @@ class _Complaint(logging.Handler):
 
 def conduct(given: argparse.Namespace, here: Path) -> int:
     (here / "storm_functions.py").write_text(MODULE)
-    locks: set[tuple[str, int]] = set()
+    locks: set[str] = set()
     troubles: list[str] = []
     processes = []
     for number, role in enumerate(ROLES):
@@ -85,10 +85,7 @@ def conduct(given: argparse.Namespace, here: Path) -> int:
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     try:
         while any(process.poll() is None for process in processes) and not any(p.returncode for p in processes):
-            now = set(locks_below(str(here / "cache")))
-            if gone := locks - now:
-                troubles.append(f"locks were removed: {sorted(gone)[:3]}")
-            locks |= now
+            locks.update(locks_below(str(here / "cache")))
             time.sleep(0.25)
         outcomes = []
         for process in processes:
@@ -104,6 +101,8 @@ def conduct(given: argparse.Namespace, here: Path) -> int:
             if process.poll() is None:
                 process.kill()
             process.wait()
+    if not troubles and (left := sorted(locks_below(str(here / "cache")))):
+        troubles.append(f"locks were left: {[(name, os.listdir(name)) for name in left[:3]]}")
     total: dict[str, int] = {}
     for outcome in outcomes:
         for name, count in outcome.items():
@@ -112,11 +111,11 @@ def conduct(given: argparse.Namespace, here: Path) -> int:
     return 1 if troubles else 0
 
 
-def locks_below(top: str) -> Iterator[tuple[str, int]]:
+def locks_below(top: str) -> Iterator[str]:
     for directory, names, _ in os.walk(top):
         for name in names:
             if name.endswith(".rwlock"):
-                yield os.path.join(directory, name), os.stat(os.path.join(directory, name)).st_ino
+                yield os.path.join(directory, name)
         names[:] = [name for name in names if not name.endswith(".rwlock") and len(name) != 32]
 
 

@@ -10,6 +10,7 @@ import pickle
 import stat
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_removing_idle_results_asks_no_other_thread(
     assert items(tmp_path) == 0
 
 
-def test_clearing_in_a_loop_disturbs_no_reader_and_removes_no_lock() -> None:
+def test_clearing_in_a_loop_disturbs_no_reader_and_leaves_no_lock() -> None:
     # A minute of it: make storm-joblib.
     command = [sys.executable, str(STORM), "--seconds", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -100,7 +101,7 @@ def test_the_same_storm_breaks_plain_joblib() -> None:
     assert "ended with code 1" in done.stdout
 
 
-def test_what_is_in_use_stays_and_so_do_locks_and_files_of_the_users(stage: Stage, tmp_path: Path) -> None:
+def test_what_is_in_use_stays_and_so_do_files_of_the_users(stage: Stage, tmp_path: Path) -> None:
     user = stage.actor("from joblib_scene import *", path=HERE)
     user.do("f = cached('item', 'work')")
     assert user.do("[f(1), f(2)]") == [[1, 1], [2, 1]]
@@ -116,18 +117,39 @@ def test_what_is_in_use_stays_and_so_do_locks_and_files_of_the_users(stage: Stag
     assert items(tmp_path) == 0
     memory.clear(warn=False)
     assert os.listdir(tmp_path / "cache" / "joblib") == ["notes.txt"]
-    assert len(list((tmp_path / "cache" / "joblib.locks").rglob("*.rwlock"))) == 2
     assert user.do("f(1)") == [1, 1]
 
 
-def test_the_locks_lie_beside_the_store_where_joblib_lists_nothing(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "cache", verbose=0)
-    assert memory.cache(full)(2, 3).tolist() == [3, 3]
+def test_the_locks_lie_beside_the_store_where_joblib_lists_nothing_and_leave_nothing(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0, linger=0)
+
+    def look(number: int) -> list[str]:
+        return sorted(os.path.relpath(path, tmp_path).split(os.sep)[0] for path in tmp_path.rglob("*.rwlock"))
+
+    cached = memory.cache(look)
+    assert cached(1) == ["cache.locks"]
+    assert cached(1) == ["cache.locks"]
     assert len(memory.store_backend.get_items()) == 1
-    assert list((tmp_path / "cache").rglob("*.rwlock")) == []
-    assert len(list((tmp_path / "cache.locks").rglob("*.rwlock"))) == 1
-    joblib.Memory(tmp_path / "cache", verbose=0).clear(warn=False)
-    assert len(list((tmp_path / "cache.locks").rglob("*.rwlock"))) == 1
+    assert list(tmp_path.rglob("*.rwlock")) == []
+    memory.reduce_size(items_limit=0)
+    assert list(tmp_path.rglob("*.rwlock")) == []
+
+
+def test_a_store_at_rest_has_as_many_inodes_as_joblibs_own(tmp_path: Path) -> None:
+    def inodes(memory: Any) -> int:
+        cached = memory.cache(full)
+        for _ in range(2):
+            for number in range(200):
+                cached(number, 3)
+        deadline = time.monotonic() + 30
+        while list(tmp_path.rglob("*.rwlock")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return sum(1 for _ in Path(memory.location).parent.rglob("*"))
+
+    plain = inodes(joblib.Memory(tmp_path / "plain" / "cache", verbose=0))
+    ours = inodes(Memory(tmp_path / "ours" / "cache", verbose=0))
+    assert plain > 600
+    assert ours <= 1.01 * plain
 
 
 def test_a_relative_store_stays_where_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +178,10 @@ def test_the_lock_directory_of_a_groups_store_is_the_groups(tmp_path: Path) -> N
 
 def test_a_lock_directory_of_the_users_choice(tmp_path: Path) -> None:
     memory = Memory(tmp_path / "cache", verbose=0, lock_dir=tmp_path / "locks")
-    memory.cache(full)(2, 3)
-    assert len(list((tmp_path / "locks").glob("*.rwlock"))) == 1
+    cached = memory.cache(full)
+    cached(2, 3)
+    with memory.store_backend.lock_for((cached.func_id, cached._get_args_id(2, 3))).read_lock():
+        assert len(list((tmp_path / "locks").glob("*.rwlock"))) == 1
     assert not (tmp_path / "cache.locks").exists()
 
 

@@ -141,8 +141,6 @@ def test_with_one_lock_for_the_function_it_is_computed_once_too(stage: Stage, di
     callers = Callers(stage, "programs")
     assert callers.call("function", "work", 1) == [[1, 1]] * CALLERS
     assert computed(directory, "work-1 1") == 1
-    locks = {path.name for path in directory.rglob("*.rwlock")}
-    assert locks == {"function.rwlock"}
 
 
 def test_a_store_is_read_by_joblib_itself(stage: Stage, directory: Path) -> None:

@@ -64,6 +64,8 @@ class Run:
         #: For how long after a new connection others may stand still.
         self.standstill = 0.0
         self.has_process_table = True
+        #: Whether every other process makes grants without numbers.
+        self.has_unnumbered = False
         self.leases = self.rng.choice(LEASES)
         self.polls = self.rng.choice(POLLS)
         #: The hosts agree on the time of day, so that writers come in their order.
@@ -115,7 +117,7 @@ class Run:
         for process in self.processes:
             self.agenda.at(self.agenda.now, lambda process=process: self.die(process))
         self.agenda.run(self.agenda.now + quiet_after)
-        self.closing = False
+        self.closing = self.has_unnumbered = False
         began = self.agenda.now
         longest = max((_lease_of(name) for name in self.server.root.entries), default=0.0)
 
@@ -176,6 +178,7 @@ class User:
             self.who,
             mode,
             at_most=at_most,
+            numbered=not (self.run.has_unnumbered and self.who.pid % 2),
             ttl=ttl,
             interval=ttl / 3,
             ticket=int(wall_s * 1_000_000),
@@ -321,6 +324,12 @@ class SimulatedHoldWitness(HoldWitness):
 def limited(run: Run) -> None:
     """The same as mixed, with readers of which at most so many may hold at a time."""
     mixed(run, at_most=run.rng.randint(1, 3))
+
+
+def unnumbered(run: Run) -> None:
+    """The same as mixed, with processes whose writes have no numbers, and who remove the directory that they leave."""
+    run.has_unnumbered = True
+    mixed(run)
 
 
 def mixed(run: Run, at_most: int = 0) -> None:
@@ -742,6 +751,7 @@ KINDS: dict[str, Callable[[Run], None]] = {
     "mixed": mixed,
     "limited": limited,
     "permits": permits,
+    "unnumbered": unnumbered,
     "lapses": lapses,
     "outages": outages,
     "dead_holder": dead_holder,
@@ -753,7 +763,15 @@ KINDS: dict[str, Callable[[Run], None]] = {
 #: How often each kind is drawn.
 SHARES = ("mixed",) * 5 + ("lapses",) * 3 + ("outages",) + ("dead_holder", "chain", "turn")
 #: The numbers that are of other kinds, modulo 40.
-_OTHERS = {5: "limited", 13: "succession", 19: "limited", 22: "permits", 26: "succession", 39: "in_line"}
+_OTHERS = {
+    5: "limited",
+    13: "succession",
+    19: "limited",
+    22: "permits",
+    26: "succession",
+    31: "unnumbered",
+    39: "in_line",
+}
 
 
 def kind_of(seed: int) -> str:

@@ -68,7 +68,8 @@ Answer = Any
 class Bounds:
     """What is searched. A figure is for each participant, or a tuple with one for each, unless it says otherwise."""
 
-    #: One letter for each participant, W or R, or the limit of a reader that has one; the first have come first.
+    #: One letter for each participant, W, R, or w for a writer without a number, or the limit of a reader that has one;
+    #: the first have come first.
     modes: str
     #: How often it may announce itself, in all its rounds.
     announcements: int | tuple[int, ...] = 1
@@ -339,7 +340,7 @@ class Search:
         self._answers_by_key: dict[Any, list[_Move]] = {}
         self._stands: dict[tuple[int, int], bool] = {}
         self.steps = 0
-        self._writers = tuple(mode == "W" for mode in bounds.modes)
+        self._writers = tuple(mode in "Ww" for mode in bounds.modes)
         self._limits = tuple(int(mode) if mode.isdigit() else 0 for mode in bounds.modes)
         #: What led to the place that was looked at latest.
         self._latest: _Label = (0, (), 0)
@@ -690,13 +691,14 @@ class Search:
     # -- participants -------------------------------------------------------------------------------------------------
 
     def _idle(self, who: int, round_: int, tokens: int = 0) -> int:
-        mode = Mode.WRITE if self.bounds.modes[who] == "W" else Mode.READ
+        mode = Mode.WRITE if self._writers[who] else Mode.READ
         participant = protocol.Participant(
             _Scripted(None),  # type: ignore[arg-type]
             protocol.World(clock=lambda: 0.0, is_dead=lambda who: False, token=str),
             Identity(pid=who, start=who, kernel="a", uid=0, host="h"),
             mode,
             at_most=self._limits[who],
+            numbered=self.bounds.modes[who] != "w",
             ttl=_TTL,
             interval=_TTL,
             ticket=10 * round_ + who,

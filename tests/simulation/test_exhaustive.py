@@ -38,6 +38,8 @@ SEARCHES = [
         4_000,
         id="writer, reader of numbers, a fault",
     ),
+    pytest.param(Bounds(modes="wR", beats=0), 6_000, id="writer without a number, reader"),
+    pytest.param(Bounds(modes="Ww", beats=0), 28_000, id="writer, writer without a number"),
     pytest.param(Bounds(modes="WRR", beats=0, expiries=(1, 0, 0)), 130_000, id="writer, two readers"),
     pytest.param(
         Bounds(modes="WWR", announcements=(1, 2, 1), gives_way=True, beats=0, expiries=0, crashes=0),

@@ -149,7 +149,7 @@ class Witness:
         self.counts.grants += 1
         hold = Hold(process, participant, self.data, participant.generation)
         self.log.say(process.name, f"IS GRANTED {participant.mode.value} {participant.generation or ''}")
-        if participant.mode is Mode.WRITE:
+        if participant.mode is Mode.WRITE and participant._numbered:
             number = participant.generation
             if number is None or number <= self.highest_granted:
                 raise Violation(f"{hold} was granted number {number} after {self.highest_granted} had been granted")

@@ -77,12 +77,12 @@ def test_a_permit_that_is_free_for_longer_than_a_lease_while_somebody_waits():
             story.fault(*fault)
         return judge(story.events, story.faults, permits_only=True)
 
-    assert not told(0.5, 8.5).violations, "free since 1, for 7.5 s of at most 8"
-    (violation,) = told(0.5, 9.5).violations
-    assert violation.what == "a permit of lock 0 was free for 8.5 s while n2.0 waited for it"
-    assert not told(4, 9.5).violations, "nobody waited before 4"
-    assert not told(0.5, 9.5, ("pause", "n2", 1, 2)).violations, "the one who waited was stopped"
-    assert told(0.5, 9.5, ("pause", "n1", 1, 2)).violations
+    assert not told(0.5, 12.5).violations, "free since 1, for 11.5 s of at most 12"
+    (violation,) = told(0.5, 13.5).violations
+    assert violation.what == "a permit of lock 0 was free for 12.5 s while n2.0 waited for it"
+    assert not told(4, 13.5).violations, "nobody waited before 4"
+    assert not told(0.5, 13.5, ("pause", "n2", 1, 2)).violations, "the one who waited was stopped"
+    assert told(0.5, 13.5, ("pause", "n1", 1, 2)).violations
 
 
 def test_who_came_later_and_was_granted_before():

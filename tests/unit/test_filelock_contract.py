@@ -176,7 +176,7 @@ def test_the_constructor_takes_what_filelocks_takes_with_the_same_defaults(peer:
         assert found[name].default == parameter.default
         assert found[name].kind == parameter.kind
     extensions = found.keys() - expected.keys()
-    assert extensions == {"heartbeat", "share", "lock_dir", "linger"}
+    assert extensions == {"heartbeat", "share", "lock_dir", "linger", "numbered"}
     assert all(found[name].kind is inspect.Parameter.KEYWORD_ONLY for name in extensions)
 
 
@@ -1153,7 +1153,7 @@ def test_different_a_hold_may_come_back_after_an_outage() -> None:
             "poll_interval",
         ),  # attributes there
         *("check", "status", "is_locked", "lease_remaining", "lock_path", "heartbeat", "share", "lock_dir"),
-        *("linger", "witness"),
+        *("linger", "numbered", "witness"),
     }
 
 

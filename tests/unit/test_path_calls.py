@@ -61,6 +61,7 @@ TABLE = {
         "os.open(name, flags, dir_fd=dir_fd)": LAST,
         "os.mkdir(name, _GROUP_MODE if self.share == 'group' else _USER_MODE, dir_fd=here)": INSIDE,
         "os.rmdir(name, dir_fd=here)": INSIDE,
+        "os.rmdir(self.path)": NAME,
         "_open(name, flags, here)": INSIDE,
         "os.listdir(fd)": INSIDE,
         "os.rename(last, new.rpartition('/')[2], src_dir_fd=parent, dst_dir_fd=parent)": INSIDE,

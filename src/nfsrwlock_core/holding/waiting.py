@@ -156,6 +156,7 @@ class Attempt:
             who,
             mode,
             at_most=at_most,
+            numbered=settings.numbered,
             ttl=settings.stale_threshold,
             interval=settings.beat_interval,
             ticket=wall // 1000,

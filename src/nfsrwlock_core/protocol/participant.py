@@ -17,6 +17,7 @@ Three rules carry everything:
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Final
 
@@ -35,7 +36,7 @@ from nfsrwlock_core.names import (
 from nfsrwlock_core.system.directory import Files
 
 from .heartbeat import Beat, Lease, Phase, World, changed
-from .removal import remove_announcement, remove_quietly
+from .removal import is_not_empty, remove_announcement, remove_quietly
 from .rivals import Observer
 from .watch import Watch
 
@@ -77,6 +78,7 @@ class Participant(Observer):
     :param who: the process that asks
     :param mode: shared or exclusive
     :param at_most: how many readers that set a limit may hold at a time, this one among them; 0: it sets none
+    :param numbered: whether a write is numbered, and the lock directory stays when nobody uses it
     :param ttl: lease in seconds
     :param interval: seconds between heartbeats
     :param ticket: time of the first attempt, microseconds; decides who is first among writers, never more
@@ -93,6 +95,7 @@ class Participant(Observer):
         mode: Mode,
         *,
         at_most: int = 0,
+        numbered: bool = True,
         ttl: float,
         interval: float,
         ticket: int,
@@ -112,6 +115,7 @@ class Participant(Observer):
         self._who: Final = who
         #: A writer is alone among all whom it waits for.
         self._at_most: Final = 1 if mode is Mode.WRITE else at_most
+        self._numbered: Final = numbered
         self._ticket: Final = ticket
         self._since_ms: Final = since_ms
         self._ahead: frozenset[str] | None = None  # S of the protocol
@@ -294,7 +298,8 @@ class Participant(Observer):
         self._attend([peer for name, peer in listing.announcements.items() if name in self._ahead])
         if len(self._ahead) >= self._at_most:
             return False
-        return self._grant() if self.mode is Mode.READ else self._number_the_grant(listing)
+        is_numbered = self._numbered and self.mode is Mode.WRITE
+        return self._number_the_grant(listing) if is_numbered else self._grant()
 
     def _number_the_grant(self, listing: Listing) -> bool:
         highest = listing.highest_generation
@@ -403,10 +408,24 @@ class Participant(Observer):
         self._tidy()
 
     def _tidy(self) -> None:
-        # At leisure, and only what nobody can need: numbers below one that we know, notes on who is gone, leftovers.
-        listing = self._listing
-        if listing is None:
+        if self._listing is None:
             return
+        self._remove_unneeded(self._listing)
+        if self._numbered:
+            return
+        # Who can remove the directory was the last one in it. What else is left then are notes made meanwhile.
+        try:
+            self.files.rmdir()
+        except OSError as error:
+            if is_not_empty(error):
+                with contextlib.suppress(OSError):
+                    listing = parse_listing(self.files.listdir())
+                    if not listing.announcements:
+                        self._remove_unneeded(listing)
+                        self.files.rmdir()
+
+    def _remove_unneeded(self, listing: Listing) -> None:
+        # At leisure, and only what nobody can need: numbers below one that we know, notes on who is gone, leftovers.
         names = [*listing.gone]
         if listing.notes:
             tokens = {peer.token for peer in listing.announcements.values()}

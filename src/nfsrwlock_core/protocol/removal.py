@@ -43,7 +43,7 @@ def evict(files: Files, peer: Announcement, beat: int | None) -> bool:
         files.unlink(peer.name)  # a file or FIFO under an announcement's name cannot beat, and nobody holds by it
         return True
     except OSError as error:
-        if not _is_not_empty(error):
+        if not is_not_empty(error):
             raise
         if beat is not None and _remove_ghosts(files, peer.name, beat):
             return True
@@ -96,7 +96,7 @@ def remove_announcement(files: Files, name: str, beat: int | None, *, unheard: b
             if is_unlisted(files, name):
                 return found
         except OSError as error:
-            if not _is_not_empty(error):
+            if not is_not_empty(error):
                 raise
             with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile: the next round will tell
                 later = _beat_to_remove(files.listdir(name), beat)
@@ -140,5 +140,6 @@ def remove_quietly(files: Files, names: Iterable[str]) -> None:
             files.rmdir(name)
 
 
-def _is_not_empty(error: OSError) -> bool:
-    return error.errno in (errno.ENOTEMPTY, errno.EEXIST)  # rmdir(2): POSIX allows both
+def is_not_empty(error: OSError) -> bool:
+    """Whether rmdir(2) failed because something was in the directory; POSIX allows both numbers."""
+    return error.errno in (errno.ENOTEMPTY, errno.EEXIST)

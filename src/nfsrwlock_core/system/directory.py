@@ -51,8 +51,8 @@ class Files(Protocol):
     def mkdir(self, name: str) -> None:
         """Make a directory; ``FileExistsError`` if the name is taken."""
 
-    def rmdir(self, name: str) -> None:
-        """Remove an empty directory."""
+    def rmdir(self, name: str = "") -> None:
+        """Remove an empty directory, or the lock directory itself if it is empty."""
 
     def listdir(self, name: str = "") -> list[str]:
         """
@@ -135,7 +135,9 @@ class LockDirectory:
         finally:
             self._leave(here)
 
-    def rmdir(self, name: str) -> None:  # noqa: D102
+    def rmdir(self, name: str = "") -> None:  # noqa: D102
+        if not name:
+            return os.rmdir(self.path)
         here = self._here()
         try:
             os.rmdir(name, dir_fd=here)

@@ -13,7 +13,8 @@ must not have happened:
 - exclusive grants whose numbers do not rise, or are not higher than what a shared hold knew before, and a shared hold
   that knows an earlier number than one granted before it;
 - a hold that never ended: neither given back, nor lost, nor did its process or its machine end;
-- a permit that is free for longer than a lease while somebody waits for it whom nothing was done to;
+- a permit that is free, and granted to nobody, for longer than a lease while somebody waits for it whom nothing was
+  done to;
 - a hold that was lost although neither its machine nor its network was touched: an outage of the server costs no hold.
 """
 
@@ -26,8 +27,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-#: Beyond a lease, for how long a permit may be free: who waits looks less and less often, seconds.
-_LOOK_S = 2.0
+#: For how many leases a permit may be free: one, and two looks of whoever waits, which are a third of it apart at most.
+_FREE_LEASES = 2
 #: What a process said so shortly before its machine lost its power may not have been heard, seconds.
 _WORDS_LOST_S = 0.25
 
@@ -265,7 +266,7 @@ class Waits:
     """
     What those met who waited for permits, and whose machines nobody touched meanwhile.
 
-    :param vacant_s: for how long, at the most, a permit was free while one of them waited
+    :param vacant_s: for how long, at the most, a permit was free and granted to nobody while one of them waited
     :param overtaken: how many who came after one of them were granted before, at the most
     """
 
@@ -281,7 +282,7 @@ def waits(holds: list[Hold], faults: Iterable[Fault]) -> Waits:
 
 def _vacancies(holds: list[Hold], faults: Iterable[Fault]) -> Iterator[Violation]:
     for hold, vacant_s, _ in _waited(holds, faults):
-        if vacant_s > hold.lease_s + _LOOK_S:
+        if vacant_s > _FREE_LEASES * hold.lease_s:
             text = f"a permit of lock {hold.lock} was free for {vacant_s:.1f} s while {hold.who} waited for it"
             yield Violation(text, hold.granted, (hold.who,))
 
@@ -291,19 +292,20 @@ def _waited(holds: list[Hold], faults: Iterable[Fault]) -> Iterator[tuple[Hold, 
     for same_lock in _by_lock(holds).values():
         same_lock.sort(key=lambda hold: hold.since)
         current: list[Hold] = []
-        free_since = -math.inf
+        free_since = granted = -math.inf
         for number, hold in enumerate(same_lock):
             if hold.limit is not None and len(current) >= hold.limit:
                 # Of those who had the lock, so many had to end that one place was left.
                 free_since = sorted(other.end for other in current)[len(current) - hold.limit]
             current = [*(other for other in current if other.end > hold.since), hold]
             # What is sent while a machine is cut off is repeated less and less often: a lease later all is as before.
+            latest, granted = granted, hold.since
             machine = touching[hold.who.split(".", 1)[0]]
             if any(fault.began < hold.since and fault.ended > hold.asked - hold.lease_s for fault in machine):
                 continue
             meanwhile = itertools.takewhile(lambda other: other.since > hold.asked, reversed(same_lock[:number]))  # noqa: B023
             overtaken = sum(other.asked > hold.asked + other.error_s + hold.error_s for other in meanwhile)
-            yield hold, hold.since - max(hold.asked, free_since), overtaken
+            yield hold, hold.since - max(hold.asked, free_since, latest), overtaken
 
 
 def disorder(holds: list[Hold]) -> Iterator[Violation]:

@@ -115,9 +115,10 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     def lock_for(self, call_id: CallId, kind: Callable[..., Any] = SoftReadWriteLock) -> Any:
         """Return a new lock object for an item: threads exclude each other by the same rules as processes do."""
-        # A map's hold lasts for as long as the map does; there is nothing to keep after it.
+        # A map's hold lasts for as long as the map does; there is nothing to keep after it. None leaves a directory:
+        # there are as many locks as results.
         linger = 0.0 if self.mmap_mode is not None else self._linger
-        return kind(self.lock_file(call_id), is_singleton=False, linger=linger, **self._options)
+        return kind(self.lock_file(call_id), is_singleton=False, linger=linger, numbered=False, **self._options)
 
     def check_hold(self, call_id: CallId) -> None:
         """Make sure that the caller's hold on an item stands, if it has one; raise :class:`LockLostError` if not."""
