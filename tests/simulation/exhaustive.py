@@ -164,7 +164,7 @@ class _Scripted:
     def mkdir(self, name: str) -> None:
         self._step.call("mkdir", name)
 
-    def rmdir(self, name: str) -> None:
+    def rmdir(self, name: str = "") -> None:
         self._step.call("rmdir", name)
 
     def listdir(self, name: str = "") -> list[str]:

@@ -69,6 +69,12 @@ BROKEN_LIMITS = {
     "one_more_than_the_limit": Bounds(modes="11", expiries=0, beats=0, crashes=0),
     "no_lease_check_at_grant": Bounds(modes="11", beats=0, crashes=0),
 }
+#: And by writers without numbers.
+BROKEN_UNNUMBERED = {
+    "forget_lower_writers": Bounds(modes="ww", expiries=0, beats=0, crashes=0),
+    "no_lease_check_at_grant": Bounds(modes="wR", beats=0),
+    "blind_removal": Bounds(modes="wR"),
+}
 BROKEN = {
     "forget_lower_writers": Bounds(modes="WW", expiries=0, beats=0, crashes=0),
     "reuse_token": Bounds(modes="WW", announcements=(1, 2), crashes=0),
@@ -97,7 +103,7 @@ def test_no_interleaving_breaks_a_promise(bounds: Bounds, states: int) -> None:
     assert explored.evictions or not bounds.expiries
 
 
-@pytest.mark.parametrize(("name", "bounds"), [*BROKEN.items(), *BROKEN_LIMITS.items()])
+@pytest.mark.parametrize(("name", "bounds"), [*BROKEN.items(), *BROKEN_LIMITS.items(), *BROKEN_UNNUMBERED.items()])
 def test_the_search_finds_a_broken_protocol(name: str, bounds: Bounds) -> None:
     with MUTANTS[name].applied(), pytest.raises(Violation):
         Search(bounds).run()
