@@ -98,11 +98,9 @@ class Hold:
             return HoldStatus.LOST
         return HoldStatus.SUSPECT if is_over else HoldStatus.HELD
 
-    @property
-    def _left(self) -> float:
-        # Of the lease, in seconds; negative once it has run out.
+    def _left_at(self, moment: float) -> float:
+        # Of the lease, in seconds, right after a look at the wall clock; negative once it has run out.
         lease = self.participant.lease
-        moment = wall_clock.look()
         gained = wall_clock.gained(lease.renewed)
         left = lease.expires - moment - gained
         if gained > lease.ttl * MARGIN:
@@ -117,10 +115,10 @@ class Hold:
     @property
     def remaining(self) -> float:
         """Seconds until the lease runs out, unless it is renewed; negative after that, 0 once the hold is lost."""
-        left = self._left
+        left = self._left_at(wall_clock.look())
         if left < 0 and self.catch_up is not None and not self._lost:
             self.catch_up()  # beats may have arrived while this process could not look
-            left = self._left
+            left = self._left_at(wall_clock.look())
         return 0.0 if self._lost else left
 
     @property
@@ -140,12 +138,12 @@ class Hold:
             return self.lost_error()
         if status is HoldStatus.SUSPECT:
             lease = self.participant.lease
+            silent = lease.ttl * (1 - MARGIN) - self._left_at(wall_clock.look())
             cause = f" ({self.participant.beat_error})" if self.participant.beat_error else ""
             return LeaseExpiredError(
                 self.lock_file,
-                f"no heartbeat has succeeded for {lease.ttl * (1 - MARGIN) - self._left:.1f} s{cause}; with a lease of "
-                f"{lease.ttl:g} s "
-                "others may hold the lock now. Stop using what it protects",
+                f"no heartbeat has succeeded for {silent:.1f} s{cause}; with a lease of {lease.ttl:g} s others may hold "
+                "the lock now. Stop using what it protects",
             )
         return None
 
@@ -182,7 +180,7 @@ class Hold:
             # In a thread of its own: the owner's callback may release the hold, and whoever calls here may be what a
             # release waits for.
             workers.submit(self.tell_owner)
-        elif self._told == "suspect" and self._left >= 0:
+        elif self._told == "suspect" and self._left_at(wall_clock.look()) >= 0:
             self._told = None
             logger.warning(
                 "the lock on %r is safe again: a heartbeat has shown that the hold never ended", self.lock_file
@@ -213,7 +211,10 @@ class Hold:
     @property
     def next_expiry(self) -> float | None:
         """When the owner must be told of an expiry, ``None`` if it has been told already."""
-        return None if self._told is not None or self.telling else now() + self._left
+        if self._told is not None or self.telling:
+            return None
+        moment = now()  # whoever asks has just looked at the wall clock
+        return moment + self._left_at(moment)
 
     def _describe(self, reason: Literal["evicted", "refresh-failed"]) -> LeaseCompromise:
         from filelock import LeaseCompromise  # noqa: PLC0415 - the beating helper process does without filelock

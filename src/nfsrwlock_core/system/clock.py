@@ -7,6 +7,7 @@ a holder distrust itself, after a pause that its own clock has not seen.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from functools import partial
@@ -36,14 +37,15 @@ class WallClock:
 
     def look(self) -> float:
         """Compare the clocks; return the moment on that of the leases. To be called before anything renews a lease."""
-        began, wall, moment = now(), time.time(), now()
-        if moment - began > _STEP_S / 2:  # this thread stood still in between: they cannot be compared
-            return moment
-        lead = wall - moment
+        wall, moment = time.time(), now()
         # Small changes are how a clock is kept right; to note each of them would push out what counts.
-        if not self._leads or abs(lead - self._leads[-1][1]) > _STEP_S:
-            self._leads.append((moment, lead))
-            self.steps += 1
+        known = self._leads[-1][1] if self._leads else math.inf
+        if abs(wall - moment - known) > _STEP_S:
+            began, wall, moment = now(), time.time(), now()
+            # If this thread stood still in between, they cannot be compared.
+            if moment - began <= _STEP_S / 2 and abs(wall - moment - known) > _STEP_S:
+                self._leads.append((moment, wall - moment))
+                self.steps += 1
         return moment
 
     def gained(self, since: float) -> float:
