@@ -142,8 +142,8 @@ class Hold:
             cause = f" ({self.participant.beat_error})" if self.participant.beat_error else ""
             return LeaseExpiredError(
                 self.lock_file,
-                f"no heartbeat has succeeded for {silent:.1f} s{cause}; with a lease of {lease.ttl:g} s others may hold "
-                "the lock now. Stop using what it protects",
+                f"no heartbeat has succeeded for {silent:.1f} s{cause}; with a lease of {lease.ttl:g} s others may "
+                "hold the lock now. Stop using what it protects",
             )
         return None
 
