@@ -62,7 +62,6 @@ class Beater:
         self._socket.setblocking(False)
         self._parent = Identity(pid=pid, start=0, kernel="", uid=0, host="")
         self._holds: dict[int, Hold] = {}
-        self._keys: dict[int, int] = {}
         self._scheduler = Scheduler(on_beat=self._report)
         # Beats must not wait for a parent that does not read (it is stopped, or holds the GIL): the latest report on
         # each hold is kept here until it can be sent.
@@ -175,14 +174,13 @@ class Beater:
             record=base64.b64decode(order["record"]),
         )
         hold = Hold(participant, "", order["device"], None)
-        self._holds[order["keep"]] = hold
-        self._keys[id(hold)] = order["keep"]
+        hold.key = order["keep"]
+        self._holds[hold.key] = hold
         self._scheduler.keep(hold)
 
     def _drop(self, key: int, question: int | None) -> None:
         hold = self._holds.pop(key, None)
         if hold is not None:
-            self._keys.pop(id(hold), None)
             self._scheduler.forget(hold)
             hold.ended = True  # it may be in line for a beat
         if question is not None:
@@ -196,8 +194,8 @@ class Beater:
 
     def _report(self, hold: Hold, outcome: Beat) -> None:
         del outcome  # the hold knows
-        if (key := self._keys.get(id(hold))) is not None:
-            self._say(key, hold)
+        if hold.key in self._holds:
+            self._say(hold.key, hold)
 
     def _say(self, key: int, hold: Hold | None, question: int | None = None) -> None:
         report: dict[str, Any] = {"hold": key, "known": hold is not None, "answers": []}

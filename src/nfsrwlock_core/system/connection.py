@@ -72,4 +72,4 @@ def _nfs3_mountpoint(device: int) -> str | None:
     # A device's number is not used again for another file system while something on it is open, and a wrong one only
     # makes a waiter wait longer or as before.
     mount = mount_of_device(device)
-    return mount.mountpoint if mount is not None and mount.fstype == "nfs" else None
+    return mount.mountpoint if mount is not None and mount.type == "nfs" else None
