@@ -27,7 +27,7 @@ from nfsrwlock.cli.outcome import Exit, as_cli_error
 from nfsrwlock.cli.preparing import directory_of_lock, find_program
 from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
-from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send_to_group
+from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send
 from nfsrwlock.text import PROGRAM, flush
 from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, WaitInfo, hold_for, inspect
 
@@ -343,4 +343,4 @@ def _be_the_guard(request: Request, subject: Process, group: int | None) -> None
             kill(lambda: family([subject.pid], group))
         time.sleep(request.tick)
     if group is not None and request.on_expiry is not OnExpiry.IGNORE:
-        send_to_group(group, signal.SIGKILL)
+        send(-group, signal.SIGKILL)
