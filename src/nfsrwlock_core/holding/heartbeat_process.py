@@ -184,7 +184,7 @@ class Helper:
             return
         finally:
             there.close()
-        here.setblocking(False)
+        here.settimeout(_PATIENCE_S)
         self._socket, self._process = here, process
 
     def _bridge(self, hold: Hold) -> Beat:
@@ -197,16 +197,15 @@ class Helper:
         return outcome
 
     def _send(self, message: dict[str, Any]) -> None:
-        data = json.dumps(message).encode() + b"\n"
-        while data and self._socket is not None:
-            try:
-                data = data[self._socket.send(data) :]
-            except BlockingIOError:
-                if not _wait(self._socket, select.POLLOUT, _PATIENCE_S) and self._process is not None:
-                    self._process.kill()  # it does not read: it is stopped
-                    return
-            except OSError:
-                return  # it died: the reader starts another one and tells it everything anew
+        sock, process = self._socket, self._process
+        if sock is None or process is None:
+            return
+        try:
+            sock.sendall(json.dumps(message).encode() + b"\n")
+        except TimeoutError:
+            process.kill()  # it does not read: it is stopped
+        except OSError:
+            pass  # it died: the reader starts another one and tells it everything anew
 
     def _take_stock_after_death(self) -> None:
         self._disconnect()
@@ -243,7 +242,7 @@ class Helper:
             pass  # until the one who starts us has set everything
         unread = b""
         while self._socket is sock:
-            ready = _wait(sock, select.POLLIN, 0.5)
+            ready = _has_word(sock, 0.5)
             if ready:
                 try:
                     data = sock.recv(65536)
@@ -310,13 +309,7 @@ def _order(hold: Hold) -> dict[str, Any]:
     }
 
 
-def _wait(sock: socket.socket, event: int, seconds: float) -> bool:
-    # poll, not select: a program with many open files has descriptors that select cannot take.
-    try:
-        poll = select.poll()
-        poll.register(sock, event)
-        return bool(poll.poll(seconds * 1000))
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError):
-            time.sleep(min(seconds, 0.01))
-        return False  # closed meanwhile
+def _has_word(sock: socket.socket, seconds: float) -> bool:
+    poll = select.poll()  # not select: a program with many open files has descriptors that it cannot take
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

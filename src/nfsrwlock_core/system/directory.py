@@ -105,21 +105,21 @@ class LockDirectory:
         """
         if self._fd >= 0:
             return
-        deadline: float | None = None
+        deadline, is_last = 0.0, False
         while True:
             try:
                 self._fd = self._open_or_make()
                 if self.device is None:
                     self.device = self._check()
                 return
-            except (_HalfMade, PermissionError) as trouble:
+            except (LockPathError, PermissionError):
                 self.close()
-                error = trouble.error if isinstance(trouble, _HalfMade) else trouble
-                now = time.monotonic()
-                deadline = now + _HALF_MADE_S if deadline is None else deadline
-                if now >= deadline or (error is trouble and not self._is_half_made()):
-                    raise error from None
-                time.sleep(0.05)
+                if is_last:
+                    raise
+                deadline = deadline or time.monotonic() + _HALF_MADE_S
+                # What is finished by now may not have been when it was looked at: it is tried once more.
+                is_last = not self._is_half_made() or time.monotonic() > deadline
+                time.sleep(0 if is_last else 0.05)
             except BaseException:
                 self.close()
                 raise
@@ -229,13 +229,13 @@ class LockDirectory:
             raise
 
     def _is_half_made(self) -> bool:
-        # Whether the deepest directory above it that can be seen is just being made for the group.
-        parent = os.path.dirname(self.path)
+        # Whether it, or the deepest directory above it that can be seen, is just being made for the group.
+        path = self.path
         while True:
             try:
-                return os.stat(parent).st_mode & 0o1070 == stat.S_ISVTX
+                return os.stat(path).st_mode & 0o1070 == stat.S_ISVTX
             except OSError:
-                parent = os.path.dirname(parent)
+                path = os.path.dirname(path)
 
     def _check(self) -> int:
         found = os.fstat(self._fd)
@@ -248,14 +248,13 @@ class LockDirectory:
             )
         for_group = bool(found.st_mode & 0o070)
         if self.share == "group":
-            if not for_group or (found.st_mode & 0o2070) != 0o2070:
-                error = LockPathError(
+            if found.st_mode & 0o2070 != 0o2070:
+                raise LockPathError(
                     self.path,
                     "was made for one user (share='user')",
                     "use share='user', or move the directory away while nobody holds the lock",
                     errno.EPERM,
                 )
-                raise _HalfMade(error) if not for_group else error
             if found.st_mode & 0o002:
                 raise LockPathError(
                     self.path, "can be written by everybody", "restore its mode 2770: chmod o-rwx", errno.EPERM
@@ -428,12 +427,6 @@ def _share(path: str, group: int) -> None:
         ) from None
     finally:
         _close(fd)
-
-
-class _HalfMade(Exception):
-    def __init__(self, error: OSError) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 def _kind(mode: int) -> str:
