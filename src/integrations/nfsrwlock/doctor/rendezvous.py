@@ -103,7 +103,7 @@ class _Talk:
 
 
 def alone(scratch: Scratch, report: Report, *, rounds: int, processes: int) -> list[Check]:
-    """Return what the processes of this host see of each other; parameters as for :func:`lead`."""
+    """Return what the processes of this host see of each other."""
     plan = Plan(rounds, call_seconds(scratch.files), processes)
     try:
         prepare(scratch, plan)
@@ -117,8 +117,6 @@ def lead(scratch: Scratch, report: Report, *, rounds: int, processes: int, wait_
     """
     Invite a second node, race with it, and return what both saw; ``report`` gets to know who it is.
 
-    :param rounds: of each race
-    :param processes: that race, on each host
     :param wait_seconds: how long the second node may take to come
     :raises CliError: it did not come, or did not stay
     """
