@@ -184,12 +184,10 @@ def adopt_orphans() -> None:
     if not _LINUX:
         return
     pr_set_child_subreaper = 36
-    try:
+    with suppress(ImportError, OSError, AttributeError):
         import ctypes  # noqa: PLC0415 - for this alone
 
         ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
-    except (ImportError, OSError, AttributeError):
-        pass
 
 
 def _close_descriptors(keep: Iterable[int]) -> None:
