@@ -113,10 +113,5 @@ _PERMANENT: Final[dict[int, tuple[str, str]]] = {
 
 def path_error(error: OSError, path: str) -> LockPathError | None:
     """Return what ``error`` means for a lock at ``path``, or ``None`` where trying again may help."""
-    if isinstance(error, LockPathError):
-        return error
-    number = error.errno
-    if number is None or number not in _PERMANENT:
-        return None
-    problem, remedy = _PERMANENT[number]
-    return LockPathError(os.fsdecode(path), problem, remedy, number)
+    found = _PERMANENT.get(error.errno or 0)
+    return None if found is None else LockPathError(os.fsdecode(path), *found, error.errno)

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import json
 import os
-import stat
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -21,9 +20,9 @@ from .errors import LockBusyError, LockPathError, path_error
 from .names import Announcement, Listing, Mode, beat_name, gone_name, parse_beats, parse_listing
 from .protocol.removal import evict
 from .protocol.watch import Watch
-from .system.directory import MOVE_AWAY, LockDirectory
+from .system.directory import MOVE_AWAY, LockDirectory, opened, refusal
 from .system.paths import lock_path_of
-from .system.process import ancestors, is_dead, is_same_kernel
+from .system.process import ancestors, is_dead, is_same_kernel, user_name
 
 #: The text of a symbolic link has 1,024 bytes on XFS, and more elsewhere.
 _RECORD_MAX_BYTES: Final = 1000
@@ -190,21 +189,16 @@ def inspect(
 def list_lock(lock_path: str) -> Listing:
     """Return one listing of the lock that lives at ``lock_path``; FileNotFoundError and LockPathError say why not."""
     try:
-        if stat.S_ISLNK(os.lstat(lock_path).st_mode):
-            raise LockPathError(
-                lock_path, "is a symbolic link, and a lock directory must not be one", "remove the link"
-            )
-        return parse_listing(os.listdir(lock_path))
+        with opened(lock_path) as fd:
+            return parse_listing(os.listdir(fd))
     except FileNotFoundError:
         raise
-    except NotADirectoryError as error:
-        raise LockPathError(lock_path, "is no directory", "move it away", error.errno) from None
+    except NotADirectoryError:
+        raise refusal(lock_path) from None
     except PermissionError as error:
         raise LockPathError(
             lock_path, "cannot be read: permission denied", f"ask its owner, or {MOVE_AWAY}", error.errno
         ) from None
-    except LockPathError:
-        raise
     except OSError as error:
         raise path_error(error, lock_path) or error from None
 
@@ -228,13 +222,9 @@ def _told_apart(
 def _peer_info(lock_path: str, announcement: Announcement) -> PeerInfo:
     silent: float = 0.0
     record: dict[str, Any] = {}
-    with contextlib.suppress(OSError):
-        fd = os.open(f"{lock_path}/{announcement.name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            silent = max(0.0, time.time() - os.fstat(fd).st_mtime)  # the server stamps the directory at every beat
-            record = _read_record(fd)
-        finally:
-            os.close(fd)
+    with contextlib.suppress(OSError), opened(f"{lock_path}/{announcement.name}") as fd:
+        silent = max(0.0, time.time() - os.fstat(fd).st_mtime)  # the server stamps the directory at every beat
+        record = _read_record(fd)
     return peer_info(announcement, silent_for=silent, record=record)
 
 
@@ -263,7 +253,7 @@ def peer_info(announcement: Announcement, *, silent_for: float, record: dict[str
         state="holding",
         host=None if who is None else _text(who.host),
         pid=None if who is None else who.pid,
-        user=None if who is None else _user_name(who.uid),
+        user=None if who is None else user_name(who.uid),
         since=announcement.since_ms / 1000 if announcement.understood else None,
         silent_for=round(silent_for, 1),
         lease=lease,
@@ -296,23 +286,13 @@ def watched_peers(others: tuple[Announcement, ...], watch: Watch, now: float) ->
     return holders + waiters
 
 
-@lru_cache(maxsize=256)
-def _user_name(uid: int) -> str:
-    import pwd  # noqa: PLC0415
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return str(uid)
-
-
 @lru_cache(maxsize=1)
 def own_record(pid: int) -> bytes:
     """Return what the heartbeats of this process say about it, for people: a short piece of JSON in ASCII."""
     import sys  # noqa: PLC0415
 
     job = next((value for key in _JOB_VARIABLES if (value := os.environ.get(key))), "")
-    who = {"user": _user_name(os.geteuid()), "pid": pid}
+    who = {"user": user_name(os.geteuid()), "pid": pid}
     argv = [str(argument) for argument in getattr(sys, "argv", None) or [""]]  # programs put anything there
     for command, most in ((" ".join(argv), 300), (os.path.basename(argv[0]), 20)):
         text = json.dumps({**who, "command": command[:most], "job": job[: min(most, 80)] or None}).encode()

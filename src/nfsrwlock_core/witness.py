@@ -26,7 +26,7 @@ from .holding.held import VARIABLE
 from .holding.waiting import WORLD
 from .names import Announcement, parse_beats, parse_listing
 from .protocol.heartbeat import MARGIN, World, changed
-from .system.directory import Files, LockDirectory
+from .system.directory import Files, LockDirectory, opened
 
 #: A heartbeat that was first seen after a pause longer than this part of the lease may be as old as the pause.
 _GAP: Final = 1 / 3
@@ -166,8 +166,5 @@ class HoldWitness:
         # The time stamp of one of the lock's directories, and what is in it. The stamp comes first: it must not be of a
         # later change than what the listing shows. Opening the directory makes an NFS client ask for its attributes
         # (nfs(5), close-to-open), but for `nocto`.
-        fd = os.open(f"{self.lock_path}/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
+        with opened(f"{self.lock_path}/{name}") as fd:
             return os.fstat(fd).st_mtime_ns, os.listdir(fd)
-        finally:
-            os.close(fd)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from nfsrwlock.doctor.filesystems import explain, explain_other, scope_of
 from nfsrwlock.doctor.races import RACES, Plan, Record, Round, judge, prepare, race
 from nfsrwlock.doctor.rendezvous import Sight, judge_sights
 from nfsrwlock.doctor.report import Check, Level, Report
+from nfsrwlock.doctor.scratch import Scratch
 from nfsrwlock_core.system import mounts
-from nfsrwlock_core.system.mounts import Mount, mount_from, mount_of, parse_mountinfo, requests_of
+from nfsrwlock_core.system.mounts import Mount, mount_of, parse_mountinfo, requests_of
 
 ROUNDS = 24
 
@@ -81,9 +83,11 @@ def test_a_sound_file_system_passes() -> None:
 
 def test_times_are_seconds_from_the_start(tmp_path: Path) -> None:
     plan = Plan(10, call=0.0001, players=2)
-    prepare(str(tmp_path), plan, lambda doing: None)
+    scratch = Scratch.make(str(tmp_path))
+    prepare(scratch, plan)
     start = time.monotonic() - 1000
-    seen = race(str(tmp_path), 0, plan, start, lambda: None)
+    seen = race(scratch.root, 0, plan, start, lambda: None)
+    scratch.close()
     for rounds in seen.values():
         for one in rounds:
             assert 1000 <= one.began <= one.ended <= time.monotonic() - start
@@ -200,7 +204,7 @@ def test_a_line_of_mountinfo_is_read() -> None:
         r"35 23 0:27 /sub /mnt/a\040b\134c rw,noatime master:2 - nfs4 srv:/e\040f rw,vers=4.2,hard,timeo=600"
     )
     assert found is not None
-    assert (found.fstype, found.source, found.mountpoint) == ("nfs4", "srv:/e f", "/mnt/a b\\c")
+    assert (found.type, found.source, found.mountpoint) == ("nfs4", "srv:/e f", "/mnt/a b\\c")
     assert found.options == {"rw": True, "noatime": True, "vers": "4.2", "hard": True, "timeo": "600"}
     assert (found.number("timeo"), found.number("vers"), found.text("hard"), found.is_nfs) == (600, None, None, True)
 
@@ -331,15 +335,15 @@ def test_options_of_others_are_explained(fstype: str, options: str, expected: di
 
 def test_the_mount_of_the_second_host_is_mentioned_where_it_differs() -> None:
     plain, nocto = mount("nfs4", NFS4.format("hard")), mount("nfs4", NFS4.format("hard,nocto"))
-    assert explain_other(mount_from(plain.to_dict()), "n2", plain) == []
-    elsewhere = Mount(plain.fstype, "other:/data", "/elsewhere", plain.options)
+    assert explain_other(Mount(**json.loads(json.dumps(asdict(plain)))), "n2", plain) == []
+    elsewhere = replace(plain, source="other:/data", mountpoint="/elsewhere")
     assert explain_other(elsewhere, "n2", plain) == []
-    (check,) = explain_other(mount_from(nocto.to_dict()), "n2", plain)
+    (check,) = explain_other(nocto, "n2", plain)
     assert (check.name, check.level) == ("option-nocto", "warning")
     assert check.text.startswith("On n2: nocto")
     (check,) = explain_other(mount("nfs4", NFS3.format("hard")), "n2", plain)
     assert check.text.startswith("On n2: NFSv3")
-    (check,) = explain_other(mount_from(None), "n2", plain)
+    (check,) = explain_other(None, "n2", plain)
     assert check.level is Level.NOTE
     assert explain_other(nocto, "n2", None)[0].text.startswith("On n2: NFSv4.2")
 

@@ -290,8 +290,8 @@ def test_a_directory_that_is_open_to_others_is_refused(lock_path, mode):
 
 
 def test_a_lock_of_one_user_is_refused_in_group_mode(lock_path, monkeypatch):
-    """Issue: a lock of one mode opened in another gets a clear error. It waits a little: it may be half made."""
-    monkeypatch.setattr(directory, "_HALF_MADE_S", 0.2)
+    """Issue: a lock of one mode opened in another gets a clear error, at once: it is not half made."""
+    monkeypatch.setattr(directory, "_HALF_MADE_S", 1e6)
     opened(lock_path)
     message = refusal(lock_path, "group")
     assert "share='user'" in message
@@ -307,11 +307,25 @@ def test_a_lock_of_a_group_is_refused_in_user_mode(lock_path):
 def test_a_group_lock_that_is_being_made_is_waited_for(lock_path, monkeypatch):
     """Its mode is set right after its mkdir; who comes in between must not call it another user's."""
     monkeypatch.setattr(directory, "_HALF_MADE_S", 30.0)
-    os.mkdir(lock_path, 0o700)
+    os.mkdir(lock_path, 0o1700)  # as it has just been made
     finish = threading.Timer(0.3, os.chmod, (lock_path, 0o2770))
     finish.start()
     opened(lock_path, "group")
     finish.join()
+
+
+def test_a_group_lock_that_is_finished_right_after_the_look_is_no_other_users(lock_path, monkeypatch):
+    os.mkdir(lock_path, 0o1700)
+    check = LockDirectory._check
+
+    def check_and_finish(files):
+        try:
+            return check(files)
+        finally:
+            os.chmod(lock_path, 0o2770)
+
+    monkeypatch.setattr(LockDirectory, "_check", check_and_finish)
+    opened(lock_path, "group")
 
 
 # -- the six operations ------------------------------------------------------------------------------------------------

@@ -11,17 +11,32 @@ from __future__ import annotations
 import fcntl
 import os
 import queue
+import select
 import signal
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 import outages
-from actors import Actor, Raised, Stage, announcements, beat_of, children_of, has_ended, process_state, wait_until
+from actors import (
+    PATIENCE_S,
+    Actor,
+    Raised,
+    Stage,
+    announcements,
+    beat_of,
+    children_of,
+    has_ended,
+    process_state,
+    wait_until,
+)
 from nfsrwlock import SoftReadWriteLock
 from nfsrwlock_core.holding import keeper
 from nfsrwlock_core.holding.heartbeat_process import Helper
@@ -488,14 +503,21 @@ def test_locks_come_and_go_while_others_stay(stage: Stage, path: Path) -> None:
 def test_the_last_word_of_one_helper_does_not_garble_the_first_of_the_next() -> None:
     """One that is replaced may still be read when the next one speaks."""
     helper = Helper(Scheduler())
+    answered: queue.SimpleQueue[None] = queue.SimpleQueue()
+    readers = []
     with ExitStack() as stack:
-        (old, said_last), (new, said_first) = (map(stack.enter_context, socket.socketpair()) for _ in range(2))
-        old.setblocking(False)
-        new.setblocking(False)
-        said_last.send(b'{"hold": 1, "known"')
-        assert helper._read_reports(old)
-        said_first.send(b'{"hold": 2, "known": false, "answers": []}\n')
-        assert helper._read_reports(new)
+        for said in (b'{"hold": 1, "known"', b'{"hold": 2, "known": false, "answers": [-1]}\n'):
+            ours, theirs = map(stack.enter_context, socket.socketpair())
+            helper._awaited[-1] = (Mock(), answered)
+            helper._socket = ours
+            process = stack.enter_context(subprocess.Popen(["sleep", "60"]))
+            readers.append(threading.Thread(target=helper._read_until_idle, args=(ours, process)))
+            readers[-1].start()
+            theirs.send(said)
+            wait_until(lambda ours=ours: not select.select([ours], [], [], 0)[0])
+        answered.get(timeout=PATIENCE_S)
+        for reader in readers:
+            reader.join()
 
 
 def test_an_answer_that_comes_after_the_release_tells_nothing_of_the_hold(path: Path) -> None:

@@ -54,7 +54,8 @@ TABLE = {
     },
     "nfsrwlock_core/system/directory.py": {
         "os.mkdir(path, mode)": MADE,
-        "_open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,
+        "_open(path, _LIST_FLAGS)": LAST,
+        "os.open(path, _LIST_FLAGS)": LAST,
         "_open(self.path, _OPEN_FLAGS)": LAST,
         "os.listdir(self.path)": TOKEN,
         "os.rmdir(directory)": NAME,
@@ -83,14 +84,10 @@ TABLE = {
         "open(f'{_CARDS}/{card}/address', encoding='ascii')": SYSTEM,
     },
     "nfsrwlock_core/inspection.py": {
-        "os.open(f'{lock_path}/{announcement.name}', os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,  # noqa: E501
-        "os.listdir(lock_path)": LOOKS,
+        "os.listdir(fd)": LOOKS,
         "os.listdir(directory)": LOOKS,
     },
-    "nfsrwlock_core/witness.py": {
-        "os.open(f'{self.lock_path}/{name}', os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": TOKEN,
-        "os.listdir(fd)": TOKEN,
-    },
+    "nfsrwlock_core/witness.py": {"os.listdir(fd)": TOKEN},
     "integrations/nfsrwlock/cli/app.py": {
         "open(descriptor, 'w' if descriptor else 'r', closefd=False)": "nothing: a descriptor",
     },

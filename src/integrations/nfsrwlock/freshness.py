@@ -24,12 +24,7 @@ def signature_afresh(path: str | os.PathLike[str], depth: int = 1) -> Signature 
     :param depth: how many of the directories above it others may just have made
     :raises OSError: if it cannot be looked at
     """
-    parents = []
-    parent = os.fspath(path)
-    for _ in range(depth):
-        parent = os.path.dirname(parent) or os.curdir
-        parents.append(parent)
-    for parent in reversed(parents):
+    for parent in _above(os.fspath(path), depth):
         with suppress(FileNotFoundError, NotADirectoryError):
             _open(parent, os.O_DIRECTORY)
     try:
@@ -48,10 +43,7 @@ def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:
     """
     opened = set()
     for path in paths:
-        parents = [os.path.dirname(os.path.abspath(path))]
-        while (above := os.path.dirname(parents[-1])) != parents[-1]:
-            parents.append(above)
-        for parent in reversed(parents):
+        for parent in _above(os.path.abspath(path)):
             if parent not in opened:
                 opened.add(parent)
                 with suppress(OSError):
@@ -59,6 +51,15 @@ def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:
         with suppress(OSError):
             if stat.S_IFMT(os.stat(path).st_mode) in (stat.S_IFREG, stat.S_IFDIR):  # a pipe's writer waits for an open
                 _open(path)
+
+
+def _above(path: str, most: int | None = None) -> list[str]:
+    # The directories above it, the topmost first.
+    found: list[str] = []
+    while len(found) != most and (parent := os.path.dirname(path) or os.curdir) != path:
+        found.insert(0, parent)
+        path = parent
+    return found
 
 
 def _open(path: str | os.PathLike[str], flags: int = 0) -> None:

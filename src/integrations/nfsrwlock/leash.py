@@ -32,14 +32,6 @@ class OnExpiry(Enum):
     IGNORE = "ignore"
 
 
-class _Work(Enum):
-    """What the processes may do."""
-
-    ALLOWED = "allowed"
-    SUSPENDED = "suspended"
-    FORBIDDEN = "forbidden"
-
-
 def now() -> float:
     """Seconds on a clock that all processes of this kernel share and that runs through suspend."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
@@ -67,19 +59,20 @@ class Leash:
         self._policy = policy
         self._what = what
         self._say = say
-        self._work = _Work.ALLOWED
+        #: Of the hold, as the processes' state shows it; ``LOST``: they may never go on.
+        self._status = HoldStatus.HELD
         self._since = self._looked = now()
         self._stopped: dict[int, None] = {}
 
     @property
     def tight(self) -> bool:
         """Whether the processes must stand still for now."""
-        return self._work is _Work.SUSPENDED and self._policy is OnExpiry.STOP
+        return self._status is HoldStatus.SUSPECT and self._policy is OnExpiry.STOP
 
     @property
     def killed(self) -> bool:
         """Whether the processes were killed for the hold's sake."""
-        return self._work is _Work.FORBIDDEN and self._policy is not OnExpiry.IGNORE
+        return self._status is HoldStatus.LOST and self._policy is not OnExpiry.IGNORE
 
     def apply(self, status: HoldStatus, reason: str) -> None:
         """
@@ -87,12 +80,12 @@ class Leash:
 
         :param reason: why it is lost, if it is
         """
-        match self._work, status:
-            case _Work.ALLOWED, HoldStatus.SUSPECT:
+        match self._status, status:
+            case HoldStatus.HELD, HoldStatus.SUSPECT:
                 self._expired()
-            case _Work.SUSPENDED, HoldStatus.HELD:
+            case HoldStatus.SUSPECT, HoldStatus.HELD:
                 self._confirmed()
-            case ((_Work.ALLOWED | _Work.SUSPENDED), (HoldStatus.LOST | HoldStatus.FREE)):
+            case ((HoldStatus.HELD | HoldStatus.SUSPECT), (HoldStatus.LOST | HoldStatus.FREE)):
                 self._lost(reason)
             case _:
                 if now() - self._looked >= _AGAIN_SECONDS:
@@ -108,7 +101,7 @@ class Leash:
 
     def kill(self) -> None:
         """Kill them all, whatever the hold."""
-        self._work = _Work.FORBIDDEN
+        self._status = HoldStatus.LOST
         kill(self._find)
 
     def take_over(self) -> None:
@@ -122,7 +115,7 @@ class Leash:
         thaw(self._stopped)
 
     def _expired(self) -> None:
-        self._work, self._since = _Work.SUSPENDED, now()
+        self._status, self._since = HoldStatus.SUSPECT, now()
         expired = "the lease has run out before a heartbeat succeeded"
         if self._policy is OnExpiry.STOP:
             freeze(self._find, self._stopped)
@@ -134,13 +127,13 @@ class Leash:
             self._say(f"{expired}: {self._what} goes on although the lock is not certain (--on-expiry=ignore)")
 
     def _confirmed(self) -> None:
-        self._work = _Work.ALLOWED
+        self._status = HoldStatus.HELD
         thaw(self._stopped)
         goes_on = f"; {self._what} goes on" if self._policy is OnExpiry.STOP else ""
         self._say(f"the hold is confirmed after {duration(now() - self._since)}, it never ended{goes_on}")
 
     def _lost(self, reason: str) -> None:
-        self._work = _Work.FORBIDDEN
+        self._status = HoldStatus.LOST
         if self._policy is OnExpiry.IGNORE:
             self._say(f"{self._what} goes on without a lock (--on-expiry=ignore): {reason}")
         else:

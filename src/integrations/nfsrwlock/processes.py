@@ -166,18 +166,12 @@ def kill(find: Find) -> None:
 
 
 def send(pid: int, signum: int) -> bool:
-    """Send a signal to one process; False if it is gone or not ours to signal."""
+    """Send a signal to a process, or to the process group ``-pid``; False if it is gone or not ours to signal."""
     try:
         os.kill(pid, signum)
     except (ProcessLookupError, PermissionError):
         return False
     return True
-
-
-def send_to_group(group: int, signum: int) -> None:
-    """Send a signal to a process group, if there is still somebody in it."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signum)
 
 
 def adopt_orphans() -> None:
@@ -190,12 +184,10 @@ def adopt_orphans() -> None:
     if not _LINUX:
         return
     pr_set_child_subreaper = 36
-    try:
+    with suppress(ImportError, OSError, AttributeError):
         import ctypes  # noqa: PLC0415 - for this alone
 
         ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
-    except (ImportError, OSError, AttributeError):
-        pass
 
 
 def _close_descriptors(keep: Iterable[int]) -> None:

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import json
 import os
+import queue
 import select
 import signal
 import socket
@@ -59,89 +60,57 @@ class Beater:
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
         self._socket = sock
-        self._socket.setblocking(False)
         self._parent = Identity(pid=pid, start=0, kernel="", uid=0, host="")
         self._holds: dict[int, Hold] = {}
-        self._keys: dict[int, int] = {}
         self._scheduler = Scheduler(on_beat=self._report)
         # Beats must not wait for a parent that does not read (it is stopped, or holds the GIL): the latest report on
-        # each hold is kept here until it can be sent.
+        # each hold is kept here until a thread can send it.
         self._outbox: dict[int, dict[str, Any]] = {}
-        self._outgoing = b""
-        self._speaking = threading.Lock()
-        self._waker, self._alarm = os.pipe()
-        os.set_blocking(self._waker, False)
-        os.set_blocking(self._alarm, False)
+        self._mutex = threading.Lock()
+        #: The keys of what is in it, in order.
+        self._unsent: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Serve until the parent ends or says that it needs no more heartbeats."""
+        threading.Thread(target=self._speak, daemon=True).start()
         pidfd = self._watch_parent()
+        poll = select.poll()  # not select: the socket has the number that it had in the parent, which may be high
+        for descriptor in (self._socket.fileno(), pidfd):
+            if descriptor is not None:
+                poll.register(descriptor, select.POLLIN)
         buffer = b""
-        connected = True
         while True:
-            ready = self._wait(pidfd, connected=connected)
-            if self._waker in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._waker, 4096)
-            if connected and (self._outgoing or self._outbox):
-                self._send_reports()
-            if connected and self._socket.fileno() in ready:
-                data = self._receive()
-                if data:
-                    *lines, buffer = (buffer + data).split(b"\n")
-                    orders = [json.loads(line) for line in lines]
-                    if not self._obey(orders):
-                        return
-                    if not any("question" in order for order in orders):
-                        time.sleep(_GATHER_S)
-                elif data is not None:
-                    connected = False
-                    if not self._holds:
-                        return
+            ready = {fd for fd, _ in poll.poll(_GLANCE_S * 1000 if pidfd is None else None)}
+            if self._socket.fileno() in ready:
+                data = b""
+                with contextlib.suppress(OSError):
+                    data = self._socket.recv(65536)
+                *lines, buffer = (buffer + data).split(b"\n")
+                orders = [json.loads(line) for line in lines]
+                if not self._obey(orders) or not (data or self._holds):
+                    return
+                if not data:
+                    poll.unregister(self._socket)
+                elif not any("question" in order for order in orders):
+                    time.sleep(_GATHER_S)
             elif (pidfd is None and os.getppid() != self._parent.pid) or pidfd in ready:
                 # Only when all that the parent had said was read: it may have died right after asking.
-                self._clear_up()
+                wait([workers.submit(self._release, hold) for hold in self._holds.values()], timeout=_FAREWELL_S)
                 return
 
-    def _wait(self, pidfd: int | None, *, connected: bool) -> set[int]:
-        poll = select.poll()  # not select: the socket has the number that it had in the parent, which may be high
-        poll.register(self._waker, select.POLLIN)
-        if pidfd is not None:
-            poll.register(pidfd, select.POLLIN)
-        if connected:
-            wants_to_speak = bool(self._outgoing or self._outbox)
-            poll.register(self._socket, select.POLLIN | (select.POLLOUT if wants_to_speak else 0))
-        return {fd for fd, _ in poll.poll(_GLANCE_S * 1000 if pidfd is None else None)}
-
-    def _receive(self) -> bytes | None:
-        try:
-            return self._socket.recv(65536)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""
-
-    def _send_reports(self) -> None:
-        while self._outgoing or self._outbox:
-            if not self._outgoing:
-                with self._speaking:
-                    report = self._outbox.pop(next(iter(self._outbox)))
-                self._outgoing = json.dumps(report).encode() + b"\n"
-            try:
-                self._outgoing = self._outgoing[self._socket.send(self._outgoing) :]
-            except BlockingIOError:
-                break
-            except OSError:  # nobody listens any more; what was said to us is still to be read
-                self._outbox.clear()
-                self._outgoing = b""
+    def _speak(self) -> None:
+        while True:
+            key = self._unsent.get()
+            with self._mutex:
+                report = self._outbox.pop(key)
+            with contextlib.suppress(OSError):  # nobody listens any more
+                self._socket.sendall(json.dumps(report).encode() + b"\n")
 
     def _watch_parent(self) -> int | None:
         try:
             pidfd = os.pidfd_open(self._parent.pid)
-        except AttributeError:
-            return None  # not Linux
-        except OSError:
-            return None  # it is gone already, or the kernel is older than 5.3: then the parent's id tells
+        except (AttributeError, OSError):  # it is gone already, or this is no Linux of 5.3 or later
+            return None  # then the parent's id tells
         if os.getppid() != self._parent.pid:
             os.close(pidfd)
             return None
@@ -175,14 +144,13 @@ class Beater:
             record=base64.b64decode(order["record"]),
         )
         hold = Hold(participant, "", order["device"], None)
-        self._holds[order["keep"]] = hold
-        self._keys[id(hold)] = order["keep"]
+        hold.key = order["keep"]
+        self._holds[hold.key] = hold
         self._scheduler.keep(hold)
 
     def _drop(self, key: int, question: int | None) -> None:
         hold = self._holds.pop(key, None)
         if hold is not None:
-            self._keys.pop(id(hold), None)
             self._scheduler.forget(hold)
             hold.ended = True  # it may be in line for a beat
         if question is not None:
@@ -196,8 +164,8 @@ class Beater:
 
     def _report(self, hold: Hold, outcome: Beat) -> None:
         del outcome  # the hold knows
-        if (key := self._keys.get(id(hold))) is not None:
-            self._say(key, hold)
+        if hold.key in self._holds:
+            self._say(hold.key, hold)
 
     def _say(self, key: int, hold: Hold | None, question: int | None = None) -> None:
         report: dict[str, Any] = {"hold": key, "known": hold is not None, "answers": []}
@@ -207,15 +175,12 @@ class Beater:
             report["renewed"] = participant.lease.renewed
             report["lost"] = hold.is_known_lost
             report["error"] = str(participant.beat_error or "")
-        with self._speaking:
+        with self._mutex:
             unsaid = self._outbox.get(key)
             report["answers"] = ([] if unsaid is None else unsaid["answers"]) + ([] if question is None else [question])
             self._outbox[key] = report
-        with contextlib.suppress(BlockingIOError):  # it is awake already
-            os.write(self._alarm, b".")
-
-    def _clear_up(self) -> None:
-        wait([workers.submit(self._release, hold) for hold in self._holds.values()], timeout=_FAREWELL_S)
+        if unsaid is None:
+            self._unsent.put(key)
 
     def _release(self, hold: Hold) -> bool:
         self._scheduler.drop(hold)

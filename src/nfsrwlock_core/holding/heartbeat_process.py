@@ -2,8 +2,8 @@
 This process's end of the helper process that beats for it (:mod:`nfsrwlock_core.holding.heartbeat_main`).
 
 The helper is started at the first hold and ends soon after the last. It says of each hold how its heartbeats fare; this
-process counts its leases from that. What it says is read by a thread, and by whoever finds a lease run out: a program
-that held the GIL for minutes must not believe that its lock is lost before it has listened.
+process counts its leases from that. A thread reads what it says. Whoever finds a lease run out asks, and waits for the
+answer: a program that held the GIL for minutes must not believe that its lock is lost before it has listened.
 
 To take and to give back a lock, nothing is waited for: the helper has no reason to touch a hold before its next beat is
 due, which is known here, so what it must know may reach it at any time before that. Only a hold that is given back when
@@ -72,9 +72,8 @@ class Helper:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler: Final = scheduler
-        #: For everything below but reading. Re-entrant, as all of them: a signal's handler may release a lock.
+        #: For everything below. Re-entrant: a signal's handler may release a lock.
         self._lock = threading.RLock()
-        self._reading = threading.RLock()
         self._holds: dict[int, Hold] = {}
         #: Questions that it has not answered yet, by their number.
         self._awaited: dict[int, tuple[Hold, queue.SimpleQueue[None]]] = {}
@@ -82,9 +81,6 @@ class Helper:
         self._numbers = itertools.count()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        #: The beginning of a word whose end has not come yet. By socket: the last of one helper may be read beside the
-        #: first of the next.
-        self._unread: dict[socket.socket, bytes] = {}
         self._starts = 0
         self._idle_since = 0.0
 
@@ -101,7 +97,8 @@ class Helper:
 
     def _watch(self, hold: Hold) -> None:
         hold.due = _overdue(hold)
-        hold.catch_up = partial(self._catch_up, hold)
+        # What it has said may lie unread, and its latest word may wait behind that.
+        hold.catch_up = partial(self._ask, hold, "tell", _ANSWER_S)
         self._scheduler.keep(hold, act=self._oversee)
 
     def drop(self, hold: Hold) -> None:
@@ -122,10 +119,6 @@ class Helper:
             self._ask(hold, "drop", _PATIENCE_S, or_replace=True)
         hold.catch_up = None
 
-    def _catch_up(self, hold: Hold) -> None:
-        # What it has said may lie unread, and its latest word may wait behind that.
-        self._ask(hold, "tell", _ANSWER_S)
-
     def _oversee(self, hold: Hold) -> None:
         if hold.due <= now():  # there may have been word of it while it was in line
             # Half of what is left of the lease is for the next helper. If nothing is left, this program did not run.
@@ -142,13 +135,8 @@ class Helper:
             question = next(self._numbers)
             self._awaited[question] = (hold, answered)
             self._send({verb: hold.key, "question": question})
-        deadline = time.monotonic() + seconds
-        # Read here, too: it saves waiting for the reader to be scheduled. A dead helper counts as an answer.
-        while answered.empty() and (left := deadline - time.monotonic()) > 0:
-            # Not for long: the reader may take the answer away, and then nothing more comes.
-            if not _wait(sock, select.POLLIN, min(left, 0.005)) or not self._read_reports(sock):
-                time.sleep(0.002)
-        if not answered.empty():
+        with contextlib.suppress(queue.Empty):
+            answered.get(timeout=seconds)  # a dead helper counts as an answer
             return
         self._awaited.pop(question, None)
         with self._lock:
@@ -196,7 +184,7 @@ class Helper:
             return
         finally:
             there.close()
-        here.setblocking(False)
+        here.settimeout(_PATIENCE_S)
         self._socket, self._process = here, process
 
     def _bridge(self, hold: Hold) -> Beat:
@@ -209,16 +197,15 @@ class Helper:
         return outcome
 
     def _send(self, message: dict[str, Any]) -> None:
-        data = json.dumps(message).encode() + b"\n"
-        while data and self._socket is not None:
-            try:
-                data = data[self._socket.send(data) :]
-            except BlockingIOError:
-                if not _wait(self._socket, select.POLLOUT, _PATIENCE_S) and self._process is not None:
-                    self._process.kill()  # it does not read: it is stopped
-                    return
-            except OSError:
-                return  # it died: the reader starts another one and tells it everything anew
+        sock, process = self._socket, self._process
+        if sock is None or process is None:
+            return
+        try:
+            sock.sendall(json.dumps(message).encode() + b"\n")
+        except TimeoutError:
+            process.kill()  # it does not read: it is stopped
+        except OSError:
+            pass  # it died: the reader starts another one and tells it everything anew
 
     def _take_stock_after_death(self) -> None:
         self._disconnect()
@@ -253,46 +240,35 @@ class Helper:
     def _read_until_idle(self, sock: socket.socket, process: subprocess.Popen[bytes]) -> None:
         with self._lock:
             pass  # until the one who starts us has set everything
-        ended = False
-        while not ended:
-            _wait(sock, select.POLLIN, 0.5)
-            alive = self._read_reports(sock)
+        unread = b""
+        while self._socket is sock:
+            ready = _has_word(sock, 0.5)
+            if ready:
+                try:
+                    data = sock.recv(65536)
+                    *lines, unread = (unread + data).split(b"\n")
+                    for line in lines:
+                        self._take_in(json.loads(line))
+                except (OSError, ValueError):
+                    data = b""
+                if data:
+                    continue
             with self._lock:
                 if self._socket is not sock:
-                    ended = True
-                elif not alive:
-                    ended = True
+                    pass  # another helper has its place
+                elif ready:
                     process.kill()
                     self._take_stock_after_death()
-                elif not self._holds and not self._awaited and self._is_idle():
-                    ended = True
+                elif not self._holds and not self._awaited and time.monotonic() - self._idle_since > workers.LINGER_S:
                     self._send({"quit": True})
                     self._disconnect()
                     self._starts = 0
-        self._unread.pop(sock, None)
         sock.close()
         try:
             process.wait(_FAREWELL_S)
         except subprocess.TimeoutExpired:  # it is stopped, and there is nothing left for it to do
             process.kill()
             process.wait()
-
-    def _is_idle(self) -> bool:
-        return time.monotonic() - self._idle_since > workers.LINGER_S
-
-    def _read_reports(self, sock: socket.socket) -> bool:
-        """Take in what the helper has said so far; return whether it is there."""
-        with self._reading:
-            try:
-                while data := sock.recv(65536):
-                    *lines, self._unread[sock] = (self._unread.pop(sock, b"") + data).split(b"\n")
-                    for line in lines:
-                        self._take_in(json.loads(line))
-            except BlockingIOError:
-                return True
-            except (OSError, ValueError):
-                return False
-            return False
 
     def _take_in(self, report: dict[str, Any]) -> None:
         answered = [asked for number in report["answers"] if (asked := self._awaited.pop(number, None)) is not None]
@@ -333,13 +309,7 @@ def _order(hold: Hold) -> dict[str, Any]:
     }
 
 
-def _wait(sock: socket.socket, event: int, seconds: float) -> bool:
-    # poll, not select: a program with many open files has descriptors that select cannot take.
-    try:
-        poll = select.poll()
-        poll.register(sock, event)
-        return bool(poll.poll(seconds * 1000))
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError):
-            time.sleep(min(seconds, 0.01))
-        return False  # closed meanwhile
+def _has_word(sock: socket.socket, seconds: float) -> bool:
+    poll = select.poll()  # not select: a program with many open files has descriptors that it cannot take
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

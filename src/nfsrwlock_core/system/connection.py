@@ -12,6 +12,7 @@ The kernel's account is ``/proc/self/mountstats``; where there is none, every co
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -34,16 +35,11 @@ def standstill() -> float:
 
     :raises ValueError: if ``NFSRWLOCK_GRACE_PERIOD`` is set to something else than a number of seconds
     """
-    text = os.environ.get(_VARIABLE)
-    if not text:
-        grace = _GRACE_DEFAULT_S
-    else:
-        try:
-            grace = float(text)
-        except ValueError:
-            grace = math.nan
-        if not 0 <= grace < math.inf:
-            raise ValueError(f"{_VARIABLE} must be the NFSv4 server's grace period in seconds, got {text!r}")
+    text, grace = os.environ.get(_VARIABLE) or str(_GRACE_DEFAULT_S), math.nan
+    with contextlib.suppress(ValueError):
+        grace = float(text)
+    if not 0 <= grace < math.inf:
+        raise ValueError(f"{_VARIABLE} must be the NFSv4 server's grace period in seconds, got {text!r}")
     # The pauses between two tries double, so the last one is no longer than all before it together.
     return (grace + min(grace, _RETRY_S)) * (1 + _DRIFT) + _SLACK_S if grace else 0.0
 
@@ -72,4 +68,4 @@ def _nfs3_mountpoint(device: int) -> str | None:
     # A device's number is not used again for another file system while something on it is open, and a wrong one only
     # makes a waiter wait longer or as before.
     mount = mount_of_device(device)
-    return mount.mountpoint if mount is not None and mount.fstype == "nfs" else None
+    return mount.mountpoint if mount is not None and mount.type == "nfs" else None

@@ -25,6 +25,7 @@ from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import gone_name
 
 from .connection import connection
+from .process import user_name
 
 Share = Literal["user", "group"]
 
@@ -35,6 +36,7 @@ _GROUP_MODE: Final = 0o2770
 _BEING_SHARED: Final = 0o1700
 #: O_PATH makes the open itself cost no round trip on NFS. Elsewhere an ordinary descriptor does.
 _OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
+_LIST_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
 _HALF_MADE_S: Final = 2.0
 MOVE_AWAY: Final = "move it away (mv) while nobody holds the lock; the owner of the directory around it may do so"
@@ -103,21 +105,21 @@ class LockDirectory:
         """
         if self._fd >= 0:
             return
-        deadline: float | None = None
+        deadline, is_last = 0.0, False
         while True:
             try:
                 self._fd = self._open_or_make()
                 if self.device is None:
                     self.device = self._check()
                 return
-            except (_HalfMade, PermissionError) as trouble:
+            except (LockPathError, PermissionError):
                 self.close()
-                error = trouble.error if isinstance(trouble, _HalfMade) else trouble
-                now = time.monotonic()
-                deadline = now + _HALF_MADE_S if deadline is None else deadline
-                if now >= deadline or (error is trouble and not self._is_half_made()):
-                    raise error from None
-                time.sleep(0.05)
+                if is_last:
+                    raise
+                deadline = deadline or time.monotonic() + _HALF_MADE_S
+                # What is finished by now may not have been when it was looked at: it is tried once more.
+                is_last = not self._is_half_made() or time.monotonic() > deadline
+                time.sleep(0 if is_last else 0.05)
             except BaseException:
                 self.close()
                 raise
@@ -147,7 +149,7 @@ class LockDirectory:
     def listdir(self, name: str = "") -> list[str]:  # noqa: D102
         if not name:
             return os.listdir(self.path)
-        fd = self._descend(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = self._descend(name, _LIST_FLAGS)
         try:
             return os.listdir(fd)
         finally:
@@ -209,7 +211,7 @@ class LockDirectory:
                     self._make()
             except NotADirectoryError:
                 # O_DIRECTORY with O_NOFOLLOW answers ENOTDIR for a symbolic link, too.
-                raise self._refusal_of_what_is_there() from None
+                raise refusal(self.path) from None
         raise LockPathError(
             self.path, "cannot be made, or is removed again at once", "check its parent directory", errno.ENOENT
         )
@@ -227,30 +229,13 @@ class LockDirectory:
             raise
 
     def _is_half_made(self) -> bool:
-        # Whether the deepest directory above it that can be seen is just being made for the group.
-        parent = os.path.dirname(self.path)
+        # Whether it, or the deepest directory above it that can be seen, is just being made for the group.
+        path = self.path
         while True:
             try:
-                return os.stat(parent).st_mode & 0o1070 == stat.S_ISVTX
+                return os.stat(path).st_mode & 0o1070 == stat.S_ISVTX
             except OSError:
-                parent = os.path.dirname(parent)
-
-    def _refusal_of_what_is_there(self) -> LockPathError:
-        try:
-            mode = os.lstat(self.path).st_mode
-        except OSError as error:
-            return LockPathError(self.path, f"cannot be looked at: {error.strerror}", "correct the path", error.errno)
-        if stat.S_ISLNK(mode):
-            return LockPathError(
-                self.path, "is a symbolic link, and a lock directory must not be one", "remove the link", errno.ELOOP
-            )
-        if stat.S_ISDIR(mode):
-            return LockPathError(
-                self.path, "lies below something that is no directory", "correct the path", errno.ENOTDIR
-            )
-        return LockPathError(
-            self.path, f"is a {_kind(mode)} where the lock directory should be", "move it away", errno.ENOTDIR
-        )
+                path = os.path.dirname(path)
 
     def _check(self) -> int:
         found = os.fstat(self._fd)
@@ -263,14 +248,13 @@ class LockDirectory:
             )
         for_group = bool(found.st_mode & 0o070)
         if self.share == "group":
-            if not for_group or (found.st_mode & 0o2070) != 0o2070:
-                error = LockPathError(
+            if found.st_mode & 0o2070 != 0o2070:
+                raise LockPathError(
                     self.path,
                     "was made for one user (share='user')",
                     "use share='user', or move the directory away while nobody holds the lock",
                     errno.EPERM,
                 )
-                raise _HalfMade(error) if not for_group else error
             if found.st_mode & 0o002:
                 raise LockPathError(
                     self.path, "can be written by everybody", "restore its mode 2770: chmod o-rwx", errno.EPERM
@@ -279,7 +263,7 @@ class LockDirectory:
         if found.st_uid != os.geteuid() and not self._is_mapped_to(found.st_uid):
             raise LockPathError(
                 self.path,
-                f"belongs to user {_user(found.st_uid)}, you are {_user(os.geteuid())}",
+                f"belongs to user {user_name(found.st_uid)}, you are {user_name(os.geteuid())}",
                 f"{MOVE_AWAY}. For a lock that several users take, use share='group' from the beginning; for one of "
                 "your own, another lock_dir=",
                 errno.EPERM,
@@ -306,6 +290,31 @@ class LockDirectory:
                 os.rmdir(probe, dir_fd=self._fd)
 
 
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[int]:
+    """Give a descriptor of the directory ``path``, opened afresh; ``NotADirectoryError`` for a symbolic link, too."""
+    fd = os.open(path, _LIST_FLAGS)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def refusal(path: str) -> LockPathError:
+    """Return what is wrong with the lock directory ``path``, which could not be opened as a directory."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError as error:
+        return LockPathError(path, f"cannot be looked at: {error.strerror}", "correct the path", error.errno)
+    if stat.S_ISLNK(mode):
+        return LockPathError(
+            path, "is a symbolic link, and a lock directory must not be one", "remove the link", errno.ELOOP
+        )
+    if stat.S_ISDIR(mode):
+        return LockPathError(path, "lies below something that is no directory", "correct the path", errno.ENOTDIR)
+    return LockPathError(path, f"is a {_kind(mode)} where the lock directory should be", "move it away", errno.ENOTDIR)
+
+
 @lru_cache(maxsize=256)
 def _is_on_smb(device: int, inode: int) -> bool:
     # There a rename and a removal of one name both succeeded, which breaks demand (c): PROTOCOL.md section 6.
@@ -316,7 +325,7 @@ def _is_on_smb(device: int, inode: int) -> bool:
 
     del inode
     mount = mount_of_device(device)
-    return mount is not None and mount.fstype in ("cifs", "smb3")
+    return mount is not None and mount.type in ("cifs", "smb3")
 
 
 def create_beat(name: str, record: bytes, *, dir_fd: int) -> None:
@@ -399,7 +408,7 @@ def _share(path: str, group: int) -> None:
     # Others may write the parent, and put something else under the new directory's name at any moment. So nothing is
     # changed by that name, nor by a descriptor of something else. What is there instead is left to the check.
     try:
-        fd = _open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)  # O_PATH does not allow fchmod
+        fd = _open(path, _LIST_FLAGS)  # O_PATH does not allow fchmod
     except PermissionError:
         return
     try:
@@ -420,12 +429,6 @@ def _share(path: str, group: int) -> None:
         _close(fd)
 
 
-class _HalfMade(Exception):
-    def __init__(self, error: OSError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 def _kind(mode: int) -> str:
     kinds = (
         (stat.S_ISREG, "file"),
@@ -435,12 +438,3 @@ def _kind(mode: int) -> str:
         (stat.S_ISCHR, "device"),
     )
     return next((name for test, name in kinds if test(mode)), "special file")
-
-
-def _user(uid: int) -> str:
-    import pwd  # noqa: PLC0415 - only for a message
-
-    try:
-        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
-    except KeyError:
-        return str(uid)

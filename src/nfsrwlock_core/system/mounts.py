@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 _PROC: Final = "/proc/self"
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", 0)
@@ -22,13 +22,13 @@ class Mount:
     """
     One mount, see proc_pid_mountinfo(5).
 
-    :param fstype: type of the file system, such as ``nfs4`` or ``fuse.sshfs``
+    :param type: of the file system, such as ``nfs4`` or ``fuse.sshfs``
     :param source: what is mounted: ``server:/export``, a device, …
     :param mountpoint: where
     :param options: those of the mount and of its file system; ``True`` for one without a value
     """
 
-    fstype: str
+    type: str
     source: str
     mountpoint: str
     options: dict[str, str | bool]
@@ -36,7 +36,7 @@ class Mount:
     @property
     def is_nfs(self) -> bool:
         """Whether the kernel's own NFS client serves it."""
-        return self.fstype in ("nfs", "nfs4")
+        return self.type in ("nfs", "nfs4")
 
     def text(self, option: str) -> str | None:
         """The value of an option that has one."""
@@ -47,22 +47,6 @@ class Mount:
         """The value of an option that is a number."""
         value = self.text(option)
         return int(value) if value is not None and value.isdecimal() else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values, for JSON."""
-        return {
-            "type": self.fstype,
-            "source": self.source,
-            "mountpoint": self.mountpoint,
-            "options": self.options,
-        }
-
-
-def mount_from(plain: dict[str, Any] | None) -> Mount | None:
-    """Return what :meth:`Mount.to_dict` was made from."""
-    if plain is None:
-        return None
-    return Mount(plain["type"], plain["source"], plain["mountpoint"], plain["options"])
 
 
 def mount_of(directory: str) -> Mount | None:
@@ -116,7 +100,7 @@ def parse_mountinfo(line: str) -> Mount | None:
     options = {**_options(more[2]), **_options(fields[5])}
     if "ro" in _options(more[2]):
         options = {**{name: value for name, value in options.items() if name != "rw"}, "ro": True}
-    return Mount(fstype=more[0], source=_unescaped(more[1]), mountpoint=_unescaped(fields[4]), options=options)
+    return Mount(more[0], source=_unescaped(more[1]), mountpoint=_unescaped(fields[4]), options=options)
 
 
 def _options(text: str) -> dict[str, str | bool]:
@@ -128,9 +112,7 @@ def _with_defaults(mount: Mount) -> Mount:
     # mountstats also states the options that were not asked for, such as acdirmax=60.
     section = statistics_of(mount.mountpoint) if mount.is_nfs else None
     stated = re.search(r"^\topts:\t(\S+)", section or "", re.MULTILINE)
-    if stated is None:
-        return mount
-    return Mount(mount.fstype, mount.source, mount.mountpoint, {**_options(stated[1]), **mount.options})
+    return mount if stated is None else replace(mount, options={**_options(stated[1]), **mount.options})
 
 
 def requests_of(mountpoint: str) -> dict[str, int] | None:

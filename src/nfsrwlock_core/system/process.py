@@ -18,7 +18,7 @@ import os
 import socket
 import time
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from nfsrwlock_core.names import Identity
 
@@ -35,6 +35,16 @@ _SAME_FOR_S: Final = 10
 _PIDS: Final = 2**31
 
 
+class _Stat(NamedTuple):
+    """What ``/proc/<pid>/stat`` says, see proc(5)."""
+
+    state: str
+    parent: int
+    threads: int
+    #: When it was started, in the kernel's ticks since boot.
+    start: int
+
+
 def current_identity() -> Identity:
     """
     Return the identity of the calling process.
@@ -49,9 +59,12 @@ def current_identity() -> Identity:
 @lru_cache(maxsize=1)
 def _identity_of(pid: int, period: int) -> Identity:
     del period  # with another one, all is looked at anew
+    start = 0  # where there is no /proc (macOS, BSD): the kernel is unknown, too, so nobody will compare
+    with contextlib.suppress(FileNotFoundError):
+        start = start_of(pid)
     return Identity(
         pid=pid,
-        start=_stat_of(pid)[1],
+        start=start,
         kernel=_kernel(),
         uid=os.geteuid(),
         host=os.environ.get("NFSRWLOCK_HOST") or socket.gethostname(),
@@ -74,31 +87,19 @@ def is_dead(who: Identity) -> bool:
         return False
     if not 0 < who.pid < _PIDS:
         return True  # no process has such a number: the name is not what a process made
-    state, start, threads = _stat_of_or_gone(who.pid)
-    if state == "unknown":
-        return False
-    if state == "gone" or start != who.start:
-        return True
-    # The zombie of a group leader whose other threads go on (it left by pthread_exit) is a living process.
-    return state in "XxZ" and threads <= 1
-
-
-def _stat_of_or_gone(pid: int) -> tuple[str, int, int]:
     try:
-        return _stat_of(pid)
-    except FileNotFoundError:
-        # hidepid= hides other users' processes from /proc: ask the kernel in another way before calling it dead.
         try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return "gone", 0, 0
-        except OSError:
-            pass
-        return "unknown", 0, 0
+            seen = _stat_of(who.pid)
+        except FileNotFoundError:
+            # hidepid= hides other users' processes from /proc: ask the kernel in another way before calling it dead.
+            os.kill(who.pid, 0)
+            return False
     except ProcessLookupError:
-        return "gone", 0, 0
+        return True
     except (OSError, ValueError, IndexError):
-        return "unknown", 0, 0
+        return False
+    # The zombie of a group leader whose other threads go on (it left by pthread_exit) is a living process.
+    return seen.start != who.start or (seen.state in "XxZ" and seen.threads <= 1)
 
 
 def start_of(pid: int) -> int:
@@ -107,16 +108,17 @@ def start_of(pid: int) -> int:
 
     :raises OSError: if there is no such process, or no ``/proc`` that shows it
     """
-    return _stat_of(pid)[1]
+    return _stat_of(pid).start
 
 
-def parent_of(pid: int) -> int:
-    """
-    Return the id of the parent of process ``pid``, 0 if it is outside of this namespace.
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number where this host knows no name."""
+    import pwd  # noqa: PLC0415 - only for people
 
-    :raises OSError: if there is no such process, or no ``/proc`` that shows it
-    """
-    return int(_fields_of(pid)[1])
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
 
 
 def ancestors() -> set[tuple[int, int]]:
@@ -124,26 +126,27 @@ def ancestors() -> set[tuple[int, int]]:
     found: set[tuple[int, int]] = set()
     pid = os.getpid()
     with contextlib.suppress(OSError, ValueError, IndexError):
-        while pid > 0 and (one := (pid, start_of(pid))) not in found:
+        while pid > 0 and (one := (pid, (seen := _stat_of(pid)).start)) not in found:
             found.add(one)
-            pid = parent_of(pid)
+            pid = seen.parent  # 0: outside of this namespace
     return found
 
 
-def _fields_of(pid: int) -> list[str]:
-    # proc(5): the command may hold spaces and parentheses, so the fields are counted from the last ")".
+def _stat_of(pid: int) -> _Stat:
+    # The command may hold spaces and parentheses, so the fields are counted from the last ")".
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-        return file.read().rpartition(")")[2].split()
+        fields = file.read().rpartition(")")[2].split()
+    return _Stat(fields[0], parent=int(fields[1]), threads=int(fields[17]), start=int(fields[19]))
 
 
-def _stat_of(pid: int) -> tuple[str, int, int]:
-    try:
-        fields = _fields_of(pid)
-    except FileNotFoundError:
-        if pid == os.getpid():
-            return "R", 0, 1  # no /proc (macOS, BSD): the kernel is unknown, too, so nobody will compare
-        raise
-    return fields[0], int(fields[19]), int(fields[17])
+def boot_id() -> str:
+    """
+    Return what this boot of this machine is known by.
+
+    :raises OSError: if there is no ``/proc`` that shows it
+    """
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def _kernel() -> str:
@@ -155,8 +158,7 @@ def _kernel() -> str:
     if switch == "0":
         return _UNKNOWN_KERNEL
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            parts = [file.read().strip(), os.readlink("/proc/self/ns/pid")]
+        parts = [boot_id(), os.readlink("/proc/self/ns/pid")]
         with contextlib.suppress(FileNotFoundError):  # Linux before 5.6 has no time namespaces
             parts.append(os.readlink("/proc/self/ns/time"))
         if not _proc_shows_our_namespace():

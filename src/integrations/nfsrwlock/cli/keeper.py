@@ -27,7 +27,7 @@ from nfsrwlock.cli.outcome import Exit, as_cli_error
 from nfsrwlock.cli.preparing import directory_of_lock, find_program
 from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
-from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send_to_group
+from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send
 from nfsrwlock.text import PROGRAM, flush
 from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, WaitInfo, hold_for, inspect
 
@@ -96,6 +96,8 @@ class Hold:
     """
     The locks are held; the lease runs out at ``deadline`` (see :func:`now`) unless a beat renews it.
 
+    The last one is ``FREE``: its ``reason`` says why what was done was not guarded to its end, or is empty.
+
     :param generations: the grants' numbers, of the exclusive locks in the order in which they were asked for
     """
 
@@ -109,13 +111,6 @@ class Hold:
         if self.status is HoldStatus.HELD and moment >= self.deadline:
             return HoldStatus.SUSPECT
         return self.status
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """The locks are released. ``lost`` says why what was done under them was not guarded to its end, or is empty."""
-
-    lost: str
 
 
 # What the guard tells the keeper.
@@ -187,9 +182,9 @@ class Keeper:
         while (left := limit - time.monotonic()) > 0:
             readable(self.channel.fileno(), seconds=left)
             for message in self.channel.receive():
-                if isinstance(message, Released):
+                if isinstance(message, Hold) and message.status is HoldStatus.FREE:
                     self._has_ended_within(_FAREWELL_SECONDS)  # usually: it must not be left to a lazy init as a zombie
-                    return message.lost
+                    return message.reason
             if self.channel.closed:
                 return "the process that held the lock has died"
         return None
@@ -228,7 +223,7 @@ def _keep(request: Request, channel: Channel) -> None:
             _hold(request, locks, signals, channel)
     except LockLostError as error:
         lost = str(error)
-    channel.send(Released(lost))
+    channel.send(Hold(HoldStatus.FREE, 0.0, lost))
     limit = time.monotonic() + _FAREWELL_SECONDS
     while lost and request.subject and not channel.closed and time.monotonic() < limit:
         # A process that goes on is killed before whoever waits for the end of this one goes on.
@@ -348,4 +343,4 @@ def _be_the_guard(request: Request, subject: Process, group: int | None) -> None
             kill(lambda: family([subject.pid], group))
         time.sleep(request.tick)
     if group is not None and request.on_expiry is not OnExpiry.IGNORE:
-        send_to_group(group, signal.SIGKILL)
+        send(-group, signal.SIGKILL)

@@ -14,7 +14,7 @@ from nfsrwlock.cli.keeper import Guarded, Hold, Keeper, Request
 from nfsrwlock.cli.outcome import Exit
 from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, end_as_if_by, stop_as_if_by
 from nfsrwlock.cli.terminal import Terminal
-from nfsrwlock.processes import Entry, adopt_orphans, family, send_to_group
+from nfsrwlock.processes import Entry, adopt_orphans, family, send
 from nfsrwlock.text import flush, say
 
 _SHELL: Final = "/bin/sh"
@@ -103,7 +103,7 @@ class _Run(Guard):
             say("the command, stopped because its lock was not certain, was asked to end: killed")
             self.leash.kill()
         else:
-            send_to_group(self._pid, signum)
+            send(-self._pid, signum)
             if signum == signal.SIGTSTP:
                 self._suspend(signum, everyone=False)
 
@@ -124,7 +124,7 @@ class _Run(Guard):
         if self.leash.tight:
             self.leash.take_over()
         elif not self.leash.killed:
-            send_to_group(self._pid, signal.SIGCONT)
+            send(-self._pid, signal.SIGCONT)
 
     def look(self) -> None:
         was_tight = self.leash.tight
@@ -140,7 +140,7 @@ class _Run(Guard):
             return
         if signum in _TERMINAL_STOPS and self._terminal.in_foreground:
             self._terminal.give(self._pid)
-            send_to_group(self._pid, signal.SIGCONT)
+            send(-self._pid, signal.SIGCONT)
         elif self._terminal.given:
             self._suspend(signal.SIGTSTP, everyone=True)
         elif signum in _TERMINAL_STOPS:

@@ -39,7 +39,6 @@ class Signals:
         # The one that must work even where it was ignored: without it nobody learns that the command has ended.
         self._former[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _noted)
         # A message must not stop this process while the terminal belongs to the command.
-        self._ignores_output_stops = signal.getsignal(signal.SIGTTOU) == signal.SIG_IGN
         self._former[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         return self
 
@@ -61,8 +60,8 @@ class Signals:
     def for_the_command(self) -> None:
         """In a forked child that is to become the command: give signals back the dispositions we were started with."""
         signal.set_wakeup_fd(-1)
-        for signum in self._former:
-            if signum != signal.SIGTTOU or not self._ignores_output_stops:
+        for signum, former in self._former.items():
+            if former != signal.SIG_IGN or signum == signal.SIGCHLD:
                 signal.signal(signum, signal.SIG_DFL)
         for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two for itself
             signal.signal(signum, signal.SIG_DFL)

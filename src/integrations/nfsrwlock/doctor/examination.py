@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, wait
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
 from nfsrwlock.cli.signals import TERMINATING, Signals
 from nfsrwlock.doctor import filesystems
 from nfsrwlock.doctor.rendezvous import alone, lead
-from nfsrwlock.doctor.report import Check, Level, Progress, Report, show
+from nfsrwlock.doctor.report import Check, Level, Report, show
 from nfsrwlock.doctor.scratch import Scratch, home_of, left_behind
 from nfsrwlock.text import flush, printable, say
 from nfsrwlock_core import LockError, SoftReadWriteLock
@@ -104,9 +105,7 @@ class _Examination:
     :param compare: races processes, of this host or of two, and returns what that showed
     """
 
-    def __init__(
-        self, path: str, lock_dir: str | None, compare: Callable[[Scratch, Report, Progress], list[Check]]
-    ) -> None:
+    def __init__(self, path: str, lock_dir: str | None, compare: Callable[[Scratch, Report], list[Check]]) -> None:
         self.report = Report(path=path, home="", host=current_identity().host)
         self._lock_dir = lock_dir
         self._compare = compare
@@ -153,7 +152,7 @@ class _Examination:
         mount = mount_of(home)
         report.scope = filesystems.scope_of(mount)
         if mount is not None:
-            report.file_system = mount.to_dict()
+            report.file_system = asdict(mount)
         report.checks += filesystems.explain(mount)
         self._progress("asking for free space")
         report.checks.append(_space(home))
@@ -161,7 +160,7 @@ class _Examination:
         report.checks += left_behind(home)
         self._progress("making a directory")
         try:
-            scratch = Scratch.make(home)
+            scratch = Scratch.make(home, self._progress)
         except OSError as error:
             report.checks.append(_refused(home, error))
             return
@@ -169,11 +168,11 @@ class _Examination:
         try:
             report.checks.append(_permission(home, scratch))
             try:
-                report.checks += self._compare(scratch, report, self._progress)
+                report.checks += self._compare(scratch, report)
             except OSError as error:
                 text = f"The rounds ended early: the file system answers {error.strerror}."
                 report.checks.append(Check("rounds", Level.UNFIT, text, _TRY_AGAIN))
-            report.checks.append(cost(scratch.root, mount, self._progress))
+            report.checks.append(cost(scratch, mount))
         except (LockError, OSError) as error:
             report.checks.append(Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", _TRY_AGAIN))
         finally:
@@ -229,9 +228,9 @@ def _permission(home: str, scratch: Scratch) -> Check:
     return Check("permission", Level.NOTE if mapped else Level.OK, text, facts={"group": group, "owner": owner})
 
 
-def cost(root: str, mount: Mount | None, progress: Progress) -> Check:
-    """Return what one uncontended acquire and release costs, to read and to write, in the directory ``root``."""
-    lock = SoftReadWriteLock(f"{root}/cost", lock_dir=root, is_singleton=False)
+def cost(scratch: Scratch, mount: Mount | None) -> Check:
+    """Return what one uncontended acquire and release costs, to read and to write."""
+    lock = SoftReadWriteLock(f"{scratch.root}/cost", lock_dir=scratch.root, is_singleton=False)
     mountpoint = mount.mountpoint if mount is not None and mount.is_nfs else ""
     facts: dict[str, dict[str, Any]] = {}
     said = []
@@ -242,7 +241,7 @@ def cost(root: str, mount: Mount | None, progress: Progress) -> Check:
         requests: list[Counter[str]] = []
         until = time.monotonic() + _ENOUGH_SECONDS
         while len(times) < _CYCLES and (time.monotonic() < until or len(times) < 15):
-            progress("measuring the cost")
+            scratch.progress("measuring the cost")
             before, began = Counter(requests_of(mountpoint)), time.perf_counter()
             acquire()
             lock.release()

@@ -77,7 +77,7 @@ def _type_of(mount: Mount) -> tuple[str, Check]:
     if mount.is_nfs:
         version = mount.text("vers") or "?"
         return f"NFSv{version}", _TYPES.get(f"nfs{version}", _NFS4)
-    return mount.fstype, _TYPES.get(mount.fstype, _UNKNOWN)
+    return mount.type, _TYPES.get(mount.type, _UNKNOWN)
 
 
 def scope_of(mount: Mount | None) -> Scope:
@@ -107,7 +107,7 @@ def _options(mount: Mount) -> Iterator[Check]:
     given = mount.options.keys()
     if "ro" in given:
         yield Check("option-ro", Level.UNFIT, "Mounted read-only: no lock can be made here.", ELSEWHERE)
-    if mount.fstype == "9p" and (cache := mount.text("cache")) in ("loose", "fscache"):
+    if mount.type == "9p" and (cache := mount.text("cache")) in ("loose", "fscache"):
         text = f"cache={cache}: meant for mounts that nobody else changes, by the kernel's documentation."
         yield _known("option-cache", Level.WARNING, text, "Mount with cache=none.")
     if not mount.is_nfs:

@@ -29,7 +29,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.doctor.report import ELSEWHERE, Check, Level, Progress
+from nfsrwlock.doctor.report import ELSEWHERE, Check, Level
 from nfsrwlock.doctor.scratch import Scratch, read_json, write_json
 from nfsrwlock_core.system.directory import LockDirectory
 
@@ -171,23 +171,17 @@ def call_seconds(files: LockDirectory) -> float:
     return statistics.median(times)
 
 
-def prepare(root: str, plan: Plan, progress: Progress) -> None:
+def prepare(scratch: Scratch, plan: Plan) -> None:
     """Make what the rounds need, before any player is started."""
     for race in RACES:
-        for number, files in _rounds(root, race, plan):
-            progress("preparing the rounds")
+        for number, files in _rounds(scratch.root, race, plan):
+            scratch.progress("preparing the rounds")
             for call in race.made:
                 _do(files, call, number, 0)
 
 
 def race(root: str, player: int, plan: Plan, start: float, progress: Callable[[], None]) -> Record:
-    """
-    Take part in all races, and return what was seen.
-
-    :param root: the scratch directory
-    :param start: of the first round, on this host's monotonic clock
-    :param progress: called after each round
-    """
+    """Take part in all races, of which the first begins at ``start`` (monotonic), and return what was seen."""
     record: Record = {}
     for index, kind in enumerate(RACES):
         record[kind.name] = []
@@ -238,7 +232,7 @@ def _sleep_until(due: float) -> None:
             time.sleep(left - _SLEEP_IS_LATE_SECONDS)
 
 
-def play(scratch: Scratch, plan: Plan, numbers: range, agree: Callable[[], float], progress: Progress) -> None:
+def play(scratch: Scratch, plan: Plan, numbers: range, agree: Callable[[], float]) -> None:
     """
     Start players, and let them race as it was prepared; :func:`recorded` has what they saw.
 
@@ -247,16 +241,25 @@ def play(scratch: Scratch, plan: Plan, numbers: range, agree: Callable[[], float
     :raises CliError: one cannot be started, or has ended
     """
     players: list[subprocess.Popen[str]] = []
+
+    def hear(doing: str) -> None:
+        for player in players:
+            assert player.stdout is not None
+            line = player.stdout.readline()
+            scratch.progress(doing)
+            if line != "\n":  # an error's text
+                raise CliError(line.strip() or f"a process ended while {doing}; try again", Exit.FAILED)
+
     try:
         players.extend(_start(scratch, plan, number) for number in numbers)
-        _hear(players, "starting processes", progress)
+        hear("starting processes")
         start = agree()
         for player in players:
             assert player.stdin is not None
             with suppress(BrokenPipeError):  # its end is found below
                 print(start, file=player.stdin, flush=True)
         for _ in range(len(RACES) * plan.rounds + 1):  # the last line says that the record is written
-            _hear(players, "racing", progress)
+            hear("racing")
     finally:
         for player in players:
             player.kill()
@@ -275,16 +278,6 @@ def _start(scratch: Scratch, plan: Plan, number: int) -> subprocess.Popen[str]:
         )
     except OSError as error:
         raise CliError(f"a process could not be started: {error.strerror}", Exit.FAILED) from None
-
-
-def _hear(players: Sequence[subprocess.Popen[str]], doing: str, progress: Progress) -> None:
-    """Read the next line of each player."""
-    for player in players:
-        assert player.stdout is not None
-        line = player.stdout.readline()
-        progress(doing)
-        if line != "\n":  # an error's text
-            raise CliError(line.strip() or f"a process ended while {doing}; try again", Exit.FAILED)
 
 
 def main() -> None:

@@ -14,18 +14,19 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.doctor.filesystems import explain_other
 from nfsrwlock.doctor.races import Plan, call_seconds, judge, play, prepare, recorded
-from nfsrwlock.doctor.report import Check, Level, Progress, Report
+from nfsrwlock.doctor.report import Check, Level, Report
 from nfsrwlock.doctor.scratch import Scratch, home_of, read_json, scratch_path, write_json
 from nfsrwlock.text import PROGRAM, printable, say
 from nfsrwlock_core.system.directory import LockDirectory
-from nfsrwlock_core.system.mounts import mount_from, mount_of
-from nfsrwlock_core.system.process import current_identity
+from nfsrwlock_core.system.mounts import Mount, mount_of
+from nfsrwlock_core.system.process import boot_id, current_identity
 
 #: How long each may wait for the next word of the other.
 ANSWER_SECONDS: Final = 60.0
@@ -52,9 +53,9 @@ class Sight(NamedTuple):
 class _Talk:
     """What the two nodes say to each other; node 0 leads."""
 
-    def __init__(self, scratch: Scratch, node: int, progress: Progress) -> None:
+    def __init__(self, scratch: Scratch, node: int) -> None:
         self.node: Final = node
-        self.progress: Final = progress
+        self.progress: Final = scratch.progress
         self._files = LockDirectory(f"{scratch.root}/meet")
         self._mark = f"look.{secrets.token_hex(4)}"
 
@@ -101,25 +102,21 @@ class _Talk:
         return self.hear(point)
 
 
-def alone(scratch: Scratch, report: Report, progress: Progress, *, rounds: int, processes: int) -> list[Check]:
-    """Return what the processes of this host see of each other; parameters as for :func:`lead`."""
+def alone(scratch: Scratch, report: Report, *, rounds: int, processes: int) -> list[Check]:
+    """Return what the processes of this host see of each other."""
     plan = Plan(rounds, call_seconds(scratch.files), processes)
     try:
-        prepare(scratch.root, plan, progress)
-        play(scratch, plan, range(processes), lambda: time.monotonic() + 0.05, progress)
+        prepare(scratch, plan)
+        play(scratch, plan, range(processes), lambda: time.monotonic() + 0.05)
         return judge(plan, recorded(scratch.root, plan))
     except CliError as error:
         return [Check("processes", Level.UNFIT, f"Processes of this host could not be compared: {error}.")]
 
 
-def lead(
-    scratch: Scratch, report: Report, progress: Progress, *, rounds: int, processes: int, wait_seconds: float
-) -> list[Check]:
+def lead(scratch: Scratch, report: Report, *, rounds: int, processes: int, wait_seconds: float) -> list[Check]:
     """
     Invite a second node, race with it, and return what both saw; ``report`` gets to know who it is.
 
-    :param rounds: of each race
-    :param processes: that race, on each host
     :param wait_seconds: how long the second node may take to come
     :raises CliError: it did not come, or did not stay
     """
@@ -127,7 +124,7 @@ def lead(
     command = f"{PROGRAM} doctor --join {scratch.token} {shlex.quote(printable(os.path.dirname(scratch.path)))}"
     say(f"on a second node, as the same user, run: {command}")
     say("(if the directory is mounted elsewhere there, give its path there)")
-    talk = _Talk(scratch, 0, progress)
+    talk = _Talk(scratch, 0)
     nobody = CliError(
         f"no second node came within {wait_seconds:g} s; run the command shown above on it, or give more time with "
         "--timeout. If it says that it has joined, listings here do not show what another host makes, and locks cannot "
@@ -146,7 +143,8 @@ def lead(
         with suppress(OSError):
             talk.say("end")
     report.peer, report.two_hosts = second["host"], second["kernel"] != first["kernel"]
-    checks = explain_other(mount_from(second["mount"]), second["host"], mount_from(first["mount"]))
+    here, there = (about["mount"] and Mount(**about["mount"]) for about in (first, second))
+    checks = explain_other(there, second["host"], here)
     if report.two_hosts:
         return [*checks, *judge(plan, records, uncertain), *judge_sights(sights, ahead, uncertain)]
     text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
@@ -174,7 +172,7 @@ def join(token: str, path: str, lock_dir: str | None = None, timeout: float | No
     with closing(Scratch(path)) as scratch:
         try:
             scratch.files.mkdir("meet/second")
-            talk = _Talk(scratch, 1, lambda _doing: None)
+            talk = _Talk(scratch, 1)
             talk.say("about", **_about(scratch))
             talk.hear("about")
             _take_part(talk, scratch)
@@ -196,14 +194,14 @@ def _about(scratch: Scratch) -> dict[str, Any]:
     mount = mount_of(scratch.path)
     kernel = host = current_identity().host
     # Not the engine's fingerprint of a kernel, which differs between two containers: they share a cache.
-    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        kernel = file.read().strip()
+    with suppress(OSError):
+        kernel = boot_id()
     return {
         "version": __version__,
         "host": host,
         "kernel": kernel,
         "call_seconds": call_seconds(scratch.files),
-        "mount": None if mount is None else mount.to_dict(),
+        "mount": mount and asdict(mount),
     }
 
 
@@ -219,7 +217,7 @@ def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float, float]:
     call: float = max(first["call_seconds"], second["call_seconds"])
     plan = Plan(first["rounds"], call, 2 * processes)
     if talk.node == 0:
-        prepare(scratch.root, plan, talk.progress)
+        prepare(scratch, plan)
         for name in ("data", "news-0", "news-1"):
             scratch.files.mkdir(name)
 
@@ -229,7 +227,7 @@ def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float, float]:
         start = max(mine / 1e9, theirs / 1e9 - ahead) + max(0.1, 100 * call) + uncertain
         return time.monotonic() + start - time.time()
 
-    play(scratch, plan, range(talk.node * processes, (talk.node + 1) * processes), agree, talk.progress)
+    play(scratch, plan, range(talk.node * processes, (talk.node + 1) * processes), agree)
     talk.say("sight", **_look(talk, scratch.root)._asdict())
     return plan, ahead, uncertain
 

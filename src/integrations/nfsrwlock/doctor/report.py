@@ -58,7 +58,7 @@ class Report:
 
     :param home: the directory in which the lock directories lie; empty if the file system did not even answer that
     :param lock_path: where the lock on ``path`` would live; ``None`` for a directory, which stands for what is in it
-    :param file_system: facts about the mount, see :meth:`nfsrwlock_core.system.mounts.Mount.to_dict`
+    :param file_system: the :class:`nfsrwlock_core.system.mounts.Mount`, as plain values
     :param host: name of this host; ``peer``: of the other one that took part
     """
 

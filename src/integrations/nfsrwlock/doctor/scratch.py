@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.preparing import directory_of_lock
-from nfsrwlock.doctor.report import Check, Level
+from nfsrwlock.doctor.report import Check, Level, Progress
 from nfsrwlock.text import printable
 from nfsrwlock_core.names import Mode, announcement_name, parse_listing
 from nfsrwlock_core.protocol.heartbeat import fresh_token
@@ -56,11 +56,13 @@ class Scratch:
     """
     A scratch directory that exists.
 
+    :param progress: called with what is being done in it
     :raises OSError: it cannot be opened, is not private, or is another user's
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, progress: Progress = lambda doing: None) -> None:
         self.path: Final = path
+        self.progress: Final = progress
         self.token: Final = os.path.basename(path).removeprefix(_PREFIX)
         self.fd: Final = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         pinned = f"/proc/self/fd/{self.fd}/."  # with the dot, it is no link that O_NOFOLLOW would refuse
@@ -75,12 +77,12 @@ class Scratch:
         self.files.close()
 
     @classmethod
-    def make(cls, home: str) -> Self:
+    def make(cls, home: str, progress: Progress = lambda doing: None) -> Self:
         """Make one, signed with who made it, as an announcement is, for whoever finds it left behind."""
         path, me, now = scratch_path(home, secrets.token_hex(6)), current_identity(), time.time_ns() // 1_000_000
         os.mkdir(path, 0o700)
         try:
-            scratch = cls(path)
+            scratch = cls(path, progress)
         except BaseException:
             os.rmdir(path)
             raise
