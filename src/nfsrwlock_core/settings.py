@@ -163,7 +163,9 @@ class HasSettings:
         value = known.timeout if timeout is None else seconds("timeout", timeout)
         if not (known.blocking if blocking is None else boolean("blocking", blocking)):
             return 0.0
-        if not (value >= 0 or value == -1):  # or nan
+        if math.isnan(value):
+            raise ValueError("timeout must be a number of seconds, not nan")
+        if value < 0 and value != -1:
             raise ValueError(f"timeout must be a non-negative number or -1, not {value!r}")
         return -1.0 if value >= _FOREVER_S else value
 

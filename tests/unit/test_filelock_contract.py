@@ -276,9 +276,9 @@ def test_bad_settings_are_refused_at_construction(
 async def test_a_negative_or_nan_timeout_is_refused_by_the_acquire_not_by_the_constructor(
     subject: Subject, tmp_path: Path
 ) -> None:
-    for number, timeout in enumerate([-2, math.nan]):
+    for number, (timeout, wanted) in enumerate([(-2, "non-negative number or -1"), (math.nan, "number of seconds")]):
         lock = subject(tmp_path / f"data{number}", timeout)
-        with pytest.raises(ValueError, match="timeout"):
+        with pytest.raises(ValueError, match=f"timeout must be a {wanted}, not {timeout}"):
             await lock.acquire_read()
         async with await lock.acquire_read(1):
             pass
