@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .semaphore import AsyncSoftSemaphore, SoftSemaphore
     from .system.directory import make_directories
     from .system.paths import lock_home
+    from .trace import traced_as
     from .witness import HoldWitness
 
 #: What is in which module.
@@ -50,6 +51,7 @@ _MODULES: Final = {
     "semaphore": "AsyncSoftSemaphore SoftSemaphore",
     "system.directory": "make_directories",
     "system.paths": "lock_home",
+    "trace": "traced_as",
     "witness": "HoldWitness",
 }
 _HOMES: Final = {name: home for home, names in _MODULES.items() for name in names.split()}
@@ -86,6 +88,7 @@ __all__ = [
     "lock_home",
     "make_directories",
     "own_hold",
+    "traced_as",
 ]
 
 

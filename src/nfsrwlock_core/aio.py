@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, finalize, r
 
 from .errors import LockError, LockLostError, LockNotHeldError
 from .holding import keeper
-from .holding.hold import Hold, logger
+from .holding.hold import Hold
 from .holding.kept import Use
 from .holding.waiting import GRACE_S, Attempt, Io, OnWait, Steps, Unanswered, Until, Wait, acquiring
 from .lock import HasHold
@@ -31,6 +31,7 @@ from .settings import Heartbeat, Settings, checked, checked_limit
 from .system import workers
 from .system.directory import Share
 from .system.paths import AnyPath
+from .trace import logger
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise

@@ -13,9 +13,9 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any, Final, Literal
 
+from . import trace
 from .errors import LockBusyError, LockPathError, path_error
 from .names import Announcement, Listing, Mode, beat_name, gone_name, parse_beats, parse_listing
 from .protocol.removal import evict
@@ -24,13 +24,10 @@ from .system.directory import MOVE_AWAY, LockDirectory, opened, refusal
 from .system.paths import lock_path_of
 from .system.process import ancestors, is_dead, is_same_kernel, user_name
 
-#: The text of a symbolic link has 1,024 bytes on XFS, and more elsewhere.
-_RECORD_MAX_BYTES: Final = 1000
 #: How often an operator's removal is tried against a holder that beats.
 _TRIES: Final = 50
 #: A wait that is as long as this for no known reason is odd.
 _ODD_S: Final = 5.0
-_JOB_VARIABLES: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,21 +283,6 @@ def watched_peers(others: tuple[Announcement, ...], watch: Watch, now: float) ->
     return holders + waiters
 
 
-@lru_cache(maxsize=1)
-def own_record(pid: int) -> bytes:
-    """Return what the heartbeats of this process say about it, for people: a short piece of JSON in ASCII."""
-    import sys  # noqa: PLC0415
-
-    job = next((value for key in _JOB_VARIABLES if (value := os.environ.get(key))), "")
-    who = {"user": user_name(os.geteuid()), "pid": pid}
-    argv = [str(argument) for argument in getattr(sys, "argv", None) or [""]]  # programs put anything there
-    for command, most in ((" ".join(argv), 300), (os.path.basename(argv[0]), 20)):
-        text = json.dumps({**who, "command": command[:most], "job": job[: min(most, 80)] or None}).encode()
-        if len(text) <= _RECORD_MAX_BYTES:
-            return text
-    return b"{}"
-
-
 def break_lock(
     path: str | os.PathLike[str],
     *,
@@ -328,10 +310,15 @@ def break_lock(
             f"{alive[0].describe()} is alive on this machine; end that process, or use force if it must lose the lock"
         )
     files = LockDirectory(state.lock_path)
+    removed = []
     try:
-        return tuple(peer for peer in wanted if _remove_by_hand(files, peer))
+        for peer in wanted:
+            if _remove_by_hand(files, peer):
+                removed.append(peer)
+                trace.log_eviction(state.lock_path, Announcement(peer.name, peer.understood))
     except OSError as error:
         raise path_error(error, state.lock_path) or error from None
+    return tuple(removed)
 
 
 def _remove_by_hand(files: LockDirectory, peer: PeerInfo) -> bool:

@@ -1022,7 +1022,7 @@ class _AllThere(frozenset[int]):
 #: Fields that decide nothing later on, here, where nobody leaves notes: they only keep like states apart.
 _FORGET: Final[dict[str, Callable[[protocol.Participant, Any], Any]]] = {
     "blockers": lambda participant, value: (),
-    "evictions": lambda participant, value: 0,
+    "evicted": lambda participant, value: [],
     "beat_error": lambda participant, value: None,
     "_looked_at": lambda participant, value: set(),
     "_attended": lambda participant, value: -math.inf,

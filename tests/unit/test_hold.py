@@ -172,7 +172,9 @@ def test_what_a_heartbeat_found_of_a_loss_is_not_changed_by_one_that_comes_befor
 # -- what its owner is told --------------------------------------------------------------------------------------------
 
 
-def test_each_expiry_is_told_once_and_so_is_the_loss_after_it(owner: Owner, words: Callable[[], list[str]]) -> None:
+def test_each_expiry_is_told_once_and_so_is_the_loss_after_it(
+    owner: Owner, words: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
     hold = owner.hold
     hold.tell_owner()
     assert owner.compromises == []
@@ -200,6 +202,8 @@ def test_each_expiry_is_told_once_and_so_is_the_loss_after_it(owner: Owner, word
     hold.tell_owner()
     assert len(owner.compromises) == 4
     assert hold.next_expiry is None
+    events = [getattr(record, "event", None) for record in caplog.records]
+    assert events == [*("suspect", "restored") * 2, "suspect", "lost"]
 
 
 def test_a_heartbeat_whose_answer_takes_a_lease_makes_nothing_safe(

@@ -24,6 +24,7 @@ OTHER = re.compile(
     r"|snakemake\.(executors|persistence|scheduling)|temp\(\), by|Querying |float \| str|Where the lock's arguments"
     r"|Give up after waiting|Hold (a shared|the exclusive) lock|Processes that race|The lease: after|Time between two"
     r"|Is it certain|Holds that were lost|released the lock on|acquiring the lock on|acquired the lock on"
+    r"|gave up the lock on|evicted … from the lock in"
     r"|waiting for the lock on|held by a writer; readers|free, and never locked|nothing was removed|had left by"
     r"|the process that held the lock has died|…: nobody holds or waits|the event %r was not|\W*too narrow|…@… pid"
     r"|Clearing function cache|Computing func|in a thread there is nothing"

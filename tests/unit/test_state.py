@@ -25,12 +25,12 @@ from nfsrwlock_core import (
     break_lock,
     inspect,
 )
-from nfsrwlock_core.inspection import own_record, watched_peers
+from nfsrwlock_core.inspection import watched_peers
 from nfsrwlock_core.names import Identity, Mode, announcement_name, parse_announcement
 from nfsrwlock_core.protocol.heartbeat import fresh_token
 from nfsrwlock_core.protocol.watch import Watch
 from nfsrwlock_core.system.directory import LockDirectory
-from nfsrwlock_core.system.process import current_identity
+from nfsrwlock_core.system.process import current_identity, own_record
 
 ELSEWHERE = Identity(pid=4711, start=1, kernel="feedfeedfeedfeed", uid=os.geteuid(), host="node7")
 

@@ -38,9 +38,10 @@ from nfsrwlock_core.protocol.heartbeat import Beat
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now
 from nfsrwlock_core.system.directory import LockDirectory
+from nfsrwlock_core.trace import logger
 
 from .heartbeat_thread import Scheduler
-from .hold import Hold, logger
+from .hold import Hold
 
 #: How long the helper may take to read a message, or to let go of a hold, seconds. It waits for a heartbeat under way.
 _PATIENCE_S: Final = 5.0

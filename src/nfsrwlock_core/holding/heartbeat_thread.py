@@ -23,8 +23,9 @@ from typing import Final
 from nfsrwlock_core.protocol.heartbeat import Beat
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now, wall_clock
+from nfsrwlock_core.trace import logger
 
-from .hold import Hold, logger
+from .hold import Hold
 
 #: The thread wakes at least this often, seconds, for its waits do not run through suspend and leases do.
 _WAKE_S: Final = 5.0

@@ -23,9 +23,10 @@ from weakref import ref
 from nfsrwlock_core.errors import DeadlockError
 from nfsrwlock_core.names import Identity, Mode
 from nfsrwlock_core.system.process import ancestors, current_identity, is_same_kernel, start_of
+from nfsrwlock_core.trace import logger
 
 from . import keeper
-from .hold import Hold, HoldStatus, logger
+from .hold import Hold, HoldStatus
 
 if TYPE_CHECKING:
     from nfsrwlock_core.protocol.participant import Participant

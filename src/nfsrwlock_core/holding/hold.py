@@ -19,18 +19,18 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal
 
+from nfsrwlock_core import trace
 from nfsrwlock_core.errors import LeaseExpiredError, LockLostError
 from nfsrwlock_core.names import token_in
 from nfsrwlock_core.protocol.heartbeat import MARGIN, Announced, Beat
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now, wall_clock
+from nfsrwlock_core.trace import logger
 
 if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
     from .kept import Use
-
-logger: Final = logging.getLogger("nfsrwlock")
 
 
 class HoldStatus(StrEnum):
@@ -182,8 +182,10 @@ class Hold:
             workers.submit(self.tell_owner)
         elif self._told == "suspect" and self._left_at(wall_clock.look()) >= 0:
             self._told = None
-            logger.warning(
-                "the lock on %r is safe again: a heartbeat has shown that the hold never ended", self.lock_file
+            trace.log(
+                *(logging.WARNING, "the lock on %r is safe again: a heartbeat has shown that the hold never ended"),
+                self.lock_file,
+                extra={"event": "restored", "announcement": self.participant.name},
             )
 
     def tell_owner(self) -> None:
@@ -196,7 +198,8 @@ class Hold:
             if self._told in (status.value, "lost"):
                 return
             self._told = "lost" if status is HoldStatus.LOST else "suspect"
-        logger.warning("%s", self._error_of(status))  # of then: a heartbeat may have restored it meanwhile
+        facts = {"event": status.value, "announcement": self.participant.name}
+        trace.log(logging.WARNING, "%s", self._error_of(status), extra=facts)  # of then: it may be restored meanwhile
         self.due = min(self.due, now())  # where the clocks say that there was a pause, one can be sent at once
         if self._on_compromise is None or self.is_idle:
             return

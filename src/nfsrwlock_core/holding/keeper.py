@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import queue
 import sys
@@ -18,13 +19,15 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from nfsrwlock_core import trace
 from nfsrwlock_core.errors import LockError
 from nfsrwlock_core.protocol.heartbeat import Announced
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now
+from nfsrwlock_core.trace import logger
 
 from .heartbeat_thread import Scheduler
-from .hold import Hold, logger
+from .hold import Hold
 
 if TYPE_CHECKING:
     from .heartbeat_process import Helper
@@ -131,10 +134,13 @@ def release(hold: Hold) -> bool:
         if hold.remaining < 0:  # perhaps by the wall clock, of which the participant knows nothing
             participant.lease = replace(participant.lease, renewed=now() - participant.lease.ttl)
         stood = participant.release()
-        logger.debug("released the lock on %r", hold.lock_file)
+        facts = {"event": "released", "announcement": participant.name, "stood": stood}
+        trace.log(logging.DEBUG, "released the lock on %r", hold.lock_file, extra=facts)
     except OSError as error:
-        logger.warning("releasing the lock on %r is tried again: %s", hold.lock_file, error)
         stood = not participant.lease.has_run_out(now())
+        facts = {"event": "released", "announcement": participant.name, "stood": stood, "error": str(error)}
+        text = "releasing the lock on %r is tried again: %s"
+        trace.log(logging.WARNING, text, hold.lock_file, error, extra=facts)
         workers.submit(_release_later, participant)
     return stood and not hold.is_known_lost
 
@@ -172,6 +178,7 @@ def _release_all() -> None:
         with contextlib.suppress(queue.Empty):
             done.get(timeout=_EXIT_WAIT_S)  # a file server that hangs must not hang the exit
     _release_several(list(_keepers.without_beat.values()))
+    trace.end()
 
 
 def _release_several(holds: list[Hold]) -> None:

@@ -9,6 +9,7 @@ So timeouts, back-off, giving up and cleaning up exist once.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 import time
@@ -18,9 +19,10 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import ref
 
+from nfsrwlock_core import trace
 from nfsrwlock_core.errors import LockError, path_error
-from nfsrwlock_core.inspection import PeerInfo, WaitInfo, own_record, watched_peers
-from nfsrwlock_core.names import Mode
+from nfsrwlock_core.inspection import PeerInfo, WaitInfo, watched_peers
+from nfsrwlock_core.names import Announcement, Mode
 from nfsrwlock_core.protocol.heartbeat import Phase, World, fresh_token
 from nfsrwlock_core.protocol.participant import Participant
 from nfsrwlock_core.protocol.watch import Watch
@@ -30,11 +32,12 @@ from nfsrwlock_core.system.clock import now, wall_clock
 from nfsrwlock_core.system.connection import standstill
 from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.mounts import mountpoint
-from nfsrwlock_core.system.process import current_identity, is_dead
+from nfsrwlock_core.system.process import current_identity, is_dead, own_record
+from nfsrwlock_core.trace import logger
 
 from . import kept
 from .held import SelfWait
-from .hold import Hold, logger
+from .hold import Hold
 
 if TYPE_CHECKING:
     from nfsrwlock_core.compat import Timeout
@@ -165,6 +168,11 @@ class Attempt:
             watch=_watch(settings.lock_path),
         )
         self._pid: Final = who.pid
+        #: What all records of its steps say.
+        self.facts: Final[dict[str, Any]] = {"lock": settings.lock_path, "mode": mode, "attempt": wall // 1000}
+        if at_most:
+            self.facts["at_most"] = at_most
+        self._evictions_logged = 0
         self._self_wait: Final = SelfWait(settings.lock_file, mode, task, at_most)
         #: Nobody wants the lock any more.
         self._is_over = False
@@ -205,8 +213,8 @@ class Attempt:
                 try:
                     self._files.open()
                     evictions = -1
-                    while evictions < participant.evictions:  # who was in the way is gone: no reason to wait
-                        evictions = participant.evictions
+                    while evictions < len(participant.evicted):  # who was in the way is gone: no reason to wait
+                        evictions = len(participant.evicted)
                         if participant.advance():
                             settings, device = self.settings, self._files.device or 0
                             hold = Hold(participant, settings.lock_file, device, settings.on_compromise)
@@ -215,6 +223,8 @@ class Attempt:
                             return hold
                 finally:
                     self._files.close()
+                    if participant.evicted:
+                        self._log_evictions()
             self.trouble = None
         except LockError:
             raise
@@ -224,6 +234,12 @@ class Attempt:
             if self._is_over:  # given up meanwhile, and left to whoever is here
                 self.give_up()
         return None
+
+    def _log_evictions(self) -> None:
+        evicted = self._participant.evicted[self._evictions_logged :]
+        self._evictions_logged += len(evicted)
+        for peer in evicted:
+            trace.log_eviction(self.settings.lock_path, peer)
 
     def _judge(self, error: OSError) -> None:
         permanent = path_error(error, self.settings.lock_path)
@@ -249,6 +265,7 @@ class Attempt:
             return
         try:
             self._withdraw()
+            self._log_evictions()
         finally:
             self._mutex.release()
             _unanswered.discard(self)  # last: see abandon()
@@ -301,6 +318,17 @@ class Attempt:
         participant = self._participant
         return watched_peers(participant.others, participant.watch, now()) if participant.blockers else ()
 
+    @property
+    def blockers(self) -> tuple[Announcement, ...]:
+        """Whom its latest step found in the way."""
+        return self._participant.blockers
+
+    def log_end(self, error: BaseException, waited: float) -> None:
+        """Log that it ends without the lock."""
+        text = str(error) or type(error).__name__
+        facts = {"event": "gave up", **self.facts, "waited": waited, "error": text}
+        trace.log(logging.DEBUG, "gave up the lock on %r: %s", self.settings.lock_file, text, extra=facts)
+
     def wait_info(self, waited: float) -> WaitInfo:
         """Return how things stand."""
         blockers = self._peers()
@@ -339,25 +367,33 @@ def acquiring(attempt: Attempt) -> Steps:
     :raises DeadlockError: if the lock is held until an ancestor of this process ends, or by the caller itself
     :raises LockError: if the lock cannot live at its path
     """
-    started, wait, is_logged = time.monotonic(), attempt.wait, False
+    started, wait = time.monotonic(), attempt.wait
     deadline, looks = wait.deadline, started
+    in_the_way: tuple[Announcement, ...] | None = None
     limit = None if deadline is None else deadline + GRACE_S
     try:
         while True:
             hold: Hold | None = None if _unanswered and attempt.is_held_up() else (yield Io(attempt.step, limit))
             if hold is not None:
-                logger.debug("acquired the lock on %r to %s", hold.lock_file, attempt.mode.value)
+                granted = hold.participant
+                facts = {"event": "granted", **attempt.facts, "announcement": granted.name}
+                facts["waited"] = time.monotonic() - started
+                if granted.generation is not None:
+                    facts["generation"] = granted.generation
+                if in_the_way:
+                    facts["by"] = trace.in_brief(in_the_way)
+                trace.log(logging.DEBUG, "acquired the lock on %r to %s", hold.lock_file, attempt.mode, extra=facts)
                 return hold
             moment = time.monotonic()
             waited = moment - started
             is_over = (deadline is not None and moment >= deadline) or attempt.is_closed()
             if is_over or (wait.until is not None and wait.until()):
-                error = yield Io(partial(attempt.timed_out, waited), None)
-                logger.debug("gave up waiting: %s", error)
-                raise error
-            if not is_logged:
-                is_logged = True
-                logger.debug("waiting for the lock on %r to %s", attempt.settings.lock_file, attempt.mode.value)
+                raise (yield Io(partial(attempt.timed_out, waited), None))
+            is_first, in_the_way = in_the_way is None, attempt.blockers
+            if is_first:
+                facts = {"event": "asked", **attempt.facts, "by": trace.in_brief(in_the_way)}
+                file = attempt.settings.lock_file
+                trace.log(logging.DEBUG, "waiting for the lock on %r to %s", file, attempt.mode, extra=facts)
             if moment >= looks:
                 looks = moment + _SELF_WAIT_S
                 yield Io(attempt.refuse_self_wait, None)  # reads /proc
@@ -372,12 +408,13 @@ def acquiring(attempt: Attempt) -> Steps:
 
         reason = f"the file server has not answered for {seconds:.0f} s; what the call still makes will be withdrawn"
         late = Timeout(attempt.settings.lock_file, str(error) or reason)
-        logger.debug("gave up waiting: %s", late)
+        attempt.log_end(late, seconds)
         raise late from None
     except GeneratorExit:
         attempt.abandon()
         raise  # the runner was interrupted: no wish of ours would be granted any more
-    except BaseException:
+    except BaseException as error:
+        attempt.log_end(error, time.monotonic() - started)
         try:
             yield Io(attempt.give_up, None if limit is None else time.monotonic() + GRACE_S, closing=True)
         except Unanswered:

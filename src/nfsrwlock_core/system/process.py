@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import socket
+import sys
 import time
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -28,6 +30,9 @@ _VARIABLE: Final = "NFSRWLOCK_PROVEN_DEAD"
 _SHARED_MEMORY: Final = "/dev/shm"
 _NUMBER: Final = "nfsrwlock-boot"
 _NUMBER_BYTES: Final = 16
+_JOB_VARIABLES: Final = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
+#: Of what a process says about itself. The text of a symbolic link has 1,024 bytes on XFS, and more elsewhere.
+_RECORD_MAX_BYTES: Final = 1000
 _CARDS: Final = "/sys/class/net"
 #: How long what identifies the machine is taken to be the same, seconds: this very process may be cloned, too.
 _SAME_FOR_S: Final = 10
@@ -169,6 +174,16 @@ def _kernel() -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
+def boot_id() -> str:
+    """
+    Return what this kernel calls this boot; containers on it have that in common.
+
+    :raises OSError: if it does not tell (other systems than Linux)
+    """
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
 def _random_number() -> str:
     # Whoever comes first writes it, and everybody may read it. Another user could make up a number, or remove his own:
     # the worst that comes of it is that nobody is proven dead, or that clones are told apart by the rest only.
@@ -222,6 +237,19 @@ def _proc_shows_our_namespace() -> bool:
             if line.startswith("NSpid:"):
                 return line.split()[1:] == [str(os.getpid())]
     return os.readlink("/proc/self") == str(os.getpid())  # Linux before 4.1
+
+
+@lru_cache(maxsize=1)
+def own_record(pid: int) -> bytes:
+    """Return what this process, ``pid``, says about itself, for people: a short piece of JSON in ASCII."""
+    job = next((value for key in _JOB_VARIABLES if (value := os.environ.get(key))), "")
+    who = {"user": user_name(os.geteuid()), "pid": pid}
+    argv = [str(argument) for argument in getattr(sys, "argv", None) or [""]]  # programs put anything there
+    for command, most in ((" ".join(argv), 300), (os.path.basename(argv[0]), 20)):
+        text = json.dumps({**who, "command": command[:most], "job": job[: min(most, 80)] or None}).encode()
+        if len(text) <= _RECORD_MAX_BYTES:
+            return text
+    return b"{}"
 
 
 def _forget() -> None:

@@ -27,7 +27,7 @@ from distributed.threadpoolexecutor import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
 from nfsrwlock.driving import done
-from nfsrwlock_core import AsyncSoftReadWriteLock, LockLostError, LockSet, Timeout, WaitInfo
+from nfsrwlock_core import AsyncSoftReadWriteLock, LockLostError, LockSet, Timeout, WaitInfo, traced_as
 
 from .context import Caller, current_worker
 from .journal import Entry, Journal, remove_journal
@@ -163,7 +163,10 @@ class Hold:
             )
             read = partial(lock.acquire_read, at_most=settings.at_most)
             acquire = lock.acquire_write if settings.mode == "write" else read
-        return await done(acquire(seconds, blocking=seconds != 0, on_wait=self._before_pause, until=self._is_cancelled))
+        with traced_as(key=self.caller.key):
+            return await done(
+                acquire(seconds, blocking=seconds != 0, on_wait=self._before_pause, until=self._is_cancelled)
+            )
 
     def _before_pause(self, info: WaitInfo) -> None:
         if not self._has_paused:

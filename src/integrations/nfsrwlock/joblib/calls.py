@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nfsrwlock.driving import at_once, done
-from nfsrwlock_core import AsyncSoftReadWriteLock, DeadlockError, SoftReadWriteLock, Timeout, WaitInfo
+from nfsrwlock_core import AsyncSoftReadWriteLock, DeadlockError, SoftReadWriteLock, Timeout, WaitInfo, traced_as
 
 from . import mapping
 from .around import Held, Mode, end, held, held_around, note
@@ -108,7 +108,8 @@ class Call:
         # item next would hang all the same.
         waiting = {"on_wait": on_wait, "until": is_over} if blocking else {"timeout": -1, "until": lambda: True}
         try:
-            grant = await done(acquire(**waiting))
+            with traced_as(function=self.call_id[0]):
+                grant = await done(acquire(**waiting))
         except Timeout:
             if ended is None:
                 raise

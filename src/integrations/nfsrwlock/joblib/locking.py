@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, Unpack, cast
 
 from nfsrwlock.options import LockOptions, refuse_unknown
-from nfsrwlock_core import LockSet
+from nfsrwlock_core import LockSet, traced_as
 
 from .guarding import Guard, Limits, Paths, TaskGuard, several
 
@@ -152,7 +152,7 @@ def _is(func: Callable[..., Any], kind: Callable[[Any], bool]) -> bool:
 def _function(func: Callable[..., Any], paths: _PathsOfCall, options: LockOptions) -> Callable[..., Any]:
     @functools.wraps(func)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with Guard(**paths(args, kwargs), options=options):
+        with traced_as(function=_name_of(func)), Guard(**paths(args, kwargs), options=options):
             result = func(*args, **kwargs)
             if inspect.iscoroutine(result):
                 result.close()
@@ -168,7 +168,8 @@ def _function(func: Callable[..., Any], paths: _PathsOfCall, options: LockOption
 def _coroutine(func: Callable[..., Any], paths: _PathsOfCall, options: LockOptions) -> Callable[..., Any]:
     @functools.wraps(func)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        async with TaskGuard(**paths(args, kwargs), options=options):
-            return await func(*args, **kwargs)
+        with traced_as(function=_name_of(func)):
+            async with TaskGuard(**paths(args, kwargs), options=options):
+                return await func(*args, **kwargs)
 
     return call

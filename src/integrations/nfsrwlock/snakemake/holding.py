@@ -22,7 +22,7 @@ from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
 from nfsrwlock.snakemake.plan import Plan, plan_of
 from nfsrwlock.snakemake.unfinished import record_of
 from nfsrwlock.text import printable
-from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout
+from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout, traced_as
 
 _LOOK_S: Final = 0.1
 #: Set when the workflow of this process is being ended: who still waits for a lock gives up.
@@ -131,7 +131,8 @@ def _acquire(job: Any, locks: LockSet, timeout: float) -> None:
     timeout = -1.0 if math.isinf(timeout) else timeout
     waiting = Waiting(job, timeout)
     try:
-        locks.acquire(timeout, on_wait=waiting.update, until=lambda: _is_ending(job))
+        with traced_as(rule=job.rule.name, job=job.jobid, wildcards=job.wildcards_dict or None):
+            locks.acquire(timeout, on_wait=waiting.update, until=lambda: _is_ending(job))
     except Timeout as error:
         refuse_if_ending(job)
         raise LockingError(
