@@ -192,8 +192,8 @@ def test_the_picture_shows_who_held_what_and_what_was_done():
     story = Story().hold("n1.0", "write", 0, 3, 1).hold("n2.0", "read", 2, 4, 1).fault("pause", "n2", 1, 2)
     verdict = story.verdict()
     picture = draw(verdict.holds, story.faults, verdict.violations, begin=0, end=10, title="<x>")
-    assert "n1.0: write of lock 0, number 1, 3.00 s, released" in picture
-    assert "pause of n2, 1.0 s" in picture
+    assert "n1.0: write of lock 0, number 1, released, 3.00 s from 0.00 s on" in picture
+    assert "pause of n2, 1.00 s" in picture
     assert "hold lock 0 together" in picture
     assert "&lt;x&gt;" in picture
 
