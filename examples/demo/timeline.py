@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from history import History
-from nfsrwlock.timeline.drawing import Bar, Mark, Row
+from nfsrwlock.timeline.drawing import Bar, Mark
 from nfsrwlock.timeline.drawing import draw as draw_rows
 
 MODE_NAMES = {"read": "shared", "write": "exclusive"}
@@ -33,4 +33,4 @@ def draw(history: History, title: str) -> str:
             marks.append(Mark(row, kill.recovered, "free", f"recovered in {kill.recovered - kill.time:.2f} s"))
         marks.append(Mark(row, kill.time, "kill"))
     begin, end = history.start, history.end
-    return draw_rows([Row(name) for name in rows], bars, marks, title=title, begin=begin, end=end, legend=LEGEND)
+    return draw_rows([("", name) for name in rows], bars, marks, title=title, begin=begin, end=end, legend=LEGEND)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nfsrwlock.timeline.drawing import Bar, Mark, Row
+from nfsrwlock.timeline.drawing import Bar, Mark
 from nfsrwlock.timeline.drawing import draw as draw_rows
 
 from .history import Fault, Hold, Violation
@@ -42,7 +42,7 @@ def draw(
             Bar(rows.index(hold.who), hold.granted, _end_of(hold), _STYLES[hold.mode], words, f"lock {hold.lock}")
         )
     marks = [Mark(None, violation.at, "wrong", violation.what) for violation in violations]
-    names = [Row(who, who.split(".", 1)[0]) for who in rows]
+    names = [(who.split(".", 1)[0], who) for who in rows]
     return draw_rows(names, bars, marks, title=title, begin=begin, end=end)
 
 
