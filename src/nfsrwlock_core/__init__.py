@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .semaphore import AsyncSoftSemaphore, SoftSemaphore
     from .system.directory import make_directories
     from .system.paths import lock_home
-    from .trace import traced_as
+    from .trace import end_trace, traced_as
     from .witness import HoldWitness
 
 #: What is in which module.
@@ -51,7 +51,7 @@ _MODULES: Final = {
     "semaphore": "AsyncSoftSemaphore SoftSemaphore",
     "system.directory": "make_directories",
     "system.paths": "lock_home",
-    "trace": "traced_as",
+    "trace": "end_trace traced_as",
     "witness": "HoldWitness",
 }
 _HOMES: Final = {name: home for home, names in _MODULES.items() for name in names.split()}
@@ -81,6 +81,7 @@ __all__ = [
     "Timeout",
     "WaitInfo",
     "break_lock",
+    "end_trace",
     "hold_for",
     "holds_for",
     "inspect",

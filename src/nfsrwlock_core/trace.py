@@ -184,8 +184,8 @@ def log_eviction(lock_path: str, whom: Announcement) -> None:
     log(logging.INFO, "evicted %s from the lock in %r", whom.name, lock_path, extra=facts)
 
 
-def end() -> None:
-    """Write what is left, for this process ends."""
+def end_trace() -> None:
+    """Write what is left of the record, in a second at most, before this process ends without Python's clean-up."""
     if _recorder is not None:
         _recorder.end()
 

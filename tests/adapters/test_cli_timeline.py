@@ -116,6 +116,16 @@ def test_the_record_of_real_processes_says_what_happened(stage: Stage, scene: Sc
     assert known["skipped"] == {}
 
 
+def test_what_run_holds_is_recorded_to_its_end(scene: Scene) -> None:
+    for _ in range(5):
+        run = scene.run("run", "--write", "data", "--", "true", NFSRWLOCK_TRACE=str(scene.directory / "trace"))
+        assert (run.returncode, run.stderr) == (0, "")
+    scene.wait_for(lambda: not scene.processes())
+    known = facts(scene)
+    assert [(one["generation"], one["ending"]) for one in known["holds"]] == [(n + 1, "released") for n in range(5)]
+    assert known["holds"][0]["process"]["command"] == "nfsrwlock run --write data -- true"
+
+
 def test_the_picture_shows_rows_by_host_holds_waits_and_evictions(scene: Scene) -> None:
     trace = scene.directory / "trace"
     write_trace(trace, "a", 1, *hold("t1", 1, 3, number=1, task={"rule": "align"}), job="77")

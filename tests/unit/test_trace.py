@@ -157,7 +157,7 @@ def test_a_forked_child_has_a_file_of_its_own(traced: Callable[..., Actor], dire
         "import os\n"
         "def in_child():\n"
         "    with SoftReadWriteLock('childs', is_singleton=False).write_lock(): pass\n"
-        "    from nfsrwlock_core import trace; trace.end()\n"
+        "    from nfsrwlock_core import trace; trace.end_trace()\n"
         "def fork():\n"
         "    pid = os.fork()\n"
         "    if pid == 0:\n"

@@ -178,7 +178,7 @@ def _release_all() -> None:
         with contextlib.suppress(queue.Empty):
             done.get(timeout=_EXIT_WAIT_S)  # a file server that hangs must not hang the exit
     _release_several(list(_keepers.without_beat.values()))
-    trace.end()
+    trace.end_trace()
 
 
 def _release_several(holds: list[Hold]) -> None:

@@ -29,7 +29,17 @@ from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send
 from nfsrwlock.text import PROGRAM, flush
-from nfsrwlock_core import HoldStatus, LockError, LockLostError, LockPathError, LockSet, WaitInfo, hold_for, inspect
+from nfsrwlock_core import (
+    HoldStatus,
+    LockError,
+    LockLostError,
+    LockPathError,
+    LockSet,
+    WaitInfo,
+    end_trace,
+    hold_for,
+    inspect,
+)
 
 #: Sent to a keeper of ``hold``, it asks for the end of the hold, although what is guarded goes on.
 GIVE_BACK: Final = signal.SIGUSR1
@@ -201,6 +211,7 @@ def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
             channel.send(as_cli_error(error, request.conflict_code))
         channel.close()
         outlast_the_server(request)
+        end_trace()
     os._exit(0)
 
 
