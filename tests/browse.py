@@ -1,6 +1,8 @@
 """
 Looks at the built documentation in a real browser: `make test-docs`. Needs Chromium (Debian: `chromium`).
 
+Also at the page that `nfsrwlock timeline` makes: whether it shows what was recorded, and filters it.
+
 Each page is opened at the width of a desk and of a phone, light and dark. It fails if a link inside the documentation
 leads nowhere, a picture does not load, or a page is wider than its window. The pictures are in `docs/_build/pictures`.
 """
@@ -34,6 +36,20 @@ const wide = [...document.querySelectorAll('body *')].filter(e => e.getBoundingC
     .map(e => e.tagName + ' ' + e.className);
 root.setAttribute('data-seen', JSON.stringify([innerWidth, root.scrollWidth, broken, wide.slice(0, 3)]));
 }, 100))</script>"""
+
+
+#: Reports what bars and lines of tables a timeline shows: all of them, of one lock, of one host, with a text.
+FILTER = """<script>
+const shown = () => [...document.querySelectorAll('#picture rect[data-lock], #tables tbody tr')]
+    .filter(e => !e.classList.contains('off')).map(e => e.tagName).sort().join(' ');
+const seen = [shown()];
+for (const [id, value] of [['lock', LOCK], ['host', 'b'], ['text', 'exclusive']]) {
+    const field = document.getElementById(id);
+    field.value = value; field.dispatchEvent(new Event('input')); seen.push(shown());
+    field.value = ''; field.dispatchEvent(new Event('input'));
+}
+document.documentElement.setAttribute('data-seen', seen.join('|'));
+</script>"""
 
 
 class Page(html.parser.HTMLParser):
@@ -140,12 +156,34 @@ def picture(name: str, window: str, dark: bool) -> None:
         frame.unlink()
 
 
+def timeline_problems() -> list[str]:
+    """What is wrong with the page of a timeline: two hosts, two locks, one exclusive hold."""
+    program = [sys.executable, "-m", "nfsrwlock"]
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory).resolve()
+        for host, mode, name in (("a", "--write", "one"), ("b", "--read", "one"), ("b", "--read", "two")):
+            environment = {**os.environ, "NFSRWLOCK_TRACE": f"{place}/trace", "NFSRWLOCK_HOST": host}
+            subprocess.run([*program, "run", mode, name, "--", "true"], cwd=place, env=environment, check=True)
+        page = place / "page.html"
+        subprocess.run([*program, "timeline", place / "trace", "-o", page], check=True)
+        script = FILTER.replace("LOCK", repr(f"{place}/one.rwlock"))
+        page.write_text(page.read_text().replace("</body>", f"{script}</body>"))
+        dom = chromium("--virtual-time-budget=4000", "--dump-dom", page.as_uri())
+    found = re.search(r'data-seen="([^"]*)"', dom)
+    seen = [words.split() for words in found[1].split("|")] if found else []
+    bars = [words.count("rect") for words in seen]
+    rows = [words.count("TR") for words in seen]
+    # Of locks two lines, of holds three; nobody waited. Lines about a lock name no host.
+    wanted = [3, 2, 2, 1], [5, 3, 4, 1]
+    return [] if (bars, rows) == wanted else [f"the timeline's page shows {bars} bars and {rows} lines: not {wanted}"]
+
+
 def main() -> None:
     """Look at all pages, and say what is wrong."""
     paths = [
         path for path in sorted(BUILT.rglob("*.html")) if not path.name.startswith(".") and "_static" not in path.parts
     ]
-    problems = broken_links({path: Page(path) for path in paths})
+    problems = broken_links({path: Page(path) for path in paths}) + timeline_problems()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for found in pool.map(lambda job: measure(*job), [(path, window) for path in paths for window in WINDOWS]):
             problems += found
