@@ -11,6 +11,7 @@ in its last moment (:data:`_PAUSE_S`) before it was killed. The fields are descr
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -68,8 +69,7 @@ class _Recorder:
         self._directory: Final = directory
         self._steps: Final[queue.SimpleQueue[_Step | None]] = queue.SimpleQueue()
         self._is_ending: Final = threading.Event()
-        #: Of the file, once it is open.
-        self.descriptor: int | None = None
+        self._path = ""
         self._has_head = self._is_torn = False
         self._dropped = 0
         self._has_complained = False
@@ -111,20 +111,21 @@ class _Recorder:
             self._is_ending.wait(_PAUSE_S)
 
     def _write(self, text: bytes) -> None:
-        if self.descriptor is None:
+        # Opened each time: at the end of a process the kernel waits, without a limit, for what an open file on a server
+        # has yet to send; and only a close says that it has arrived.
+        if not self._path:
             os.makedirs(self._directory, exist_ok=True)
             who = current_identity()
             host = re.sub(r"[^A-Za-z0-9._-]", "_", who.host)[:64]
-            path = os.path.join(self._directory, f"{host}.{who.pid}.{who.start}.{who.kernel}.jsonl")
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            self.descriptor = os.open(path, flags, 0o666)
-        if not self._has_head:
-            text = f"{_head()}\n".encode() + text
-        if self._is_torn:
-            text = b"\n" + text
+            self._path = os.path.join(self._directory, f"{host}.{who.pid}.{who.start}.{who.kernel}.jsonl")
+        text = (b"\n" if self._is_torn else b"") + (b"" if self._has_head else f"{_head()}\n".encode()) + text
         self._is_torn = True
-        while text:  # a disk that is nearly full takes half of it
-            text = text[os.write(self.descriptor, text) :]
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            while text:  # a disk that is nearly full takes half of it
+                text = text[os.write(descriptor, text) :]
+        finally:
+            os.close(descriptor)
         self._has_head, self._is_torn = True, False
 
 
@@ -193,10 +194,8 @@ def end_trace() -> None:
 def _forget() -> None:
     # A forked child has a file of its own; the thread and its queue are the parent's.
     global log, _recorder, _begin_lock
-    if _recorder is not None and _recorder.descriptor is not None:
-        with contextlib.suppress(OSError):
-            os.close(_recorder.descriptor)
     log, _recorder, _begin_lock = _log_first, None, threading.RLock()
 
 
+atexit.register(end_trace)  # it runs after what the keeper of holds registers, for that is imported later
 os.register_at_fork(after_in_child=_forget)

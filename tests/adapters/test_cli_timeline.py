@@ -126,6 +126,14 @@ def test_what_run_holds_is_recorded_to_its_end(scene: Scene) -> None:
     assert known["holds"][0]["process"]["command"] == "nfsrwlock run --write data -- true"
 
 
+def test_what_break_removes_is_recorded(scene: Scene) -> None:
+    scene.hold("write")
+    broken = scene.run("break", "--yes", "--force", "data", NFSRWLOCK_TRACE=str(scene.directory / "trace"))
+    assert broken.returncode == 0, broken.stderr
+    (file,) = (scene.directory / "trace").iterdir()
+    assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["process", "evicted"]
+
+
 def test_the_picture_shows_rows_by_host_holds_waits_and_evictions(scene: Scene) -> None:
     trace = scene.directory / "trace"
     write_trace(trace, "a", 1, *hold("t1", 1, 3, number=1, task={"rule": "align"}), job="77")

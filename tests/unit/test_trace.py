@@ -219,6 +219,15 @@ def test_what_is_held_at_the_end_of_a_process_is_recorded_to_its_end(
     assert events(directory, actor) == ["process", "granted", "released"]
 
 
+def test_so_is_what_a_worker_of_multiprocessing_holds_at_its_end(traced: Callable[..., Actor], directory: Path) -> None:
+    actor = traced()
+    actor.do("import multiprocessing; lock.acquire_read(); lock.release()")
+    actor.do("def work(): SoftReadWriteLock('data', is_singleton=False).acquire_read()")
+    actor.do("worker = multiprocessing.get_context('fork').Process(target=work); worker.start(); worker.join()")
+    pid = actor.do("worker.pid")
+    assert [record["event"] for record in records(directory, pid)] == ["process", "granted", "released"]
+
+
 #: Keeps what is logged, as a program's own handler does.
 LISTEN = """
 import logging
