@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from statistics import median
 from typing import Any, Final, NamedTuple
 
@@ -126,13 +126,14 @@ class Facts:
         by_lock: defaultdict[str, list[Span]] = defaultdict(list)
         for hold in sorted(self.holds, key=lambda hold: hold.begin):
             by_lock[hold.lock].append(hold)
-        latest = {lock: list(accumulate((hold.end for hold in holds), max)) for lock, holds in by_lock.items()}
-        for wait in self.waits:
+        begun: defaultdict[str, list[Span]] = defaultdict(list)  # and not over when the latest wait began
+        for wait in sorted(self.waits, key=lambda wait: wait.begin):
             holds, is_known = by_lock[wait.lock], False
-            number = bisect_left(holds, wait.end, key=lambda hold: hold.begin) - 1
-            while number >= 0 and latest[wait.lock][number] > wait.begin:
-                hold, number = holds[number], number - 1
-                if hold.end > wait.begin and hold.token != wait.token and hold.excludes(wait):
+            end = bisect_left(holds, wait.end, key=lambda hold: hold.begin)
+            begun[wait.lock] = [hold for hold in begun[wait.lock] + holds[:end] if hold.end > wait.begin]
+            del holds[:end]
+            for hold in begun[wait.lock]:
+                if hold.begin < wait.end and hold.token != wait.token and hold.excludes(wait):
                     is_known, task = True, f" [{hold.task}]" if hold.task else ""
                     yield wait, f"{hold.process}{task}", min(hold.end, wait.end) - max(hold.begin, wait.begin)
             for peer in wait.by if not is_known else ():  # who is not recorded, or who stood in line before
