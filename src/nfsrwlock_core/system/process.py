@@ -174,16 +174,6 @@ def _kernel() -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
-def boot_id() -> str:
-    """
-    Return what this kernel calls this boot; containers on it have that in common.
-
-    :raises OSError: if it does not tell (other systems than Linux)
-    """
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
-
-
 def _random_number() -> str:
     # Whoever comes first writes it, and everybody may read it. Another user could make up a number, or remove his own:
     # the worst that comes of it is that nobody is proven dead, or that clones are told apart by the rest only.
