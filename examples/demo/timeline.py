@@ -1,10 +1,16 @@
-"""A picture of who held what when, drawn as `nfsrwlock timeline` draws what it finds in a record."""
+"""A picture of who held what when, drawn as tools/nfsrwlock_timeline draws what it finds in a record."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from history import History
-from nfsrwlock.timeline.drawing import Bar, Mark
-from nfsrwlock.timeline.drawing import draw as draw_rows
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
+
+from nfsrwlock_timeline.drawing import Bar, Mark
+from nfsrwlock_timeline.drawing import draw as draw_rows
 
 MODE_NAMES = {"read": "shared", "write": "exclusive"}
 LEGEND = {

@@ -1,9 +1,11 @@
-"""``nfsrwlock timeline``: what it finds in the records of real processes, and in files written for the purpose."""
+"""``tools/nfsrwlock_timeline``: what it finds in records of real processes, and in files written for the purpose."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,15 +14,28 @@ from typing import Any
 import pytest
 
 from actors import Stage, wait_until
-from adapters.cli_scene import Scene, scene
+from adapters.cli_scene import PATIENCE_S, Scene, scene
 
 __all__ = ["scene"]
 
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "nfsrwlock_timeline"
 SVG = "{http://www.w3.org/2000/svg}"
 #: The epoch of the tests, and when the host was booted.
 WALL, BOOT = 1_790_000_000.0, 1_789_990_000.0
 
 Step = dict[str, Any]
+
+
+def timeline(scene: Scene, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end."""
+    return subprocess.run(
+        [sys.executable, str(TOOL), *arguments],
+        cwd=scene.directory,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        env={**scene.environment, **environment},
+    )
 
 
 def write_trace(directory: Path, host: str, pid: int, /, *steps: Step, lead: float = 0.0, **head: Any) -> Path:
@@ -73,7 +88,7 @@ def asked(token: str, at: float, *by: str, mode: str = "write", lock: str = "/da
 
 
 def facts(scene: Scene, *arguments: str) -> dict[str, Any]:
-    result = scene.run("timeline", "trace", "--json", *arguments)
+    result = timeline(scene, "trace", "--json", *arguments)
     assert result.returncode == 0, result.stderr
     return dict(json.loads(result.stdout))
 
@@ -140,7 +155,7 @@ def test_the_picture_shows_rows_by_host_holds_waits_and_evictions(scene: Scene) 
     write_trace(trace, "b", 2, asked("t2", 2, "t1"), *hold("t2", 3.1, number=2))
     evicted = {"at": 6, "event": "evicted", "lock": "/data.rwlock", "whom": {"token": "t2", "host": "b", "pid": 2}}
     write_trace(trace, "a", 3, evicted, *hold("t3", 6.1, 7, lock="/data", at_most=3))
-    result = scene.run("timeline", "trace", "-o", "out.svg")
+    result = timeline(scene, "trace", "-o", "out.svg")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     picture = ET.parse(scene.directory / "out.svg").getroot()
     words = [element.text or "" for element in picture.iter(f"{SVG}text")]
@@ -189,7 +204,7 @@ def test_the_page_is_one_file_with_tables(scene: Scene) -> None:
     trace = scene.directory / "trace"
     write_trace(trace, "a", 1, *hold("t1", 1, 3, number=1), *hold("t4", 4, 4.5, lock="/more", number=1))
     write_trace(trace, "b", 2, asked("t2", 2, "t1"), *hold("t2", 3, 3.5, number=2))
-    assert scene.run("timeline", "trace", "-o", "out.html").returncode == 0
+    assert timeline(scene, "trace", "-o", "out.html").returncode == 0
     text = (scene.directory / "out.html").read_text()
     page = Page(text)
     assert page.links == []
@@ -204,7 +219,7 @@ def test_the_terminal_gets_the_tables(scene: Scene) -> None:
     trace = scene.directory / "trace"
     write_trace(trace, "a", 1, *hold("t1", 1, 3, number=1))
     write_trace(trace, "b", 2, asked("t2", 2, "t1"), *hold("t2", 3, 3.5, number=2))
-    result = scene.run("timeline", "trace")
+    result = timeline(scene, "trace")
     assert (result.returncode, result.stderr) == (0, "")
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert lines[0] == "/data: 2 processes on 2 hosts, 2.5 s."
@@ -230,7 +245,7 @@ def test_clocks_that_differ_are_set_by_the_order_of_grants(scene: Scene, lead: f
     assert (fixed["host"], fixed["seconds"], moved["host"]) == ("b", 0, "a")
     assert moved["seconds"] == pytest.approx(lead, abs=0.2)
     assert moved["at_least"] <= lead <= moved["at_most"]
-    assert ("Clocks set by the order of grants" in scene.run("timeline", "trace").stdout) == (lead != 0)
+    assert ("Clocks set by the order of grants" in timeline(scene, "trace").stdout) == (lead != 0)
 
 
 def test_what_cannot_be_read_is_left_out_and_counted(scene: Scene) -> None:
@@ -244,14 +259,14 @@ def test_what_cannot_be_read_is_left_out_and_counted(scene: Scene) -> None:
         trace, "c", 3, *hold("t3", 1, None, number=5, by="?"), {"at": 2, "event": "asked", "lock": 5, "by": [7]}
     )
     (trace / "notes.txt").write_text("no record")
-    result = scene.run("timeline", "trace", "--json")
+    result = timeline(scene, "trace", "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["skipped"] == {
         "files of a newer version": 1, "half a last line": 1, "lines that are no records": 5
     }  # fmt: skip
     assert "nfsrwlock: 5 lines that are no records: left out" in result.stderr
     for output in ("out.svg", "out.html"):
-        assert scene.run("timeline", "trace", "-o", output).returncode == 0
+        assert timeline(scene, "trace", "-o", output).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -268,7 +283,7 @@ def test_what_cannot_be_read_is_left_out_and_counted(scene: Scene) -> None:
 def test_bad_input_is_refused_with_what_to_do(scene: Scene, arguments: list[str], words: str) -> None:
     write_trace(scene.directory / "trace", "a", 1, *hold("t1", 1, 3, number=1))
     (scene.directory / "empty").mkdir()
-    result = scene.run("timeline", *arguments)
+    result = timeline(scene, *arguments)
     assert result.returncode in (1, 2)
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
@@ -282,7 +297,7 @@ def test_one_lock_and_a_part_of_the_time_can_be_asked_for(scene: Scene) -> None:
     assert [one["token"] for one in facts(scene, "--from", "+3.5")["holds"]] == ["t2", "t3"]
     assert [one["token"] for one in facts(scene, "--to", "+3.5")["holds"]] == ["t1"]
     environment = {"TZ": "UTC"}
-    begin = scene.run("timeline", "trace", "--from", "2026-09-21T14:13:23.5Z", "--json", **environment)
+    begin = timeline(scene, "trace", "--from", "2026-09-21T14:13:23.5Z", "--json", **environment)
     assert [one["token"] for one in json.loads(begin.stdout)["holds"]] == ["t2", "t3"]
 
 
@@ -300,7 +315,7 @@ def test_five_hundred_processes_fit_into_a_picture_that_a_browser_opens(scene: S
     for pid in range(500):
         steps = [step for n in range(200) for step in hold(f"{pid}-{n}", n + pid / 500, n + pid / 500 + 0.5)]
         write_trace(trace, f"node{pid % 10}", pid, *steps)
-    assert scene.run("timeline", "trace", "-o", "out.svg").returncode == 0
+    assert timeline(scene, "trace", "-o", "out.svg").returncode == 0
     path = scene.directory / "out.svg"
     assert path.stat().st_size < 8_000_000
     picture = ET.parse(path).getroot()
@@ -316,10 +331,10 @@ def test_nothing_that_others_wrote_becomes_markup(scene: Scene) -> None:
     write_trace(trace, "a", 1, asked("t0", 0, lock=f"/{evil}"), *hold("t1", 1, 3, lock=f"/{evil}", task={evil: evil}),
                 host=evil, command=evil, job=evil, user=evil)  # fmt: skip
     for output in ("out.svg", "out.html"):
-        assert scene.run("timeline", "trace", "-o", output).returncode == 0
+        assert timeline(scene, "trace", "-o", output).returncode == 0
     ET.parse(scene.directory / "out.svg")
     text = (scene.directory / "out.html").read_text()
     assert Page(text).tags.count("script") == 1
     for bad in ("<script>alert", "\x1b", "\u202e", "\x00"):
         assert bad not in text
-    assert "\x1b" not in scene.run("timeline", "trace").stdout
+    assert "\x1b" not in timeline(scene, "trace").stdout

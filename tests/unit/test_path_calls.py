@@ -48,23 +48,11 @@ RECORD = (
 )
 OWN = "nothing: a file of this package"
 TRACED = "the directory that the user named; the record goes into another one then, and is appended to what is no link"
-ASKED = "what the user named on the command line, as with every program that writes a file"
 
 TABLE = {
     "nfsrwlock_core/trace.py": {
         "os.makedirs(self._directory, exist_ok=True)": TRACED,
         "os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 438)": TRACED,
-    },
-    "integrations/nfsrwlock/timeline/drawing.py": {
-        "Path(__file__).with_name('picture.css').read_text()": OWN,
-    },
-    "integrations/nfsrwlock/timeline/facts.py": {
-        "open(path, 'rb')": LOOKS,
-        "os.listdir(path)": LOOKS,
-    },
-    "integrations/nfsrwlock/timeline/report.py": {
-        "Path(__file__).with_name('page.html').read_text(encoding='utf-8')": OWN,
-        "Path(out).write_text(picture, encoding='utf-8', errors='replace')": ASKED,
     },
     "nfsrwlock_core/system/mounts.py": {
         "open(f'{_PROC}/{name}', errors='surrogateescape')": SYSTEM,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
-from nfsrwlock.timeline.drawing import Bar, Mark
-from nfsrwlock.timeline.drawing import draw as draw_rows
+sys.path.append(str(Path(__file__).resolve().parents[3] / "tools"))
+
+from nfsrwlock_timeline.drawing import Bar, Mark
+from nfsrwlock_timeline.drawing import draw as draw_rows
 
 from .history import Fault, Hold, Violation
 

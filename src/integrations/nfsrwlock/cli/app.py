@@ -174,25 +174,6 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     return break_holders(path, token, lock_dir, yes=yes, force=force)
 
 
-@cli.command("timeline")
-@_paths
-@click.option("-o", "--output", "out", type=PATH, metavar="FILE", help="Draw it: a picture (.svg), or a page (.html).")
-@click.option("--lock", type=PATH, metavar="PATH", help="Only the lock on PATH.")
-@click.option("--from", "begin", metavar="TIME", help="From then on: a date and time, a time of the day, or +SECONDS.")
-@click.option("--to", "end", metavar="TIME", help="Until then.")
-@click.option("--json", "as_json", is_flag=True, help="Print all that is known as one JSON object.")
-def _timeline(paths: tuple[str, ...], out: str | None, **options: Any) -> int:
-    """
-    Show who held which lock when, and who waited for whom.
-
-    PATH is a directory that processes wrote to because NFSRWLOCK_TRACE named it, or a file from one. Without -o and
-    --json it prints which locks were waited for, who kept whom waiting, the longest holds, and evictions.
-    """
-    from nfsrwlock.timeline.report import timeline  # noqa: PLC0415
-
-    return timeline(paths, out, **options)
-
-
 @cli.command("doctor", epilog=_DOCTOR_CODES)
 @_paths
 @_lock_dir

@@ -1,4 +1,4 @@
-"""What the command ``nfsrwlock timeline`` makes of the facts: a picture, a page, tables on the terminal, JSON."""
+"""What is made of the facts: a picture, a page, tables on the terminal, JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.text import console, duration, one_line, printable, say
-from nfsrwlock.timeline.drawing import Bar, Mark, draw
-from nfsrwlock.timeline.facts import Facts, Span, read
+from nfsrwlock_timeline.drawing import Bar, Mark, draw
+from nfsrwlock_timeline.facts import Facts, Span, read
 
 #: Lines of a table, on a page and on a terminal.
 _LINES_MOST, _LINES_ON_TERMINAL = 200, 10

@@ -1,1 +1,0 @@
-"""``nfsrwlock timeline``: who held what when and who waited for whom, as `NFSRWLOCK_TRACE` had it recorded."""
