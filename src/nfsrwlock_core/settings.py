@@ -7,7 +7,8 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Self, TypedDict, get_args
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, Self, TypedDict, TypeVar, get_args
 
 from .names import AT_MOST_MAX, LEASE_MAX_MS, LEASE_MIN_S
 from .system.connection import standstill
@@ -17,6 +18,7 @@ from .system.paths import AnyPath, lock_path_of
 if TYPE_CHECKING:
     from filelock import LeaseCompromise
 
+_T = TypeVar("_T")
 Heartbeat = Literal["thread", "process"]
 _HEARTBEATS: Final = get_args(Heartbeat)
 _SHARES: Final = get_args(Share)
@@ -70,6 +72,20 @@ class Settings:
         return min(self.heartbeat_interval, self.stale_threshold / _BEATS_PER_LEASE)
 
 
+class _Setting(property, Generic[_T]):
+    # An attribute that shows the setting of its name.
+    def __init__(self, doc: str) -> None:
+        self._doc = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        super().__init__(attrgetter(f"_settings.{name}"))
+        self.__doc__ = self._doc
+
+    if TYPE_CHECKING:
+
+        def __get__(self, lock: object, owner: type | None = None) -> _T: ...  # type: ignore[override]
+
+
 class HasSettings:
     """
     What the locks for threads and for asyncio are alike in: what they were made with.
@@ -84,65 +100,18 @@ class HasSettings:
         self._pid = os.getpid()
         self._closed = False
 
-    @property
-    def lock_file(self) -> str:
-        """The path as it was given."""
-        return self._settings.lock_file
-
-    @property
-    def lock_path(self) -> str:
-        """The directory where the lock lives, absolute."""
-        return self._settings.lock_path
-
-    @property
-    def timeout(self) -> float:
-        """Seconds to wait by default; -1 for no limit."""
-        return self._settings.timeout
-
-    @property
-    def blocking(self) -> bool:
-        """Whether an acquire waits by default."""
-        return self._settings.blocking
-
-    @property
-    def heartbeat_interval(self) -> float:
-        """Seconds between heartbeats."""
-        return self._settings.heartbeat_interval
-
-    @property
-    def stale_threshold(self) -> float:
-        """The lease: seconds of silence after which any host may evict this holder."""
-        return self._settings.stale_threshold
-
-    @property
-    def poll_interval(self) -> float:
-        """Seconds between looks while waiting."""
-        return self._settings.poll_interval
-
-    @property
-    def heartbeat(self) -> Heartbeat:
-        """What heartbeats come from: ``"thread"`` or ``"process"``."""
-        return self._settings.heartbeat
-
-    @property
-    def share(self) -> Share:
-        """Who takes part: ``"user"`` or ``"group"``."""
-        return self._settings.share
-
-    @property
-    def linger(self) -> float:
-        """How long after its grant a shared hold may be kept beyond its release, seconds; 0: none is."""
-        return self._settings.linger
-
-    @property
-    def numbered(self) -> bool:
-        """Whether the grants of writes are numbered, and the lock directory stays."""
-        return self._settings.numbered
-
-    @property
-    def lock_dir(self) -> str | None:
-        """The directory of locks as it was given, ``None`` if the lock lives where the default says."""
-        return self._settings.lock_dir
+    lock_file = _Setting[str]("The path as it was given.")
+    lock_path = _Setting[str]("The directory where the lock lives, absolute.")
+    timeout = _Setting[float]("Seconds to wait by default; -1 for no limit.")
+    blocking = _Setting[bool]("Whether an acquire waits by default.")
+    heartbeat_interval = _Setting[float]("Seconds between heartbeats.")
+    stale_threshold = _Setting[float]("The lease: seconds of silence after which any host may evict this holder.")
+    poll_interval = _Setting[float]("Seconds between looks while waiting.")
+    heartbeat = _Setting[Heartbeat]('What heartbeats come from: ``"thread"`` or ``"process"``.')
+    share = _Setting[Share]('Who takes part: ``"user"`` or ``"group"``.')
+    linger = _Setting[float]("How long after its grant a shared hold may be kept, seconds; 0: none is.")
+    numbered = _Setting[bool]("Whether the grants of writes are numbered, and the lock directory stays.")
+    lock_dir = _Setting[str | None]("The directory of locks as it was given; ``None``: the default.")
 
     if not TYPE_CHECKING:  # which knows that the lock is no block
 
@@ -190,28 +159,21 @@ class HasSettings:
 def checked(
     lock_file: AnyPath,
     *,
-    timeout: float,
-    blocking: bool,
-    is_singleton: bool,
     heartbeat_interval: float,
     stale_threshold: float | None,
-    poll_interval: float,
-    on_compromise: Callable[[LeaseCompromise], None] | None,
-    heartbeat: Heartbeat,
-    share: Share,
     lock_dir: AnyPath | None,
-    linger: float = 0.0,
-    numbered: bool = True,
+    **others: Any,
 ) -> Settings:
     """
     Return the settings, or say what is wrong with them.
 
+    :param others: the other fields of :class:`Settings` that a lock is made with
     :raises TypeError: if one is of the wrong type
     :raises ValueError: if one is out of range, or two contradict each other
     """
     interval = _positive("heartbeat_interval", heartbeat_interval)
     stale = interval * _BEATS_PER_LEASE if stale_threshold is None else _positive("stale_threshold", stale_threshold)
-    poll = _positive("poll_interval", poll_interval)
+    poll = _positive("poll_interval", others["poll_interval"])
     if stale <= interval:
         raise ValueError(f"stale_threshold must exceed heartbeat_interval ({interval:g} s), got {stale:g}")
     if poll >= stale:
@@ -221,31 +183,23 @@ def checked(
         raise ValueError(
             f"stale_threshold must be between {LEASE_MIN_S} s and {LEASE_MAX_MS // 1000} s, got {stale:g}{origin}"
         )
+    on_compromise = others["on_compromise"]
     if on_compromise is not None and not callable(on_compromise):
         raise TypeError(f"on_compromise must be callable, not {type(on_compromise).__name__}")
-    for name, value, allowed in (("heartbeat", heartbeat, _HEARTBEATS), ("share", share, _SHARES)):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    if not 0 <= seconds("linger", linger) <= _LINGER_MAX_S:
-        raise ValueError(f"linger must be between 0 and {_LINGER_MAX_S:g} seconds, got {linger!r}")
+    for name, allowed in (("heartbeat", _HEARTBEATS), ("share", _SHARES)):
+        if others[name] not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {others[name]!r}")
+    for name in ("timeout", "linger"):
+        others[name] = seconds(name, others[name])
+    for name in ("blocking", "is_singleton", "numbered"):
+        boolean(name, others[name])
+    if not 0 <= others["linger"] <= _LINGER_MAX_S:
+        raise ValueError(f"linger must be between 0 and {_LINGER_MAX_S:g} seconds, got {others['linger']!r}")
     standstill()  # what the environment says must be a number, too
     text = os.fsdecode(lock_file)
-    return Settings(
-        lock_file=text,
-        lock_path=lock_path_of(text, lock_dir),
-        timeout=seconds("timeout", timeout),
-        blocking=boolean("blocking", blocking),
-        is_singleton=boolean("is_singleton", is_singleton),
-        heartbeat_interval=interval,
-        stale_threshold=stale,
-        poll_interval=poll,
-        on_compromise=on_compromise,
-        heartbeat=heartbeat,
-        share=share,
-        lock_dir=None if lock_dir is None else os.fsdecode(lock_dir),
-        linger=float(linger),
-        numbered=boolean("numbered", numbered),
-    )
+    given = {"heartbeat_interval": interval, "stale_threshold": stale, "poll_interval": poll}
+    home = {"lock_path": lock_path_of(text, lock_dir), "lock_dir": None if lock_dir is None else os.fsdecode(lock_dir)}
+    return Settings(lock_file=text, **(others | given | home))
 
 
 def checked_limit(name: str, value: int) -> int:

@@ -40,6 +40,8 @@ def stated(lock_file="data", **changes) -> Settings:
         "heartbeat": "thread",
         "share": "user",
         "lock_dir": None,
+        "linger": 0.0,
+        "numbered": True,
     }
     return checked(lock_file, **{**defaults, **changes})
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import copy
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Unpack
@@ -22,13 +23,18 @@ from .options import LockOptions, refuse_unknown
 
 class SharedDirectory:
     """
-    A directory with a lock: :meth:`use` takes it shared, :meth:`clean` exclusively.
+    A directory with its lock, which lives beside it: :meth:`use` takes it shared, :meth:`clean` exclusively.
 
-    As a context manager it is :meth:`use`. Made by :func:`shared_directory`. It pickles as its settings, and each use
-    is a hold of its own, so threads may share an object.
+    As a context manager it is :meth:`use`. It pickles as its settings, and each use is a hold of its own, so threads
+    may share an object.
+
+    :param options: settings of the lock, see :class:`SoftReadWriteLock`
+    :raises ValueError: if settings are out of range or contradict each other
+    :raises TypeError: if one is of the wrong type, or no setting
     """
 
-    def __init__(self, path: str | os.PathLike[str], options: LockOptions) -> None:
+    def __init__(self, path: str | os.PathLike[str], **options: Unpack[LockOptions]) -> None:
+        refuse_unknown(dict(options), "shared_directory()")
         #: The directory.
         self.path: Final = Path(os.path.abspath(path))
         self._options: Final = options
@@ -42,7 +48,7 @@ class SharedDirectory:
         return f"<{type(self).__name__} {os.fspath(self.path)!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self._options)
+        return partial(type(self), **self._options), (self.path,)
 
     def use(
         self, timeout: float | None = None, *, blocking: bool | None = None
@@ -101,16 +107,4 @@ class SharedDirectory:
         return stacks
 
 
-def shared_directory(path: str | os.PathLike[str], **options: Unpack[LockOptions]) -> SharedDirectory:
-    """
-    Return the directory ``path`` with its lock, which lives beside it.
-
-    ``with shared_directory(path) as directory:`` uses it together with others.
-    ``with shared_directory(path).clean():`` has it alone.
-
-    :param options: settings of the lock, see :class:`SoftReadWriteLock`
-    :raises ValueError: if settings are out of range or contradict each other
-    :raises TypeError: if one is of the wrong type, or no setting
-    """
-    refuse_unknown(dict(options), "shared_directory()")
-    return SharedDirectory(path, options)
+shared_directory = SharedDirectory

@@ -18,13 +18,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar, Unpack
 
-from nfsrwlock_core import (
-    AcquireReturnProxy,
-    HoldStatus,
-    LockLostError,
-    SoftReadWriteLock,
-    Timeout,
-)
+from nfsrwlock_core import AcquireReturnProxy, HoldStatus, LockLostError, SoftReadWriteLock, Timeout
 
 from .options import LeaseOptions, refuse_unknown
 

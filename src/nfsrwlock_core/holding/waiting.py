@@ -62,7 +62,7 @@ _PASSING: Final = frozenset(
     if (number := getattr(errno, name, None)) is not None
 )
 
-WORLD: Final = World(clock=now, is_dead=is_dead, token=fresh_token, standstill=standstill)
+WORLD: Final = World(clock=now, is_dead=is_dead, token=fresh_token, standstill=standstill, evicted=trace.log_eviction)
 
 
 @lru_cache(maxsize=256)
@@ -172,7 +172,6 @@ class Attempt:
         self.facts: Final[dict[str, Any]] = {"lock": settings.lock_path, "mode": mode, "attempt": wall // 1000}
         if at_most:
             self.facts["at_most"] = at_most
-        self._evictions_logged = 0
         self._self_wait: Final = SelfWait(settings.lock_file, mode, task, at_most)
         #: Nobody wants the lock any more.
         self._is_over = False
@@ -213,8 +212,8 @@ class Attempt:
                 try:
                     self._files.open()
                     evictions = -1
-                    while evictions < len(participant.evicted):  # who was in the way is gone: no reason to wait
-                        evictions = len(participant.evicted)
+                    while evictions < participant.evictions:  # who was in the way is gone: no reason to wait
+                        evictions = participant.evictions
                         if participant.advance():
                             settings, device = self.settings, self._files.device or 0
                             hold = Hold(participant, settings.lock_file, device, settings.on_compromise)
@@ -223,8 +222,6 @@ class Attempt:
                             return hold
                 finally:
                     self._files.close()
-                    if participant.evicted:
-                        self._log_evictions()
             self.trouble = None
         except LockError:
             raise
@@ -234,12 +231,6 @@ class Attempt:
             if self._is_over:  # given up meanwhile, and left to whoever is here
                 self.give_up()
         return None
-
-    def _log_evictions(self) -> None:
-        evicted = self._participant.evicted[self._evictions_logged :]
-        self._evictions_logged += len(evicted)
-        for peer in evicted:
-            trace.log_eviction(self.settings.lock_path, peer)
 
     def _judge(self, error: OSError) -> None:
         permanent = path_error(error, self.settings.lock_path)
@@ -265,7 +256,6 @@ class Attempt:
             return
         try:
             self._withdraw()
-            self._log_evictions()
         finally:
             self._mutex.release()
             _unanswered.discard(self)  # last: see abandon()
@@ -317,11 +307,6 @@ class Attempt:
     def _peers(self) -> tuple[PeerInfo, ...]:
         participant = self._participant
         return watched_peers(participant.others, participant.watch, now()) if participant.blockers else ()
-
-    @property
-    def blockers(self) -> tuple[Announcement, ...]:
-        """Whom its latest step found in the way."""
-        return self._participant.blockers
 
     def log_end(self, error: BaseException, waited: float) -> None:
         """Log that it ends without the lock."""
@@ -389,7 +374,7 @@ def acquiring(attempt: Attempt) -> Steps:
             is_over = (deadline is not None and moment >= deadline) or attempt.is_closed()
             if is_over or (wait.until is not None and wait.until()):
                 raise (yield Io(partial(attempt.timed_out, waited), None))
-            is_first, in_the_way = in_the_way is None, attempt.blockers
+            is_first, in_the_way = in_the_way is None, attempt._participant.blockers
             if is_first:
                 facts = {"event": "asked", **attempt.facts, "by": trace.in_brief(in_the_way)}
                 file = attempt.settings.lock_file

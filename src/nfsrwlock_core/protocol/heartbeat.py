@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Final
 
 from nfsrwlock_core.names import (
+    Announcement,
     Identity,
     Mode,
     beat_name,
@@ -88,12 +89,14 @@ class World:
     :param is_dead: whether this kernel proves that a process has ended
     :param token: returns 32 fresh random hex digits
     :param standstill: for how many seconds after a new connection to the server peers may be unable to beat
+    :param evicted: told of a lock directory and of whom this participant has evicted from it
     """
 
     clock: Callable[[], float]
     is_dead: Callable[[Identity], bool]
     token: Callable[[], str]
     standstill: Callable[[], float] = float
+    evicted: Callable[[str, Announcement], object] = lambda path, whom: None
 
 
 def fresh_token() -> str:

@@ -56,8 +56,8 @@ class Observer(Announced):
         self.watch: Final = watch
         #: Those whom the latest step found in the way.
         self.blockers: tuple[Announcement, ...] = ()
-        #: Whom this participant has evicted.
-        self.evicted: list[Announcement] = []
+        #: How many peers this participant has evicted.
+        self.evictions: int = 0
         # The turns that come before ours, by their tickets, those of all readers without one as one; and since when all
         # of them are there. Who only makes room and comes again keeps its ticket.
         self._turns: frozenset[int] = frozenset()
@@ -68,11 +68,6 @@ class Observer(Announced):
         self._listing: Listing | None = None
         self._first_listing: Listing | None = None
         self._looked_at: set[str] = set()
-
-    @property
-    def evictions(self) -> int:
-        """How many peers this participant has evicted."""
-        return len(self.evicted)
 
     def _attend(self, blockers: list[Announcement]) -> bool:
         # Watch those in the way, and evict who is dead or has been silent for its lease. Returns whether there are any.
@@ -125,8 +120,7 @@ class Observer(Announced):
             self.watch.connected(self.files.connection(), now=now, standstill=standstill)
             if beat is None and known is not None:
                 # Somebody has begun to evict it, and anyone may finish that; or the listing is an old one.
-                if evict(self.files, peer, None):
-                    self.evicted.append(peer)
+                if self._evict(peer, None):
                     return
                 beat = known
             if not proven_dead:
@@ -134,8 +128,13 @@ class Observer(Announced):
                 watched, beat = self.watch.look(peer.name, beat, lease=lease, now=self._world.clock(), credit=credit)
                 if watched < lease:
                     return
-            if evict(self.files, peer, beat):
-                self.evicted.append(peer)
+            self._evict(peer, beat)
+
+    def _evict(self, peer: Announcement, beat: int | None) -> bool:
+        if has_evicted := evict(self.files, peer, beat):
+            self.evictions += 1
+            self._world.evicted(getattr(self.files, "path", ""), peer)
+        return has_evicted
 
     def _look_at_beat(self, peer: Announcement, known: int | None, *, overdue: bool) -> int | None:
         try:
@@ -178,9 +177,9 @@ class Observer(Announced):
         watched: list[tuple[float, Announcement]] = []
         for peer in self.blockers:
             if self.watch.last_look(peer.name) is not None:
-                evictions = len(self.evicted)
+                evictions = self.evictions
                 self._look_and_judge(peer, proven_dead=False)  # the time since the latest look counts, too
-                if len(self.evicted) == evictions:
+                if self.evictions == evictions:
                     watched.append((self.watch.watched(peer.name), peer))
         watched.sort(key=lambda pair: pair[0], reverse=True)
         notes = self._listing.notes if self._listing is not None else ()
