@@ -390,12 +390,7 @@ class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
                 hold = use.join()
                 if hold is None:
                     level._attempt = Attempt(
-                        self._settings,
-                        mode,
-                        wait,
-                        device=self._device,
-                        is_closed=lambda: self._closed,
-                        at_most=at_most,
+                        self._settings, mode, wait, device=self._device, is_closed=lambda: self._closed, at_most=at_most
                     )
                     hold = run(acquiring(level._attempt))
                 self._device, use.may_move = hold.device, level._may_move

@@ -135,7 +135,8 @@ def _lay_out(directory: Path) -> None:
         "bin",
     ):
         (directory / name).mkdir(parents=True, exist_ok=True)
-    (directory / "examples").symlink_to(ROOT / "examples")
+    for name in ("examples", "tools"):
+        (directory / name).symlink_to(ROOT / name)
     genome = ">chr1\n" + "ACGTTGCA" * 20 + "\n"
     for name in (
         "reference.fa",

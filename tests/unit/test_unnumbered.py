@@ -112,3 +112,31 @@ def test_who_was_evicted_or_gives_up_leaves_nothing_once_somebody_comes_by(tmp_p
     with lock().read_lock():
         pass
     assert os.listdir(tmp_path) == []
+
+
+#: Ends while a worker is about to remove the directory of a hold that was kept.
+LEAVES = """
+import sys, threading, time
+from nfsrwlock_core import SoftReadWriteLock
+from nfsrwlock_core.system.directory import LockDirectory
+
+begun, rmdir = threading.Event(), LockDirectory.rmdir
+
+def slow(self, name=""):
+    if not name:
+        begun.set()
+        time.sleep(0.5)
+    rmdir(self, name)
+
+LockDirectory.rmdir = slow
+lock = SoftReadWriteLock(sys.argv[1], numbered=False, linger=0.1)
+for _ in range(2):
+    with lock.read_lock():
+        begun.clear()
+begun.wait(30)
+"""
+
+
+def test_a_process_that_ends_meanwhile_leaves_nothing(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", LEAVES, str(tmp_path / "data")], check=True, timeout=60)
+    assert os.listdir(tmp_path) == []

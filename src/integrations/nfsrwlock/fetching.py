@@ -20,15 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, Unpack
 
-from nfsrwlock_core import (
-    DeadlockError,
-    LockError,
-    LockNotHeldError,
-    LockPathError,
-    SoftReadWriteLock,
-    Timeout,
-    joined,
-)
+from nfsrwlock_core import DeadlockError, LockError, LockNotHeldError, LockPathError, SoftReadWriteLock, Timeout, joined
 
 from .freshness import Signature, signature_afresh
 from .options import LockOptions, refuse_unknown

@@ -156,11 +156,7 @@ class Helper:
 
     def _start(self) -> None:
         here, there = socket.socketpair()
-        arguments = {
-            "path": [_ROOT, *map(os.path.abspath, sys.path)],
-            "socket": there.fileno(),
-            "pid": os.getpid(),
-        }
+        arguments = {"path": [_ROOT, *map(os.path.abspath, sys.path)], "socket": there.fileno(), "pid": os.getpid()}
         self._starts += 1
         try:
             if getattr(sys, "frozen", False) or not sys.executable:

@@ -47,6 +47,8 @@ class _Keepers:
         #: Taken while the interpreter exits, when no thread that beats can be started any more.
         self.without_beat: dict[int, Hold] = {}
         self.is_exiting = False
+        #: Those that are being ended just now, in whatever thread.
+        self.ending: set[Hold] = set()
         #: Whether the first heartbeat of a hold is due at once.
         self.beats_at_once = False
 
@@ -129,6 +131,7 @@ def release(hold: Hold) -> bool:
     participant = hold.participant
     if hold.pid != os.getpid():
         return True
+    _keepers.ending.add(hold)
     try:
         drop(hold)
         if hold.remaining < 0:  # perhaps by the wall clock, of which the participant knows nothing
@@ -142,6 +145,8 @@ def release(hold: Hold) -> bool:
         text = "releasing the lock on %r is tried again: %s"
         trace.log(logging.WARNING, text, hold.lock_file, error, extra=facts)
         workers.submit(_release_later, participant)
+    finally:
+        _keepers.ending.discard(hold)
     return stood and not hold.is_known_lost
 
 
@@ -163,6 +168,7 @@ def is_exiting() -> bool:
 
 def _release_all() -> None:
     _keepers.is_exiting = True
+    late = now() + _EXIT_WAIT_S
     done: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def last_words(holds: list[Hold]) -> None:
@@ -178,6 +184,8 @@ def _release_all() -> None:
         with contextlib.suppress(queue.Empty):
             done.get(timeout=_EXIT_WAIT_S)  # a file server that hangs must not hang the exit
     _release_several(list(_keepers.without_beat.values()))
+    while _keepers.ending and now() < late:  # such as what was kept for a moment, by a worker
+        time.sleep(0.01)
     trace.end_trace()
 
 

@@ -104,13 +104,7 @@ class Participant(Observer):
         watch: Watch | None = None,
     ) -> None:
         super().__init__(
-            files,
-            world,
-            mode,
-            ttl=ttl,
-            interval=interval,
-            record=record,
-            watch=Watch() if watch is None else watch,
+            files, world, mode, ttl=ttl, interval=interval, record=record, watch=Watch() if watch is None else watch
         )
         self._who: Final = who
         #: A writer is alone among all whom it waits for.

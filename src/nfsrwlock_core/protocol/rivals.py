@@ -42,15 +42,7 @@ class Observer(Announced):
     """
 
     def __init__(
-        self,
-        files: Files,
-        world: World,
-        mode: Mode,
-        *,
-        ttl: float,
-        interval: float,
-        record: bytes,
-        watch: Watch,
+        self, files: Files, world: World, mode: Mode, *, ttl: float, interval: float, record: bytes, watch: Watch
     ) -> None:
         super().__init__(files, world, mode, ttl=ttl, interval=interval, record=record)
         self.watch: Final = watch

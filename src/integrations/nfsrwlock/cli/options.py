@@ -79,8 +79,7 @@ _OPTIONS = [
     click.option("--verbose", is_flag=True, help="Report how long it took to get the locks."),
     _time("--heartbeat", help="Time between two heartbeats (30 s, or a third of --stale)."),
     _time(
-        "--stale",
-        help="The lease: after so much silence, other hosts may evict this holder (three times --heartbeat).",
+        "--stale", help="The lease: after so much silence, other hosts may evict this holder (three times --heartbeat)."
     ),
     _time("--poll", default="0.25", show_default=True, help="Time between two looks while waiting."),
     click.option(

@@ -15,9 +15,7 @@ from nfsrwlock_core import lock_home
 
 
 def directory_of_lock(
-    path: str,
-    lock_dir: str | os.PathLike[str] | None,
-    remedy: str = "correct the path, or have it made with --parents",
+    path: str, lock_dir: str | os.PathLike[str] | None, remedy: str = "correct the path, or have it made with --parents"
 ) -> str:
     """
     Return the directory for the lock on ``path``: a missing one is more often a typing error than a wish.

@@ -20,12 +20,7 @@ from typing import Any, Final, TypeVar, Unpack
 import joblib
 from joblib._store_backends import CacheWarning
 from joblib.func_inspect import format_signature, get_func_name
-from joblib.memory import (
-    _FUNCTION_HASHES,
-    AsyncMemorizedFunc,
-    MemorizedFunc,
-    NotMemorizedResult,
-)
+from joblib.memory import _FUNCTION_HASHES, AsyncMemorizedFunc, MemorizedFunc, NotMemorizedResult
 
 from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import LockLostError

@@ -138,7 +138,7 @@ def _acquire(job: Any, locks: LockSet, timeout: float) -> None:
         raise LockingError(
             f"{job_name(job)} gave up waiting for its locks. {printable(str(error))}. "
             f"'nfsrwlock status {printable(error.lock_file)}' shows who holds it; how long a job waits is "
-            "set by timeout= of its flags, NFSRWLOCK_TIMEOUT, or the config's section nfsrwlock",
+            "set by timeout= of its flags, NFSRWLOCK_TIMEOUT, or the config's section nfsrwlock"
         ) from None
     except LockError as error:
         raise LockingError(f"{job_name(job)} cannot lock its files: {printable(str(error))}") from None
@@ -164,7 +164,7 @@ def _refuse_conflict(job: Any, mine: LockSet, other: Any, theirs: LockSet) -> No
         raise LockingError(
             f"{job_name(job)} and {job_name(other)} run at the same time, connected by a pipe, but exclude each "
             f"other: one of them writes {printable(', '.join(sorted(paths)))}. Replace pipe() by a file, or let "
-            "one rule do both",
+            "one rule do both"
         )
 
 
@@ -180,5 +180,5 @@ def lost(job: Any, locks: LockSet, consequence: str = "Nothing was published") -
     """Return the error for a job whose locks did not last; ``consequence``: what became of its outputs."""
     return LockingError(
         f"{job_name(job)} was stopped and its result is void: {printable(why_not_held(locks))}. {consequence}. "
-        "Jobs lose a lock when no heartbeat gets through for a lease (stale_threshold=), or when an operator breaks it",
+        "Jobs lose a lock when no heartbeat gets through for a lease (stale_threshold=), or when an operator breaks it"
     )

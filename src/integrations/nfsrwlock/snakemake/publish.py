@@ -193,7 +193,7 @@ class Workspace:
                     f"what {job_name(self._job)} made of its output {output.final!r} is gone. Either "
                     f"{os.path.dirname(output.final)!r} was removed or replaced meanwhile: if it is an exclusive "
                     "output itself, let both rules name one lock, by lock=. Or the code of the rule has changed the "
-                    "working directory and not gone back",
+                    "working directory and not gone back"
                 )
             if is_flagged(output.file, "touch") and not os.path.lexists(output.private):
                 with open(output.private, "x", encoding="ascii"):  # follows no link that came meanwhile
@@ -202,7 +202,7 @@ class Workspace:
                 raise LockingError(
                     f"{job_name(self._job)} has not made its output {output.final!r}. An exclusive output must be "
                     "written to the path that {output} (or snakemake.output) gives, which is a private one: here "
-                    f"{output.private!r}. A name beside it must be made from that path, not from the input's",
+                    f"{output.private!r}. A name beside it must be made from that path, not from the input's"
                 )
         self._refuse_links()
         for output in self._outputs:
@@ -234,7 +234,7 @@ class Workspace:
                         f"{job_name(self._job)} has made {name!r} a symbolic link to {target!r}, which would lead "
                         "nowhere, or elsewhere, from there: the job makes its outputs in a private directory, here "
                         f"{directory!r}. Let the link hold an absolute path that is not in this directory, as "
-                        'ln -s "$(realpath {input})" {output} does',
+                        'ln -s "$(realpath {input})" {output} does'
                     )
 
     def _examine_as_snakemake_does(self) -> None:
