@@ -39,6 +39,7 @@ from actors import (
 )
 from nfsrwlock import SoftReadWriteLock
 from nfsrwlock_core.holding import keeper
+from nfsrwlock_core.holding.heartbeat_main import Beater
 from nfsrwlock_core.holding.heartbeat_process import Helper
 from nfsrwlock_core.holding.heartbeat_thread import Scheduler
 
@@ -536,3 +537,28 @@ def test_an_answer_that_comes_after_the_release_tells_nothing_of_the_hold(path: 
     helper._take_in({**report, "answers": [-1], "lost": True, "error": "gone"})
     assert not hold.is_known_lost
     lock.release()
+
+
+def test_what_the_helper_saw_first_is_not_its_last_word() -> None:
+    """A beat finds that a hold is lost, while another thread is about to answer a question by what it saw before."""
+    here, there = socket.socketpair()
+    with here, there:
+        beater = Beater(there, os.getpid())  # nothing is sent before it runs
+        hold = Mock(key=1, is_known_lost=False)
+
+        def lost_meanwhile(participant: Mock) -> None:
+            del participant
+            hold.is_known_lost = True
+            type(hold.participant).beat_error = None
+            report = threading.Thread(target=beater._say, args=(1, hold))
+            report.start()
+            report.join(0.3)
+            reports.append(report)
+
+        reports: list[threading.Thread] = []
+        hold.participant.beats, hold.participant.lease.renewed = 1, 2.0
+        type(hold.participant).beat_error = property(lost_meanwhile)
+        beater._say(1, hold, question=5)
+        reports[0].join(PATIENCE_S)
+        assert beater._outbox[1]["lost"] is True
+        assert beater._outbox[1]["answers"] == [5]

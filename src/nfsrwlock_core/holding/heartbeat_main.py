@@ -169,13 +169,13 @@ class Beater:
 
     def _say(self, key: int, hold: Hold | None, question: int | None = None) -> None:
         report: dict[str, Any] = {"hold": key, "known": hold is not None, "answers": []}
-        if hold is not None:
-            participant = hold.participant
-            report["beat"] = participant.beats
-            report["renewed"] = participant.lease.renewed
-            report["lost"] = hold.is_known_lost
-            report["error"] = str(participant.beat_error or "")
-        with self._mutex:
+        with self._mutex:  # what is looked at later must be said later
+            if hold is not None:
+                participant = hold.participant
+                report["beat"] = participant.beats
+                report["renewed"] = participant.lease.renewed
+                report["lost"] = hold.is_known_lost
+                report["error"] = str(participant.beat_error or "")
             unsaid = self._outbox.get(key)
             report["answers"] = ([] if unsaid is None else unsaid["answers"]) + ([] if question is None else [question])
             self._outbox[key] = report
