@@ -75,10 +75,10 @@ def _guarded(call: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _one_file_system_per_directory(check: Callable[[Any], int]) -> Callable[[Any], int]:
+def _one_file_system_per_directory(check: Callable[[Any, Any], int]) -> Callable[[Any, Any], int]:
     @functools.wraps(check)
-    def numbered(self: Any) -> int:
-        check(self)
+    def numbered(self: Any, found: Any) -> int:
+        check(self, found)
         return os.stat(os.path.dirname(self.path)).st_ino
 
     return numbered

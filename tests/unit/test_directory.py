@@ -318,14 +318,55 @@ def test_a_group_lock_that_is_finished_right_after_the_look_is_no_other_users(lo
     os.mkdir(lock_path, 0o1700)
     check = LockDirectory._check
 
-    def check_and_finish(files):
+    def check_and_finish(files, found):
         try:
-            return check(files)
+            return check(files, found)
         finally:
             os.chmod(lock_path, 0o2770)
 
     monkeypatch.setattr(LockDirectory, "_check", check_and_finish)
     opened(lock_path, "group")
+
+
+def test_a_group_lock_that_comes_and_goes_may_be_met_half_made_many_times(lock_path, monkeypatch):
+    """Each time it is finished right after the look, and another one has begun to be made before the next look."""
+    os.mkdir(lock_path, 0o1700)
+    check, anew = LockDirectory._check, iter(range(5))
+
+    def check_and_finish(files, found):
+        try:
+            return check(files, found)
+        finally:
+            os.chmod(lock_path, 0o2770)
+
+    def another(seconds):
+        if next(anew, None) is not None:
+            os.rmdir(lock_path)
+            os.mkdir(lock_path, 0o1700)
+
+    monkeypatch.setattr(LockDirectory, "_check", check_and_finish)
+    monkeypatch.setattr(directory.time, "sleep", another)
+    opened(lock_path, "group")
+    assert next(anew, None) is None
+
+
+def test_a_directory_that_is_removed_while_its_owner_is_looked_at_is_nobody_elses(lock_path, monkeypatch):
+    """Where a server maps all users to one, a probe tells whose it is; a probe that cannot be made tells nothing."""
+    user, mkdir = os.geteuid(), os.mkdir
+    os.mkdir(lock_path, 0o700)
+    monkeypatch.setattr(directory.os, "geteuid", lambda: user + 1)  # what is made belongs to another user
+    opened(lock_path).close()
+
+    def removed_before(path, mode=0o777, *, dir_fd=None):
+        if dir_fd is not None:
+            os.rmdir(lock_path)
+        mkdir(path, mode, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory.os, "mkdir", removed_before)
+        with pytest.raises(FileNotFoundError):
+            opened(lock_path)
+    opened(lock_path).close()
 
 
 # -- the six operations ------------------------------------------------------------------------------------------------

@@ -194,6 +194,21 @@ def test_waiters_ask_rarely_when_nothing_needs_them_to_ask_often(stage):
     assert [waiter.pause(20.0, 0.25, chance) for chance in (0.0, 1.0)] == [0.375, 0.625]
 
 
+@pytest.mark.parametrize("kind", ["reader", "writer", "permit"])
+def test_who_has_met_nothing_but_trouble_tries_again_soon_at_first(stage, kind):
+    waiter = {
+        "reader": stage.reader,
+        "writer": stage.writer,
+        "permit": lambda: stage.participant(Mode.READ, at_most=1),
+    }[kind]()
+    waiter.files.inject(Fails("mkdir", errno.EIO, times=None))
+    for waited, least, most in ((0.0, 0.001, 0.02), (20.0, 0.4, 0.6)):
+        stage.clock.sleep(waited)
+        with pytest.raises(OSError, match="Input"):
+            waiter.advance()
+        assert least < waiter.pause(waited, 0.25, 0.5) < most
+
+
 def test_a_writer_asks_the_more_often_the_nearer_its_turn_is(stage):
     """Whose turn is next need not wait; who is far behind need not ask. All readers are one turn, for they overlap."""
     ahead = [stage.peer(Mode.WRITE, ticket=number, lease=3600) for number in range(1, 10)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nfsrwlock_core import AsyncSoftReadWriteLock, LockSet, SoftReadWriteLock, Timeout
+from nfsrwlock_core import AsyncSoftReadWriteLock, LockPathError, LockSet, SoftReadWriteLock, Timeout
+from nfsrwlock_core.system.directory import LockDirectory
 
 ROUNDS = 60
 #: Adds one to a number in a file, so many times, under a lock that is made and removed each time.
@@ -139,4 +141,64 @@ assert begun.wait(30)
 
 def test_a_process_that_ends_meanwhile_leaves_nothing(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", LEAVES, str(tmp_path / "data")], check=True, timeout=60)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", ["read", "write"])
+def test_who_is_overtaken_by_the_last_users_removal_does_not_wait(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that must not wait would fail for a lock that nobody holds."""
+    path, removals = tmp_path / "data", iter(range(3))
+    opens = LockDirectory.open
+
+    def open_late(files: LockDirectory) -> None:
+        opens(files)
+        if next(removals, None) is not None:
+            os.rmdir(files.path)  # as who was last in it does
+
+    monkeypatch.setattr(LockDirectory, "open", open_late)
+    lock = SoftReadWriteLock(path, is_singleton=False, numbered=False)
+    with lock.acquire_read(blocking=False) if mode == "read" else lock.acquire_write(blocking=False):
+        assert os.listdir(directory(path))
+    assert next(removals, None) is None
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_that_others_remove_at_once_again_and_again_is_no_bad_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, removals = tmp_path / "data", iter(range(40))
+    make = LockDirectory._make
+
+    def make_in_vain(files: LockDirectory) -> None:
+        make(files)
+        if next(removals, None) is not None:
+            os.rmdir(files.path)
+
+    monkeypatch.setattr(LockDirectory, "_make", make_in_vain)
+    with SoftReadWriteLock(path, is_singleton=False, numbered=False).write_lock(timeout=60):
+        assert os.listdir(directory(path))
+    assert next(removals, None) is None
+
+
+def test_each_directory_is_checked(tmp_path: Path) -> None:
+    """Once it is gone, somebody else may make it, for all to write."""
+    path = tmp_path / "data"
+    lock = SoftReadWriteLock(path, is_singleton=False, numbered=False)
+    with lock.write_lock():
+        pass
+    directory(path).mkdir()
+    directory(path).chmod(0o777)
+    with pytest.raises(LockPathError, match="is open to others"):
+        lock.acquire_write(timeout=0)
+
+
+def test_an_attempt_that_fails_at_once_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(files: LockDirectory, name: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+    monkeypatch.setattr(LockDirectory, "mkdir", full)
+    with pytest.raises(LockPathError):
+        SoftReadWriteLock(tmp_path / "data", is_singleton=False, numbered=False).acquire_write()
     assert os.listdir(tmp_path) == []

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -51,6 +52,8 @@ _SELF_WAIT_S: Final = 0.1
 #: How often a withdrawal is tried while the server refuses it, and the pause in between, seconds.
 _GIVE_UP_TRIES: Final = 10
 _GIVE_UP_PAUSE_S: Final = 0.2
+#: How often in a row a step begins anew at once because its directory was removed under it.
+_REMOVALS_MOST: Final = 5
 #: What may pass: the server restarts, its handle is stale, the directory was replaced. All else is raised at once.
 _PASSING: Final = frozenset(
     number
@@ -150,7 +153,10 @@ class Attempt:
         self.wait: Final = wait
         self.is_closed: Final = is_closed
         self.trouble: OSError | None = None
-        self._files: Final = LockDirectory(settings.lock_path, settings.share, device)
+        #: How many steps in a row have met a directory that was removed.
+        self._removals = 0
+        # A directory that comes and goes may be another one each time, and somebody else's: it is checked each time.
+        self._files: Final = LockDirectory(settings.lock_path, settings.share, device if settings.numbered else None)
         who = current_identity()
         wall = time.time_ns()
         self._participant: Final = Participant(
@@ -222,10 +228,17 @@ class Attempt:
                             return hold
                 finally:
                     self._files.close()
-            self.trouble = None
+            self.trouble, self._removals = None, 0
         except LockError:
             raise
         except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE) and self._removals < _REMOVALS_MOST:
+                # Who was last in the directory removed it after it was opened here. An NFS client finds the next one
+                # as soon as it opens the path to list it; otherwise it might find the old one for a minute.
+                self._removals += 1
+                with suppress(OSError):
+                    self._files.listdir()
+                return self.step()
             self._judge(error)
         finally:
             if self._is_over:  # given up meanwhile, and left to whoever is here

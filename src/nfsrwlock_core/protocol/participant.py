@@ -164,7 +164,8 @@ class Participant(Observer):
         """
         first = _POLL_FIRST
         if self._at_most:
-            first, waited = _POLL_NEXT * len(self._turns) / self._at_most, self._world.clock() - self._moved
+            first = _POLL_NEXT * max(len(self._turns), 1) / self._at_most  # none: no step has succeeded
+            waited = self._world.clock() - self._moved
         wanted = min(max(waited * _POLL_OF_WAITED, poll_interval * first), poll_interval * _POLL_MOST)
         return min(wanted, self._shortest * _PAUSE_MOST) * (1 - _SPREAD + 2 * _SPREAD * chance)
 
@@ -402,9 +403,8 @@ class Participant(Observer):
         self._tidy()
 
     def _tidy(self) -> None:
-        if self._listing is None:
-            return
-        self._remove_unneeded(self._listing)
+        if self._listing is not None:
+            self._remove_unneeded(self._listing)
         if self._numbered:
             return
         # Who can remove the directory was the last one in it. What else is left then are notes made meanwhile.

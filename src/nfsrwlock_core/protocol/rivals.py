@@ -53,7 +53,7 @@ class Observer(Announced):
         # The turns that come before ours, by their tickets, those of all readers without one as one; and since when all
         # of them are there. Who only makes room and comes again keeps its ticket.
         self._turns: frozenset[int] = frozenset()
-        self._moved = 0.0
+        self._moved = world.clock()
         # When they were last gone through, and the shortest of their leases and ours.
         self._attended = -math.inf
         self._shortest = ttl

@@ -107,10 +107,12 @@ class LockDirectory:
             return
         deadline, is_last = 0.0, False
         while True:
+            found = None
             try:
                 self._fd = self._open_or_make()
                 if self.device is None:
-                    self.device = self._check()
+                    found = os.fstat(self._fd)
+                    self.device = self._check(found)
                 return
             except (LockPathError, PermissionError):
                 self.close()
@@ -118,7 +120,7 @@ class LockDirectory:
                     raise
                 deadline = deadline or time.monotonic() + _HALF_MADE_S
                 # What is finished by now may not have been when it was looked at: it is tried once more.
-                is_last = not self._is_half_made() or time.monotonic() > deadline
+                is_last = not self._is_half_made(found) or time.monotonic() > deadline
                 time.sleep(0 if is_last else 0.05)
             except BaseException:
                 self.close()
@@ -201,20 +203,23 @@ class LockDirectory:
             self._leave(here)
 
     def _open_or_make(self) -> int:
+        is_removed = False
         for _ in range(5):
             try:
                 return _open(self.path, _OPEN_FLAGS)
             except FileNotFoundError:
                 self.device = None  # whoever makes it now: what is found next must be checked
+                is_removed = False
                 # Others remove it again, or put something else in its place, or nothing can be made there.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     self._make()
+                    is_removed = True
             except NotADirectoryError:
                 # O_DIRECTORY with O_NOFOLLOW answers ENOTDIR for a symbolic link, too.
                 raise refusal(self.path) from None
-        raise LockPathError(
-            self.path, "cannot be made, or is removed again at once", "check its parent directory", errno.ENOENT
-        )
+        if is_removed:  # by those who use it; that may pass
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+        raise LockPathError(self.path, "cannot be made", "check its parent directory", errno.ENOENT)
 
     def _make(self) -> None:
         made: list[str] = []
@@ -228,17 +233,17 @@ class LockDirectory:
                     os.rmdir(directory)
             raise
 
-    def _is_half_made(self) -> bool:
-        # Whether it, or the deepest directory above it that can be seen, is just being made for the group.
+    def _is_half_made(self, found: os.stat_result | None) -> bool:
+        # Whether what was found, or the deepest directory at or above it that can be seen, is just being made for the
+        # group. Where nothing is refused but what was found, another one may have its place by now.
         path = self.path
         while True:
             try:
-                return os.stat(path).st_mode & 0o1070 == stat.S_ISVTX
+                return (found or os.stat(path)).st_mode & 0o1070 == stat.S_ISVTX
             except OSError:
                 path = os.path.dirname(path)
 
-    def _check(self) -> int:
-        found = os.fstat(self._fd)
+    def _check(self, found: os.stat_result) -> int:
         if os.environ.get("NFSRWLOCK_UNFIT") != "1" and _is_on_smb(found.st_dev, found.st_ino):
             raise LockPathError(
                 self.path,
@@ -283,7 +288,9 @@ class LockDirectory:
         try:
             os.mkdir(probe, _USER_MODE, dir_fd=self._fd)
             return os.stat(probe, dir_fd=self._fd, follow_symlinks=False).st_uid == owner
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                raise  # it, or the directory, was removed meanwhile: that tells nothing
             return False
         finally:
             with contextlib.suppress(OSError):
