@@ -37,6 +37,24 @@ def lines_of(path: str) -> list[int]:
         return [int(line) for line in file]
 
 
+def come_and_go(path: str, seconds: float, timeout: float) -> int:
+    """
+    Take a lock without numbers again and again, each time by a new object; return how often it was had.
+
+    The data file counts the writes, so the sum of all processes' counts shows whether one was lost.
+    """
+    writes, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until or not writes:
+        lock = SoftReadWriteLock(path, is_singleton=False, numbered=False, poll_interval=0.02, timeout=timeout)
+        with lock.write_lock():
+            with open(path, "a", encoding="ascii") as file:
+                file.write("1\n")
+            writes += 1
+        with lock.read_lock():
+            pass
+    return writes
+
+
 def storm(path: str, settings: dict[str, Any], seconds: float, seed: int) -> list[dict[str, Any]]:
     """
     Read and write the file under its lock, at random, for a while; return each hold with what was seen in it.
