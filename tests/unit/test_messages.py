@@ -15,6 +15,7 @@ PAGE = ROOT / "docs" / "how-to" / "troubleshooting.md"
 SPEAKS = {"warning", "warn", "error", "exception", "say", "BadParameter"}
 #: What these calls are given is help, a pattern or a debug record.
 SILENT = {"option", "argument", "command", "add_argument", "debug", "info", "compile", "timing", "Counter", "Gauge"}
+SILENT |= {"_Setting"}
 #: A message is found by how it begins; the rest of a long one may differ.
 BEGINS = 50
 #: Strings of four words that are no messages to a user.
@@ -49,7 +50,7 @@ def text(node: ast.expr | None) -> str:
 
 def called(node: ast.AST) -> str:
     """The name of the function that *node* calls."""
-    return ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+    return ast.unparse(node.func).partition("[")[0].rpartition(".")[2] if isinstance(node, ast.Call) else ""
 
 
 def strings(tree: ast.AST, parent: ast.AST | None = None) -> Iterator[str]:
