@@ -466,7 +466,7 @@ def ghost_proves_the_hold(stack: ExitStack) -> None:
 
 
 @_mutant(
-    "a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession", run=983
+    "a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession", run=1106
 )
 def resume_without_the_unheard_beat(stack: ExitStack) -> None:
     resume = Announced.resume.__func__  # type: ignore[attr-defined]

@@ -214,10 +214,7 @@ class Hold:
     @property
     def next_expiry(self) -> float | None:
         """When the owner must be told of an expiry, ``None`` if it has been told already."""
-        if self._told is not None or self.telling:
-            return None
-        moment = now()  # whoever asks has just looked at the wall clock
-        return moment + self._left_at(moment)
+        return None if self._told is not None or self.telling else now() + self._left_at(wall_clock.look())
 
     def _describe(self, reason: Literal["evicted", "refresh-failed"]) -> LeaseCompromise:
         from filelock import LeaseCompromise  # noqa: PLC0415 - the beating helper process does without filelock
