@@ -1,7 +1,7 @@
 """
 Twelve jobs of three workflows on two nodes share four permits; one job is killed, and started again.
 
-    python examples/permits/run.py [--no-lock]
+    python examples/permits/run.py [--no-lock] [--svg FILE]
 
 Each job writes down when it begins and ends to use what the permits are for. The judge at the end goes by these times:
 never more than four at a time, and all done. That no permit is lost it tries for itself: it takes all four.
@@ -29,6 +29,7 @@ PATIENCE_S = 60.0
 #: The jobs of each workflow, and the node on which they run: on one machine, by the name that the lock goes by.
 JOBS = {f"{workflow}{number}": f"node{1 + number % 2}" for workflow in "ABC" for number in range(1, 5)}
 VICTIM = "B2"
+TIMELINE = Path(__file__).resolve().parents[2] / "tools" / "nfsrwlock_timeline"
 
 
 class Use(NamedTuple):
@@ -80,7 +81,11 @@ def events(directory: Path) -> list[tuple[float, str, str]]:
 def start(job: str, directory: Path, *, lock: bool) -> subprocess.Popen[bytes]:
     """Start a job on its node."""
     command = [sys.executable, __file__, "--job", job, "--directory", str(directory)]
-    environment = os.environ | {"NFSRWLOCK_HOST": JOBS[job]}
+    environment = os.environ | {
+        "NFSRWLOCK_HOST": JOBS[job],
+        "NFSRWLOCK_TRACE": str(directory / "trace"),
+        "SLURM_JOB_ID": job,  # which the record names
+    }
     return subprocess.Popen([*command, *([] if lock else ["--no-lock"])], env=environment)
 
 
@@ -153,6 +158,7 @@ def judge(found: list[Use], directory: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-lock", action="store_true", help="without permits, to see the judge fail")
+    parser.add_argument("--svg", metavar="FILE", help="draw what the locks have recorded")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -164,6 +170,8 @@ def main() -> int:
         conduct(directory, lock=not options.no_lock)
         found = uses(directory)
         show(found)
+        if options.svg:
+            subprocess.run([sys.executable, TIMELINE, directory / "trace", "-o", options.svg], check=True)
         return 0 if judge(found, directory) else 1
 
 
