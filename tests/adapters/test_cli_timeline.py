@@ -301,6 +301,14 @@ def test_one_lock_and_a_part_of_the_time_can_be_asked_for(scene: Scene) -> None:
     assert [one["token"] for one in json.loads(begin.stdout)["holds"]] == ["t2", "t3"]
 
 
+def test_a_permit_that_is_granted_while_others_are_held_sets_no_clock(scene: Scene) -> None:
+    trace = scene.directory / "trace"
+    write_trace(trace, "a", 1, *hold("t1", 0, 1, at_most=2), *hold("t2", 0.5, 9, at_most=2))
+    by = [{"mode": "read", "token": token, "host": "a", "pid": 1} for token in ("t1", "t2")]
+    write_trace(trace, "b", 2, *hold("t3", 1.1, 3, at_most=2, by=by))
+    assert [one["seconds"] for one in facts(scene)["shifts"]] == [0, 0]
+
+
 def test_a_hold_without_an_end_ends_before_the_next_that_excludes_it(scene: Scene) -> None:
     trace = scene.directory / "trace"
     write_trace(trace, "a", 1, *hold("t1", 1, None, number=1))

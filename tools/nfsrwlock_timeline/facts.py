@@ -217,7 +217,13 @@ def _ties(steps: list[_Step]) -> dict[tuple[Any, Any], float]:
     grants = [step for step in steps if step.record["event"] == "granted"]
     numbered = [step for step in grants if isinstance(step.record.get("generation"), int)]
     numbered.sort(key=lambda step: (str(step.record.get("lock")), step.record["generation"]))
-    order = [(str(peer.get("token")), step) for step in grants for peer in step.peers]
+    # One of several permits is granted before all who have one have given it back.
+    order = [
+        (str(peer.get("token")), step)
+        for step in grants
+        for peer in step.peers
+        if peer.get("mode") == "write" or step.record.get("at_most") in (None, 1)
+    ]
     order += [
         (str(one.record.get("token")), other)
         for one, other in pairwise(numbered)
