@@ -121,6 +121,7 @@ def test_whoever_evicts_says_whom(traced: Callable[..., Actor], directory: Path)
         "host": held_host(directory, dead),
     }
     assert evicted["lock"] == held["lock"]
+    wait_for(directory, heir, "granted")
     assert events(directory, heir)[-3:] == ["asked", "evicted", "granted"] or events(directory, heir)[-2:] == [
         *("evicted", "granted"),
     ]
