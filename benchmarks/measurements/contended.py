@@ -22,7 +22,7 @@ _NAMES = ("nfsrwlock-write", "filelock-write", "soft", "lockf-write")
 _CLIENTS = 2
 _LOCAL, _NFS = (4, 0.005), (8, 0.01)
 #: The same for permits, which nobody else has.
-_PERMIT, _PERMITTED = "nfsrwlock-permit", (12, 0.05)
+_PERMITS = (12, 0.05)
 #: For how long each of the threads holds, seconds.
 _THREAD_HOLD_S = 0.002
 #: This part of the time passes before counting begins.
@@ -36,7 +36,8 @@ def measure(place: Place, plan: Plan, lab: NfsLab | None) -> Iterator[Record]:
     for name in names:
         yield _contest(place, plan, name, processes, 1, hold)
     if "nfsrwlock-write" in names:
-        yield _contest(place, plan, _PERMIT, _PERMITTED[0], 1, _PERMITTED[1])
+        processes, hold = _PERMITS
+        yield _contest(place, plan, "nfsrwlock-permit", processes, 1, hold)
     for threads in plan.threads:
         for name in names:
             if KINDS[name].threads:

@@ -37,10 +37,12 @@ class Scene:
         self.environment = {**os.environ, "NFSRWLOCK_TEST": str(directory)}
         self.environment.pop("COLUMNS", None)  # pytest-xdist sets it, and it would narrow the tables
 
-    def run(self, *arguments: str | bytes, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run ``nfsrwlock`` to its end."""
+    def run(
+        self, *arguments: str | bytes, stdin: str = "", program: list[str] = PROGRAM, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``nfsrwlock``, or another program, to its end."""
         return subprocess.run(
-            [*PROGRAM, *arguments],
+            [*program, *arguments],
             cwd=self.directory,
             input=stdin,
             capture_output=True,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from actors import Stage, wait_until
-from adapters.cli_scene import PATIENCE_S, Scene, scene
+from adapters.cli_scene import Scene, scene
 
 __all__ = ["scene"]
 
@@ -28,14 +28,7 @@ Step = dict[str, Any]
 
 def timeline(scene: Scene, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the program to its end."""
-    return subprocess.run(
-        [sys.executable, str(TOOL), *arguments],
-        cwd=scene.directory,
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE_S,
-        env={**scene.environment, **environment},
-    )
+    return scene.run(*arguments, program=[sys.executable, str(TOOL)], **environment)
 
 
 def write_trace(directory: Path, host: str, pid: int, /, *steps: Step, lead: float = 0.0, **head: Any) -> Path:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -144,20 +145,25 @@ def test_a_process_that_ends_meanwhile_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def remove_after(monkeypatch: pytest.MonkeyPatch, method: str, times: int) -> Iterator[int]:
+    """Remove the directory right after a method of it, so many times, as who was last in it does; return those left."""
+    left, wrapped = iter(range(times)), getattr(LockDirectory, method)
+
+    def call(files: LockDirectory) -> None:
+        wrapped(files)
+        if next(left, None) is not None:
+            os.rmdir(files.path)
+
+    monkeypatch.setattr(LockDirectory, method, call)
+    return left
+
+
 @pytest.mark.parametrize("mode", ["read", "write"])
 def test_who_is_overtaken_by_the_last_users_removal_does_not_wait(
     tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that must not wait would fail for a lock that nobody holds."""
-    path, removals = tmp_path / "data", iter(range(3))
-    opens = LockDirectory.open
-
-    def open_late(files: LockDirectory) -> None:
-        opens(files)
-        if next(removals, None) is not None:
-            os.rmdir(files.path)  # as who was last in it does
-
-    monkeypatch.setattr(LockDirectory, "open", open_late)
+    path, removals = tmp_path / "data", remove_after(monkeypatch, "open", 3)
     lock = SoftReadWriteLock(path, is_singleton=False, numbered=False)
     with lock.acquire_read(blocking=False) if mode == "read" else lock.acquire_write(blocking=False):
         assert os.listdir(directory(path))
@@ -168,15 +174,7 @@ def test_who_is_overtaken_by_the_last_users_removal_does_not_wait(
 def test_a_directory_that_others_remove_at_once_again_and_again_is_no_bad_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, removals = tmp_path / "data", iter(range(40))
-    make = LockDirectory._make
-
-    def make_in_vain(files: LockDirectory) -> None:
-        make(files)
-        if next(removals, None) is not None:
-            os.rmdir(files.path)
-
-    monkeypatch.setattr(LockDirectory, "_make", make_in_vain)
+    path, removals = tmp_path / "data", remove_after(monkeypatch, "_make", 40)
     with SoftReadWriteLock(path, is_singleton=False, numbered=False).write_lock(timeout=60):
         assert os.listdir(directory(path))
     assert next(removals, None) is None

@@ -16,7 +16,7 @@ from typing import Any, Final
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.text import console, duration, one_line, printable, say
 from nfsrwlock_timeline.drawing import Bar, Mark, draw
-from nfsrwlock_timeline.facts import Facts, Span, read
+from nfsrwlock_timeline.facts import Eviction, Facts, Span, read
 
 #: Lines of a table, on a page and on a terminal.
 _LINES_MOST, _LINES_ON_TERMINAL = 200, 10
@@ -92,8 +92,8 @@ def svg(facts: Facts) -> str:
     return draw(rows, bars, marks, title=_heading(facts), note=note, begin=facts.begin, end=facts.end)
 
 
-def _path(span: Span) -> str:
-    return span.lock.removesuffix(".rwlock")
+def _path(it: Span | Eviction) -> str:
+    return it.lock.removesuffix(".rwlock")
 
 
 def _heading(facts: Facts) -> str:
@@ -155,10 +155,7 @@ def tables(facts: Facts) -> dict[str, list[tuple[str, ...]]]:
         ],
         "Evictions": [
             ("after", "who was evicted", "lock", "by"),
-            *(
-                (duration(one.at - facts.begin), one.whom, one.lock.removesuffix(".rwlock"), str(one.by))
-                for one in facts.evictions
-            ),
+            *((duration(one.at - facts.begin), one.whom, _path(one), str(one.by)) for one in facts.evictions),
         ],
     }
 

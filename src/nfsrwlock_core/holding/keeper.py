@@ -131,19 +131,18 @@ def release(hold: Hold) -> bool:
     participant = hold.participant
     if hold.pid != os.getpid():
         return True
+    facts: dict[str, object] = {"event": "released", "announcement": participant.name}
     _keepers.ending.add(hold)
     try:
         drop(hold)
         if hold.remaining < 0:  # perhaps by the wall clock, of which the participant knows nothing
             participant.lease = replace(participant.lease, renewed=now() - participant.lease.ttl)
         stood = participant.release()
-        facts = {"event": "released", "announcement": participant.name, "stood": stood}
-        trace.log(logging.DEBUG, "released the lock on %r", hold.lock_file, extra=facts)
+        trace.log(logging.DEBUG, "released the lock on %r", hold.lock_file, extra=facts | {"stood": stood})
     except OSError as error:
         stood = not participant.lease.has_run_out(now())
-        facts = {"event": "released", "announcement": participant.name, "stood": stood, "error": str(error)}
-        text = "releasing the lock on %r is tried again: %s"
-        trace.log(logging.WARNING, text, hold.lock_file, error, extra=facts)
+        facts |= {"stood": stood, "error": str(error)}
+        trace.log(logging.WARNING, "releasing the lock on %r is tried again: %s", hold.lock_file, error, extra=facts)
         workers.submit(_release_later, participant)
     finally:
         _keepers.ending.discard(hold)
