@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,15 @@ def outcome(script: Path, *arguments: str | Path, cwd: Path, seconds: float) -> 
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None, done.stdout
     return set(re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", done.stdout, re.MULTILINE)), int(passed[1]), done.stdout
+
+
+def source(project: str, release: str, to: Path) -> Path:
+    """Fetch the source distribution of a release, with what a wheel leaves out, and return where it was unpacked."""
+    name = f"{project}-{release}"
+    said = subprocess.check_output([sys.executable, "-m", "pip", "index", "versions", project, "-vv"], text=True)
+    link = re.search(rf"https://\S+/{re.escape(name)}\.tar\.gz", said)
+    assert link is not None, said
+    archive, _ = urllib.request.urlretrieve(link[0], to / "source.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(to, filter="data")
+    return to / name

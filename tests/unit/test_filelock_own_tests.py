@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-import tarfile
-import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from own_tests import outcome
+from own_tests import outcome, source
 
 #: Those that must fail, each with its reason; docs/how-to/from-filelock.md says the same to users.
 EXPECTED = {
@@ -32,14 +27,8 @@ def test_users_can_read_which_of_filelocks_own_tests_do_not_pass() -> None:
 @pytest.mark.peers
 @pytest.mark.timeout(400)
 def test_filelocks_own_tests_pass_but_those_that_are_told(tmp_path: Path) -> None:
-    release = f"filelock-{version('filelock')}"
-    said = subprocess.check_output([sys.executable, "-m", "pip", "index", "versions", "filelock", "-vv"], text=True)
-    link = re.search(rf"https://\S+/{re.escape(release)}\.tar\.gz", said)  # only its source has the tests
-    assert link is not None, said
-    archive, _ = urllib.request.urlretrieve(link[0], tmp_path / "source.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter="data")
+    release = source("filelock", version("filelock"), tmp_path)  # only its source has the tests
     script = Path(__file__).with_name("filelock_own_tests.py")
-    failed, passed, text = outcome(script, tmp_path / release, cwd=tmp_path, seconds=380)
+    failed, passed, text = outcome(script, release, cwd=tmp_path, seconds=380)
     assert failed == set(EXPECTED), text
     assert passed >= 130, "they were really run"
