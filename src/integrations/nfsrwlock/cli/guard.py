@@ -109,7 +109,7 @@ class Guard:
         self.signals = signals
         #: Whether somebody has asked for the end of the hold.
         self.gives_back = False
-        self.leash = Leash(self.everyone, what, say, keeper.request.on_expiry)
+        self.leash = Leash(self.everyone, what, self.say, keeper.request.on_expiry)
 
     def has_ended(self) -> bool:
         """Whether what is guarded has ended. Asked again and again."""
@@ -122,6 +122,10 @@ class Guard:
     def on_signal(self, signum: int) -> None:
         """Be told of a signal to this process, or to the keeper: both mean what is guarded."""
         raise NotImplementedError
+
+    def say(self, line: str) -> None:
+        """Tell the user what the leash has done."""
+        say(line)
 
     def until_it_ends(self) -> None:
         """Guard it."""

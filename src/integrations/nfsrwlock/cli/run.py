@@ -126,14 +126,14 @@ class _Run(Guard):
         elif not self.leash.killed:
             send(-self._pid, signal.SIGCONT)
 
-    def look(self) -> None:
-        was_tight = self.leash.tight
-        super().look()
-        if self.leash.tight and not was_tight:
+    def say(self, line: str) -> None:
+        # Before the message: whoever reads it may press Ctrl-C, which must reach somebody who can act on it.
+        if self.leash.tight:
             self._had_terminal = self._terminal.given
-            self._terminal.take_back()  # so that Ctrl-C reaches somebody who can act on it
-        elif was_tight and not self.leash.tight and self._had_terminal:
+            self._terminal.take_back()
+        elif self._had_terminal:
             self._terminal.give(self._pid)
+        super().say(line)
 
     def _on_stop(self, signum: int) -> None:
         if self.leash.tight:
