@@ -174,7 +174,7 @@ def ignore_rank(stack: ExitStack) -> None:
     _replace(stack, Participant, _must_give_way=lambda self, listing: False)
 
 
-@_mutant("S is fixed at the first listing: those who come later wait for the writer", run=431)
+@_mutant("S is fixed at the first listing: those who come later wait for the writer", run=62)
 def add_to_s(stack: ExitStack) -> None:
     drain = Participant._drain_rest
 
@@ -245,7 +245,7 @@ def announcement_counts_from_after_the_call(stack: ExitStack) -> None:
     _replace(stack, Participant, _announce=announce_then_look_at_clock)
 
 
-@_mutant("a waiting writer beats")
+@_mutant("a waiting writer beats", run=8)
 def wait_without_beating(stack: ExitStack) -> None:
     drain = Participant._drain
 
@@ -264,7 +264,7 @@ def removed_says_enoent(stack: ExitStack) -> None:
 # -- number the grant -------------------------------------------------------------------------------------------------
 
 
-@_mutant("a number is granted only after a fresh listing shows that it is the highest", kind="mixed", run=857)
+@_mutant("a number is granted only after a fresh listing shows that it is the highest", kind="mixed", run=1014)
 def trust_first_listing(stack: ExitStack) -> None:
     def number_the_grant(self: Participant, listing: Any) -> bool:
         number = listing.highest_generation + 1
@@ -336,7 +336,7 @@ def generation_without_its_probe(stack: ExitStack) -> None:
 # -- leases -----------------------------------------------------------------------------------------------------------
 
 
-@_mutant("a grant requires that the lease has not run out since the announcement")
+@_mutant("a grant requires that the lease has not run out since the announcement", run=211)
 def no_lease_check_at_grant(stack: ExitStack) -> None:
     def grant(self: Participant) -> bool:
         self.phase, self.blockers = Phase.GRANTED, ()
@@ -346,7 +346,7 @@ def no_lease_check_at_grant(stack: ExitStack) -> None:
     _replace(stack, Participant, _grant=grant)
 
 
-@_mutant("a holder gives up a part of its lease, for clocks do not run equally fast", run=31)
+@_mutant("a holder gives up a part of its lease, for clocks do not run equally fast", run=114)
 def no_margin(stack: ExitStack) -> None:
     _replace(stack, heartbeat, MARGIN=0.0)
 
@@ -377,7 +377,7 @@ def beat_counts_from_after_the_call(stack: ExitStack) -> None:
     _replace(stack, Announced, beat=beat_then_look_at_clock)
 
 
-@_mutant("a heartbeat that turns up counts from when it was sent first")
+@_mutant("a heartbeat that turns up counts from when it was sent first", run=93)
 def unheard_beat_counts_from_now(stack: ExitStack) -> None:
     read_back = Announced._read_back_beat
 
@@ -436,7 +436,7 @@ def smaller_margin(stack: ExitStack) -> None:
     _replace(stack, heartbeat, MARGIN=0.06)
 
 
-@_mutant("that a heartbeat is not listed proves no eviction: the server does, by removing what is empty")
+@_mutant("that a heartbeat is not listed proves no eviction: the server does, by removing what is empty", run=16)
 def lost_by_a_listing(stack: ExitStack) -> None:
     _replace(stack, Announced, _finish_eviction=lambda self: Beat.LOST)
 
@@ -466,7 +466,7 @@ def ghost_proves_the_hold(stack: ExitStack) -> None:
 
 
 @_mutant(
-    "a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession", run=1106
+    "a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession", run=237
 )
 def resume_without_the_unheard_beat(stack: ExitStack) -> None:
     resume = Announced.resume.__func__  # type: ignore[attr-defined]
@@ -481,7 +481,7 @@ def resume_without_the_unheard_beat(stack: ExitStack) -> None:
 @_mutant(
     "whoever beats again itself knows that a helper may have left a heartbeat that nobody heard of",
     kind="succession",
-    run=89,
+    run=46,
 )
 def take_over_without_the_unheard_beat(stack: ExitStack) -> None:
     take_over = Announced.take_over
@@ -493,12 +493,14 @@ def take_over_without_the_unheard_beat(stack: ExitStack) -> None:
     _replace(stack, Announced, take_over=take_over_as_if_that_was_all)
 
 
-@_mutant("who hands over knows from then on that a heartbeat may be there that nobody heard of", kind="succession")
+@_mutant(
+    "who hands over knows from then on that a heartbeat may be there that nobody heard of", kind="succession", run=20
+)
 def hand_over_and_forget(stack: ExitStack) -> None:
     _replace(stack, Announced, hand_over=lambda self: self._unheard)
 
 
-@_mutant("the name of a first heartbeat that nobody heard of is not used again", kind="succession", run=372)
+@_mutant("the name of a first heartbeat that nobody heard of is not used again", kind="succession", run=133)
 def first_beat_again(stack: ExitStack) -> None:
     def next_beat(self: Participant, sent: float) -> int:
         return 0 if self._beat is None else self._beat + 1
@@ -659,7 +661,7 @@ def gap_by_own_lease(stack: ExitStack) -> None:
     _replace(stack, Participant, _look_and_judge=judge_with_own_gaps)
 
 
-@_mutant("a waiter pauses by the shortest lease of those in its way, not by its own only")
+@_mutant("a waiter pauses by the shortest lease of those in its way, not by its own only", run=21)
 def pause_by_own_lease(stack: ExitStack) -> None:
     def pause(self: Participant, waited: float, poll_interval: float, chance: float) -> float:
         self._shortest = self._ttl
@@ -712,7 +714,7 @@ def witness_by_time_stamp(stack: ExitStack) -> None:
     _replace(stack, HoldWitness, _look=look)
 
 
-@_mutant("notes written side by side count as their maximum, never as their sum", run=283)
+@_mutant("notes written side by side count as their maximum, never as their sum", run=294)
 def sum_of_notes(stack: ExitStack) -> None:
     def credit(self: Participant, peer: Announcement, beat: int | None) -> float:
         if peer.name in self._looked_at or self._first_listing is None:

@@ -173,9 +173,11 @@ def virtual_time(run: Run) -> Iterator[None]:
             current[0].spawn(partial(work, *arguments))
 
     pool = SimpleNamespace(submit=submit, LINGER_S=workers.LINGER_S)
+    # The wall clock of a host runs as that of its leases does: nothing is gained by a pause.
+    wall_clock = SimpleNamespace(look=now, gained=lambda since: 0.0, steps=0)
     with ExitStack() as stack:
         for module in (shipped_hold, shipped_scheduler):
-            stack.enter_context(mock.patch.multiple(module, now=now, workers=pool))
+            stack.enter_context(mock.patch.multiple(module, now=now, workers=pool, wall_clock=wall_clock))
             stack.enter_context(mock.patch.object(module.logger, "disabled", True))
         stack.enter_context(
             mock.patch.multiple(
@@ -264,14 +266,17 @@ class Parent:
             "record": b"",
         }
         helper.spawn(lambda: self._help(helper, order), after=self.rng.choice((0.05, 0.5)))
-        if self._starts > 1 and self.rng.random() < 0.5:  # no heartbeat corrects now what it may have got wrong
-            start = self.run.agenda.now + 0.5 + self.rng.random() * TTL / 3
-            self.group.host.client.link.cut(start, start + 1.3 * TTL)
 
     def _help(self, helper: Group, order: dict[str, Any]) -> None:
         participant = Announced.resume(GroupFiles(helper), self.judged.participant._world, **order)
         dies, beats = next(self._deaths), self.rng.choice((1, 2, 2, 3))
-        send = participant._send_beat
+        send, read_back = participant._send_beat, participant._read_back_beat
+
+        def read_back_and_be_cut_off(target: int, sent: float) -> Beat | None:
+            outcome = read_back(target, sent)
+            if self.rng.random() < 0.5:  # so that no heartbeat corrects now what it may have got wrong
+                self.group.host.client.link.cut(self.run.agenda.now, self.run.agenda.now + 1.3 * TTL)
+            return outcome
 
         def send_or_die(target: int) -> None:
             nonlocal beats
@@ -285,6 +290,7 @@ class Parent:
 
         helper.is_mute = self.rng.random() < 0.1
         participant._send_beat = send_or_die  # type: ignore[method-assign]
+        participant._read_back_beat = read_back_and_be_cut_off  # type: ignore[method-assign]
 
         def report(hold: shipped_hold.Hold, outcome: Beat) -> None:
             if beats <= 0 and dies == "before the report":
