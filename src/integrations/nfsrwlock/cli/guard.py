@@ -12,7 +12,7 @@ import signal
 import time
 from typing import Final, Literal
 
-from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper, Prepared
+from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
 from nfsrwlock.cli.signals import Signals, stop_as_if_by
 from nfsrwlock.cli.waiting import FRAME_SECONDS, ODD_SECONDS, Progress
@@ -55,7 +55,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                 match message:
                     case WaitInfo():
                         progress.update(message)
-                    case Prepared(program):
+                    case str(program):
                         keeper.program = program
                     case CliError():
                         raise message

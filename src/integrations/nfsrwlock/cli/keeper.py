@@ -90,15 +90,10 @@ class Request:
         return min(0.2, max(0.02, self.lease / 50))
 
 
-# What the keeper tells the guard. While the locks are not free yet it sends a WaitInfo; if they cannot be had, the
-# CliError to end with; and each of the Signals that somebody sends it, for `status` shows its number.
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """All that there is to look at was looked at; this is the program that the command's name stands for."""
-
-    program: str
+# What the keeper tells the guard. First the program that the command's name stands for: then all that there is to look
+# at was looked at. While the locks are not free yet it sends a WaitInfo; if they cannot be had, the CliError to end
+# with; and each of the Signals that somebody sends it, for `status` shows its number. What the guard tells the keeper:
+# the number of the process that it guards, and HoldStatus.FREE when that has ended.
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,22 +116,6 @@ class Hold:
         if self.status is HoldStatus.HELD and moment >= self.deadline:
             return HoldStatus.SUSPECT
         return self.status
-
-
-# What the guard tells the keeper.
-
-
-@dataclass(frozen=True, slots=True)
-class Guarded:
-    """This process (and its group, if it was made for it) is what the locks are held for."""
-
-    pid: int
-    group: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """What was guarded has ended: release."""
 
 
 class Keeper:
@@ -187,7 +166,7 @@ class Keeper:
 
         None: no answer came in time; the keeper goes on trying by itself.
         """
-        self.channel.send(Finish())
+        self.channel.send(HoldStatus.FREE)
         limit = time.monotonic() + _PATIENCE_SECONDS
         while (left := limit - time.monotonic()) > 0:
             readable(self.channel.fileno(), seconds=left)
@@ -223,10 +202,10 @@ def _keep(request: Request, channel: Channel) -> None:
             directory_of_lock(path, request.settings["lock_dir"])
     program = find_program(request.command) if request.command else ""
     locks = LockSet(request.read, request.write, limited=request.limited, **request.settings)
-    channel.send(Prepared(program))
+    channel.send(program)
     if signals.nobody_waits():  # all this may have taken long
         return
-    locks.acquire(on_wait=signals.report, until=signals.nobody_waits)
+    locks.acquire(on_wait=signals.nobody_waits, until=signals.nobody_waits)
     signals.at_once = False
     lost = ""
     try:
@@ -290,21 +269,15 @@ class _Signals:
         while self._arrived and self._channel.send(signal.Signals(self._arrived[0])):
             del self._arrived[0]
 
-    def nobody_waits(self) -> bool:
-        """Tell the guard what has arrived; return whether it is gone."""
+    def nobody_waits(self, *reports: WaitInfo) -> bool:
+        """Send the guard ``reports`` and what has arrived; return whether it is gone."""
         self.at_once = False
         try:
+            for info in reports:
+                self._channel.send(info)
             self.pass_on()
             self._channel.receive()
             return self._channel.closed
-        finally:
-            self.at_once = True
-
-    def report(self, info: WaitInfo) -> None:
-        """Tell the guard whom the locks are waited for."""
-        self.at_once = False
-        try:
-            self._channel.send(info)
         finally:
             self.at_once = True
 
@@ -317,7 +290,6 @@ class _Signals:
 def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel) -> None:
     """Report the hold to the guard until it says that the work is done; do its work where it has died."""
     subject: Process | None = None
-    group: int | None = None
     reported = Hold(HoldStatus.FREE, 0.0)
     by_path = {lock.lock_file: lock for lock in locks.locks}
     numbers = tuple(by_path[path].generation or 0 for path in request.write if path in by_path)
@@ -329,14 +301,13 @@ def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel)
         signals.pass_on()
         readable(channel.fileno(), seconds=request.tick)
         for message in channel.receive():
-            if isinstance(message, Guarded):
-                group = message.group
+            if isinstance(message, int):
                 with suppress(ProcessLookupError):
-                    subject = Process(message.pid)
-            elif isinstance(message, Finish):
+                    subject = Process(message)
+            elif message is HoldStatus.FREE:
                 return
     if subject is not None:
-        _be_the_guard(request, subject, group)
+        _be_the_guard(request, subject)
 
 
 def _look(locks: LockSet) -> Hold:
@@ -347,8 +318,9 @@ def _look(locks: LockSet) -> Hold:
     return Hold(status, 0.0, why_not_held(locks))
 
 
-def _be_the_guard(request: Request, subject: Process, group: int | None) -> None:
+def _be_the_guard(request: Request, subject: Process) -> None:
     """The guard has been killed, so nobody stops the command in time any more: end it, then let go of the locks."""
+    group = None if request.subject else subject.pid  # made for the command
     while not subject.ended:
         if request.on_expiry is not OnExpiry.IGNORE:
             kill(lambda: family([subject.pid], group))

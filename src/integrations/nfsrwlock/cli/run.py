@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final, NoReturn
 
 from nfsrwlock.cli.guard import Guard, wait_until_held
-from nfsrwlock.cli.keeper import Guarded, Hold, Keeper, Request
+from nfsrwlock.cli.keeper import Hold, Keeper, Request
 from nfsrwlock.cli.outcome import Exit
 from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, end_as_if_by, stop_as_if_by
 from nfsrwlock.cli.terminal import Terminal
@@ -70,7 +70,8 @@ class _Run(Guard):
     def _start(self, program: str, command: tuple[str, ...]) -> int:
         """Fork the command into a process group of its own. It begins to run only when the keeper knows about it."""
         gate_reader, gate_writer = os.pipe()
-        has_terminal = self._terminal.for_the_command_alone
+        # It has the terminal from its start if it talks to it in both directions.
+        has_terminal = self._terminal.in_foreground and os.isatty(0) and os.isatty(1)
         flush()
         pid = os.fork()
         if pid == 0:
@@ -85,7 +86,7 @@ class _Run(Guard):
         os.close(gate_reader)
         with suppress(OSError):  # by both, as nobody knows who comes first; it may even be dead already
             os.setpgid(pid, pid)
-        self.keeper.channel.send(Guarded(pid, group=pid))
+        self.keeper.channel.send(pid)
         if has_terminal:
             self._terminal.give(pid)
         os.write(gate_writer, b"!")
@@ -109,8 +110,7 @@ class _Run(Guard):
 
     def _suspend(self, signum: int, everyone: bool) -> None:
         """The command is suspended; let the shell that started us see a suspended job. The keeper keeps the lock."""
-        had_terminal = self._terminal.given
-        self._terminal.take_back()
+        had_terminal = self._terminal.take_back()
         if not stop_as_if_by(signum, everyone) and signum in _TERMINAL_STOPS:
             say("the command wants to use the terminal, but runs in its background: it stands still")
             return
@@ -129,8 +129,7 @@ class _Run(Guard):
     def say(self, line: str) -> None:
         # Before the message: whoever reads it may press Ctrl-C, which must reach somebody who can act on it.
         if self.leash.tight:
-            self._had_terminal = self._terminal.given
-            self._terminal.take_back()
+            self._had_terminal = self._terminal.take_back()
         elif self._had_terminal:
             self._terminal.give(self._pid)
         super().say(line)
@@ -152,8 +151,7 @@ class _Run(Guard):
         """Guard the command to its end, then release the locks; return the exit code of ``run``."""
         self.until_it_ends()
         assert self._status is not None
-        had_terminal = self._terminal.given
-        self._terminal.take_back(ended=True, repair=os.WIFSIGNALED(self._status))
+        had_terminal = self._terminal.take_back(ended=True, repair=os.WIFSIGNALED(self._status))
         code = os.waitstatus_to_exitcode(self._status)
         is_interrupted = code == -signal.SIGINT
         code = 128 - code if code < 0 else code

@@ -76,20 +76,16 @@ def stop_as_if_by(signum: int, everyone: bool) -> bool:
     :returns: False if the kernel did not stop it, because nobody is there who could continue it (an orphaned process
         group)
     """
-    continued = False
-
-    def note(_signum: int, _frame: object) -> None:
-        nonlocal continued
-        continued = True
-
-    former_continue = signal.signal(signal.SIGCONT, note)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCONT})
     former = signal.signal(signum, signal.SIG_DFL)
     try:
         os.kill(0 if everyone else os.getpid(), signum)
+        if continued := signal.SIGCONT in signal.sigpending():
+            signal.sigwait({signal.SIGCONT})
+        return continued
     finally:
         signal.signal(signum, former)
-        signal.signal(signal.SIGCONT, former_continue)
-    return continued
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def end_as_if_by(signum: int, everyone: bool) -> None:

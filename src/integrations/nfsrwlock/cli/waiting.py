@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.text import duration, one_line, say
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ class Progress:
         """There is (new) reason to wait."""
         if self._info is None:
             self._began = self._line_due = time.monotonic()
-            self._draws = _may_draw()
+            # A spinner disturbs nobody there.
+            can_draw = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+            self._draws = can_draw and Terminal().in_foreground
         self._info = info
         self.frame()
 
@@ -77,15 +80,6 @@ class Progress:
 def _text(info: WaitInfo) -> str:
     who = info.describe()
     return f"to {info.mode} {info.lock_file}{f': {who}' if who else ''}"
-
-
-def _may_draw() -> bool:
-    """Whether stderr is a terminal where a spinner disturbs nobody."""
-    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-        return False
-    with suppress(OSError):
-        return os.tcgetpgrp(2) == os.getpgrp()
-    return False
 
 
 def _draw(line: str) -> None:
