@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.options import PATH, holding, positive_span, request
@@ -73,18 +72,13 @@ class _WithCommand(click.Command):
         ctx.obj = tuple(args[at + 1 :])
         return super().parse_args(ctx, args[:at])
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
 
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
-
-
-@cli.command("run", cls=_WithCommand, context_settings={"allow_extra_args": True}, epilog=_CODES)
+@cli.command("run", cls=_WithCommand, epilog=_CODES)
 @holding
 @click.option("-c", "script", metavar="SCRIPT", help="Run the shell with -c SCRIPT, instead of COMMAND.")
-@click.pass_context
-def _run(context: click.Context, /, script: str | None, **options: Any) -> int:
+@click.argument("stray", nargs=-1, type=PATH, metavar="-- COMMAND...")
+@click.pass_obj
+def _run(command: tuple[str, ...], /, script: str | None, stray: tuple[str, ...], **options: Any) -> int:
     """
     Hold locks while COMMAND runs.
 
@@ -95,8 +89,7 @@ def _run(context: click.Context, /, script: str | None, **options: Any) -> int:
     """
     from nfsrwlock.cli.run import run  # noqa: PLC0415 - each command imports what it needs: starting must cost little
 
-    command: tuple[str, ...] = context.obj
-    if stray := context.args:
+    if stray:
         raise CliError(
             f"{stray[0]!r} is neither an option nor the path of one: give each path a --read or --write of its own, "
             "and put the command after --, as in: nfsrwlock run --read PATH -- COMMAND"

@@ -17,7 +17,7 @@ _ROOM_BYTES: Final = 1 << 16
 
 
 class Channel:
-    """One end. ``closed`` becomes true when the other process has closed its end or has died."""
+    """One end of a pair. ``closed`` becomes true when the other process has closed its end or has died."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
@@ -25,12 +25,6 @@ class Channel:
         self._incoming = bytearray()
         self._outgoing = bytearray()
         self.closed = False
-
-    @classmethod
-    def pair(cls) -> tuple[Channel, Channel]:
-        """Two connected ends; after a fork each side closes the one it does not use."""
-        ours, theirs = socket.socketpair()
-        return cls(ours), cls(theirs)
 
     def fileno(self) -> int:
         """The descriptor to wait on."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -125,7 +126,7 @@ class Keeper:
         self.request = request
         #: What the command's name stands for; ``None`` as long as the keeper only looks, and has made nothing.
         self.program: str | None = None
-        self.channel, theirs = Channel.pair()
+        self.channel, theirs = map(Channel, socket.socketpair())
         flush()
         self.pid = os.fork()
         if self.pid == 0:

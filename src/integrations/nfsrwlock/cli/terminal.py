@@ -10,14 +10,17 @@ asks for it by reading from it.
 from __future__ import annotations
 
 import os
-import signal
 import termios
 from contextlib import suppress
 from typing import Any
 
 
 class Terminal:
-    """The controlling terminal of this process. Without one, every method does nothing."""
+    """
+    The controlling terminal of this process, which must ignore SIGTTOU to change it, as it does with ``Signals``.
+
+    Without a terminal, every method does nothing.
+    """
 
     def __init__(self) -> None:
         self._descriptor = -1
@@ -72,9 +75,5 @@ class Terminal:
             return None
 
     def _set(self, group: int) -> None:
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-        try:
-            with suppress(OSError):
-                os.tcsetpgrp(self._descriptor, group)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        with suppress(OSError):
+            os.tcsetpgrp(self._descriptor, group)

@@ -96,10 +96,10 @@ class _Talk:
             Exit.FAILED,
         )
 
-    def meet(self, point: str, number: int = 0) -> int:
-        """Wait until both have come to this point, and return the other's number."""
-        self.say(point, number)
-        return self.hear(point)
+    def meet(self, word: str, number: int = 0, **content: Any) -> int:
+        """Wait until both have said this, and return the other's number."""
+        self.say(word, number, **content)
+        return self.hear(word)
 
 
 def alone(scratch: Scratch, report: Report, *, rounds: int, processes: int) -> list[Check]:
@@ -173,8 +173,7 @@ def join(token: str, path: str, lock_dir: str | None = None, timeout: float | No
         try:
             scratch.files.mkdir("meet/second")
             talk = _Talk(scratch, 1)
-            talk.say("about", **_about(scratch))
-            talk.hear("about")
+            talk.meet("about", **_about(scratch))
             _take_part(talk, scratch)
         except FileExistsError:
             raise CliError(
