@@ -137,9 +137,8 @@ def write_json(path: str, content: dict[str, Any]) -> None:
 def read_json(path: str) -> dict[str, Any]:
     """Return what another process had written and closed before it said so; ``CliError`` if it is not there to read."""
     with suppress(ValueError), open(path, encoding="utf-8") as file:
-        content = json.load(file)
-        if isinstance(content, dict):
-            return content
+        content: dict[str, Any] = json.load(file)
+        return content
     raise CliError(
         "a file that another process had written and closed before it said so is not to be read here: this file system "
         "does not show what others write, and data under a lock may be missing or old",
