@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from nfsrwlock import __version__
-from nfsrwlock.cli.options import PATH, holding, positive_span, request
+from nfsrwlock.cli.options import HOLDING, PATH, positive_span, request
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
-from nfsrwlock.cli.signals import end_as_if_by
+from nfsrwlock.cli.signals import take_default_action
 from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.text import PROGRAM, flush, say
 from nfsrwlock_core import LockError
@@ -73,8 +73,7 @@ class _WithCommand(click.Command):
         return super().parse_args(ctx, args[:at])
 
 
-@cli.command("run", cls=_WithCommand, epilog=_CODES)
-@holding
+@cli.command("run", cls=_WithCommand, params=[*HOLDING], epilog=_CODES)
 @click.option("-c", "script", metavar="SCRIPT", help="Run the shell with -c SCRIPT, instead of COMMAND.")
 @click.argument("stray", nargs=-1, type=PATH, metavar="-- COMMAND...")
 @click.pass_obj
@@ -99,8 +98,7 @@ def _run(command: tuple[str, ...], /, script: str | None, stray: tuple[str, ...]
     return run(request(**options), command or (os.environ.get("SHELL") or "/bin/sh", "-c", script or ""))
 
 
-@cli.command("hold", epilog=_CODES)
-@holding
+@cli.command("hold", params=[*HOLDING], epilog=_CODES)
 @_pid
 def _hold(pid: int, **options: Any) -> int:
     """
@@ -228,12 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _interrupted(interruption.signum)
     except (KeyboardInterrupt, click.Abort):
         return _interrupted(signal.SIGINT)
-    except BrokenPipeError:
-        return _without_reader()
-    except SystemExit as end:  # click and rich end so where nobody reads what they print; so does completion, with 0
-        if end.code != 1:
+    except (BrokenPipeError, SystemExit) as end:
+        # Click and rich end with 1 where nobody reads what they print, completion with 0.
+        if isinstance(end, SystemExit) and end.code != 1:
             raise
-        return _without_reader()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail as well
+        return 128 + signal.SIGPIPE
     except (CliError, LockError, OSError, ValueError) as error:
         failure = as_cli_error(error)
         say(str(failure))
@@ -257,14 +255,9 @@ def _with_help_hint(error: click.ClickException) -> str:
     return message if context is None else f"{message.rstrip('.')}; see: {context.command_path} --help"
 
 
-def _without_reader() -> int:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail as well
-    return 128 + signal.SIGPIPE
-
-
 def _interrupted(signum: int) -> int:
     """End by the same signal where a person pressed Ctrl-C, so that a shell leaves its loop; ``$?`` is the same."""
     if signum == signal.SIGINT and Terminal().in_foreground:
         flush()
-        end_as_if_by(signum, everyone=False)
+        take_default_action(signum, everyone=False)
     return 128 + signum

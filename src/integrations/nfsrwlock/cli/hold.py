@@ -74,8 +74,7 @@ def _guard(process: Process, keeper: Keeper, last: Hold) -> None:
     # Let go of everything that somebody could wait for. stderr is kept for the one message that matters, where that can
     # make nobody wait for its end.
     silent = [0, 1] if _is_file_or_terminal(2) else [0, 1, 2]
-    kept = [one.fileno() for one in (keeper.channel, process)]
-    leave_the_caller(GUARD_NAME, [one for one in kept if one is not None], silent)
+    leave_the_caller(GUARD_NAME, [keeper.channel.fileno(), process.fileno()], silent)
     with Signals(FORWARDED) as signals:
         guard = _Guard(process, keeper, last, signals)
         guard.until_it_ends()

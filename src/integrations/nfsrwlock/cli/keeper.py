@@ -138,19 +138,17 @@ class Keeper:
         """Give up waiting: have what was announced withdrawn, and end the keeper."""
         self.channel.close()
         # The later ones are for one that sleeps longer than that, and one that the file server hangs.
-        self._end_by(signal.SIGCONT, signal.SIGTERM, signal.SIGKILL)
+        for signum in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
+            os.kill(self.pid, signum)
+            if self._has_ended_within(_CANCEL_GRACE_SECONDS):
+                return
 
     def leave(self) -> None:
         """Go without waiting for it: it hangs. If it has made something, it stays to withdraw that."""
         self.channel.close()
         if self.program is None:
-            self._end_by(signal.SIGKILL)
-
-    def _end_by(self, *signums: int) -> None:
-        for signum in signums:
-            os.kill(self.pid, signum)
-            if self._has_ended_within(_CANCEL_GRACE_SECONDS):
-                return
+            os.kill(self.pid, signal.SIGKILL)
+            self._has_ended_within(_CANCEL_GRACE_SECONDS)
 
     def _has_ended_within(self, seconds: float) -> bool:
         limit = time.monotonic() + seconds
@@ -321,7 +319,7 @@ def _look(locks: LockSet) -> Hold:
 
 def _be_the_guard(request: Request, subject: Process) -> None:
     """The guard has been killed, so nobody stops the command in time any more: end it, then let go of the locks."""
-    group = None if request.subject else subject.pid  # made for the command
+    group = None if request.subject else subject.pid  # a command leads a group of its own
     while not subject.ended:
         if request.on_expiry is not OnExpiry.IGNORE:
             kill(lambda: family([subject.pid], group))

@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 from nfsrwlock.cli.guard import Guard, wait_until_held
 from nfsrwlock.cli.keeper import Hold, Keeper, Request
 from nfsrwlock.cli.outcome import Exit
-from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, end_as_if_by, stop_as_if_by
+from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, take_default_action
 from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.processes import Entry, adopt_orphans, family, send
 from nfsrwlock.text import flush, say
@@ -49,18 +49,16 @@ class _Run(Guard):
         self._pid = self._start(keeper.program or "", command)
 
     def has_ended(self) -> bool:
-        while self._status is None:
-            try:
+        with suppress(ChildProcessError):
+            while self._status is None:
                 pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
-            if pid == self._pid:
-                if os.WIFSTOPPED(status):
-                    self._on_stop(os.WSTOPSIG(status))
-                else:
-                    self._status = status
+                if pid == 0:
+                    break
+                if pid == self._pid:
+                    if os.WIFSTOPPED(status):
+                        self._on_stop(os.WSTOPSIG(status))
+                    else:
+                        self._status = status
         return self._status is not None
 
     def everyone(self) -> list[Entry]:
@@ -111,7 +109,7 @@ class _Run(Guard):
     def _suspend(self, signum: int, everyone: bool) -> None:
         """The command is suspended; let the shell that started us see a suspended job. The keeper keeps the lock."""
         had_terminal = self._terminal.take_back()
-        if not stop_as_if_by(signum, everyone) and signum in _TERMINAL_STOPS:
+        if not take_default_action(signum, everyone) and signum in _TERMINAL_STOPS:
             say("the command wants to use the terminal, but runs in its background: it stands still")
             return
         if had_terminal:
@@ -158,7 +156,7 @@ class _Run(Guard):
         if not self.release(f"the command did (it ended with {code})"):
             return Exit.LOST
         if is_interrupted and had_terminal:
-            end_as_if_by(signal.SIGINT, everyone=True)
+            take_default_action(signal.SIGINT, everyone=True)
         return code
 
 

@@ -67,9 +67,9 @@ class Signals:
             signal.signal(signum, signal.SIG_DFL)
 
 
-def stop_as_if_by(signum: int, everyone: bool) -> bool:
+def take_default_action(signum: int, everyone: bool) -> bool:
     """
-    Stop this process as the signal ``signum`` does by default; return when it has been continued.
+    Stop or end this process as the signal ``signum`` does by default, so that a shell sees it; return when continued.
 
     :param everyone: all of this process's group, as the terminal does it: the script or pipeline this process is a
         part of
@@ -86,12 +86,6 @@ def stop_as_if_by(signum: int, everyone: bool) -> bool:
     finally:
         signal.signal(signum, former)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def end_as_if_by(signum: int, everyone: bool) -> None:
-    """End this process by a signal, so that a shell sees it and leaves its loop or script."""
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(0 if everyone else os.getpid(), signum)
 
 
 def _noted(_signum: int, _frame: object) -> None:

@@ -47,7 +47,8 @@ class Terminal:
         if self._modes is None:
             with suppress(termios.error):
                 self._modes = termios.tcgetattr(self._descriptor)
-        self._set(group)
+        with suppress(OSError):
+            os.tcsetpgrp(self._descriptor, group)
         self._given_to = group
 
     def take_back(self, ended: bool = False, repair: bool = False) -> bool:
@@ -61,7 +62,8 @@ class Terminal:
         was_given = self.given
         others = (None, self._own_group, os.getsid(0))
         if was_given or (ended and self._given_to is not None and self._foreground() not in others):
-            self._set(self._own_group)
+            with suppress(OSError):
+                os.tcsetpgrp(self._descriptor, self._own_group)
             self._given_to = None
             if repair and self._modes is not None:
                 with suppress(termios.error):
@@ -73,7 +75,3 @@ class Terminal:
             return os.tcgetpgrp(self._descriptor)
         except OSError:
             return None
-
-    def _set(self, group: int) -> None:
-        with suppress(OSError):
-            os.tcsetpgrp(self._descriptor, group)
