@@ -319,7 +319,7 @@ def test_a_third_node_is_sent_away(scene: Scene) -> None:
     assert "another node has joined already" in third.stderr
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_an_interrupted_doctor_cleans_up(scene: Scene, signum: signal.Signals) -> None:
     leader, token = start_peer(scene, ".")
     assert os.listdir(scene.directory) == [f".nfsrwlock-doctor-{token}"]

@@ -190,7 +190,7 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
 
 
-def _close_descriptors(keep: Iterable[int]) -> None:
+def _close_descriptors(keep: Iterable[int | None]) -> None:
     """
     Close all but stdin, stdout, stderr and ``keep``.
 
@@ -207,7 +207,7 @@ def _close_descriptors(keep: Iterable[int]) -> None:
                 os.close(number)
 
 
-def leave_the_caller(name: str, keep: Iterable[int], standard: Iterable[int] = (0, 1, 2)) -> None:
+def leave_the_caller(name: str, keep: Iterable[int | None], standard: Iterable[int] = (0, 1, 2)) -> None:
     """
     In a forked child: be a process in the background that nobody waits for, called ``name``, in a session of its own.
 

@@ -100,7 +100,7 @@ os.register_at_fork(after_in_child=_unanswered.clear)  # threads do not survive 
 
 #: What an acquisition asks its runner for: calls, or a pause of so many seconds.
 Steps = Generator[Io | float, Any, Hold]
-OnWait = Callable[[WaitInfo], None]
+OnWait = Callable[[WaitInfo], object]
 Until = Callable[[], bool]
 
 

@@ -10,12 +10,11 @@ from functools import partial
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from nfsrwlock import __version__
-from nfsrwlock.cli.options import PATH, holding, positive_span, request
+from nfsrwlock.cli.options import HOLDING, PATH, positive_span, request
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
-from nfsrwlock.cli.signals import end_as_if_by
+from nfsrwlock.cli.signals import take_default_action
 from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.text import PROGRAM, flush, say
 from nfsrwlock_core import LockError
@@ -73,18 +72,12 @@ class _WithCommand(click.Command):
         ctx.obj = tuple(args[at + 1 :])
         return super().parse_args(ctx, args[:at])
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        return super().shell_complete(ctx, incomplete) or [CompletionItem(incomplete, type="file")]
 
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return [*super().collect_usage_pieces(ctx), "-- COMMAND..."]
-
-
-@cli.command("run", cls=_WithCommand, context_settings={"allow_extra_args": True}, epilog=_CODES)
-@holding
+@cli.command("run", cls=_WithCommand, params=[*HOLDING], epilog=_CODES)
 @click.option("-c", "script", metavar="SCRIPT", help="Run the shell with -c SCRIPT, instead of COMMAND.")
-@click.pass_context
-def _run(context: click.Context, /, script: str | None, **options: Any) -> int:
+@click.argument("stray", nargs=-1, type=PATH, metavar="-- COMMAND...")
+@click.pass_obj
+def _run(command: tuple[str, ...], /, script: str | None, stray: tuple[str, ...], **options: Any) -> int:
     """
     Hold locks while COMMAND runs.
 
@@ -95,8 +88,7 @@ def _run(context: click.Context, /, script: str | None, **options: Any) -> int:
     """
     from nfsrwlock.cli.run import run  # noqa: PLC0415 - each command imports what it needs: starting must cost little
 
-    command: tuple[str, ...] = context.obj
-    if stray := context.args:
+    if stray:
         raise CliError(
             f"{stray[0]!r} is neither an option nor the path of one: give each path a --read or --write of its own, "
             "and put the command after --, as in: nfsrwlock run --read PATH -- COMMAND"
@@ -106,8 +98,7 @@ def _run(context: click.Context, /, script: str | None, **options: Any) -> int:
     return run(request(**options), command or (os.environ.get("SHELL") or "/bin/sh", "-c", script or ""))
 
 
-@cli.command("hold", epilog=_CODES)
-@holding
+@cli.command("hold", params=[*HOLDING], epilog=_CODES)
 @_pid
 def _hold(pid: int, **options: Any) -> int:
     """
@@ -235,12 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _interrupted(interruption.signum)
     except (KeyboardInterrupt, click.Abort):
         return _interrupted(signal.SIGINT)
-    except BrokenPipeError:
-        return _without_reader()
-    except SystemExit as end:  # click and rich end so where nobody reads what they print; so does completion, with 0
-        if end.code != 1:
+    except (BrokenPipeError, SystemExit) as end:
+        # Click and rich end with 1 where nobody reads what they print, completion with 0.
+        if isinstance(end, SystemExit) and end.code != 1:
             raise
-        return _without_reader()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail as well
+        return 128 + signal.SIGPIPE
     except (CliError, LockError, OSError, ValueError) as error:
         failure = as_cli_error(error)
         say(str(failure))
@@ -264,14 +255,9 @@ def _with_help_hint(error: click.ClickException) -> str:
     return message if context is None else f"{message.rstrip('.')}; see: {context.command_path} --help"
 
 
-def _without_reader() -> int:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail as well
-    return 128 + signal.SIGPIPE
-
-
 def _interrupted(signum: int) -> int:
     """End by the same signal where a person pressed Ctrl-C, so that a shell leaves its loop; ``$?`` is the same."""
     if signum == signal.SIGINT and Terminal().in_foreground:
         flush()
-        end_as_if_by(signum, everyone=False)
+        take_default_action(signum, everyone=False)
     return 128 + signum

@@ -1,24 +1,23 @@
 """
 Messages between the two processes of ``run`` and ``hold``, over one socket pair.
 
-Both ends come from one fork of one program, so what travels is pickled. Nothing here blocks: a peer that is stopped
-must not stop the other, and a message that finds no room is not queued but left for the sender to send again in its
-newer form.
+Both ends come from one fork of one program, so what travels is pickled, one message to a line. Nothing here blocks: a
+peer that is stopped must not stop the other, and a message that finds no room is not queued but left for the sender to
+send again in its newer form.
 """
 
 from __future__ import annotations
 
 import pickle
 import socket
-import struct
+from base64 import b64decode, b64encode
 from typing import Final
 
-_LENGTH: Final = struct.Struct("!I")
 _ROOM_BYTES: Final = 1 << 16
 
 
 class Channel:
-    """One end. ``closed`` becomes true when the other process has closed its end or has died."""
+    """One end of a pair. ``closed`` becomes true when the other process has closed its end or has died."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
@@ -26,12 +25,6 @@ class Channel:
         self._incoming = bytearray()
         self._outgoing = bytearray()
         self.closed = False
-
-    @classmethod
-    def pair(cls) -> tuple[Channel, Channel]:
-        """Two connected ends; after a fork each side closes the one it does not use."""
-        ours, theirs = socket.socketpair()
-        return cls(ours), cls(theirs)
 
     def fileno(self) -> int:
         """The descriptor to wait on."""
@@ -47,8 +40,7 @@ class Channel:
         self._flush()
         if self._outgoing or self.closed:
             return False
-        body = pickle.dumps(message)
-        self._outgoing += _LENGTH.pack(len(body)) + body
+        self._outgoing += b64encode(pickle.dumps(message)) + b"\n"
         self._flush()
         return True
 
@@ -73,11 +65,5 @@ class Channel:
                 chunk = b""
             self._incoming += chunk
             self.closed = not chunk
-        messages: list[object] = []
-        while len(self._incoming) >= (start := _LENGTH.size):
-            end = start + _LENGTH.unpack_from(self._incoming)[0]
-            if len(self._incoming) < end:
-                break
-            messages.append(pickle.loads(self._incoming[start:end]))
-            del self._incoming[:end]
-        return messages
+        *lines, self._incoming = self._incoming.split(b"\n")
+        return [pickle.loads(b64decode(line)) for line in lines]

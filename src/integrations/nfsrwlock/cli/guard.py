@@ -12,9 +12,9 @@ import signal
 import time
 from typing import Final, Literal
 
-from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper, Prepared
+from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
-from nfsrwlock.cli.signals import Signals, stop_as_if_by
+from nfsrwlock.cli.signals import Signals, take_default_action
 from nfsrwlock.cli.waiting import FRAME_SECONDS, ODD_SECONDS, Progress
 from nfsrwlock.leash import Leash, now
 from nfsrwlock.processes import Entry
@@ -55,7 +55,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                 match message:
                     case WaitInfo():
                         progress.update(message)
-                    case Prepared(program):
+                    case str(program):
                         keeper.program = program
                     case CliError():
                         raise message
@@ -71,7 +71,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
             if keeper.channel.closed:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
             waited = time.monotonic() - began
-            if waited > ODD_SECONDS and not progress.is_shown:
+            if waited > ODD_SECONDS and progress.info is None:
                 mode: Literal["read", "write"] = "write" if request.write else "read"
                 progress.update(WaitInfo(lock_file=path, mode=mode, waited=waited, blockers=(), trouble=_SILENCE))
             if time.monotonic() > until:
@@ -92,7 +92,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
 def _suspend_the_wait(keeper: Keeper) -> None:
     """A job that its user has suspended must not be given the lock behind their back."""
     os.kill(keeper.pid, signal.SIGSTOP)
-    stop_as_if_by(signal.SIGTSTP, everyone=False)
+    take_default_action(signal.SIGTSTP, everyone=False)
     os.kill(keeper.pid, signal.SIGCONT)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from nfsrwlock.cli.guard import Guard, wait_until_held
-from nfsrwlock.cli.keeper import GIVE_BACK, Guarded, Hold, Keeper, Request
+from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper, Request
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.cli.signals import FORWARDED, Signals
 from nfsrwlock.leash import OnExpiry
@@ -69,13 +69,12 @@ def _find(pid: int, on_expiry: OnExpiry) -> Process:
 
 
 def _guard(process: Process, keeper: Keeper, last: Hold) -> None:
-    keeper.channel.send(Guarded(process.pid, group=None))
+    keeper.channel.send(process.pid)
     os.chdir("/")
     # Let go of everything that somebody could wait for. stderr is kept for the one message that matters, where that can
     # make nobody wait for its end.
     silent = [0, 1] if _is_file_or_terminal(2) else [0, 1, 2]
-    kept = [one.fileno() for one in (keeper.channel, process)]
-    leave_the_caller(GUARD_NAME, [one for one in kept if one is not None], silent)
+    leave_the_caller(GUARD_NAME, [keeper.channel.fileno(), process.fileno()], silent)
     with Signals(FORWARDED) as signals:
         guard = _Guard(process, keeper, last, signals)
         guard.until_it_ends()

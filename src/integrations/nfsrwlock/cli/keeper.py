@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -90,15 +91,10 @@ class Request:
         return min(0.2, max(0.02, self.lease / 50))
 
 
-# What the keeper tells the guard. While the locks are not free yet it sends a WaitInfo; if they cannot be had, the
-# CliError to end with; and each of the Signals that somebody sends it, for `status` shows its number.
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """All that there is to look at was looked at; this is the program that the command's name stands for."""
-
-    program: str
+# What the keeper tells the guard. First the program that the command's name stands for: then all that there is to look
+# at was looked at. While the locks are not free yet it sends a WaitInfo; if they cannot be had, the CliError to end
+# with; and each of the Signals that somebody sends it, for `status` shows its number. What the guard tells the keeper:
+# the number of the process that it guards, and HoldStatus.FREE when that has ended.
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,22 +119,6 @@ class Hold:
         return self.status
 
 
-# What the guard tells the keeper.
-
-
-@dataclass(frozen=True, slots=True)
-class Guarded:
-    """This process (and its group, if it was made for it) is what the locks are held for."""
-
-    pid: int
-    group: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """What was guarded has ended: release."""
-
-
 class Keeper:
     """The keeper as the guard sees it. Making one starts the process, which begins to acquire the locks."""
 
@@ -146,7 +126,7 @@ class Keeper:
         self.request = request
         #: What the command's name stands for; ``None`` as long as the keeper only looks, and has made nothing.
         self.program: str | None = None
-        self.channel, theirs = Channel.pair()
+        self.channel, theirs = map(Channel, socket.socketpair())
         flush()
         self.pid = os.fork()
         if self.pid == 0:
@@ -158,19 +138,17 @@ class Keeper:
         """Give up waiting: have what was announced withdrawn, and end the keeper."""
         self.channel.close()
         # The later ones are for one that sleeps longer than that, and one that the file server hangs.
-        self._end_by(signal.SIGCONT, signal.SIGTERM, signal.SIGKILL)
+        for signum in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
+            os.kill(self.pid, signum)
+            if self._has_ended_within(_CANCEL_GRACE_SECONDS):
+                return
 
     def leave(self) -> None:
         """Go without waiting for it: it hangs. If it has made something, it stays to withdraw that."""
         self.channel.close()
         if self.program is None:
-            self._end_by(signal.SIGKILL)
-
-    def _end_by(self, *signums: int) -> None:
-        for signum in signums:
-            os.kill(self.pid, signum)
-            if self._has_ended_within(_CANCEL_GRACE_SECONDS):
-                return
+            os.kill(self.pid, signal.SIGKILL)
+            self._has_ended_within(_CANCEL_GRACE_SECONDS)
 
     def _has_ended_within(self, seconds: float) -> bool:
         limit = time.monotonic() + seconds
@@ -187,7 +165,7 @@ class Keeper:
 
         None: no answer came in time; the keeper goes on trying by itself.
         """
-        self.channel.send(Finish())
+        self.channel.send(HoldStatus.FREE)
         limit = time.monotonic() + _PATIENCE_SECONDS
         while (left := limit - time.monotonic()) > 0:
             readable(self.channel.fileno(), seconds=left)
@@ -223,10 +201,10 @@ def _keep(request: Request, channel: Channel) -> None:
             directory_of_lock(path, request.settings["lock_dir"])
     program = find_program(request.command) if request.command else ""
     locks = LockSet(request.read, request.write, limited=request.limited, **request.settings)
-    channel.send(Prepared(program))
+    channel.send(program)
     if signals.nobody_waits():  # all this may have taken long
         return
-    locks.acquire(on_wait=signals.report, until=signals.nobody_waits)
+    locks.acquire(on_wait=signals.nobody_waits, until=signals.nobody_waits)
     signals.at_once = False
     lost = ""
     try:
@@ -290,21 +268,15 @@ class _Signals:
         while self._arrived and self._channel.send(signal.Signals(self._arrived[0])):
             del self._arrived[0]
 
-    def nobody_waits(self) -> bool:
-        """Tell the guard what has arrived; return whether it is gone."""
+    def nobody_waits(self, *reports: WaitInfo) -> bool:
+        """Send the guard ``reports`` and what has arrived; return whether it is gone."""
         self.at_once = False
         try:
+            for info in reports:
+                self._channel.send(info)
             self.pass_on()
             self._channel.receive()
             return self._channel.closed
-        finally:
-            self.at_once = True
-
-    def report(self, info: WaitInfo) -> None:
-        """Tell the guard whom the locks are waited for."""
-        self.at_once = False
-        try:
-            self._channel.send(info)
         finally:
             self.at_once = True
 
@@ -317,7 +289,6 @@ class _Signals:
 def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel) -> None:
     """Report the hold to the guard until it says that the work is done; do its work where it has died."""
     subject: Process | None = None
-    group: int | None = None
     reported = Hold(HoldStatus.FREE, 0.0)
     by_path = {lock.lock_file: lock for lock in locks.locks}
     numbers = tuple(by_path[path].generation or 0 for path in request.write if path in by_path)
@@ -329,14 +300,13 @@ def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel)
         signals.pass_on()
         readable(channel.fileno(), seconds=request.tick)
         for message in channel.receive():
-            if isinstance(message, Guarded):
-                group = message.group
+            if isinstance(message, int):
                 with suppress(ProcessLookupError):
-                    subject = Process(message.pid)
-            elif isinstance(message, Finish):
+                    subject = Process(message)
+            elif message is HoldStatus.FREE:
                 return
     if subject is not None:
-        _be_the_guard(request, subject, group)
+        _be_the_guard(request, subject)
 
 
 def _look(locks: LockSet) -> Hold:
@@ -347,8 +317,9 @@ def _look(locks: LockSet) -> Hold:
     return Hold(status, 0.0, why_not_held(locks))
 
 
-def _be_the_guard(request: Request, subject: Process, group: int | None) -> None:
+def _be_the_guard(request: Request, subject: Process) -> None:
     """The guard has been killed, so nobody stops the command in time any more: end it, then let go of the locks."""
+    group = None if request.subject else subject.pid  # a command leads a group of its own
     while not subject.ended:
         if request.on_expiry is not OnExpiry.IGNORE:
             kill(lambda: family([subject.pid], group))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import click
 from click.shell_completion import CompletionItem
@@ -14,7 +13,6 @@ from nfsrwlock.cli.keeper import Request
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.leash import OnExpiry
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -47,58 +45,60 @@ class _Path(click.types.UnprocessedParamType):
 PATH = _Path()
 
 _LIMIT = click.IntRange(1, 999_999)
-_lock_on = partial(click.option, multiple=True, type=PATH, metavar="PATH")
-_time = partial(click.option, type=positive_span, metavar="TIME")
+_lock_on = partial(click.Option, multiple=True, type=PATH, metavar="PATH")
+_time = partial(click.Option, type=positive_span, metavar="TIME")
 
-_OPTIONS = [
-    _lock_on("-r", "--read", "-s", "--shared", "read", help="Hold a shared lock on PATH."),
-    _lock_on("-w", "--write", "-x", "--exclusive", "write", help="Hold the exclusive lock on PATH."),
-    click.option(
-        "--permits",
+#: What ``run`` and ``hold`` are asked to hold, and how.
+HOLDING = [
+    _lock_on(["-r", "--read", "-s", "--shared", "read"], help="Hold a shared lock on PATH."),
+    _lock_on(["-w", "--write", "-x", "--exclusive", "write"], help="Hold the exclusive lock on PATH."),
+    click.Option(
+        ["--permits"],
         multiple=True,
         type=(_LIMIT, PATH),
         metavar="N PATH",
         help="Hold a shared lock on PATH, of which at most N are held at a time.",
     ),
-    click.option("--at-most", type=_LIMIT, metavar="N", help="The same for each PATH of --read: --permits N PATH."),
+    click.Option(["--at-most"], type=_LIMIT, metavar="N", help="The same for each PATH of --read: --permits N PATH."),
     _time(
-        *("-t", "--timeout"),
+        ["-t", "--timeout"],
         type=span,
         help="Give up after waiting for that time, with exit code 75; 0 does not wait. Without it: wait forever. "
         "A time is a number of seconds, or has a unit: 90s, 5m, 2h, 1d.",
     ),
-    click.option("-n", "--nonblock", is_flag=True, help="Do not wait: the same as --timeout 0."),
-    click.option(
-        *("-E", "--conflict-exit-code", "conflict_code"),
+    click.Option(["-n", "--nonblock"], is_flag=True, help="Do not wait: the same as --timeout 0."),
+    click.Option(
+        ["-E", "--conflict-exit-code", "conflict_code"],
         type=click.IntRange(0, 255),
         default=int(Exit.TIMED_OUT),
         show_default=True,
         metavar="N",
         help="The exit code when the locks could not be had in time.",
     ),
-    click.option("--verbose", is_flag=True, help="Report how long it took to get the locks."),
-    _time("--heartbeat", help="Time between two heartbeats (30 s, or a third of --stale)."),
+    click.Option(["--verbose"], is_flag=True, help="Report how long it took to get the locks."),
+    _time(["--heartbeat"], help="Time between two heartbeats (30 s, or a third of --stale)."),
     _time(
-        "--stale", help="The lease: after so much silence, other hosts may evict this holder (three times --heartbeat)."
+        ["--stale"],
+        help="The lease: after so much silence, other hosts may evict this holder (three times --heartbeat).",
     ),
-    _time("--poll", default="0.25", show_default=True, help="Time between two looks while waiting."),
-    click.option(
-        "--share",
+    _time(["--poll"], default="0.25", show_default=True, help="Time between two looks while waiting."),
+    click.Option(
+        ["--share"],
         type=click.Choice(["user", "group"]),
         default="user",
         show_default=True,
         help="Who else takes part in this lock: your own processes, or those of the directory's group.",
     ),
-    click.option(
-        "--lock-dir",
+    click.Option(
+        ["--lock-dir"],
         type=PATH,
         metavar="DIR",
         help="Keep locks below DIR (the same for all hosts), for data in read-only directories; "
         "default: $NFSRWLOCK_DIR, else beside the data.",
     ),
-    click.option("--parents", is_flag=True, help="Make missing directories above PATH (or DIR)."),
-    click.option(
-        "--on-expiry",
+    click.Option(["--parents"], is_flag=True, help="Make missing directories above PATH (or DIR)."),
+    click.Option(
+        ["--on-expiry"],
         type=click.Choice([policy.value for policy in OnExpiry]),
         default=OnExpiry.STOP.value,
         show_default=True,
@@ -106,13 +106,6 @@ _OPTIONS = [
         "kill them, or only say so.",
     ),
 ]
-
-
-def holding(function: _Function) -> _Function:
-    """Add the options that say what to hold, and how."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
 
 
 def request(

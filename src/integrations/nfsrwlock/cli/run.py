@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Final, NoReturn
 
 from nfsrwlock.cli.guard import Guard, wait_until_held
-from nfsrwlock.cli.keeper import Guarded, Hold, Keeper, Request
+from nfsrwlock.cli.keeper import Hold, Keeper, Request
 from nfsrwlock.cli.outcome import Exit
-from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, end_as_if_by, stop_as_if_by
+from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, take_default_action
 from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.processes import Entry, adopt_orphans, family, send
 from nfsrwlock.text import flush, say
@@ -49,18 +49,16 @@ class _Run(Guard):
         self._pid = self._start(keeper.program or "", command)
 
     def has_ended(self) -> bool:
-        while self._status is None:
-            try:
+        with suppress(ChildProcessError):
+            while self._status is None:
                 pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
-            if pid == self._pid:
-                if os.WIFSTOPPED(status):
-                    self._on_stop(os.WSTOPSIG(status))
-                else:
-                    self._status = status
+                if pid == 0:
+                    break
+                if pid == self._pid:
+                    if os.WIFSTOPPED(status):
+                        self._on_stop(os.WSTOPSIG(status))
+                    else:
+                        self._status = status
         return self._status is not None
 
     def everyone(self) -> list[Entry]:
@@ -70,7 +68,8 @@ class _Run(Guard):
     def _start(self, program: str, command: tuple[str, ...]) -> int:
         """Fork the command into a process group of its own. It begins to run only when the keeper knows about it."""
         gate_reader, gate_writer = os.pipe()
-        has_terminal = self._terminal.for_the_command_alone
+        # It has the terminal from its start if it talks to it in both directions.
+        has_terminal = self._terminal.in_foreground and os.isatty(0) and os.isatty(1)
         flush()
         pid = os.fork()
         if pid == 0:
@@ -85,7 +84,7 @@ class _Run(Guard):
         os.close(gate_reader)
         with suppress(OSError):  # by both, as nobody knows who comes first; it may even be dead already
             os.setpgid(pid, pid)
-        self.keeper.channel.send(Guarded(pid, group=pid))
+        self.keeper.channel.send(pid)
         if has_terminal:
             self._terminal.give(pid)
         os.write(gate_writer, b"!")
@@ -109,9 +108,8 @@ class _Run(Guard):
 
     def _suspend(self, signum: int, everyone: bool) -> None:
         """The command is suspended; let the shell that started us see a suspended job. The keeper keeps the lock."""
-        had_terminal = self._terminal.given
-        self._terminal.take_back()
-        if not stop_as_if_by(signum, everyone) and signum in _TERMINAL_STOPS:
+        had_terminal = self._terminal.take_back()
+        if not take_default_action(signum, everyone) and signum in _TERMINAL_STOPS:
             say("the command wants to use the terminal, but runs in its background: it stands still")
             return
         if had_terminal:
@@ -129,8 +127,7 @@ class _Run(Guard):
     def say(self, line: str) -> None:
         # Before the message: whoever reads it may press Ctrl-C, which must reach somebody who can act on it.
         if self.leash.tight:
-            self._had_terminal = self._terminal.given
-            self._terminal.take_back()
+            self._had_terminal = self._terminal.take_back()
         elif self._had_terminal:
             self._terminal.give(self._pid)
         super().say(line)
@@ -152,15 +149,14 @@ class _Run(Guard):
         """Guard the command to its end, then release the locks; return the exit code of ``run``."""
         self.until_it_ends()
         assert self._status is not None
-        had_terminal = self._terminal.given
-        self._terminal.take_back(ended=True, repair=os.WIFSIGNALED(self._status))
+        had_terminal = self._terminal.take_back(ended=True, repair=os.WIFSIGNALED(self._status))
         code = os.waitstatus_to_exitcode(self._status)
         is_interrupted = code == -signal.SIGINT
         code = 128 - code if code < 0 else code
         if not self.release(f"the command did (it ended with {code})"):
             return Exit.LOST
         if is_interrupted and had_terminal:
-            end_as_if_by(signal.SIGINT, everyone=True)
+            take_default_action(signal.SIGINT, everyone=True)
         return code
 
 

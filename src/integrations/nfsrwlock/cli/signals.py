@@ -67,35 +67,25 @@ class Signals:
             signal.signal(signum, signal.SIG_DFL)
 
 
-def stop_as_if_by(signum: int, everyone: bool) -> bool:
+def take_default_action(signum: int, everyone: bool) -> bool:
     """
-    Stop this process as the signal ``signum`` does by default; return when it has been continued.
+    Stop or end this process as the signal ``signum`` does by default, so that a shell sees it; return when continued.
 
     :param everyone: all of this process's group, as the terminal does it: the script or pipeline this process is a
         part of
     :returns: False if the kernel did not stop it, because nobody is there who could continue it (an orphaned process
         group)
     """
-    continued = False
-
-    def note(_signum: int, _frame: object) -> None:
-        nonlocal continued
-        continued = True
-
-    former_continue = signal.signal(signal.SIGCONT, note)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCONT})
     former = signal.signal(signum, signal.SIG_DFL)
     try:
         os.kill(0 if everyone else os.getpid(), signum)
+        if continued := signal.SIGCONT in signal.sigpending():
+            signal.sigwait({signal.SIGCONT})
+        return continued
     finally:
         signal.signal(signum, former)
-        signal.signal(signal.SIGCONT, former_continue)
-    return continued
-
-
-def end_as_if_by(signum: int, everyone: bool) -> None:
-    """End this process by a signal, so that a shell sees it and leaves its loop or script."""
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(0 if everyone else os.getpid(), signum)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _noted(_signum: int, _frame: object) -> None:

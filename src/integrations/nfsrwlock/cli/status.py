@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from nfsrwlock.cli.outcome import Exit
@@ -39,7 +39,7 @@ class Look:
     """Looks at all the locks; each look builds on the one before, by which it can tell holders from waiters better."""
 
     def __init__(self, paths: Sequence[str], lock_dir: str | None, *, may_come: bool = False) -> None:
-        self._paths = tuple(dict.fromkeys(paths))
+        self.paths = tuple(dict.fromkeys(paths))
         self._lock_dir = lock_dir
         #: Whether a path that does not exist may come yet. Otherwise it is more often a typing error.
         self._may_come = may_come
@@ -52,7 +52,7 @@ class Look:
         """Return the states of those locks that could be looked at; ``aloud``: say what has newly gone wrong."""
         former, self.errors, self.code = self.errors, {}, Exit.OK
         states = []
-        for path in self._paths:
+        for path in self.paths:
             try:
                 state = inspect(path, lock_dir=self._lock_dir, previous=self._previous.get(path))
                 if not (state.exists or self._may_come or os.path.lexists(path)):
@@ -67,22 +67,18 @@ class Look:
                 states.append(state)
         return states
 
-    def as_json(self, states: Iterable[LockState], indent: int | None = None) -> str:
-        """Return one object per path: the lock's state, or the ``error`` instead of it."""
-        # Plain ASCII: a byte of a path that is no UTF-8 appears as the escape of the lone surrogate that stands for it
-        # in Python.
-        objects = {state.lock_file: state.to_dict() for state in states}
-        objects |= {path: {"lock_file": path, "error": message} for path, message in self.errors.items()}
-        return json.dumps([objects[path] for path in self._paths], indent=indent)
-
 
 def _show(look: Look, states: Sequence[LockState], to: Console | None, indent: int | None = None) -> None:
     """Print what a look has found, for programs if there is no console ``to`` print it to."""
-    if to is None:
-        print(look.as_json(states, indent))
-    else:
+    if to is not None:
         for state in states:
             to.print(_report(state, to.width))
+        return
+    # One object per path: the lock's state, or the ``error`` instead of it. Plain ASCII: a byte of a path that is no
+    # UTF-8 appears as the escape of the lone surrogate that stands for it in Python.
+    objects = {state.lock_file: state.to_dict() for state in states}
+    objects |= {path: {"lock_file": path, "error": message} for path, message in look.errors.items()}
+    print(json.dumps([objects[path] for path in look.paths], indent=indent))
 
 
 def _watch(look: Look, to: Console | None) -> NoReturn:

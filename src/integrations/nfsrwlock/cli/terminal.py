@@ -10,17 +10,20 @@ asks for it by reading from it.
 from __future__ import annotations
 
 import os
-import signal
 import termios
 from contextlib import suppress
 from typing import Any
 
 
 class Terminal:
-    """The controlling terminal of this process. Without one, every method does nothing."""
+    """
+    The controlling terminal of this process, which must ignore SIGTTOU to change it, as it does with ``Signals``.
+
+    Without a terminal, every method does nothing.
+    """
 
     def __init__(self) -> None:
-        self._descriptor: int | None = None
+        self._descriptor = -1
         with suppress(OSError):
             self._descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         self._own_group = os.getpgrp()
@@ -37,52 +40,38 @@ class Terminal:
         """Whether the command has the terminal from us."""
         return self._given_to is not None and self._foreground() == self._given_to
 
-    @property
-    def for_the_command_alone(self) -> bool:
-        """Whether the command should have the terminal from its start: it talks to it in both directions."""
-        return self.in_foreground and os.isatty(0) and os.isatty(1)
-
     def give(self, group: int) -> None:
         """Put the command's process group into the foreground, if it is ours to give."""
-        if self._descriptor is None or not self.in_foreground:
+        if not self.in_foreground:
             return
         if self._modes is None:
             with suppress(termios.error):
                 self._modes = termios.tcgetattr(self._descriptor)
-        self._set(group)
+        with suppress(OSError):
+            os.tcsetpgrp(self._descriptor, group)
         self._given_to = group
 
-    def take_back(self, ended: bool = False, repair: bool = False) -> None:
+    def take_back(self, ended: bool = False, repair: bool = False) -> bool:
         """
         Put our own group into the foreground again, unless the shell that started us has taken it already.
 
         :param ended: the command has ended, so a group that it put there itself (it was a shell) does not count
         :param repair: also restore the modes from before; the command was killed and could not do it
+        :returns: whether the command had it
         """
-        foreground = self._foreground()
-        if self._descriptor is None or self._given_to is None or foreground in (None, self._own_group):
-            return
-        if foreground != self._given_to and not (ended and foreground != os.getsid(0)):
-            return
-        self._set(self._own_group)
-        self._given_to = None
-        if repair and self._modes is not None:
-            with suppress(termios.error):
-                termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._modes)
+        was_given = self.given
+        others = (None, self._own_group, os.getsid(0))
+        if was_given or (ended and self._given_to is not None and self._foreground() not in others):
+            with suppress(OSError):
+                os.tcsetpgrp(self._descriptor, self._own_group)
+            self._given_to = None
+            if repair and self._modes is not None:
+                with suppress(termios.error):
+                    termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._modes)
+        return was_given
 
     def _foreground(self) -> int | None:
-        if self._descriptor is None:
-            return None
         try:
             return os.tcgetpgrp(self._descriptor)
         except OSError:
             return None
-
-    def _set(self, group: int) -> None:
-        assert self._descriptor is not None
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-        try:
-            with suppress(OSError):
-                os.tcsetpgrp(self._descriptor, group)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)

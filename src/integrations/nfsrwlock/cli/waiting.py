@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.text import duration, one_line, say
 
 if TYPE_CHECKING:
@@ -28,41 +29,39 @@ class Progress:
     """Shows one wait. Nothing is printed before :meth:`update`; :meth:`close` leaves the terminal as it was."""
 
     def __init__(self) -> None:
-        self._info: WaitInfo | None = None
+        #: The latest news; without any there was no reason to show anything.
+        self.info: WaitInfo | None = None
         self._began = self._line_due = time.monotonic()
         self._draws = False
 
-    @property
-    def is_shown(self) -> bool:
-        """Whether there was reason to show anything."""
-        return self._info is not None
-
     def update(self, info: WaitInfo) -> None:
         """There is (new) reason to wait."""
-        if self._info is None:
+        if self.info is None:
             self._began = self._line_due = time.monotonic()
-            self._draws = _may_draw()
-        self._info = info
+            # A spinner disturbs nobody there.
+            can_draw = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+            self._draws = can_draw and Terminal().in_foreground
+        self.info = info
         self.frame()
 
     def frame(self) -> None:
         """Show the time that has passed."""
-        if self._info is None:
+        if self.info is None:
             return
         passed = time.monotonic() - self._began
         if self._draws:
             from rich.cells import set_cell_size  # noqa: PLC0415 - a free lock is taken in less time than an import
 
             spinner = _SPINNER[int(passed / FRAME_SECONDS) % len(_SPINNER)]
-            text = one_line(f"{spinner} waiting {duration(float(int(passed)))} {_text(self._info)}")
+            text = one_line(f"{spinner} waiting {duration(float(int(passed)))} {_text(self.info)}")
             _draw(set_cell_size(text, (os.get_terminal_size(2).columns or 80) - 1))
         elif time.monotonic() >= self._line_due:
             self._line_due += _LINE_EVERY_SECONDS
-            say(f"waiting {f'{duration(passed)} ' if passed >= 1 else ''}{_text(self._info)}")
+            say(f"waiting {f'{duration(passed)} ' if passed >= 1 else ''}{_text(self.info)}")
 
     def acquired(self, *, always: bool) -> None:
         """Report the grant, where a wait was announced or ``always``."""
-        announced = self._info is not None and not self._draws
+        announced = self.info is not None and not self._draws
         self.close()
         if always or announced:
             say(f"acquired after {duration(time.monotonic() - self._began)}")
@@ -71,21 +70,12 @@ class Progress:
         """End the display; nothing of the spinner remains."""
         if self._draws:
             _draw("\x1b[K")
-        self._draws, self._info = False, None
+        self._draws, self.info = False, None
 
 
 def _text(info: WaitInfo) -> str:
     who = info.describe()
     return f"to {info.mode} {info.lock_file}{f': {who}' if who else ''}"
-
-
-def _may_draw() -> bool:
-    """Whether stderr is a terminal where a spinner disturbs nobody."""
-    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
-        return False
-    with suppress(OSError):
-        return os.tcgetpgrp(2) == os.getpgrp()
-    return False
 
 
 def _draw(line: str) -> None:

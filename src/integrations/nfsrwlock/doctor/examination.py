@@ -12,7 +12,6 @@ import grp
 import json
 import os
 import shlex
-import signal
 import statistics
 import threading
 import time
@@ -87,7 +86,9 @@ def doctor(
         reports.append(examination.report)
         codes.add(Exit.OK if examination.report.fit else Exit.FAILED)
         if not as_json:
-            show(examination.report, separated=len(reports) > 1)
+            if len(reports) > 1:
+                print()
+            show(examination.report)
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=2))
     code = min(codes - {Exit.OK}, default=Exit.OK)
@@ -121,7 +122,7 @@ class _Examination:
         :raises CliError: there is no such directory, the second node did not come or stay, or something failed
         :raises Interrupted: a signal came
         """
-        with Signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals:
+        with Signals(TERMINATING) as signals:
             end = submit(self._run)
             while not end.done():
                 for signum in TERMINATING.intersection(signals.wait(_LOOK_SECONDS)):

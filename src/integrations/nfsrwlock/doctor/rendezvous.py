@@ -9,7 +9,6 @@ close-to-open consistency keeps them apart. It is not found out whether two host
 from __future__ import annotations
 
 import os
-import secrets
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -57,7 +56,6 @@ class _Talk:
         self.node: Final = node
         self.progress: Final = scratch.progress
         self._files = LockDirectory(f"{scratch.root}/meet")
-        self._mark = f"look.{secrets.token_hex(4)}"
 
     def say(self, word: str, number: int = 0, **content: Any) -> None:
         if content:
@@ -75,15 +73,16 @@ class _Talk:
         :raises CliError: the first node has ended, or (``nobody``) the other one says nothing in that time
         """
         other, theirs = ("second", "first")[self.node], f"{word}.{1 - self.node}."
+        mark = f"look.{self.node}"
         limit = ANSWER_SECONDS if seconds is None else seconds
         began, waited = time.monotonic(), 0.0
         while waited <= limit:
             waited = time.monotonic() - began
             self.progress(f"waiting for the {other} node")
-            self._files.mkdir(self._mark)  # so that no cache of this client's can be in the way of what follows
+            self._files.mkdir(mark)  # so that no cache of this client's can be in the way of what follows
             names = [name for name in self._files.listdir() if not name.endswith(".json")]
             with suppress(FileNotFoundError):
-                self._files.rmdir(self._mark)
+                self._files.rmdir(mark)
             for name in names:
                 if name.startswith(theirs):
                     return int(name.removeprefix(theirs))
@@ -96,10 +95,10 @@ class _Talk:
             Exit.FAILED,
         )
 
-    def meet(self, point: str, number: int = 0) -> int:
-        """Wait until both have come to this point, and return the other's number."""
-        self.say(point, number)
-        return self.hear(point)
+    def meet(self, word: str, number: int = 0, **content: Any) -> int:
+        """Wait until both have said this, and return the other's number."""
+        self.say(word, number, **content)
+        return self.hear(word)
 
 
 def alone(scratch: Scratch, report: Report, *, rounds: int, processes: int) -> list[Check]:
@@ -173,8 +172,7 @@ def join(token: str, path: str, lock_dir: str | None = None, timeout: float | No
         try:
             scratch.files.mkdir("meet/second")
             talk = _Talk(scratch, 1)
-            talk.say("about", **_about(scratch))
-            talk.hear("about")
+            talk.meet("about", **_about(scratch))
             _take_part(talk, scratch)
         except FileExistsError:
             raise CliError(

@@ -7,15 +7,12 @@ A verdict promises no more than was tested: what one host cannot tell, it does n
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Literal
 
 from nfsrwlock.text import PROGRAM, console, one_line, printable
 
-#: Called every now and then with what is being done, for whoever waits for it; raises to stop.
-Progress = Callable[[str], None]
 #: Where a finding comes from: seen now, on this mount; seen by this project on its NFS cluster (``tests/nfs``); or
 #: taken from the documentation of the file system, and seen by nobody here.
 Basis = Literal["measured", "lab", "documented"]
@@ -112,14 +109,12 @@ _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow"
 _BASES: Final = {"measured": "", "lab": " [seen on this project's NFS cluster]", "documented": " [by documentation]"}
 
 
-def show(report: Report, *, separated: bool) -> None:
-    """Print one report, for people; below an empty line if it is ``separated`` from what stands above."""
+def show(report: Report) -> None:
+    """Print one report, for people."""
     from rich.table import Column, Table  # noqa: PLC0415 - costs more to import than most commands need
     from rich.text import Text  # noqa: PLC0415
 
     to = console(_WIDTH_WITHOUT_TERMINAL)
-    if separated:
-        to.print()
     where = f": locks live in {report.home}" if report.home else ""
     if report.lock_path is not None:
         where = f": its lock would be {report.lock_path}"

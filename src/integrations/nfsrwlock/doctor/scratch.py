@@ -15,13 +15,13 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any, Final, Self
 
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.preparing import directory_of_lock
-from nfsrwlock.doctor.report import Check, Level, Progress
+from nfsrwlock.doctor.report import Check, Level
 from nfsrwlock.text import printable
 from nfsrwlock_core.names import Mode, announcement_name, parse_listing
 from nfsrwlock_core.protocol.heartbeat import fresh_token
@@ -56,11 +56,11 @@ class Scratch:
     """
     A scratch directory that exists.
 
-    :param progress: called with what is being done in it
+    :param progress: called every now and then with what is being done in it, for whoever waits for it; raises to stop
     :raises OSError: it cannot be opened, is not private, or is another user's
     """
 
-    def __init__(self, path: str, progress: Progress = lambda doing: None) -> None:
+    def __init__(self, path: str, progress: Callable[[str], None] = lambda doing: None) -> None:
         self.path: Final = path
         self.progress: Final = progress
         self.token: Final = os.path.basename(path).removeprefix(_PREFIX)
@@ -77,7 +77,7 @@ class Scratch:
         self.files.close()
 
     @classmethod
-    def make(cls, home: str, progress: Progress = lambda doing: None) -> Self:
+    def make(cls, home: str, progress: Callable[[str], None] = lambda doing: None) -> Self:
         """Make one, signed with who made it, as an announcement is, for whoever finds it left behind."""
         path, me, now = scratch_path(home, secrets.token_hex(6)), current_identity(), time.time_ns() // 1_000_000
         os.mkdir(path, 0o700)
@@ -137,9 +137,8 @@ def write_json(path: str, content: dict[str, Any]) -> None:
 def read_json(path: str) -> dict[str, Any]:
     """Return what another process had written and closed before it said so; ``CliError`` if it is not there to read."""
     with suppress(ValueError), open(path, encoding="utf-8") as file:
-        content = json.load(file)
-        if isinstance(content, dict):
-            return content
+        content: dict[str, Any] = json.load(file)
+        return content
     raise CliError(
         "a file that another process had written and closed before it said so is not to be read here: this file system "
         "does not show what others write, and data under a lock may be missing or old",
