@@ -75,13 +75,19 @@ def _hooked(original: Original, hook: Callable[..., Any]) -> Original:
 
 
 def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *args: Any) -> Any:
-    if job.is_norun:
-        return original(self, job, run_func, *args)
-    if run_func == self.spawn_job:
-        return _spawn(job, run_func, lambda spawn: original(self, job, spawn, *args))
-    plan = plan_of(job)
+    is_spawned = run_func == self.spawn_job
+    plan = None if job.is_norun else plan_of_cache(job) if is_spawned else plan_of(job)
     if plan is None:
         return original(self, job, run_func, *args)
+    if is_spawned:
+        # It takes its locks in its own process; but it is here that Snakemake looks into the cache, and fills it.
+        with holding.held(job, plan, alone=True) as locks:
+
+            def spawn_and_settle(*args: Any) -> None:
+                run_func(*args)
+                holding.settle(job, locks)  # before the result goes into the cache
+
+            return original(self, job, spawn_and_settle, *args)
     processes = JobProcesses(job)
     replace = once.to_replace(job)
     with holding.held(job, plan, processes.on_compromise) as locks:
@@ -105,20 +111,6 @@ def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *ar
             except LockError:
                 raise holding.lost(job, locks, workspace.consequence()) from None
             return result
-
-
-def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any]], Any]) -> Any:
-    # It takes its locks in its own process; but it is here that Snakemake looks into the cache, and fills it.
-    plan = plan_of_cache(job)
-    if plan is None:
-        return run(spawn)
-    with holding.held(job, plan, alone=True) as locks:
-
-        def spawn_and_settle(*args: Any) -> None:
-            spawn(*args)
-            holding.settle(job, locks)  # before the result goes into the cache
-
-        return run(spawn_and_settle)
 
 
 def _tell_the_job(original: Original, self: Any, job: Any) -> Any:

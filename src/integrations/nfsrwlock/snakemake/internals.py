@@ -16,6 +16,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, Final, NamedTuple
 
 #: The oldest and the newest release that the tests ran with.
@@ -32,33 +33,33 @@ class _Function(NamedTuple):
 
 
 _FUNCTIONS: Final = (
-    _Function("snakemake.executors.local Executor.cached_or_run", "self job run_func args"),
-    _Function("snakemake.executors.local Executor.run_single_job", "self job", "cached_or_run spawn_job"),
-    _Function("snakemake.executors.local Executor.cancel", "self"),
-    _Function("snakemake.executors.local run_wrapper", "job_rule input output params …"),
-    _Function("snakemake_interface_executor_plugins.executors.real RealExecutor.format_job_exec", "self job"),
+    _Function("snakemake.executors.local:Executor.cached_or_run", "self job run_func args"),
+    _Function("snakemake.executors.local:Executor.run_single_job", "self job", "cached_or_run spawn_job"),
+    _Function("snakemake.executors.local:Executor.cancel", "self"),
+    _Function("snakemake.executors.local:run_wrapper", "job_rule input output params …"),
+    _Function("snakemake_interface_executor_plugins.executors.real:RealExecutor.format_job_exec", "self job"),
     _Function(
-        "snakemake.scheduling.job_scheduler JobScheduler.schedule | snakemake.scheduler JobScheduler.schedule", "self"
+        "snakemake.scheduling.job_scheduler:JobScheduler.schedule | snakemake.scheduler:JobScheduler.schedule", "self"
     ),
-    _Function("snakemake.workflow Workflow.check", "self"),
-    _Function("snakemake.rules Rule.expand_params", "self wildcards input output job omit_callable"),
-    _Function("snakemake.jobs Job.prepare", "self", "remove_existing_output"),
-    _Function("snakemake.jobs Job.remove_existing_output", "self", "output remove"),
-    _Function("snakemake.jobs Job.cleanup", "self…", "output remove"),
-    _Function("snakemake.jobs Job.postprocess", "self … error …", "cleanup finished check_and_touch_output"),
-    _Function("snakemake.dag DAG.check_and_touch_output", "self job …", "touch"),
-    _Function("snakemake.dag DAG.handle_ensure", "self job expanded_output"),
-    _Function("snakemake.dag DAG.check_output_mtime", "self job expanded_output"),
-    _Function("snakemake.dag DAG.incomplete_files", "self", "incomplete"),
-    _Function("snakemake.io _IOFile.touch", "self times"),
-    _Function("snakemake.io glob_wildcards", "pattern files followlinks", "walk"),
+    _Function("snakemake.workflow:Workflow.check", "self"),
+    _Function("snakemake.rules:Rule.expand_params", "self wildcards input output job omit_callable"),
+    _Function("snakemake.jobs:Job.prepare", "self", "remove_existing_output"),
+    _Function("snakemake.jobs:Job.remove_existing_output", "self", "output remove"),
+    _Function("snakemake.jobs:Job.cleanup", "self…", "output remove"),
+    _Function("snakemake.jobs:Job.postprocess", "self … error …", "cleanup finished check_and_touch_output"),
+    _Function("snakemake.dag:DAG.check_and_touch_output", "self job …", "touch"),
+    _Function("snakemake.dag:DAG.handle_ensure", "self job expanded_output"),
+    _Function("snakemake.dag:DAG.check_output_mtime", "self job expanded_output"),
+    _Function("snakemake.dag:DAG.incomplete_files", "self", "incomplete"),
+    _Function("snakemake.io:_IOFile.touch", "self times"),
+    _Function("snakemake.io:glob_wildcards", "pattern files followlinks", "walk"),
     _Function(
-        "snakemake.persistence PersistenceBase.finished | snakemake.persistence Persistence.finished", "self job"
+        "snakemake.persistence:PersistenceBase.finished | snakemake.persistence:Persistence.finished", "self job"
     ),
     _Function(
-        "snakemake.persistence PersistenceBase.incomplete | snakemake.persistence Persistence.incomplete", "self job"
+        "snakemake.persistence:PersistenceBase.incomplete | snakemake.persistence:Persistence.incomplete", "self job"
     ),
-    _Function("snakemake.shell shell.__new__", "cls cmd …", "Popen"),
+    _Function("snakemake.shell:shell.__new__", "cls cmd …", "Popen"),
 )
 #: Hashes of what these were in the releases that the tests ran with.
 _SOURCES: Final = """
@@ -91,7 +92,7 @@ def check_snakemake() -> None:
             f"files ({problem}). It works with Snakemake {TESTED[0]} to {TESTED[1]}: install one of these, or a newer "
             "nfsrwlock"
         )
-    if unknown := [known.name.split()[-1] for known, source in sources() if source not in _SOURCES]:
+    if unknown := [known.name.rpartition(":")[2] for known, source in sources() if source not in _SOURCES]:
         from snakemake.logging import logger  # noqa: PLC0415
 
         logger.warning(
@@ -145,12 +146,8 @@ def _first_difference() -> str | None:
 def _find(name: str) -> Any:
     problem: Exception = AttributeError(name)
     for alternative in name.split(" | "):
-        module, _, path = alternative.partition(" ")
         try:
-            found = import_module(module)
-            for part in path.split("."):
-                found = getattr(found, part)
-            return found
+            return resolve_name(alternative)
         except (ImportError, AttributeError) as error:
             problem = error
     raise problem
@@ -174,5 +171,5 @@ def shell_module() -> Any:
 def place_of(name: str) -> tuple[Any, str]:
     """Return the class that has a function of the table, such as ``Job.cleanup``, and the function's name there."""
     function = name.rpartition(".")[2]
-    known = next(known.name for known in _FUNCTIONS if known.name.endswith(f" {name}"))
+    known = next(known.name for known in _FUNCTIONS if known.name.endswith(f":{name}"))
     return _find(re.sub(rf"\.{function}\b", "", known)), function
