@@ -159,6 +159,9 @@ class _Awaitable(Steps):
     def throw(self, *error: Any) -> Any:
         return self._steps.throw(*error)
 
+    def close(self) -> None:
+        self._steps.close()
+
 
 class Lock(LockMethods):
     """
