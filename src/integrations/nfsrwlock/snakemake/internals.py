@@ -81,17 +81,15 @@ def check_snakemake() -> None:
     except ImportError as error:
         raise ImportError(f"nfsrwlock.snakemake needs Snakemake: install 'nfsrwlock[snakemake]' ({error})") from error
     try:
-        problem = _first_difference()
+        _refuse_what_differs()
+        if _numbers(version) < _numbers(TESTED[0]):
+            raise ImportError("it is too old")
     except (ImportError, AttributeError, TypeError) as error:
-        problem = str(error)
-    if problem is None and _numbers(version) < _numbers(TESTED[0]):
-        problem = "it is too old"
-    if problem is not None:
         raise ImportError(
             f"nfsrwlock.snakemake does not know how Snakemake {version} runs its jobs, so it could not lock their "
-            f"files ({problem}). It works with Snakemake {TESTED[0]} to {TESTED[1]}: install one of these, or a newer "
+            f"files ({error}). It works with Snakemake {TESTED[0]} to {TESTED[1]}: install one of these, or a newer "
             "nfsrwlock"
-        )
+        ) from None
     if unknown := [known.name.rpartition(":")[2] for known, source in sources() if source not in _SOURCES]:
         from snakemake.logging import logger  # noqa: PLC0415
 
@@ -125,32 +123,31 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
-def _first_difference() -> str | None:
+def _refuse_what_differs() -> None:
     import_module("snakemake.api")  # first, for the others import each other in a circle
     if shell_module().sp is not subprocess:
-        return "snakemake.shell does not start processes by subprocess"
+        raise ImportError("snakemake.shell does not start processes by subprocess")
     if import_module("snakemake.io").os is not os:
-        return "snakemake.io does not use the module os"
+        raise ImportError("snakemake.io does not use the module os")
     for known in _FUNCTIONS:
         function = _find(known.name)
         found = list(inspect.signature(function).parameters)
         pattern = re.escape(known.parameters).replace("…", ".*")
         if not re.fullmatch(pattern, " ".join(found)):
-            return f"{function.__qualname__} takes {found}"
+            raise ImportError(f"{function.__qualname__} takes {found}")
         for called in known.calls.split():
             if not _mentions(function, called):
-                return f"{function.__qualname__} does not call {called}"
-    return None
+                raise ImportError(f"{function.__qualname__} does not call {called}")
 
 
 def _find(name: str) -> Any:
-    problem: Exception = AttributeError(name)
-    for alternative in name.split(" | "):
-        try:
-            return resolve_name(alternative)
-        except (ImportError, AttributeError) as error:
-            problem = error
-    raise problem
+    first, _, others = name.partition(" | ")
+    try:
+        return resolve_name(first)
+    except (ImportError, AttributeError):
+        if not others:
+            raise
+    return _find(others)
 
 
 def _mentions(function: Callable[..., Any], name: str) -> bool:
