@@ -60,7 +60,7 @@ class CountingHold(Hold):
     asked = 0
 
     @property
-    def next_expiry(self) -> float | None:
+    def next_expiry(self) -> float:
         CountingHold.asked += 1
         return super().next_expiry
 

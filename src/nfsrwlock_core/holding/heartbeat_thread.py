@@ -132,8 +132,7 @@ class Scheduler:
 
     def _plan(self, kept: _Kept, hold: Hold) -> None:
         # A lease has run out only after its end, and what is planned must lie ahead.
-        expiry = hold.next_expiry
-        expiry = math.inf if expiry is None else math.nextafter(expiry, math.inf)
+        expiry = math.nextafter(hold.next_expiry, math.inf)
         kept.at = min(expiry, hold.ends, math.inf if kept.is_in_line else hold.due)
         if kept.at < math.inf:
             heapq.heappush(self._agenda, (kept.at, next(self._numbers), kept))
@@ -176,7 +175,7 @@ class Scheduler:
             hold = kept.hold
             if hold is None or at != kept.at:
                 continue  # dropped, or planned anew
-            if (hold.next_expiry or moment) < moment:
+            if hold.next_expiry < moment:
                 hold.telling = True
                 # In a worker: the owner's callback may take its time, and must not depend on the file server.
                 calls.append(partial(self._tell, kept, hold))

@@ -17,7 +17,7 @@ import os
 import threading
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from nfsrwlock_core import trace
 from nfsrwlock_core.errors import LeaseExpiredError, LockLostError
@@ -87,14 +87,16 @@ class Hold:
         #: Somebody is about to call :meth:`tell_owner`.
         self.telling: bool = False
         self._telling_lock = threading.RLock()
-        self._lost: bool = False
-        self._told: Literal["suspect", "lost"] | None = None
+        #: A heartbeat has found that somebody evicted this hold.
+        self.is_known_lost: bool = False
+        #: The status of which the owner knows.
+        self._told: HoldStatus = HoldStatus.HELD
 
     @property
     def status(self) -> HoldStatus:
         """Whether the hold stands now."""
         is_over = self.remaining < 0
-        if self._lost:
+        if self.is_known_lost:
             return HoldStatus.LOST
         return HoldStatus.SUSPECT if is_over else HoldStatus.HELD
 
@@ -108,26 +110,19 @@ class Hold:
         return min(left, moment - lease.renewed) if moment < lease.renewed else left
 
     @property
-    def is_known_lost(self) -> bool:
-        """Whether a heartbeat has found that somebody evicted this hold."""
-        return self._lost
-
-    @property
     def remaining(self) -> float:
         """Seconds until the lease runs out, unless it is renewed; negative after that, 0 once the hold is lost."""
         left = self._left_at(wall_clock.look())
-        if left < 0 and self.catch_up is not None and not self._lost:
+        if left < 0 and self.catch_up is not None and not self.is_known_lost:
             self.catch_up()  # beats may have arrived while this process could not look
             left = self._left_at(wall_clock.look())
-        return 0.0 if self._lost else left
+        return 0.0 if self.is_known_lost else left
 
     @property
     def compromise(self) -> LeaseCompromise | None:
         """How the hold was lost, or ``None`` while it stands."""
         status = self.status
-        if status is HoldStatus.HELD:
-            return None
-        return self._describe("evicted" if status is HoldStatus.LOST else "refresh-failed")
+        return None if status is HoldStatus.HELD else self._describe(status)
 
     def error(self) -> LockLostError | None:
         """Return the error that tells what is wrong with the hold, ``None`` if nothing is."""
@@ -158,13 +153,13 @@ class Hold:
     def beat(self) -> Beat:
         """Send a heartbeat now and take in what comes of it. For the keeper."""
         with self.mutex:
-            if self.ended or self._lost:
+            if self.ended or self.is_known_lost:
                 return Beat.LOST
             wall_clock.look()
             outcome = self.participant.beat()
             moment = now()
             if outcome is Beat.LOST:
-                self._lost = True  # before another heartbeat can change the error that this one has found
+                self.is_known_lost = True  # before another heartbeat can change the error that this one has found
             elif outcome is Beat.DONE:
                 self.due = self.participant.lease.renewed + self.participant.interval
             else:
@@ -175,13 +170,13 @@ class Hold:
     def take_in(self, outcome: Beat) -> None:
         """Take in the outcome of a heartbeat that was sent here or elsewhere, and tell the owner."""
         if outcome is Beat.LOST:
-            self._lost = self.telling = True
+            self.is_known_lost = self.telling = True
             self.due = float("inf")
             # In a thread of its own: the owner's callback may release the hold, and whoever calls here may be what a
             # release waits for.
             workers.submit(self.tell_owner)
-        elif self._told == "suspect" and self._left_at(wall_clock.look()) >= 0:
-            self._told = None
+        elif self._told is HoldStatus.SUSPECT and self._left_at(wall_clock.look()) >= 0:
+            self._told = HoldStatus.HELD
             trace.log(
                 *(logging.WARNING, "the lock on %r is safe again: a heartbeat has shown that the hold never ended"),
                 self.lock_file,
@@ -195,9 +190,9 @@ class Hold:
         if status is HoldStatus.HELD or self.ended:
             return
         with self._telling_lock:
-            if self._told in (status.value, "lost"):
+            if self._told in (status, HoldStatus.LOST):
                 return
-            self._told = "lost" if status is HoldStatus.LOST else "suspect"
+            self._told = status
         facts = {"event": status.value, "announcement": self.participant.name}
         trace.log(logging.WARNING, "%s", self._error_of(status), extra=facts)  # of then: it may be restored meanwhile
         self.due = min(self.due, now())  # where the clocks say that there was a pause, one can be sent at once
@@ -205,23 +200,24 @@ class Hold:
             return
         self.callback_thread = threading.get_ident()
         try:
-            self._on_compromise(self._describe("evicted" if status is HoldStatus.LOST else "refresh-failed"))
+            self._on_compromise(self._describe(status))
         except Exception:
             logger.exception("on_compromise of the lock on %r failed", self.lock_file)
         finally:
             self.callback_thread = None
 
     @property
-    def next_expiry(self) -> float | None:
-        """When the owner must be told of an expiry, ``None`` if it has been told already."""
-        return None if self._told is not None or self.telling else now() + self._left_at(wall_clock.look())
+    def next_expiry(self) -> float:
+        """When the owner must be told of an expiry; ``inf``: it has been told already."""
+        is_told = self.telling or self._told is not HoldStatus.HELD
+        return math.inf if is_told else now() + self._left_at(wall_clock.look())
 
-    def _describe(self, reason: Literal["evicted", "refresh-failed"]) -> LeaseCompromise:
+    def _describe(self, status: HoldStatus) -> LeaseCompromise:
         from filelock import LeaseCompromise  # noqa: PLC0415 - the beating helper process does without filelock
 
         return LeaseCompromise(
             lock_file=self.lock_file,
             token=token_in(self.participant.name),
-            reason=reason,
+            reason="evicted" if status is HoldStatus.LOST else "refresh-failed",
             error=self.participant.beat_error,
         )

@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Self, Unpack
 
 from nfsrwlock.driving import at_once
@@ -72,10 +71,8 @@ class LockMethods:
         if not self._is_async():
             return at_once(steps(thread_caller()))
         # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
-        caller = caller_here()
-        return _Awaitable(
-            lambda: steps(caller if caller.is_coroutine else task_caller()), f"{name}() of {self!r}", is_try=is_try
-        )
+        caller = caller_here() if is_try else task_caller()
+        return _Awaitable(steps(caller), f"{name}() of {self!r}", is_try=is_try)
 
     def acquire(self, blocking: bool = True, timeout: Time | None = None) -> Any:
         """
@@ -136,25 +133,20 @@ class _Awaitable(Steps):
     """
     A coroutine that refuses to be asked whether it is true, for it would say yes although nothing has happened yet.
 
-    :param make: returns the coroutine that is awaited
+    :param steps: what is awaited
     :param call: what it is the result of, for the error
     :param is_try: it is an acquire that does not wait. It is false: whoever does not await it does not get the lock.
         xarray asks so at the end of a file, which Python may call on any thread, the loop's as well
     """
 
-    def __init__(self, make: Callable[[], Steps], call: str, *, is_try: bool) -> None:
-        self._make = make
+    def __init__(self, steps: Steps, call: str, *, is_try: bool) -> None:
+        self._steps = steps
         self._call = call
         self._is_try = is_try
-        if not is_try:
-            _ = self._steps  # made now, so that Python warns if it is never awaited
-
-    @cached_property
-    def _steps(self) -> Steps:
-        return self._make()
 
     def __bool__(self) -> bool:
         if self._is_try:
+            self.close()  # nobody will await it
             return False
         raise RuntimeError(f"on Dask's event loop {self._call} must be awaited: nothing has been done yet")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from functools import wraps
 from types import SimpleNamespace
 from typing import Any, Final
@@ -33,9 +32,6 @@ from nfsrwlock_core import LockError
 _INSTALLED: Final = "_nfsrwlock_installed"
 Original = Callable[..., Any]
 
-#: True while Snakemake deals with a job that failed.
-_failed: ContextVar[bool] = ContextVar("nfsrwlock_failed", default=False)
-
 
 def install() -> None:
     """Put the hook in place, once per process."""
@@ -54,9 +50,8 @@ def install() -> None:
         ("Workflow.check", _check_rules_too),
         ("Job.remove_existing_output", _spare_exclusive),
         ("Job.cleanup", _spare_exclusive),
-        ("Job.postprocess", _know_failure),
+        ("Job.postprocess", _keep_old_records),
         ("_IOFile.touch", _touch),
-        ("Persistence.finished", _keep_old_records),
         ("Persistence.incomplete", _only_cut_off),
     ):
         owner, function = place_of(name)
@@ -75,13 +70,19 @@ def _hooked(original: Original, hook: Callable[..., Any]) -> Original:
 
 
 def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *args: Any) -> Any:
-    if job.is_norun:
-        return original(self, job, run_func, *args)
-    if run_func == self.spawn_job:
-        return _spawn(job, run_func, lambda spawn: original(self, job, spawn, *args))
-    plan = plan_of(job)
+    is_spawned = run_func == self.spawn_job
+    plan = None if job.is_norun else plan_of_cache(job) if is_spawned else plan_of(job)
     if plan is None:
         return original(self, job, run_func, *args)
+    if is_spawned:
+        # It takes its locks in its own process; but it is here that Snakemake looks into the cache, and fills it.
+        with holding.held(job, plan, alone=True) as locks:
+
+            def spawn_and_settle(*args: Any) -> None:
+                run_func(*args)
+                holding.settle(job, locks)  # before the result goes into the cache
+
+            return original(self, job, spawn_and_settle, *args)
     processes = JobProcesses(job)
     replace = once.to_replace(job)
     with holding.held(job, plan, processes.on_compromise) as locks:
@@ -105,20 +106,6 @@ def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *ar
             except LockError:
                 raise holding.lost(job, locks, workspace.consequence()) from None
             return result
-
-
-def _spawn(job: Any, spawn: Callable[..., Any], run: Callable[[Callable[..., Any]], Any]) -> Any:
-    # It takes its locks in its own process; but it is here that Snakemake looks into the cache, and fills it.
-    plan = plan_of_cache(job)
-    if plan is None:
-        return run(spawn)
-    with holding.held(job, plan, alone=True) as locks:
-
-        def spawn_and_settle(*args: Any) -> None:
-            spawn(*args)
-            holding.settle(job, locks)  # before the result goes into the cache
-
-        return run(spawn_and_settle)
 
 
 def _tell_the_job(original: Original, self: Any, job: Any) -> Any:
@@ -165,14 +152,6 @@ def _spare_exclusive(original: Original, self: Any, *args: Any, **kwargs: Any) -
     return original(_Seen(self, exclusive=False), *args, **kwargs)
 
 
-async def _know_failure(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
-    token = _failed.set(bool(kwargs.get("error")))
-    try:
-        return await original(self, *args, **kwargs)
-    finally:
-        _failed.reset(token)
-
-
 def _touch(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     # It was touched before it was published. What is there now may be another workflow's. Not so with --touch.
     if is_exclusive(self) and self.rule is not None and not self.rule.workflow.touch:
@@ -180,18 +159,19 @@ def _touch(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     return original(self, *args, **kwargs)
 
 
-async def _keep_old_records(original: Original, self: Any, job: Any) -> Any:
+async def _keep_old_records(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     # Snakemake notes a failed job's code and inputs and removes its outputs. An exclusive one stays as it was, so what
     # is known of it must stay too, or it would count as made by the new code.
-    exclusive = _Seen(job, exclusive=True)
-    if not exclusive.output or not _failed.get():
-        return await original(self, job)
-    result = await original(self, _Seen(job, exclusive=False))
-    if hasattr(self, "_unmark_incomplete"):
+    exclusive = _Seen(self, exclusive=True)
+    if not exclusive.output or not kwargs.get("error"):
+        return await original(self, *args, **kwargs)
+    result = await original(_Seen(self, exclusive=False), *args, **kwargs)
+    records = self.dag.workflow.persistence
+    if hasattr(records, "_unmark_incomplete"):
         for file in exclusive.output:
-            self._unmark_incomplete(self._get_key(file))
+            records._unmark_incomplete(records._get_key(file))
     else:
-        self._remove_incomplete_marker(exclusive)
+        records._remove_incomplete_marker(exclusive)
     return result
 
 
@@ -213,6 +193,9 @@ class _Seen:
 
     def __str__(self) -> str:
         return str(self._job)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._job == other)
 
     def __hash__(self) -> int:
         return hash(self._job)

@@ -16,6 +16,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, Final, NamedTuple
 
 #: The oldest and the newest release that the tests ran with.
@@ -32,33 +33,33 @@ class _Function(NamedTuple):
 
 
 _FUNCTIONS: Final = (
-    _Function("snakemake.executors.local Executor.cached_or_run", "self job run_func args"),
-    _Function("snakemake.executors.local Executor.run_single_job", "self job", "cached_or_run spawn_job"),
-    _Function("snakemake.executors.local Executor.cancel", "self"),
-    _Function("snakemake.executors.local run_wrapper", "job_rule input output params …"),
-    _Function("snakemake_interface_executor_plugins.executors.real RealExecutor.format_job_exec", "self job"),
+    _Function("snakemake.executors.local:Executor.cached_or_run", "self job run_func args"),
+    _Function("snakemake.executors.local:Executor.run_single_job", "self job", "cached_or_run spawn_job"),
+    _Function("snakemake.executors.local:Executor.cancel", "self"),
+    _Function("snakemake.executors.local:run_wrapper", "job_rule input output params …"),
+    _Function("snakemake_interface_executor_plugins.executors.real:RealExecutor.format_job_exec", "self job"),
     _Function(
-        "snakemake.scheduling.job_scheduler JobScheduler.schedule | snakemake.scheduler JobScheduler.schedule", "self"
+        "snakemake.scheduling.job_scheduler:JobScheduler.schedule | snakemake.scheduler:JobScheduler.schedule", "self"
     ),
-    _Function("snakemake.workflow Workflow.check", "self"),
-    _Function("snakemake.rules Rule.expand_params", "self wildcards input output job omit_callable"),
-    _Function("snakemake.jobs Job.prepare", "self", "remove_existing_output"),
-    _Function("snakemake.jobs Job.remove_existing_output", "self", "output remove"),
-    _Function("snakemake.jobs Job.cleanup", "self…", "output remove"),
-    _Function("snakemake.jobs Job.postprocess", "self … error …", "cleanup finished check_and_touch_output"),
-    _Function("snakemake.dag DAG.check_and_touch_output", "self job …", "touch"),
-    _Function("snakemake.dag DAG.handle_ensure", "self job expanded_output"),
-    _Function("snakemake.dag DAG.check_output_mtime", "self job expanded_output"),
-    _Function("snakemake.dag DAG.incomplete_files", "self", "incomplete"),
-    _Function("snakemake.io _IOFile.touch", "self times"),
-    _Function("snakemake.io glob_wildcards", "pattern files followlinks", "walk"),
+    _Function("snakemake.workflow:Workflow.check", "self"),
+    _Function("snakemake.rules:Rule.expand_params", "self wildcards input output job omit_callable"),
+    _Function("snakemake.jobs:Job.prepare", "self", "remove_existing_output"),
+    _Function("snakemake.jobs:Job.remove_existing_output", "self", "output remove"),
+    _Function("snakemake.jobs:Job.cleanup", "self…", "output remove"),
+    _Function("snakemake.jobs:Job.postprocess", "self … error …", "cleanup finished check_and_touch_output"),
+    _Function("snakemake.dag:DAG.check_and_touch_output", "self job …", "touch"),
+    _Function("snakemake.dag:DAG.handle_ensure", "self job expanded_output"),
+    _Function("snakemake.dag:DAG.check_output_mtime", "self job expanded_output"),
+    _Function("snakemake.dag:DAG.incomplete_files", "self", "incomplete"),
+    _Function("snakemake.io:_IOFile.touch", "self times"),
+    _Function("snakemake.io:glob_wildcards", "pattern files followlinks", "walk"),
     _Function(
-        "snakemake.persistence PersistenceBase.finished | snakemake.persistence Persistence.finished", "self job"
+        "snakemake.persistence:PersistenceBase.finished | snakemake.persistence:Persistence.finished", "self job"
     ),
     _Function(
-        "snakemake.persistence PersistenceBase.incomplete | snakemake.persistence Persistence.incomplete", "self job"
+        "snakemake.persistence:PersistenceBase.incomplete | snakemake.persistence:Persistence.incomplete", "self job"
     ),
-    _Function("snakemake.shell shell.__new__", "cls cmd …", "Popen"),
+    _Function("snakemake.shell:shell.__new__", "cls cmd …", "Popen"),
 )
 #: Hashes of what these were in the releases that the tests ran with.
 _SOURCES: Final = """
@@ -80,18 +81,16 @@ def check_snakemake() -> None:
     except ImportError as error:
         raise ImportError(f"nfsrwlock.snakemake needs Snakemake: install 'nfsrwlock[snakemake]' ({error})") from error
     try:
-        problem = _first_difference()
+        _refuse_what_differs()
+        if _numbers(version) < _numbers(TESTED[0]):
+            raise ImportError("it is too old")
     except (ImportError, AttributeError, TypeError) as error:
-        problem = str(error)
-    if problem is None and _numbers(version) < _numbers(TESTED[0]):
-        problem = "it is too old"
-    if problem is not None:
         raise ImportError(
             f"nfsrwlock.snakemake does not know how Snakemake {version} runs its jobs, so it could not lock their "
-            f"files ({problem}). It works with Snakemake {TESTED[0]} to {TESTED[1]}: install one of these, or a newer "
+            f"files ({error}). It works with Snakemake {TESTED[0]} to {TESTED[1]}: install one of these, or a newer "
             "nfsrwlock"
-        )
-    if unknown := [known.name.split()[-1] for known, source in sources() if source not in _SOURCES]:
+        ) from None
+    if unknown := [known.name.rpartition(":")[2] for known, source in sources() if source not in _SOURCES]:
         from snakemake.logging import logger  # noqa: PLC0415
 
         logger.warning(
@@ -124,36 +123,31 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
-def _first_difference() -> str | None:
+def _refuse_what_differs() -> None:
     import_module("snakemake.api")  # first, for the others import each other in a circle
     if shell_module().sp is not subprocess:
-        return "snakemake.shell does not start processes by subprocess"
+        raise ImportError("snakemake.shell does not start processes by subprocess")
     if import_module("snakemake.io").os is not os:
-        return "snakemake.io does not use the module os"
+        raise ImportError("snakemake.io does not use the module os")
     for known in _FUNCTIONS:
         function = _find(known.name)
         found = list(inspect.signature(function).parameters)
         pattern = re.escape(known.parameters).replace("…", ".*")
         if not re.fullmatch(pattern, " ".join(found)):
-            return f"{function.__qualname__} takes {found}"
+            raise ImportError(f"{function.__qualname__} takes {found}")
         for called in known.calls.split():
             if not _mentions(function, called):
-                return f"{function.__qualname__} does not call {called}"
-    return None
+                raise ImportError(f"{function.__qualname__} does not call {called}")
 
 
 def _find(name: str) -> Any:
-    problem: Exception = AttributeError(name)
-    for alternative in name.split(" | "):
-        module, _, path = alternative.partition(" ")
-        try:
-            found = import_module(module)
-            for part in path.split("."):
-                found = getattr(found, part)
-            return found
-        except (ImportError, AttributeError) as error:
-            problem = error
-    raise problem
+    first, _, others = name.partition(" | ")
+    try:
+        return resolve_name(first)
+    except (ImportError, AttributeError):
+        if not others:
+            raise
+    return _find(others)
 
 
 def _mentions(function: Callable[..., Any], name: str) -> bool:
@@ -174,5 +168,5 @@ def shell_module() -> Any:
 def place_of(name: str) -> tuple[Any, str]:
     """Return the class that has a function of the table, such as ``Job.cleanup``, and the function's name there."""
     function = name.rpartition(".")[2]
-    known = next(known.name for known in _FUNCTIONS if known.name.endswith(f" {name}"))
+    known = next(known.name for known in _FUNCTIONS if known.name.endswith(f":{name}"))
     return _find(re.sub(rf"\.{function}\b", "", known)), function

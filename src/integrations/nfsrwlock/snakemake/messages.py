@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,17 +29,8 @@ def job_name(job: Any) -> str:
     return f"job {job.jobid} (rule {job.rule.name})"
 
 
-def say(job: Any, text: str) -> None:
+def say(job: Any, text: str, level: int = logging.INFO) -> None:
     """Write one line to Snakemake's log."""
-    _log(job, logging.INFO, text)
-
-
-def warn(job: Any, text: str) -> None:
-    """Write one line that is more than news, with ``--quiet all``, too."""
-    _log(job, logging.WARNING, text)
-
-
-def _log(job: Any, level: int, text: str) -> None:
     line = one_line(f"nfsrwlock: {text}")
     workflow = job.rule.workflow
     hides_all = Quietness.ALL in (workflow.output_settings.quiet or ())
@@ -48,6 +40,10 @@ def _log(job: Any, level: int, text: str) -> None:
         # A process that runs one job logs errors only, later than it may live, and its stderr is where they go.
         with suppress(OSError, ValueError):
             print(line, file=sys.stderr, flush=True)
+
+
+#: For what is more than news: with ``--quiet all``, too.
+warn: Final = partial(say, level=logging.WARNING)
 
 
 class LockingError(WorkflowError):  # type: ignore[misc]

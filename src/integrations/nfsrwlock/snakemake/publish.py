@@ -43,7 +43,6 @@ _NOT_YET_THERE: Final = ("touch", "temp", "pipe", "service", "storage_object")
 
 @dataclass(frozen=True, slots=True)
 class _Output:
-    index: int
     file: Any
     final: str
     private: str
@@ -70,7 +69,7 @@ class Workspace:
         self._outputs: list[_Output] = []
         try:
             for index in plan.exclusive:
-                self._outputs.append(self._output(index, job.output[index]))
+                self._outputs.append(self._output(job.output[index]))
             unfinished.remember(job, plan, locks)
         except OSError as error:
             self.__exit__()
@@ -78,7 +77,7 @@ class Workspace:
                 f"{job_name(job)} cannot make a private directory for its exclusive outputs: {error}"
             ) from None
 
-    def _output(self, index: int, file: Any) -> _Output:
+    def _output(self, file: Any) -> _Output:
         final = str(file)
         parent, name = os.path.split(final)
         if parent not in self._directories:
@@ -87,7 +86,7 @@ class Workspace:
                 self._directories[parent] = self._private_directory(place)
             except PermissionError:  # another member of the group has left one here
                 self._directories[parent] = self._private_directory(f"{place}.{os.geteuid()}")
-        return _Output(index, file, final, os.path.join(self._directories[parent], name))
+        return _Output(file, final, os.path.join(self._directories[parent], name))
 
     def _private_directory(self, place: str) -> str:
         directory = os.path.join(place, f"{self._mine}.{secrets.token_hex(8)}")
@@ -125,7 +124,7 @@ class Workspace:
         if not self._outputs:
             return args
         outputs, params = args[_OUTPUT], args[_PARAMS]
-        private = {output.index: output.private for output in self._outputs}
+        private = dict(zip(self._plan.exclusive, (output.private for output in self._outputs), strict=True))
         counter = iter(range(len(outputs)))
         outputs = type(outputs)(toclone=outputs, custom_map=lambda file: private.get(next(counter), file))
         job = self._job
