@@ -59,7 +59,7 @@ TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock
 .PHONY: help setup lock demo example-joblib example-dask example-permits test coverage test-newest test-oldest \
     test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-docs test-slurm test-nfs test-nfs-long \
     test-filesystems simulate exhaustive mutants \
-    campaign storm-joblib \
+    campaign storm-joblib storm-prune \
     bench bench-nfs lint format docs build clean distclean
 
 help: ## this list
@@ -155,6 +155,9 @@ campaign: .venv/.dev ## random faults on the NFS cluster for DURATION seconds, b
 
 storm-joblib: .venv/.dev ## readers of a joblib store beside those who clear it, for DURATION seconds
 	$(BIN)/python tests/adapters/joblib_storm.py --seconds $(or $(DURATION),60)
+
+storm-prune: .venv/.dev ## eight processes use a lock whose directory is pruned all the time, for DURATION seconds
+	$(BIN)/python tests/unit/pruning_storm.py --seconds $(or $(DURATION),60)
 
 bench: .venv/.bench ## this lock beside others, locally (DURATION=s, or QUICK=1 for a glance)
 	$(BIN)/python benchmarks local $(BENCH_ARGS)

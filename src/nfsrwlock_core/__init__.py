@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .inspection import LockState, PeerInfo, WaitInfo, break_lock, inspect
     from .lock import AcquireReturnProxy, SoftReadWriteLock, joined
     from .lockset import LockSet
+    from .pruning import find_locks, prune
     from .semaphore import AsyncSoftSemaphore, SoftSemaphore
     from .system.directory import make_directories
     from .system.paths import lock_home
@@ -48,6 +49,7 @@ _MODULES: Final = {
     "inspection": "LockState PeerInfo WaitInfo break_lock inspect",
     "lock": "AcquireReturnProxy SoftReadWriteLock joined",
     "lockset": "LockSet",
+    "pruning": "find_locks prune",
     "semaphore": "AsyncSoftSemaphore SoftSemaphore",
     "system.directory": "make_directories",
     "system.paths": "lock_home",
@@ -82,6 +84,7 @@ __all__ = [
     "WaitInfo",
     "break_lock",
     "end_trace",
+    "find_locks",
     "hold_for",
     "holds_for",
     "inspect",
@@ -89,6 +92,7 @@ __all__ = [
     "lock_home",
     "make_directories",
     "own_hold",
+    "prune",
     "traced_as",
 ]
 

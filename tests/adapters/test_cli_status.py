@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from actors import PATIENCE_S
 from adapters.cli_scene import QUICK, Scene, scene
@@ -269,3 +271,84 @@ def test_the_lock_s_own_directory_is_not_taken_for_data(scene: Scene) -> None:
         assert result.returncode == 2
         assert "name the data" in result.stderr
     assert len(scene.announced()) == 1
+
+
+# status -r and prune
+
+
+def test_the_locks_in_use_below_a_directory_are_shown_and_with_all_the_others_too(scene: Scene) -> None:
+    for path in ("data", "below/idle", 'below/lines\nand \\ "quotes"'):
+        (scene.directory / path).parent.mkdir(exist_ok=True)
+        assert scene.run("run", "--write", path, "--", "true").returncode == 0
+    holder = scene.hold("read")
+    here = os.path.realpath(scene.directory)
+    shown = scene.run("status", "-r", ".")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"{here}/data: shared by 1 reader" in shown.stdout
+    assert str(scene.keeper(holder)) in shown.stdout
+    assert "idle" not in shown.stdout
+    assert re.search(r"^holders by host: \S+ 1$", shown.stdout, re.MULTILINE)
+    assert f"{here}/below/idle: free (generation 1)" in scene.run("status", "-r", "-a", ".").stdout
+    (state,) = json.loads(scene.run("status", "-r", "--json", ".").stdout)
+    assert (state["lock_file"], len(state["holders"])) == (f"{here}/data", 1)
+    families = {
+        family.name: {(s.labels["path"], s.labels["mode"]): s.value for s in family.samples}
+        for family in text_string_to_metric_families(scene.run("status", "-ra", "--metrics", ".").stdout)
+    }
+    assert families["nfsrwlock_holders"][f"{here}/data", "read"] == 1
+    assert families["nfsrwlock_holders"][f"{here}/data", "write"] == 0
+    assert families["nfsrwlock_waiters"][f'{here}/below/lines\\nand \\ "quotes"', "write"] == 0
+    assert sum(sum(family.values()) for family in families.values()) == 1
+
+
+def test_of_the_locks_below_a_directory_the_longest_wait_comes_first(scene: Scene) -> None:
+    for path in ("a", "b", "c"):
+        scene.hold("read", path) if path == "a" else announce(scene, ELSEWHERE.replace("-away", f"-{path}"), path)
+    younger, older = (ELSEWHERE.replace("write.0", f"write.{number}").replace(TOKEN, TOKEN[::-1]) for number in (2, 1))
+    announce(scene, younger.replace("1700000000000", "1700000000002"), "b")
+    announce(scene, older.replace("1700000000000", "1700000000001"), "c")
+    states = json.loads(scene.run("status", "-r", "--json", ".").stdout)
+    assert [os.path.basename(state["lock_file"]) for state in states] == ["a", "b", "c"], "for programs, as found"
+    heads = [line.partition(":")[0] for line in scene.run("status", "-r", ".").stdout.splitlines() if ": held" in line]
+    assert [os.path.basename(head) for head in heads] == ["c", "b"]
+
+
+def test_watching_below_a_directory_shows_a_lock_that_comes(scene: Scene) -> None:
+    watch = scene.start("status", "-r", "--watch", ".")
+    assert watch.stdout is not None
+    scene.hold("write")
+    assert any("data: held by a writer" in line for line in watch.stdout)
+    watch.send_signal(signal.SIGINT)
+    assert watch.wait(PATIENCE_S) == 0
+
+
+def test_locks_that_nobody_uses_are_pruned_and_the_others_are_named(scene: Scene) -> None:
+    for path in ("data", "idle"):
+        assert scene.run("run", "--write", path, "--", "true").returncode == 0
+    scene.hold("read")
+    here = os.path.realpath(scene.directory)
+    young = scene.run("prune", ".")
+    assert f"{here}/idle: kept, it was used " in young.stdout
+    pruned = scene.run("prune", "--unused-for", "0", ".")
+    assert (pruned.returncode, pruned.stderr) == (0, "")
+    assert pruned.stdout.splitlines() == [
+        f"{here}/data: kept, it is in use",
+        f"{here}/idle: removed",
+        "1 lock directory removed",
+    ]
+    assert len(scene.announced()) == 1
+    assert not (scene.directory / "idle.rwlock").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("prune", "nowhere"), "cannot be searched for locks: no such file or directory; name a directory"),
+        (("status", "-r", "nowhere"), "cannot be searched for locks: no such file or directory; name a directory"),
+        (("status", "--watch", "--metrics", "data"), "--metrics prints once, so it cannot be used with --watch"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(scene: Scene, arguments: tuple[str, ...], reason: str) -> None:
+    result = scene.run(*arguments)
+    assert result.returncode == 2
+    assert reason in result.stderr

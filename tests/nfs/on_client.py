@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nfsrwlock import HoldStatus, HoldWitness, LockError, SoftReadWriteLock
+from nfsrwlock import HoldStatus, HoldWitness, LockError, SoftReadWriteLock, prune
+from nfsrwlock_core.inspection import list_lock
 from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.mounts import requests_of
 
@@ -37,22 +38,37 @@ def lines_of(path: str) -> list[int]:
         return [int(line) for line in file]
 
 
-def come_and_go(path: str, seconds: float, timeout: float) -> int:
+def come_and_go(path: str, seconds: float, timeout: float, numbered: bool = False) -> int:
     """
-    Take a lock without numbers again and again, each time by a new object; return how often it was had.
+    Take a lock whose directory is removed all the time again and again, by a new object; return how often it was had.
 
     The data file counts the writes, so the sum of all processes' counts shows whether one was lost.
+
+    :param numbered: whether others remove it by :func:`prune_it`, or whoever leaves last
     """
     writes, until = 0, time.monotonic() + seconds
     while time.monotonic() < until or not writes:
-        lock = SoftReadWriteLock(path, is_singleton=False, numbered=False, poll_interval=0.02, timeout=timeout)
+        lock = SoftReadWriteLock(path, is_singleton=False, numbered=numbered, poll_interval=0.02, timeout=timeout)
         with lock.write_lock():
             with open(path, "a", encoding="ascii") as file:
                 file.write("1\n")
             writes += 1
+            assert lock.generation == list_lock(lock.lock_path).highest_generation
         with lock.read_lock():
             pass
+        if numbered:
+            time.sleep(random.random())  # or it is never free
     return writes
+
+
+def prune_it(path: str, seconds: float) -> int:
+    """Prune the lock again and again; return how often its directory was removed."""
+    removed, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        is_there = os.path.exists(f"{path}.rwlock")
+        removed += prune(path, unused_s=0) is None and is_there
+        time.sleep(0.01)
+    return removed
 
 
 def storm(path: str, settings: dict[str, Any], seconds: float, seed: int) -> list[dict[str, Any]]:

@@ -54,18 +54,26 @@ def test_writers_are_alone_and_readers_see_one_version(scene: Scene, lane: str, 
     assert any(one.who[:2] != other.who[:2] for one, other in itertools.pairwise(sorted(writes, key=_granted)))
 
 
+@pytest.mark.parametrize("numbered", [False, True], ids=["without numbers", "pruned"])
 @pytest.mark.parametrize("lane", ["4.2", "3"])
-def test_a_directory_that_comes_and_goes_keeps_no_client_out(scene: Scene, lane: str) -> None:
+def test_a_directory_that_comes_and_goes_keeps_no_client_out(scene: Scene, lane: str, numbered: bool) -> None:
     """A client's cache of names shows the directory that another client has removed, and made anew, for a minute."""
     path = scene.path(lane)
     scene.n1.check(["sh", "-c", ': >"$1"', "sh", path])
     processes = [scene.process(node) for node in (scene.n1, scene.n2) * 3]
     for process in processes:
-        process.tell(f"come_and_go({path!r}, {STORM_S}, 25)")
+        process.tell(f"come_and_go({path!r}, {STORM_S}, 25, {numbered})")
+    pruning = [scene.process(node) for node in (scene.n1, scene.n2)] if numbered else []
+    for process in pruning:
+        process.tell(f"prune_it({path!r}, {STORM_S})")
     writes = [process.answer(60) for process in processes]
-    print(f"{lane}: {writes}")
+    removed = [process.answer(60) for process in pruning]
+    print(f"{lane}: {writes}, removed {removed}")
     assert len(scene.server.check(["cat", _on_the_server(path)]).split()) == sum(writes), "no update was lost"
-    assert scene.server.run(["test", "-e", f"{_on_the_server(path)}.rwlock"]).returncode, "nor is anything left"
+    if numbered:
+        assert sum(removed) > 3, "or this proves nothing"
+    else:
+        assert scene.server.run(["test", "-e", f"{_on_the_server(path)}.rwlock"]).returncode, "nor is anything left"
 
 
 def _granted(hold: Hold) -> float:

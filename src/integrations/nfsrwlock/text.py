@@ -57,12 +57,12 @@ def duration(seconds: float) -> str:
     return " ".join(f"{number} {unit}" for number, unit in parts[:2] if number)
 
 
-def console(width_without_terminal: int) -> Console:
+def console(width_without_terminal: int | None = None, *, stderr: bool = False) -> Console:
     """Return what prints tables to stdout, as wide as the terminal or ``$COLUMNS`` if there is one."""
     from rich.console import Console  # noqa: PLC0415 - costs more to import than most commands need
 
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if has_width else width_without_terminal)
+    return Console(stderr=stderr, highlight=False, width=None if has_width else width_without_terminal)
 
 
 def say(message: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from nfsrwlock import __version__
-from nfsrwlock.cli.options import HOLDING, PATH, positive_span, request
+from nfsrwlock.cli.options import HOLDING, PATH, positive_span, request, span
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
 from nfsrwlock.cli.signals import take_default_action
 from nfsrwlock.cli.terminal import Terminal
@@ -134,9 +134,12 @@ def _release(paths: tuple[str, ...], pid: int, lock_dir: str | None) -> int:
 @cli.command("status")
 @_paths
 @_lock_dir
-@_as_json
+@click.option("-r", "--recursive", is_flag=True, help="Show the locks in use below PATH..., which are directories.")
+@click.option("-a", "--all", "idle", is_flag=True, help="With -r, show also the locks that nobody uses.")
+@click.option("--json", "form", flag_value="json", help="Print a JSON array with one object per lock.")
+@click.option("--metrics", "form", flag_value="metrics", help="Print the counts in Prometheus's text format.")
 @click.option("--watch", is_flag=True, help="Go on showing it until interrupted.")
-def _status(paths: tuple[str, ...], lock_dir: str | None, as_json: bool, watch: bool) -> int:
+def _status(paths: tuple[str, ...], lock_dir: str | None, form: Any, watch: bool, **options: Any) -> int:
     """
     Show who holds and who waits for the locks on PATH...
 
@@ -144,7 +147,32 @@ def _status(paths: tuple[str, ...], lock_dir: str | None, as_json: bool, watch: 
     """
     from nfsrwlock.cli.status import status  # noqa: PLC0415
 
-    return status(paths, lock_dir, as_json=as_json, watch=watch)
+    if watch and form == "metrics":
+        raise CliError("--metrics prints once, so it cannot be used with --watch")
+    return status(paths, lock_dir, form=form or "text", watch=watch, **options)
+
+
+@cli.command("prune")
+@click.argument("directories", nargs=-1, type=PATH, metavar="DIR...", required=True)
+@click.option(
+    *("-u", "--unused-for"),
+    "unused_s",
+    type=span,
+    default="30d",
+    show_default=True,
+    metavar="TIME",
+    help="Keep the locks that were used in the latest TIME.",
+)
+def _prune(directories: tuple[str, ...], unused_s: float) -> int:
+    """
+    Remove the directories of the locks below DIR... that nobody uses.
+
+    Says of each that is kept why. Nobody who uses a lock meanwhile loses it, but the numbers of its grants begin
+    anew, at 1. Symbolic links are not followed.
+    """
+    from nfsrwlock.cli.pruning import prune_below  # noqa: PLC0415
+
+    return prune_below(directories, unused_s)
 
 
 @cli.command("break")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, NoReturn
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 from nfsrwlock.cli.outcome import Exit
 from nfsrwlock.text import console, duration, one_line, printable, say
-from nfsrwlock_core import LockError, LockPathError, LockState, PeerInfo, inspect
+from nfsrwlock_core import LockError, LockPathError, LockState, PeerInfo, find_locks, inspect
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+Form = Literal["text", "json", "metrics"]
 
 _REFRESH_SECONDS: Final = 1.0
 _WIDTH_WITHOUT_TERMINAL: Final = 160
@@ -23,62 +28,121 @@ _WIDTH_WITHOUT_TERMINAL: Final = 160
 _TOKEN_DIGITS: Final = 8
 
 
-def status(paths: Sequence[str], lock_dir: str | None, *, as_json: bool, watch: bool) -> int:
+def status(paths: Sequence[str], lock_dir: str | None, *, recursive: bool, idle: bool, form: Form, watch: bool) -> int:
     """Show the state of the locks on ``paths``, once or until interrupted; return the exit code."""
-    look = Look(paths, lock_dir, may_come=watch)
-    to = None if as_json else console(_WIDTH_WITHOUT_TERMINAL)
+    find = None if not recursive else find_locks if watch else below
+    look = Look(paths, lock_dir, find, idle=idle, may_come=watch)
+    to = console(_WIDTH_WITHOUT_TERMINAL) if form == "text" else None
     if watch:
         with contextlib.suppress(KeyboardInterrupt):
             _watch(look, to)
         return Exit.OK
-    _show(look, look(), to, indent=2)
+    states = look()
+    if form == "metrics":
+        print(_metrics(states))
+    else:
+        _show(look, states, to, indent=2)
     return look.code
 
 
 class Look:
-    """Looks at all the locks; each look builds on the one before, by which it can tell holders from waiters better."""
+    """
+    Looks at all the locks; each look builds on the one before, by which it can tell holders from waiters better.
 
-    def __init__(self, paths: Sequence[str], lock_dir: str | None, *, may_come: bool = False) -> None:
-        self.paths = tuple(dict.fromkeys(paths))
-        self._lock_dir = lock_dir
-        #: Whether a path that does not exist may come yet. Otherwise it is more often a typing error.
+    :param find: finds the locks below each of the paths; ``None``: the paths are those of the locks
+    :param idle: whether to return also those of the locks found that nobody holds or waits for
+    :param may_come: whether a path that does not exist may come yet; otherwise it is more often a typing error
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        lock_dir: str | None,
+        find: Callable[[str], Iterable[str]] | None = None,
+        *,
+        idle: bool = False,
+        may_come: bool = False,
+    ) -> None:
+        self._paths = tuple(dict.fromkeys(paths))
+        self.searches = find is not None
+        self._find = find or (lambda path: [path])
+        self._lock_dir = "" if self.searches else lock_dir
+        self._idle = idle or not self.searches
         self._may_come = may_come
-        self._previous: dict[str, LockState] = {}
-        #: What kept the latest look from a lock, by the path as it was given.
-        self.errors: dict[str, str] = {}
+        #: What the latest look has found, by path: the lock's state, or what kept it from that.
+        self.found: dict[str, LockState | str] = {}
         self.code: int = Exit.OK
+
+    @property
+    def errors(self) -> list[str]:
+        """What kept the latest look from a lock."""
+        return [found for found in self.found.values() if isinstance(found, str)]
 
     def __call__(self, *, aloud: bool = True) -> list[LockState]:
         """Return the states of those locks that could be looked at; ``aloud``: say what has newly gone wrong."""
-        former, self.errors, self.code = self.errors, {}, Exit.OK
-        states = []
-        for path in self.paths:
+        former, self.found, self.code = self.found, {}, Exit.OK
+        for path in chain.from_iterable(map(self._find, self._paths)):
+            known = former.get(path)
             try:
-                state = inspect(path, lock_dir=self._lock_dir, previous=self._previous.get(path))
+                state = inspect(path, lock_dir=self._lock_dir, previous=known if isinstance(known, LockState) else None)
                 if not (state.exists or self._may_come or os.path.lexists(path)):
                     raise LockPathError(path, "does not exist, and nobody has ever locked it", "correct the path")
+                if self._idle or state.holders or state.waiters:
+                    self.found[path] = state
             except (LockError, OSError) as error:
-                self.errors[path] = str(error)
+                self.found[path] = str(error)
                 self.code = max(self.code, Exit.BAD_INPUT if isinstance(error, LockPathError) else Exit.FAILED)
-                if aloud and former.get(path) != str(error):
+                if aloud and known != str(error):
                     say(str(error))
-            else:
-                self._previous[path] = state
-                states.append(state)
+        states = [found for found in self.found.values() if isinstance(found, LockState)]
+        if self.searches:  # the longest wait first
+            states.sort(key=lambda state: min((peer.since or math.inf for peer in state.waiters), default=math.inf))
         return states
 
 
+def below(directory: str) -> Iterator[str]:
+    """Yield the paths with a lock below ``directory``, and say on a terminal how many directories were searched."""
+    count = 0
+
+    def show(_directory: str) -> None:
+        nonlocal count
+        count += 1
+        progress.update(f"{count} directories searched")
+
+    with console(stderr=True).status("") as progress:
+        yield from find_locks(directory, show)
+
+
+def _hosts(states: Sequence[LockState]) -> str:
+    hosts = Counter(printable(peer.host or "unknown") for state in states for peer in state.holders)
+    return "holders by host: " + (", ".join(f"{host} {count}" for host, count in hosts.most_common()) or "none")
+
+
 def _show(look: Look, states: Sequence[LockState], to: Console | None, indent: int | None = None) -> None:
-    """Print what a look has found, for programs if there is no console ``to`` print it to."""
-    if to is not None:
+    """Print what a look has found, one object per lock for programs if there is no console ``to`` print it to."""
+    if to is None:
+        # Plain ASCII: a byte of a path that is no UTF-8 appears as the escape of the lone surrogate that stands for it
+        # in Python.
+        objects = [
+            {"lock_file": path, "error": found} if isinstance(found, str) else found.to_dict()
+            for path, found in look.found.items()
+        ]
+        print(json.dumps(objects, indent=indent))
+    else:
+        to.print(_view(look, states, to.width))
+
+
+def _metrics(states: Sequence[LockState]) -> str:
+    """Return Prometheus's text format."""
+    lines = []
+    for kind in ("holders", "waiters"):
+        lines.append(f"# TYPE nfsrwlock_{kind} gauge")
         for state in states:
-            to.print(_report(state, to.width))
-        return
-    # One object per path: the lock's state, or the ``error`` instead of it. Plain ASCII: a byte of a path that is no
-    # UTF-8 appears as the escape of the lone surrogate that stands for it in Python.
-    objects = {state.lock_file: state.to_dict() for state in states}
-    objects |= {path: {"lock_file": path, "error": message} for path, message in look.errors.items()}
-    print(json.dumps([objects[path] for path in look.paths], indent=indent))
+            path = json.dumps(printable(state.lock_file), ensure_ascii=False)
+            for mode in ("read", "write"):
+                count = sum(peer.mode == mode for peer in getattr(state, kind))
+                lines.append(f'nfsrwlock_{kind}{{path={path},mode="{mode}"}} {count}')
+    return "\n".join(lines)
 
 
 def _watch(look: Look, to: Console | None) -> NoReturn:
@@ -91,16 +155,17 @@ def _watch(look: Look, to: Console | None) -> NoReturn:
     shown: object = None
     with live or contextlib.nullcontext():
         while True:
+            began = time.monotonic()
             states = look(aloud=live is None)
             if live is not None:
-                live.update(_view(look, states, live.console.width), refresh=True)
+                live.update(_view(look, states, live.console.width, look.errors), refresh=True)
             elif (facts := [[_facts(state) for state in states], look.errors]) != shown:
                 shown = facts
                 if to is not None:
                     to.print(time.strftime("%Y-%m-%d %H:%M:%S"))
                 _show(look, states, to)
                 sys.stdout.flush()
-            time.sleep(_REFRESH_SECONDS)
+            time.sleep(max(_REFRESH_SECONDS, time.monotonic() - began))
 
 
 def _facts(state: LockState) -> object:
@@ -112,12 +177,13 @@ def _facts(state: LockState) -> object:
     )
 
 
-def _view(look: Look, states: Sequence[LockState], width: int) -> RenderableType:
+def _view(look: Look, states: Sequence[LockState], width: int, errors: Sequence[str] = ()) -> RenderableType:
     from rich.console import Group  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    errors = (Text(one_line(message), style="red") for message in look.errors.values())
-    return Group(*(_report(state, width) for state in states), *errors)
+    below = [Text(_hosts(states), style="dim")] if look.searches else []
+    red = (Text(one_line(message), style="red") for message in errors)
+    return Group(*(_report(state, width) for state in states), *below, *red)
 
 
 def _report(state: LockState, width: int) -> RenderableType:
