@@ -70,7 +70,6 @@ _TYPES: Final[dict[str, Check]] = {
         ELSEWHERE,
     ),
 }
-_CACHE_TIMES: Final = {"acregmin": 3, "acregmax": 60, "acdirmin": 30, "acdirmax": 60}
 
 
 def _type_of(mount: Mount) -> tuple[str, Check]:
@@ -86,7 +85,7 @@ def scope_of(mount: Mount | None) -> Scope:
 
 
 def explain(mount: Mount | None) -> list[Check]:
-    """Return what the type of the file system means, and those of its options that matter or are thought to."""
+    """Return what the type of the file system means, and those of its options that matter."""
     if mount is None:
         text = "This system does not report which file system this is, so nothing is known about it."
         return [Check("file-system", Level.NOTE, text, _TRY)]
@@ -121,17 +120,9 @@ def _options(mount: Mount) -> Iterator[Check]:
             f"{mount.number('acdirmax') or 60} s late (28 s were seen), and {seen} was read in its old version."
         )
         yield _known("option-nocto", Level.UNFIT if old else Level.WARNING, text, "Mount without nocto.", basis="lab")
-    times = {name: mount.number(name) for name in _CACHE_TIMES if name in given}
-    if "noac" in given or times.get("acdirmax") == 0:
+    if "noac" in given or mount.number("acdirmax") == 0:
         text = "noac (or actimeo=0): not needed by the locks, and expensive: 29 requests for a read lock instead of 4."
         yield _known("option-noac", Level.NOTE, text, basis="lab")
-    elif any(_CACHE_TIMES[name] != seconds for name, seconds in times.items()):
-        stated = ", ".join(f"{name}={mount.text(name)}" for name in times)
-        text = f"{stated}: locks do not depend on it; each listing opens its directory anew."
-        yield _known("option-actimeo", Level.OK, text)
-    if (lookup := mount.text("lookup_cache") or mount.text("lookupcache")) in ("none", "pos", "positive"):
-        text = f"lookupcache={lookup}: not needed by the locks, which rest on no looked-up name; does no harm."
-        yield _known("option-lookupcache", Level.NOTE, text)
     if kind := next((name for name in ("softerr", "soft") if name in given), ""):
         timeo, retrans = mount.number("timeo") or 600, mount.number("retrans")
         seconds = timeo / 10 * (1 + (2 if retrans is None else retrans))
@@ -143,7 +134,3 @@ def _options(mount: Mount) -> Iterator[Check]:
         )
         remedy = "Mount with hard, the default."
         yield _known("option-soft", Level.WARNING, text, remedy, facts={"fails_after_s": seconds})
-    local = mount.text("local_lock") or "none"
-    if local != "none" or "nolock" in given:
-        text = f"local_lock={local} or nolock: about flock and fcntl, which are not used here."
-        yield _known("option-local_lock", Level.OK, text)

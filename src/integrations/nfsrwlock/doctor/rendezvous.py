@@ -133,7 +133,7 @@ def lead(scratch: Scratch, report: Report, *, rounds: int, processes: int, wait_
     try:
         talk.say("about", **_about(scratch), rounds=rounds, processes=processes)
         talk.hear("about", wait_seconds, nobody)
-        plan, ahead, uncertain = _take_part(talk, scratch)
+        plan, uncertain = _take_part(talk, scratch)
         talk.hear("sight")
         first, second = talk.both("about")
         sights = [Sight(**sight) for sight in talk.both("sight")]
@@ -145,7 +145,7 @@ def lead(scratch: Scratch, report: Report, *, rounds: int, processes: int, wait_
     here, there = (about["mount"] and Mount(**about["mount"]) for about in (first, second))
     checks = explain_other(there, second["host"], here)
     if report.two_hosts:
-        return [*checks, *judge(plan, records, uncertain), *judge_sights(sights, ahead, uncertain)]
+        return [*checks, *judge(plan, records, uncertain), *judge_sights(sights)]
     text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
     peer = Check("peer", Level.WARNING, text, "Run the command on another host.")
     return [*checks, *judge(plan, records), peer]
@@ -203,8 +203,8 @@ def _about(scratch: Scratch) -> dict[str, Any]:
     }
 
 
-def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float, float]:
-    """Do what both nodes do, in step; return what was raced, and how the clocks differ, see :func:`judge_sights`."""
+def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float]:
+    """Do what both nodes do, in step; return what was raced, and how little is known of the clocks, seconds."""
     first, second = talk.both("about")
     if first["version"] != second["version"]:
         raise CliError(
@@ -227,7 +227,7 @@ def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float, float]:
 
     play(scratch, plan, range(talk.node * processes, (talk.node + 1) * processes), agree)
     talk.say("sight", **_look(talk, scratch.root)._asdict())
-    return plan, ahead, uncertain
+    return plan, uncertain
 
 
 def _compare_clocks(talk: _Talk) -> tuple[float, float]:
@@ -269,13 +269,8 @@ def _look(talk: _Talk, root: str) -> Sight:
     return Sight(data, None)
 
 
-def judge_sights(sights: Sequence[Sight], ahead: float, uncertain: float) -> Iterator[Check]:
-    """
-    Say what two hosts found out about what they see of each other.
-
-    :param ahead: the second host's clock minus the first one's, seconds
-    :param uncertain: by how much that may be wrong, seconds
-    """
+def judge_sights(sights: Sequence[Sight]) -> Iterator[Check]:
+    """Say what two hosts found out about what they see of each other."""
     delays = [sight.delay for sight in sights]
     most = max(_NEWS_SECONDS if delay is None else delay for delay in delays)
     level, remedy = Level.OK, ""
@@ -302,11 +297,3 @@ def judge_sights(sights: Sequence[Sight], ahead: float, uncertain: float) -> Ite
             "so, read the old version. Locks hold here, but data read under them may be old."
         )
     yield Check("data", level, text, remedy, facts={"read": len(read), "old": old})
-
-    odd = abs(ahead) > 1 + uncertain
-    text = (
-        f"The clocks of the two hosts differ by {abs(ahead):.2f} s (known to {uncertain:.3f} s). Locks do not care"
-        f"{'; programs that compare time stamps, such as make, do' if odd else ''}."
-    )
-    facts = {"apart_s": round(ahead, 3), "known_to_s": round(uncertain, 3)}
-    yield Check("clock", Level.NOTE if odd else Level.OK, text, facts=facts)
