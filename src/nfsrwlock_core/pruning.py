@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from .compat import Timeout
 from .errors import LockPathError
@@ -21,14 +21,13 @@ from .system.paths import lock_path_of
 _IN_USE = "it is in use"
 
 
-def find_locks(directory: str | os.PathLike[str], on_directory: Callable[[str], None] | None = None) -> Iterator[str]:
+def find_locks(directory: str | os.PathLike[str]) -> Iterator[str]:
     """
     Yield the paths below ``directory`` with a lock beside them, held or not.
 
     In a directory of locks they are the locks' names there. Pass them on with ``lock_dir=""``. Symbolic links are not
     followed; directories below ``directory`` that cannot be listed are left out.
 
-    :param on_directory: called with each directory that was listed
     :raises LockPathError: if ``directory`` cannot be listed
     """
     top = os.path.realpath(directory)
@@ -38,8 +37,6 @@ def find_locks(directory: str | os.PathLike[str], on_directory: Callable[[str], 
         why = f"cannot be searched for locks: {os.strerror(error.errno or 0).lower()}"
         raise LockPathError(top, why, "name a directory that you can list", error.errno) from None
     for here, names, _ in os.walk(top):
-        if on_directory is not None:
-            on_directory(here)
         locks = sorted(name for name in names if name.endswith(SUFFIX))
         names[:] = sorted({*names}.difference(locks))
         yield from (os.path.join(here, name.removesuffix(SUFFIX)) for name in locks)

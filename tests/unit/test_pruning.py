@@ -31,10 +31,8 @@ def test_all_locks_below_are_found_and_symbolic_links_are_not_followed(tmp_path:
     (tmp_path / "tree" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "tree" / "file.rwlock").touch()
     (tmp_path / "way").symlink_to(tmp_path / "tree")
-    seen: list[str] = []
-    found = list(find_locks(tmp_path / "way", seen.append))
+    found = list(find_locks(tmp_path / "way"))
     assert found == [f"{tmp_path}/tree/{name}" for name in ("data", "deep/er/data", "locked.rwlocks/data")]
-    assert sorted(seen) == [f"{tmp_path}/tree{name}" for name in ("", "/deep", "/deep/er", "/locked.rwlocks")]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])

@@ -170,7 +170,7 @@ def _prune(directories: tuple[str, ...], unused_s: float) -> int:
     Says of each that is kept why. Nobody who uses a lock meanwhile loses it, but the numbers of its grants begin
     anew, at 1. Symbolic links are not followed.
     """
-    from nfsrwlock.cli.pruning import prune_below  # noqa: PLC0415
+    from nfsrwlock.cli.removing import prune_below  # noqa: PLC0415
 
     return prune_below(directories, unused_s)
 
@@ -188,7 +188,7 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     For an operator who knows that a holder is dead and does not want to wait for its lease to end. A holder that is
     alive after all finds out at its next heartbeat; until then it works on, side by side with its successor.
     """
-    from nfsrwlock.cli.breaking import break_holders  # noqa: PLC0415
+    from nfsrwlock.cli.removing import break_holders  # noqa: PLC0415
 
     return break_holders(path, token, lock_dir, yes=yes, force=force)
 

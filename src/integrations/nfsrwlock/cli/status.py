@@ -73,11 +73,6 @@ class Look:
         self.found: dict[str, LockState | str] = {}
         self.code: int = Exit.OK
 
-    @property
-    def errors(self) -> list[str]:
-        """What kept the latest look from a lock."""
-        return [found for found in self.found.values() if isinstance(found, str)]
-
     def __call__(self, *, aloud: bool = True) -> list[LockState]:
         """Return the states of those locks that could be looked at; ``aloud``: say what has newly gone wrong."""
         former, self.found, self.code = self.found, {}, Exit.OK
@@ -100,22 +95,12 @@ class Look:
         return states
 
 
-def below(directory: str) -> Iterator[str]:
-    """Yield the paths with a lock below ``directory``, and say on a terminal how many directories were searched."""
-    count = 0
+def below(directory: str) -> Iterable[str]:
+    """Yield the paths with a lock below ``directory``; on a terminal, show that the search goes on."""
+    from rich.progress import track  # noqa: PLC0415
 
-    def show(_directory: str) -> None:
-        nonlocal count
-        count += 1
-        progress.update(f"{count} directories searched")
-
-    with console(stderr=True).status("") as progress:
-        yield from find_locks(directory, show)
-
-
-def _hosts(states: Sequence[LockState]) -> str:
-    hosts = Counter(printable(peer.host or "unknown") for state in states for peer in state.holders)
-    return "holders by host: " + (", ".join(f"{host} {count}" for host, count in hosts.most_common()) or "none")
+    to = console(stderr=True)
+    return track(find_locks(directory), "searching for locks", console=to, transient=True, disable=not to.is_terminal)
 
 
 def _show(look: Look, states: Sequence[LockState], to: Console | None, indent: int | None = None) -> None:
@@ -157,9 +142,10 @@ def _watch(look: Look, to: Console | None) -> NoReturn:
         while True:
             began = time.monotonic()
             states = look(aloud=live is None)
+            errors = [found for found in look.found.values() if isinstance(found, str)]
             if live is not None:
-                live.update(_view(look, states, live.console.width, look.errors), refresh=True)
-            elif (facts := [[_facts(state) for state in states], look.errors]) != shown:
+                live.update(_view(look, states, live.console.width, errors), refresh=True)
+            elif (facts := [[_facts(state) for state in states], errors]) != shown:
                 shown = facts
                 if to is not None:
                     to.print(time.strftime("%Y-%m-%d %H:%M:%S"))
@@ -181,7 +167,9 @@ def _view(look: Look, states: Sequence[LockState], width: int, errors: Sequence[
     from rich.console import Group  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    below = [Text(_hosts(states), style="dim")] if look.searches else []
+    hosts = Counter(printable(peer.host or "unknown") for state in states for peer in state.holders)
+    by_host = ", ".join(f"{host} {count}" for host, count in hosts.most_common()) or "none"
+    below = [Text(f"holders by host: {by_host}", style="dim")] if look.searches else []
     red = (Text(one_line(message), style="red") for message in errors)
     return Group(*(_report(state, width) for state in states), *below, *red)
 

@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from snakemake.exceptions import WorkflowError
 
 from nfsrwlock.processes import family
 from nfsrwlock.snakemake.flags import READ, WRITE, permits_of, wish_of
 from nfsrwlock.snakemake.messages import job_name, say, warn
-from nfsrwlock.snakemake.plan import Mode, plan_of
+from nfsrwlock.snakemake.plan import Mode, Plan, Want, plan_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import LockError, PeerInfo, inspect
 
@@ -28,18 +28,6 @@ _LOOK_AGAIN_S: Final = 1.0
 _ASK_AGAIN_S: Final = 2
 _SAY_AGAIN_S: Final = 60.0
 
-
-class _Need(NamedTuple):
-    """What a job needs of one lock."""
-
-    path: str
-    lock_dir: Any
-    mode: Mode
-    at_most: int
-
-
-#: How many seconds to wait, and for what.
-_Needs = tuple[float, tuple[_Need, ...]]
 _Obstacle = tuple[str, PeerInfo]
 #: By path: how jobs of this workflow hold it, or are about to, and how many of them with a permit.
 _Claims = dict[str, tuple[Mode, int]]
@@ -51,7 +39,7 @@ class Admission:
     def __init__(self, dag: Any) -> None:
         self._dag = dag
         #: Of the jobs that are ready or run: there may be thousands, and all are asked for again and again.
-        self._needs: dict[Any, list[_Needs]] = {}
+        self._plans: dict[Any, list[Plan]] = {}
         self._looks: dict[tuple[str, Any], tuple[float, list[PeerInfo]]] = {}
         self._since: dict[Any, float] = {}
         self._said: dict[str, float] = {}
@@ -65,37 +53,37 @@ class Admission:
         running = tuple(workflow.scheduler.running)
         if workflow.remote_execution_settings.immediate_submit:
             running = ()  # Snakemake never hears of their end
-        self._needs = {job: self._needs[job] if job in self._needs else _needs(job) for job in (*jobs, *running)}
+        self._plans = {job: self._plans[job] if job in self._plans else _plans(job) for job in (*jobs, *running)}
         started: _Claims = {}
         for job in running:
-            _claim(started, self._needs[job])
+            _claim(started, self._plans[job])
         claims = dict(started)
         #: By job that is not started: the path that it waits for, and who has the lock on it. ``None``: another job of
         #: this workflow, of which nobody need hear.
         obstacles: dict[Any, _Obstacle | None] = {}
 
         @cache
-        def in_the_way(needs: tuple[_Need, ...], look: bool) -> list[_Obstacle | None]:
-            for need in needs:
-                mode, permits = claims.get(need.path, ("read", 0))
-                if need.path in claims and "write" in (need.mode, mode):
+        def in_the_way(wanted: tuple[Want, ...], look: bool) -> list[_Obstacle | None]:
+            for want in wanted:
+                mode, permits = claims.get(want.path, ("read", 0))
+                if want.path in claims and "write" in (want.mode, mode):
                     return [None]
-                peers = self._peers(need, now, look)
-                blockers = [peer for peer in peers if "write" in (need.mode, peer.mode)]
+                peers = self._peers(want, now, look)
+                blockers = [peer for peer in peers if "write" in (want.mode, peer.mode)]
                 others = [peer for peer in peers if peer.at_most]
-                if not workflow.local_exec and need.path in started:
-                    others = others[started[need.path][1] :]  # of its own jobs on other nodes, as far as one knows
-                is_full = 0 < need.at_most <= len(others) + permits
+                if not workflow.local_exec and want.path in started:
+                    others = others[started[want.path][1] :]  # of its own jobs on other nodes, as far as one knows
+                is_full = 0 < want.at_most <= len(others) + permits
                 if blockers or is_full:
                     peer = next(iter(blockers or others), None)
-                    return [None if peer is None else (need.path, peer)]
+                    return [None if peer is None else (want.path, peer)]
             return []
 
         def may_start(job: Any, look: bool) -> bool:
             waited = now - self._since.get(job, now)
             # One that has waited for its time-out goes, and says for whom it has waited.
-            needs = tuple(need for timeout, needs in self._needs[job] if waited <= timeout for need in needs)
-            if found := in_the_way(needs, look):
+            plans = (plan for plan in self._plans[job] if waited <= plan.timeout)
+            if found := in_the_way(tuple(want for plan in plans for want in plan.wanted), look):
                 obstacles[job] = found[0]
             return not found
 
@@ -107,7 +95,7 @@ class Admission:
         compatible: list[Any] = []
         for job in chosen:
             if may_start(job, look=True):
-                _claim(claims, self._needs[job])
+                _claim(claims, self._plans[job])
                 in_the_way.cache_clear()
                 compatible.append(job)
         self._since = {job: self._since.get(job, now) for job in obstacles}
@@ -116,8 +104,8 @@ class Admission:
             workflow.scheduler._schedule_reevalutation(_ASK_AGAIN_S)  # else Snakemake asks by itself
         return compatible
 
-    def _peers(self, need: _Need, now: float, look: bool) -> list[PeerInfo]:
-        lock = need.path, need.lock_dir
+    def _peers(self, want: Want, now: float, look: bool) -> list[PeerInfo]:
+        lock = want.path, dict(want.settings).get("lock_dir")
         if lock not in self._looks:
             if not look:
                 return []
@@ -156,20 +144,18 @@ def _members(job: Any) -> Iterable[Any]:
     return job if job.is_group() else (job,)
 
 
-def _needs(job: Any) -> list[_Needs]:
-    needs = []
+def _plans(job: Any) -> list[Plan]:
+    plans = []
     for one in _members(job):
         flags = (one.input, READ), (one.output, WRITE)
         if permits_of(one.rule) or any(wish_of(file, flag) for files, flag in flags for file in files):
             with suppress(WorkflowError):  # the job will say it
                 plan = None if one.is_norun else plan_of(one)
-                if plan is not None:
-                    wanted = (_Need(w.path, w.settings.get("lock_dir"), w.mode, w.at_most) for w in plan.wanted)
-                    needs.append((plan.timeout, tuple(wanted)))
-    return needs
+                plans += [] if plan is None else [plan]
+    return plans
 
 
-def _claim(claims: _Claims, needs: list[_Needs]) -> None:
-    for need in (need for _, those in needs for need in those):
-        mode, permits = claims.get(need.path, (need.mode, 0))
-        claims[need.path] = "write" if "write" in (mode, need.mode) else "read", permits + (need.at_most > 0)
+def _claim(claims: _Claims, plans: list[Plan]) -> None:
+    for want in (want for plan in plans for want in plan.wanted):
+        mode, permits = claims.get(want.path, (want.mode, 0))
+        claims[want.path] = "write" if "write" in (mode, want.mode) else "read", permits + (want.at_most > 0)

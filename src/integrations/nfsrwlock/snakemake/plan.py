@@ -39,7 +39,7 @@ class Want(NamedTuple):
 
     path: str
     mode: Mode
-    settings: Mapping[str, Any]
+    settings: tuple[tuple[str, Any], ...]
     at_most: int = 0
 
 
@@ -65,7 +65,7 @@ class Plan:
         sets = []
         for want in self.wanted:
             asked: dict[str, Any] = {"limited": {want.path: want.at_most}} if want.at_most else {want.mode: want.path}
-            sets.append(LockSet(**asked, on_compromise=on_compromise, **want.settings))
+            sets.append(LockSet(**asked, on_compromise=on_compromise, **dict(want.settings)))
         kinds = [LockSet.joined(sets)] if sets else []
         if self.cached is not None:
             # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
@@ -138,7 +138,7 @@ def _lock_path(job: Any, file: Any, wish: Wish) -> str:
     return os.path.abspath(str(apply_wildcards(wish.lock, job.wildcards)))
 
 
-def _resolved(rule: Any, options: Options) -> tuple[float, dict[str, Any]]:
+def _resolved(rule: Any, options: Options) -> tuple[float, tuple[tuple[str, Any], ...]]:
     try:
         return resolved(options, rule.workflow.config)
     except WorkflowError as error:

@@ -45,7 +45,7 @@ def checked(where: str, options: Mapping[str, Any]) -> Options:
     return cast("Options", clean)
 
 
-def resolved(options: Options, config: Any) -> tuple[float, dict[str, Any]]:
+def resolved(options: Options, config: Any) -> tuple[float, tuple[tuple[str, Any], ...]]:
     """Return the seconds to wait, and the lock's settings: ``options``, then the environment, then ``config``."""
     section = (config.get(_SECTION) if isinstance(config, Mapping) else None) or {}
     if not isinstance(section, Mapping):
@@ -59,7 +59,7 @@ def resolved(options: Options, config: Any) -> tuple[float, dict[str, Any]]:
     settings: dict[str, Any] = {**found, **options}
     if (lease := settings.get("stale_threshold")) is not None:
         settings |= {"heartbeat_interval": lease / 3, "poll_interval": min(0.25, lease / 4)}
-    return settings.pop("timeout"), settings
+    return settings.pop("timeout"), tuple(sorted(settings.items()))
 
 
 def _seconds(where: str, value: Any, least: float = 0, most: float = math.inf) -> float:

@@ -1,15 +1,16 @@
-"""``nfsrwlock break``: an operator takes a lock away from its holders."""
+"""What an operator removes: the holders of a lock (``break``), and lock directories that nobody uses (``prune``)."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 import click
 
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.cli.status import Look
-from nfsrwlock.text import one_line, printable
-from nfsrwlock_core import break_lock
+from nfsrwlock.cli.status import Look, below
+from nfsrwlock.text import one_line, printable, say
+from nfsrwlock_core import LockError, break_lock, prune
 
 
 def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bool, force: bool) -> int:
@@ -55,3 +56,20 @@ def _confirmed(count: int) -> bool:
         raise CliError("refused: there is no terminal to ask for a confirmation at; use --yes if you are sure")
     what = "this hold" if count == 1 else f"these {count}"
     return click.confirm(f"Is it certain that nobody uses the lock any more? Remove {what}?", default=False)
+
+
+def prune_below(directories: Iterable[str], unused_s: float) -> int:
+    """Remove what was not used for so many seconds, and say what was kept and why; return the exit code."""
+    code, removed = Exit.OK, 0
+    for directory in directories:
+        for path in below(directory):
+            try:
+                reason = prune(path, unused_s=unused_s, lock_dir="")
+            except (LockError, OSError) as error:
+                say(str(error))
+                code = Exit.FAILED
+                continue
+            removed += reason is None
+            click.echo(f"{printable(path)}: {'removed' if reason is None else f'kept, {reason}'}")
+    click.echo(f"{removed} lock director{'y' if removed == 1 else 'ies'} removed")
+    return code
