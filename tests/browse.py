@@ -1,7 +1,7 @@
 """
 Looks at the built documentation in a real browser: `make test-docs`. Needs Chromium (Debian: `chromium`).
 
-Also at the page that tools/nfsrwlock_timeline makes: whether it shows what was recorded, and filters it.
+Also at the page that `nfsrwlock timeline` makes: whether it shows what was recorded, and filters it.
 
 Each page is opened at the width of a desk and of a phone, light and dark. It fails if a link inside the documentation
 leads nowhere, a picture does not load, or a page is wider than its window. The pictures are in `docs/_build/pictures`.
@@ -165,8 +165,7 @@ def timeline_problems() -> list[str]:
             environment = {**os.environ, "NFSRWLOCK_TRACE": f"{place}/trace", "NFSRWLOCK_HOST": host}
             subprocess.run([*program, "run", mode, name, "--", "true"], cwd=place, env=environment, check=True)
         page = place / "page.html"
-        tool = Path(__file__).parents[1] / "tools" / "nfsrwlock_timeline"
-        subprocess.run([sys.executable, tool, place / "trace", "-o", page], check=True)
+        subprocess.run([*program, "timeline", place / "trace", "-o", page], check=True)
         script = FILTER.replace("LOCK", repr(f"{place}/one.rwlock"))
         page.write_text(page.read_text().replace("</body>", f"{script}</body>"))
         dom = chromium("--virtual-time-budget=4000", "--dump-dom", page.as_uri())

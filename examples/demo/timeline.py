@@ -1,16 +1,11 @@
-"""A picture of who held what when, drawn as tools/nfsrwlock_timeline draws what it finds in a record."""
+"""A picture of who held what when, drawn as `nfsrwlock timeline` draws what it finds in a record."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from history import History
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
-
 from nfsrwlock_timeline.drawing import Bar, Mark
 from nfsrwlock_timeline.drawing import draw as draw_rows
+
+from history import History
 
 MODE_NAMES = {"read": "shared", "write": "exclusive"}
 LEGEND = {

@@ -29,7 +29,6 @@ PATIENCE_S = 60.0
 #: The jobs of each workflow, and the node on which they run: on one machine, by the name that the lock goes by.
 JOBS = {f"{workflow}{number}": f"node{1 + number % 2}" for workflow in "ABC" for number in range(1, 5)}
 VICTIM = "B2"
-TIMELINE = Path(__file__).resolve().parents[2] / "tools" / "nfsrwlock_timeline"
 
 
 class Use(NamedTuple):
@@ -171,7 +170,9 @@ def main() -> int:
         found = uses(directory)
         show(found)
         if options.svg:
-            subprocess.run([sys.executable, TIMELINE, directory / "trace", "-o", options.svg], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "nfsrwlock", "timeline", directory / "trace", "-o", options.svg], check=True
+            )
         return 0 if judge(found, directory) else 1
 
 

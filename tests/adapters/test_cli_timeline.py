@@ -1,11 +1,10 @@
-"""``tools/nfsrwlock_timeline``: what it finds in records of real processes, and in files written for the purpose."""
+"""``nfsrwlock timeline``: what it finds in records of real processes, and in files written for the purpose."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +17,6 @@ from adapters.cli_scene import Scene, scene
 
 __all__ = ["scene"]
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "nfsrwlock_timeline"
 SVG = "{http://www.w3.org/2000/svg}"
 #: The epoch of the tests, and when the host was booted.
 WALL, BOOT = 1_790_000_000.0, 1_789_990_000.0
@@ -28,7 +26,7 @@ Step = dict[str, Any]
 
 def timeline(scene: Scene, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the program to its end."""
-    return scene.run(*arguments, program=[sys.executable, str(TOOL)], **environment)
+    return scene.run("timeline", *arguments, **environment)
 
 
 def write_trace(directory: Path, host: str, pid: int, /, *steps: Step, lead: float = 0.0, **head: Any) -> Path:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[3] / "tools"))
 
 from nfsrwlock_timeline.drawing import Bar, Mark
 from nfsrwlock_timeline.drawing import draw as draw_rows

@@ -42,12 +42,8 @@ Exit codes:
   75   no second node came within --timeout
 """
 
-_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-
 _paths = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...", required=True)
 _lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
 _pid = click.option(
     "--pid",
     type=int,
@@ -58,7 +54,7 @@ _pid = click.option(
 _number = partial(click.option, show_default=True, metavar="N")
 
 
-@click.group(context_settings=_SETTINGS, epilog=_CODES)
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_CODES)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s", help="Show the version.")
 def cli() -> None:
     """Shared and exclusive locks on files and directories, across all hosts of a network file system."""
@@ -193,6 +189,15 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     return break_holders(path, token, lock_dir, yes=yes, force=force)
 
 
+@cli.command("timeline", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=PATH, metavar="PATH...")
+def _timeline(arguments: tuple[str, ...]) -> int:
+    """Show who held which lock when, and who waited for whom, as NFSRWLOCK_TRACE had it recorded."""
+    from nfsrwlock_timeline.command import main  # noqa: PLC0415
+
+    return main(arguments)
+
+
 @cli.command("doctor", epilog=_DOCTOR_CODES)
 @_paths
 @_lock_dir
@@ -209,7 +214,7 @@ def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str |
     help="Give up after that time: of waiting for the other node (--peer 300, --join 10), or for the file system to "
     "answer (60).",
 )
-@_as_json
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
 def _doctor(
     paths: tuple[str, ...], lock_dir: str | None, token: str | None, timeout: float | None, **options: Any
 ) -> int:
@@ -248,7 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.format_message(), err=True)
         return Exit.BAD_INPUT
     except click.ClickException as error:
-        say(_with_help_hint(error))
+        context = getattr(error, "ctx", None)
+        hint = f"; see: {context.command_path} --help" if context else ""
+        say(error.format_message().rstrip("." if hint else "") + hint)
         return Exit.BAD_INPUT
     except Interrupted as interruption:
         return _interrupted(interruption.signum)
@@ -275,12 +282,6 @@ def _fill_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
-
-
-def _with_help_hint(error: click.ClickException) -> str:
-    message = error.format_message()
-    context = getattr(error, "ctx", None)
-    return message if context is None else f"{message.rstrip('.')}; see: {context.command_path} --help"
 
 
 def _interrupted(signum: int) -> int:

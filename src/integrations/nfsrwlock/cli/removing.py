@@ -46,16 +46,15 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
         return Exit.FAILED
     for peer in wanted:
         removed = break_lock(path, token=peer.token, force=force, lock_dir=lock_dir)
-        outcome = "removed" if removed else "had left by itself"
-        click.echo(f"{outcome}: token {printable(peer.token)}")
+        click.echo(f"{'removed' if removed else 'had left by itself'}: token {printable(peer.token)}")
     return Exit.OK
 
 
 def _confirmed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise CliError("refused: there is no terminal to ask for a confirmation at; use --yes if you are sure")
-    what = "this hold" if count == 1 else f"these {count}"
-    return click.confirm(f"Is it certain that nobody uses the lock any more? Remove {what}?", default=False)
+    question = "Is it certain that nobody uses the lock any more?"
+    return click.confirm(f"{question} Remove {'this hold' if count == 1 else f'these {count}'}?", default=False)
 
 
 def prune_below(directories: Iterable[str], unused_s: float) -> int:

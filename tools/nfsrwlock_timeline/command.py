@@ -1,24 +1,17 @@
-"""``python tools/nfsrwlock_timeline``: see the package."""
+"""``nfsrwlock timeline``: see the package."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-if __package__ in (None, ""):  # run as a directory
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.text import say
 from nfsrwlock_timeline.report import timeline
 
 
-def main() -> int:
-    """Read the arguments, and do what they say; return the exit code."""
+def main(arguments: Sequence[str]) -> int:
+    """Do what the arguments say; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python tools/nfsrwlock_timeline",
+        prog="nfsrwlock timeline",
         description="Show who held which lock when, and who waited for whom: without -o and --json, which locks were "
         "waited for, who kept whom waiting, the longest holds, and evictions.",
     )
@@ -29,15 +22,4 @@ def main() -> int:
     add("--from", dest="begin", metavar="TIME", help="from then on: date and time, time of the day, or +SECONDS")
     add("--to", dest="end", metavar="TIME", help="until then")
     add("--json", dest="as_json", action="store_true", help="print all that is known as one JSON object")
-    try:
-        return timeline(**vars(parser.parse_args()))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left is written at the exit
-        return Exit.FAILED
-    except (CliError, OSError) as error:
-        say(str(error))
-        return Exit.BAD_INPUT
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return timeline(**vars(parser.parse_args(arguments)))
