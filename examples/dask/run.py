@@ -1,4 +1,8 @@
-"""Sixty tasks on four processes count in one file under a lock; one of the processes is killed. See README.md."""
+"""
+Sixty tasks on four processes count in one file under a lock; one of the processes is killed. See README.md.
+
+    python examples/dask/run.py [--no-lock] [--svg FILE]
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +34,7 @@ def count(number: int, path: str, lock: Any) -> bool:
         seen = json.loads(Path(path).read_text())
         if number == VICTIM and not Path(f"{path}.killed").exists():
             Path(f"{path}.killed").touch()
+            time.sleep(0.3)  # until the record of the grant is written
             os.kill(os.getpid(), signal.SIGKILL)
         if number in seen:
             return True  # Dask computes again what a dead worker had in memory
@@ -72,8 +78,16 @@ def run(directory: Path, *, locked: bool) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-lock", action="store_true", help="do without the lock, to see the count go wrong")
-    with tempfile.TemporaryDirectory() as directory:
-        right = run(Path(directory), locked=not parser.parse_args().no_lock)
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw what the locks have recorded")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name).resolve()
+        os.environ["NFSRWLOCK_TRACE"] = f"{directory}/trace"  # which the workers inherit
+        right = run(directory, locked=not options.no_lock)
+        if options.svg:
+            draw = [sys.executable, "-m", "nfsrwlock", "timeline", f"{directory}/trace", "-o", options.svg]
+            subprocess.run(draw, check=True)
+            options.svg.write_text(options.svg.read_text().replace(f"{directory}/", ""))
     print("right" if right else "WRONG")
     return 0 if right else 1
 

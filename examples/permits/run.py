@@ -157,7 +157,7 @@ def judge(found: list[Use], directory: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-lock", action="store_true", help="without permits, to see the judge fail")
-    parser.add_argument("--svg", metavar="FILE", help="draw what the locks have recorded")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw what the locks have recorded")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -165,14 +165,14 @@ def main() -> int:
         work(options.job, options.directory, lock=not options.no_lock)
         return 0
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
+        directory = Path(name).resolve()
         conduct(directory, lock=not options.no_lock)
         found = uses(directory)
         show(found)
         if options.svg:
-            subprocess.run(
-                [sys.executable, "-m", "nfsrwlock", "timeline", directory / "trace", "-o", options.svg], check=True
-            )
+            draw = [sys.executable, "-m", "nfsrwlock", "timeline", directory / "trace", "-o", options.svg]
+            subprocess.run(draw, check=True)
+            options.svg.write_text(options.svg.read_text().replace(f"{directory}/", ""))
         return 0 if judge(found, directory) else 1
 
 

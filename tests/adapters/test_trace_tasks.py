@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,32 @@ def test_snakemakes_rule_job_and_wildcards(scene: Scene) -> None:
     found = [task for name, task in tasks(scene.directory / "trace") if name == "ref"]
     assert {(task["rule"], task["wildcards"]["sample"]) for task in found} == {("use", "a"), ("use", "b")}
     assert all(isinstance(task["job"], int) for task in found)
+
+
+@LONG
+def test_snakemakes_report_has_a_page_about_the_locks(scene: Scene) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "timeline.md").read_text()
+    (rule,) = re.findall(r"^rule locks:\n(?: .*\n)+", page, re.MULTILINE)
+    workflow = """
+        rule all:
+            input: "locks.html"
+        rule all_but_locks:
+            input: "out/a", "out/b"
+        rule use:
+            input: shared_read("ref")
+            output: "out/{sample}"
+            shell: "touch {output}"
+        """
+    program = f"{sys.executable} -m nfsrwlock"
+    scene.snakefile(textwrap.dedent(workflow) + rule.replace("nfsrwlock timeline", f"{program} timeline"))
+    scene.write("ref", "")
+    trace = str(scene.directory / "trace")
+    scene.run(NFSRWLOCK_TRACE=trace)
+    assert "rule use" in scene.read("locks.html")
+    scene.run("--report", "report.html", NFSRWLOCK_TRACE=trace)
+    report = scene.read("report.html")
+    assert '"Locks"' in report
+    assert '"locks.html"' in report
 
 
 def run(code: str, directory: Path) -> list[tuple[str, Any]]:
