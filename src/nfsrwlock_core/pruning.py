@@ -26,7 +26,7 @@ def find_locks(directory: str | os.PathLike[str]) -> Iterator[str]:
     Yield the paths below ``directory`` with a lock beside them, held or not.
 
     In a directory of locks they are the locks' names there. Pass them on with ``lock_dir=""``. Symbolic links are not
-    followed; directories below ``directory`` that cannot be listed are left out.
+    followed; directories below ``directory`` that cannot be listed are left out, and ``..rwlock``, which has no name.
 
     :raises LockPathError: if ``directory`` cannot be listed
     """
@@ -37,7 +37,7 @@ def find_locks(directory: str | os.PathLike[str]) -> Iterator[str]:
         why = f"cannot be searched for locks: {os.strerror(error.errno or 0).lower()}"
         raise LockPathError(top, why, "name a directory that you can list", error.errno) from None
     for here, names, _ in os.walk(top):
-        locks = sorted(name for name in names if name.endswith(SUFFIX))
+        locks = sorted(name for name in names if name.endswith(SUFFIX) and name.strip(".") != SUFFIX.strip("."))
         names[:] = sorted({*names}.difference(locks))
         yield from (os.path.join(here, name.removesuffix(SUFFIX)) for name in locks)
 
@@ -61,7 +61,7 @@ def prune(
         state = inspect(path, lock_dir=lock_dir)
         if any(peer.alive is not False for peer in (*state.holders, *state.waiters)):
             return _IN_USE  # to ask for the lock would keep readers out for a moment
-        if (age := time.time() - found.st_mtime) < unused_s:
+        if (age := max(0.0, time.time() - found.st_mtime)) < unused_s:
             return f"it was used {age:.0f} s ago"
         is_ours = os.geteuid() in (0, found.st_uid, parent.st_uid) or not parent.st_mode & 0o1000
         if not (is_ours and os.access(os.path.dirname(lock_path), os.W_OK)):

@@ -36,6 +36,13 @@ def test_all_locks_below_are_found_and_symbolic_links_are_not_followed(tmp_path:
     assert found == [f"{tmp_path}/tree/{name}" for name in ("data", "deep/er/data", "locked.rwlocks/data")]
 
 
+@pytest.mark.parametrize("name", [".rwlock", "..rwlock", "...rwlock"])
+def test_what_has_no_name_before_the_suffix_stands_for_no_other_directory_s_lock(tmp_path: Path, name: str) -> None:
+    (tmp_path / "tree" / name).mkdir(parents=True)
+    made(tmp_path / "tree")
+    assert list(find_locks(tmp_path / "tree")) == []
+
+
 @pytest.mark.parametrize("name", ["nowhere", "file"])
 def test_what_is_no_directory_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
@@ -75,6 +82,10 @@ def test_it_is_kept_while_it_is_used_and_a_while_after(tmp_path: Path) -> None:
     assert (prune(tmp_path / "data", unused_s=3600) or "").startswith("it was used")
     os.utime(lock.lock_path, (time.time() - 4000,) * 2)
     assert prune(tmp_path / "data", unused_s=3600) is None
+    made(tmp_path / "data")
+    os.utime(lock.lock_path, (time.time() + 60,) * 2)  # the server's clock is ahead
+    assert prune(tmp_path / "data", unused_s=3600) == "it was used 0 s ago"
+    assert prune(tmp_path / "data", unused_s=0) is None
 
 
 def test_who_waits_for_the_pruning_finds_the_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
