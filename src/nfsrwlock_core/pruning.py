@@ -72,7 +72,7 @@ def prune(
             listing = parse_listing(names := os.listdir(fd))
             if len(listing.announcements) > 1:
                 return _IN_USE  # who waits for us finds the number
-            if len(names) > sum(map(len, (listing.announcements, listing.generations, listing.notes, listing.gone))):
+            if len(names) > sum(map(len, (listing.announcements, listing.generations, listing.notes))):
                 return "something else is in it"
             lock.check()
             for number in listing.generations:  # by the descriptor: another may get its place while we stand still

@@ -130,11 +130,14 @@ def test_nobody_gets_in_while_the_number_is_removed(tmp_path: Path, monkeypatch:
     assert tried
 
 
-def test_a_directory_with_something_else_in_it_is_kept_with_its_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["notes.txt", "gone.0123/notes.txt"])
+def test_a_directory_with_something_else_in_it_is_kept_with_its_number(tmp_path: Path, name: str) -> None:
     lock = made(tmp_path / "data")
-    Path(lock.lock_path, "notes.txt").write_text("mine")
+    mine = Path(lock.lock_path, name)
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
     assert prune(tmp_path / "data", unused_s=0) == "something else is in it"
-    assert Path(lock.lock_path, "notes.txt").read_text() == "mine"
+    assert mine.read_text() == "mine"
     with lock.write_lock():
         assert lock.generation == 2
 
