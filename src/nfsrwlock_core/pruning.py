@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 from .compat import Timeout
 from .errors import LockPathError
-from .inspection import list_lock
+from .inspection import inspect
 from .lock import SoftReadWriteLock
-from .names import generation_name
-from .system.directory import SUFFIX, Share
+from .names import generation_name, parse_listing
+from .system.directory import SUFFIX, Share, opened
 from .system.paths import lock_path_of
 
 _IN_USE = "it is in use"
@@ -26,7 +26,7 @@ def find_locks(directory: str | os.PathLike[str]) -> Iterator[str]:
     Yield the paths below ``directory`` with a lock beside them, held or not.
 
     In a directory of locks they are the locks' names there. Pass them on with ``lock_dir=""``. Symbolic links are not
-    followed; directories below ``directory`` that cannot be listed are left out.
+    followed; directories below ``directory`` that cannot be listed are left out, and ``..rwlock``, which has no name.
 
     :raises LockPathError: if ``directory`` cannot be listed
     """
@@ -37,7 +37,7 @@ def find_locks(directory: str | os.PathLike[str]) -> Iterator[str]:
         why = f"cannot be searched for locks: {os.strerror(error.errno or 0).lower()}"
         raise LockPathError(top, why, "name a directory that you can list", error.errno) from None
     for here, names, _ in os.walk(top):
-        locks = sorted(name for name in names if name.endswith(SUFFIX))
+        locks = sorted(name for name in names if name.endswith(SUFFIX) and name.strip(".") != SUFFIX.strip("."))
         names[:] = sorted({*names}.difference(locks))
         yield from (os.path.join(here, name.removesuffix(SUFFIX)) for name in locks)
 
@@ -57,23 +57,26 @@ def prune(
     """
     lock_path = lock_path_of(path, lock_dir)
     try:
-        found = os.lstat(lock_path)
-        if list_lock(lock_path).announcements:
+        found, parent = os.lstat(lock_path), os.stat(os.path.dirname(lock_path))
+        state = inspect(path, lock_dir=lock_dir)
+        if any(peer.alive is not False for peer in (*state.holders, *state.waiters)):
             return _IN_USE  # to ask for the lock would keep readers out for a moment
-        if (age := time.time() - found.st_mtime) < unused_s:
+        if (age := max(0.0, time.time() - found.st_mtime)) < unused_s:
             return f"it was used {age:.0f} s ago"
+        is_ours = os.geteuid() in (0, found.st_uid, parent.st_uid) or not parent.st_mode & 0o1000
+        if not (is_ours and os.access(os.path.dirname(lock_path), os.W_OK)):
+            return "you may not remove it from the directory around it"
         share: Share = "group" if found.st_mode & 0o020 else "user"
         lock = SoftReadWriteLock(path, lock_dir=lock_dir, is_singleton=False, share=share, numbered=False)
-        with lock.write_lock(0):
-            listing = list_lock(lock_path)
+        with lock.write_lock(0), opened(lock_path) as fd:
+            listing = parse_listing(names := os.listdir(fd))
             if len(listing.announcements) > 1:
                 return _IN_USE  # who waits for us finds the number
+            if len(names) > sum(map(len, (listing.announcements, listing.generations, listing.notes))):
+                return "something else is in it"
             lock.check()
-            for number in listing.generations:
-                os.rmdir(f"{lock_path}/{generation_name(number)}")
-        os.lstat(lock_path)
-    except FileNotFoundError:
-        return None
-    except Timeout:
+            for number in listing.generations:  # by the descriptor: another may get its place while we stand still
+                os.rmdir(generation_name(number), dir_fd=fd)
+    except (FileNotFoundError, Timeout):
         pass
-    return _IN_USE
+    return _IN_USE if os.path.lexists(lock_path) else None

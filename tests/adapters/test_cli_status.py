@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from actors import PATIENCE_S
 from adapters.cli_scene import QUICK, Scene, scene
+from nfsrwlock.cli.status import Look
 from nfsrwlock.text import duration
 
 __all__ = ["scene"]
@@ -322,6 +323,15 @@ def test_watching_below_a_directory_shows_a_lock_that_comes(scene: Scene) -> Non
     assert watch.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_lock_that_has_gone_since_it_was_found_is_no_error(
+    scene: Scene, idle: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    look = Look((str(scene.directory),), None, lambda directory: [f"{directory}/gone"], idle=idle)
+    assert look() == []
+    assert (look.found, look.code, capsys.readouterr().err) == ({}, 0, "")
+
+
 def test_locks_that_nobody_uses_are_pruned_and_the_others_are_named(scene: Scene) -> None:
     for path in ("data", "idle"):
         assert scene.run("run", "--write", path, "--", "true").returncode == 0
@@ -346,6 +356,7 @@ def test_locks_that_nobody_uses_are_pruned_and_the_others_are_named(scene: Scene
         (("prune", "nowhere"), "cannot be searched for locks: no such file or directory; name a directory"),
         (("status", "-r", "nowhere"), "cannot be searched for locks: no such file or directory; name a directory"),
         (("status", "--watch", "--metrics", "data"), "--metrics prints once, so it cannot be used with --watch"),
+        (("status", "-r", "--lock-dir", "/locks", "."), "give the directory of locks as PATH, not by --lock-dir"),
     ],
 )
 def test_what_makes_no_sense_is_refused(scene: Scene, arguments: tuple[str, ...], reason: str) -> None:

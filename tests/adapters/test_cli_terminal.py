@@ -258,3 +258,11 @@ def test_watching_follows_the_lock(shell: Shell, scene: Scene) -> None:
     shell.type(INTERRUPT)
     shell.ready()
     assert "code 0" in shell.do("echo code $?")
+
+
+def test_what_prune_prints_stands_alone_on_its_lines(scene: Scene, shell: Shell) -> None:
+    for name in ("one", "two"):
+        assert scene.run("run", "--write", name, "--", "true").returncode == 0
+    shown = shell.do("nfsrwlock prune -u 0 .")
+    for name in ("one", "two"):
+        assert re.search(rf"(\A|[\nGK]){re.escape(os.path.realpath(scene.directory))}/{name}: removed\r\n", shown)

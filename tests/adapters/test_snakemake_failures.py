@@ -7,7 +7,7 @@ import os
 import signal
 
 from adapters.snakemake_scene import LONG, Scene, scene
-from nfsrwlock import SoftReadWriteLock
+from nfsrwlock import SoftReadWriteLock, prune
 
 __all__ = ["scene"]
 
@@ -125,6 +125,23 @@ def test_what_a_job_that_was_killed_wrote_to_the_real_path_is_removed_by_the_nex
     assert scene.read("other.copy") == "another's\n"
 
 
+def test_pruning_keeps_what_is_known_of_a_job_that_was_cut_off(scene: Scene) -> None:
+    """The number under which it wrote would come again, and what somebody else wrote then be taken for its own."""
+    scene.snakefile(CUT_OFF, "cut_off.smk")
+    scene.snakefile(READING, "reading.smk")
+    run = scene.start("-s", "cut_off.smk", "ref/other")
+    scene.wait_for(lambda: scene.exists("begun.other"))
+    run.kill(signal.SIGKILL)
+    run.end()
+    other = scene.directory / "ref/other"
+    assert prune(other, unused_s=0) == "something else is in it"
+    with SoftReadWriteLock(other).write_lock(timeout=60):
+        scene.write("ref/other", "another's\n")
+    ((code, text),) = scene.many("-s reading.smk other.copy --nolock")
+    assert code == 0, text
+    assert scene.read("other.copy") == "another's\n"
+
+
 LINKS = """
 rule all:
     input: "out/link", "out/absolute", "out/db", "out/tree", "out/other", "out/two"
@@ -200,12 +217,12 @@ def test_a_made_up_record_costs_no_file_that_is_not_the_job_s(scene: Scene) -> N
     scene.snakefile('rule a:\n    output: exclusive("ref/a")\n    shell: "echo new > {output}"')
     scene.write("precious", "mine\n")
     precious = str(scene.directory / "precious")
-    scene.write("ref/.a.nfsrwlock/before", json.dumps({"generation": 0, "before": {precious: "otherwise"}}))
+    os.makedirs(scene.directory / "ref/a.rwlock", 0o700)
+    scene.write("ref/a.rwlock/before", json.dumps({"generation": 0, "before": {precious: "otherwise"}}))
     ((code, text),) = scene.many("")
     assert code == 0, text
     assert scene.read("precious") == "mine\n"
-    os.makedirs(scene.directory / "ref/.a.nfsrwlock", exist_ok=True)
-    os.symlink(precious, scene.directory / "ref/.a.nfsrwlock/before")
+    os.symlink(precious, scene.directory / "ref/a.rwlock/before")
     ((code, text),) = scene.many("-F")
     assert code == 0, text
     assert scene.read("precious") == "mine\n"

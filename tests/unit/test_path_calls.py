@@ -93,6 +93,12 @@ TABLE = {
         "os.listdir(fd)": LOOKS,
         "os.listdir(directory)": LOOKS,
     },
+    "nfsrwlock_core/pruning.py": {
+        "os.scandir(top)": LOOKS,
+        "os.walk(top)": WALK,
+        "os.listdir(fd)": TOKEN,
+        "os.rmdir(generation_name(number), dir_fd=fd)": TOKEN,
+    },
     "nfsrwlock_core/witness.py": {"os.listdir(fd)": TOKEN},
     "integrations/nfsrwlock/cli/app.py": {
         "open(descriptor, 'w' if descriptor else 'r', closefd=False)": "nothing: a descriptor",
@@ -151,12 +157,10 @@ TABLE = {
     },
     "integrations/nfsrwlock/snakemake/hook.py": {"os.walk(top, topdown, **options)": DATA},
     "integrations/nfsrwlock/snakemake/unfinished.py": {
-        "os.makedirs(os.path.dirname(record), exist_ok=True)": DATA,
-        "open(record, 'w', encoding='utf-8', opener=_no_link)": RECORD,
+        "open(record_of(lock), 'w', encoding='utf-8', opener=_no_link)": RECORD,
         "open(record, encoding='utf-8', opener=_no_link)": RECORD,
         "os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 438)": RECORD,
         "os.unlink(record_of(lock))": NAME,
-        "os.rmdir(os.path.dirname(record_of(lock)))": NAME,
         "os.scandir(path)": DATA,
         "os.rename(path, aside)": NAME,
         "os.unlink(aside)": NAME,

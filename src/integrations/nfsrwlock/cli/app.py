@@ -145,6 +145,8 @@ def _status(paths: tuple[str, ...], lock_dir: str | None, form: Any, watch: bool
 
     if watch and form == "metrics":
         raise CliError("--metrics prints once, so it cannot be used with --watch")
+    if lock_dir and options["recursive"]:
+        raise CliError("--recursive looks below PATH: give the directory of locks as PATH, not by --lock-dir")
     return status(paths, lock_dir, form=form or "text", watch=watch, **options)
 
 

@@ -80,6 +80,8 @@ class Look:
             known = former.get(path)
             try:
                 state = inspect(path, lock_dir=self._lock_dir, previous=known if isinstance(known, LockState) else None)
+                if not state.exists and self.searches:
+                    continue  # it has been removed since it was found
                 if not (state.exists or self._may_come or os.path.lexists(path)):
                     raise LockPathError(path, "does not exist, and nobody has ever locked it", "correct the path")
                 if self._idle or state.holders or state.waiters:
@@ -95,12 +97,12 @@ class Look:
         return states
 
 
-def below(directory: str) -> Iterable[str]:
-    """Yield the paths with a lock below ``directory``; on a terminal, show that the search goes on."""
+def below(directory: str) -> list[str]:
+    """Return the paths with a lock below ``directory``; on a terminal, show meanwhile that the search goes on."""
     from rich.progress import track  # noqa: PLC0415
 
     to = console(stderr=True)
-    return track(find_locks(directory), "searching for locks", console=to, transient=True, disable=not to.is_terminal)
+    return [*track(find_locks(directory), "looking for locks", console=to, transient=True, disable=not to.is_terminal)]
 
 
 def _show(look: Look, states: Sequence[LockState], to: Console | None, indent: int | None = None) -> None:

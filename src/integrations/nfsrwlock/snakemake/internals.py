@@ -54,9 +54,6 @@ _FUNCTIONS: Final = (
     _Function("snakemake.io:_IOFile.touch", "self times"),
     _Function("snakemake.io:glob_wildcards", "pattern files followlinks", "walk"),
     _Function(
-        "snakemake.persistence:PersistenceBase.finished | snakemake.persistence:Persistence.finished", "self job"
-    ),
-    _Function(
         "snakemake.persistence:PersistenceBase.incomplete | snakemake.persistence:Persistence.incomplete", "self job"
     ),
     _Function("snakemake.shell:shell.__new__", "cls cmd …", "Popen"),

@@ -2,8 +2,8 @@
 What a job did to the real paths of its exclusive outputs by itself, past the private ones: undone under the lock.
 
 A command may write to a literal path. If its job fails, what is there must not count as made. So before a job runs, it
-is written down beside each of its exclusive locks what the outputs are; they are compared when the job has failed, and
-if it was cut off, by whoever has the lock next, reader or writer. What somebody else wrote under a later grant stays.
+is written down with each of its exclusive locks what the outputs are; they are compared when the job has failed, and if
+it was cut off, by whoever has the lock next, reader or writer. What somebody else wrote under a later grant stays.
 
 What it cannot do: bring back what was overwritten. Such a file is removed, so that it is made anew.
 """
@@ -58,8 +58,8 @@ def _text(status: os.stat_result) -> str:
 
 
 def record_of(lock: SoftReadWriteLock) -> str:
-    """Return the path of the record for one lock."""
-    return os.path.join(private_place(lock.lock_path.removesuffix(".rwlock")), _RECORD)
+    """Return the path of the record for one lock, which lives with the numbers of its grants: it states one."""
+    return os.path.join(lock.lock_path, _RECORD)
 
 
 def remember(job: Any, plan: Plan, locks: LockSet) -> None:
@@ -70,9 +70,7 @@ def remember(job: Any, plan: Plan, locks: LockSet) -> None:
             for index, path in plan.exclusive.items()
             if path == lock.lock_file
         }
-        record = record_of(lock)
-        os.makedirs(os.path.dirname(record), exist_ok=True)
-        with open(record, "w", encoding="utf-8", opener=_no_link) as file:
+        with open(record_of(lock), "w", encoding="utf-8", opener=_no_link) as file:
             json.dump({"generation": lock.generation, "before": before}, file)
 
 
@@ -85,8 +83,6 @@ def forget(plan: Plan, locks: LockSet) -> None:
 def _forget(lock: SoftReadWriteLock) -> None:
     with suppress(OSError):
         os.unlink(record_of(lock))
-    with suppress(OSError):
-        os.rmdir(os.path.dirname(record_of(lock)))  # others may be in it
 
 
 def undo(job: Any, plan: Plan, locks: LockSet, private: Mapping[str, str]) -> None:
