@@ -701,7 +701,7 @@ def new_connection_without_standstill(stack: ExitStack) -> None:
     )
 
 
-@_mutant("a witness takes another number for a heartbeat, not another time stamp")
+@_mutant("a witness takes another number for a heartbeat, not another time stamp", run=43)
 def witness_by_time_stamp(stack: ExitStack) -> None:
     def look(self: HoldWitness, files: Any) -> None:
         moment = self._world.clock()

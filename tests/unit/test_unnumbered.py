@@ -65,6 +65,13 @@ def test_a_lock_with_numbers_keeps_its_directory(tmp_path: Path) -> None:
     assert os.listdir(directory(path)) == ["gen.1"]
 
 
+def test_an_empty_directory_that_is_refused_stays(tmp_path: Path) -> None:
+    directory(tmp_path / "data").mkdir(mode=0o755)
+    with pytest.raises(LockPathError, match="open to others"):
+        SoftReadWriteLock(tmp_path / "data", numbered=False).acquire_read(1)
+    assert directory(tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("others", ["unnumbered", "numbered"])
 def test_no_update_is_lost_while_the_directory_comes_and_goes(tmp_path: Path, others: str) -> None:
     path = tmp_path / "data"

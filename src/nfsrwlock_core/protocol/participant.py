@@ -405,7 +405,7 @@ class Participant(Observer):
     def _tidy(self) -> None:
         if self._listing is not None:
             self._remove_unneeded(self._listing)
-        if self._numbered:
+        if self._numbered or not (self._own_names or self._first_listing):  # nothing of it can be there
             return
         # Who can remove the directory was the last one in it. What else is left then are notes made meanwhile.
         try:
