@@ -67,10 +67,11 @@ def _linux(options: str, mind: str = "") -> FileSystem:
     return dataclasses.replace(_LINUX, options=options, mind=mind)
 
 
-def _linux_over(disk: str, package: str) -> FileSystem:
+def _linux_over(disk: str, package: str, mind: str = "") -> FileSystem:
     return dataclasses.replace(
         _LINUX,
         title=f"Linux NFS server over {disk}",
+        mind=mind,
         disk=disk,
         packages=f"{_LINUX.packages} {package}",
         programs=f"{_LINUX.programs} mkfs.{disk}",
@@ -116,7 +117,7 @@ DESCRIPTIONS: Final = {
     "softerr": _linux("softerr,timeo=50,retrans=2", "Calls fail while the server is away: data may be lost."),
     "nordirplus": dataclasses.replace(_LINUX_3, options="nordirplus"),
     "xfs": _linux_over("xfs", "xfsprogs"),
-    "btrfs": _linux_over("btrfs", "btrfs-progs"),
+    "btrfs": _linux_over("btrfs", "btrfs-progs", "The server acknowledges what is not on its disk, so it breaks (d)."),
     "tmpfs": dataclasses.replace(
         _LINUX,
         title="Linux NFS server over tmpfs",

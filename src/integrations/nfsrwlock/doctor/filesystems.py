@@ -19,7 +19,8 @@ from nfsrwlock_core.system.mounts import Mount
 #: The engine's default lease.
 _LEASE_SECONDS: Final = 90.0
 _CRASH: Final = (
-    "Whether changes survive a crash of the server (d) cannot be seen from here: 'exportfs -v' there must say sync."
+    "Whether changes survive a crash of the server (d) cannot be seen from here: 'exportfs -v' there must say sync, "
+    "and what it exports must not be btrfs."
 )
 _TRY: Final = "Find out with two hosts: nfsrwlock doctor --peer PATH."
 _known: Final = partial(Check, basis="documented")
