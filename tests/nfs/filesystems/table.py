@@ -56,7 +56,8 @@ def _line(name: str, row: dict[str, Any]) -> list[str]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.replace("|", "/").replace("`", "'").split())[-300:]
+    first = text.replace("\\n", "\n").splitlines()[0]  # a guest's console may follow
+    return " ".join(first.replace("|", "/").replace("`", "'").split())[:200]
 
 
 def _demand(check: dict[str, Any] | None) -> str:
