@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from actors import wait_until
 from adapters.cli_scene import Scene, scene
 from nfsrwlock.cli import guard, main
+from nfsrwlock.cli.options import positive_span, span
 from nfsrwlock.processes import KEEPER_NAME, process_table
 from other_users import ALICE, as_user, directory_of, needs_root
 
@@ -222,3 +224,12 @@ class TestAsAnotherUser:
         with directory_of(ALICE) as place:
             (place / "data").touch(mode=0)
             assert as_user(ALICE, lambda: main(["status", "--json", str(place / "data")])) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("1.5", 1.5), ("90s", 90), ("5m", 300), ("5min", 300), ("2h", 7200), ("1d", 86400)],
+)
+def test_a_time_is_a_number_of_seconds_or_has_a_unit(text: str, seconds: float) -> None:
+    assert span(text) == positive_span(text) == seconds
+    assert span("inf") == math.inf

@@ -73,6 +73,16 @@ def test_it_shows_what_runs_long_before_the_first_heartbeat_is_due(scene: Scene)
     assert (peer["job"], peer["command"].split()[:2]) == ("4711", ["nfsrwlock", "run"])
 
 
+def test_it_shows_at_once_what_holds_for_another_process(scene: Scene) -> None:
+    scene.environment["SLURM_JOB_ID"] = "4711"
+    other = scene.start("60", program=["sleep"])
+    settings = ("--heartbeat", "1000", "--stale", "4000", "--pid", str(other.pid))
+    assert scene.run("hold", "--write", "data", *settings).returncode == 0
+    scene.wait_for(lambda: "job 4711: nfsrwlock hold --write data" in scene.run("status", "data").stdout)
+    other.kill()
+    scene.wait_for(lambda: scene.announced() == [])
+
+
 @pytest.mark.parametrize(("width", "left_out"), [(200, []), (85, ["token"]), (60, ["silent", "evictable", "token"])])
 def test_a_narrow_table_says_what_it_leaves_out(scene: Scene, width: int, left_out: list[str]) -> None:
     announce(scene, ELSEWHERE)

@@ -109,9 +109,9 @@ def test_a_build_that_fetches_its_own_path_is_told_so(tmp_path: Path) -> None:
         fetch(tmp_path / "data", lambda path: fetch(tmp_path / "data", Path.touch))
 
 
-@pytest.mark.parametrize("length", [213, 214, 248])
-def test_what_may_be_locked_may_be_built_however_long_its_name(tmp_path: Path, length: int) -> None:
-    path = tmp_path / ("x" * length)
+@pytest.mark.parametrize("name", ["x" * 213, "x" * 214, "x" * 248, "\u540d" * 82, "\U0001f600" * 62], ids=len)
+def test_what_may_be_locked_may_be_built_however_long_its_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     with pytest.raises(RuntimeError), fetch(path, _fails):
         pass
     with fetch(path, lambda mine: mine.write_text("built")) as got:

@@ -443,6 +443,8 @@ REFUSED = {
     'output: "x"\n    benchmark: exclusive("x.tsv")': "'x.tsv': shared_read() and exclusive() do nothing in benchmark:",
     'output: "x"\n    params: a=shared_read(["in"])': "'in': shared_read() and exclusive() do nothing in params:",
     'output: exclusive("x", share="all")': "exclusive: share must be 'user' or 'group', not 'all'",
+    'output: exclusive("x", lock_dir="locks")': "exclusive: lock_dir must be the absolute path of a directory",
+    'input: shared_read("in", lock_dir="~/l")\n    output: "x"': "shared_read: lock_dir must be the absolute path of",
     'output: exclusive("x", lock="")': "exclusive: lock must be a path, not ''",
     'output: exclusive(lambda wildcards: "x")': "exclusive: an output cannot be a function",
     'output: "x"\n    params: a=limited("licence", 2)': "limited() does nothing in params:, it is for resources:",
@@ -551,6 +553,7 @@ def test_with_the_scheduler_a_job_whose_lock_is_busy_takes_no_core(scene: Scene)
     assert scene.read("locked") == "data"
     for name in ("one", "two"):  # neither was started to wait for the other
         assert len(scene.read(f"{name}.seen").split()) == 1
+    assert "ref/both to start: " not in run.text, "nobody need hear of the workflow's own jobs"
 
 
 COUNTED = """

@@ -54,14 +54,14 @@ rule old:
     shell: "echo half > ref/old; exit {config[code]}"
 rule dir:
     output: exclusive(directory("ref/dir"), lock="ref/set")
-    shell: "echo half > ref/dir/x; exit 1"
+    shell: "echo half > ref/dir/deep/down; exit 1"
 """
 
 
 def test_what_a_failed_job_wrote_to_the_real_path_does_not_count_as_made(scene: Scene) -> None:
     scene.snakefile(LITERAL)
     scene.write("ref/old", "old\n")
-    scene.write("ref/dir/x", "old\n")
+    scene.write("ref/dir/deep/down", "old\n")
     (code, text), (kept, _) = scene.many("-k -F --config code=0", "-F ref/new --keep-incomplete --config code=0")
     assert (code, kept) == (1, 1)
     for path in ("new", "old", "dir"):

@@ -41,16 +41,16 @@ def private_place(path: str) -> str:
 
 
 def identity(path: str) -> str:
-    """Return what changes if ``path`` is changed, a directory's entries included; empty if nothing is there."""
+    """Return what changes if ``path`` is changed, or anything in it; empty if nothing is there."""
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return ""
     found = [_text(status)]
-    if stat.S_ISDIR(status.st_mode):
-        with os.scandir(path) as entries:
-            found += sorted(f"{entry.name} {_text(entry.stat(follow_symlinks=False))}" for entry in entries)
-    return hashlib.sha256(os.fsencode("\n".join(found))).hexdigest()[:16]
+    for here, names, files in os.walk(path) if stat.S_ISDIR(status.st_mode) else ():
+        entries = [os.path.join(here, name) for name in (*names, *files)]
+        found += [f"{os.path.relpath(entry, path)} {_text(os.lstat(entry))}" for entry in entries]
+    return hashlib.sha256(os.fsencode("\n".join(sorted(found)))).hexdigest()[:16]
 
 
 def _text(status: os.stat_result) -> str:
