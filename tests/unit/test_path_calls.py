@@ -161,7 +161,7 @@ TABLE = {
         "open(record, encoding='utf-8', opener=_no_link)": RECORD,
         "os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 438)": RECORD,
         "os.unlink(record_of(lock))": NAME,
-        "os.scandir(path)": DATA,
+        "os.walk(path)": DATA,
         "os.rename(path, aside)": NAME,
         "os.unlink(aside)": NAME,
         "shutil.rmtree(aside, ignore_errors=True)": RMTREE,
