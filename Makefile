@@ -128,7 +128,7 @@ test-slurm: .venv/.slurm ## locked Snakemake workflows on a real Slurm with two 
 	$(BIN)/python tests/slurm/cluster.py install
 	$(BIN)/python -m pytest tests/slurm -n $(CLUSTERS) --dist worksteal --timeout 300 --durations 10 $(PYTEST_ARGS)
 
-test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under faults (root; under six minutes)
+test-nfs: .venv/.dev ## a cluster of kernels with a real NFS server, under faults (root; about seven minutes)
 	$(BIN)/python tests/nfs/lab install
 	$(BIN)/python -m pytest tests/nfs -n $(LABS) --dist loadfile --durations 10 $(PYTEST_ARGS)
 
