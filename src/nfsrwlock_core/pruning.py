@@ -61,6 +61,7 @@ def prune(
         state = inspect(path, lock_dir=lock_dir)
         if any(peer.alive is not False for peer in (*state.holders, *state.waiters)):
             return _IN_USE  # to ask for the lock would keep readers out for a moment
+        # A courtesy to people, like all that time stamps tell: whether anybody uses it the lock itself decides, below.
         if (age := max(0.0, time.time() - found.st_mtime)) < unused_s:
             return f"it was used {age:.0f} s ago"
         is_ours = os.geteuid() in (0, found.st_uid, parent.st_uid) or not parent.st_mode & 0o1000

@@ -16,8 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from nfsrwlock_core import SoftReadWriteLock, prune
+from nfsrwlock_core import SoftReadWriteLock
 from nfsrwlock_core.inspection import list_lock
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from nfs.on_client import prune_it
 
 PROCESSES = 8
 
@@ -50,15 +54,6 @@ def use(data: Path, seconds: float, seed: int) -> int:
     return added
 
 
-def prune_it(data: Path, seconds: float) -> int:
-    """Prune the lock again and again; return how often its directory was removed."""
-    removed, until = 0, time.monotonic() + seconds
-    while time.monotonic() < until:
-        if Path(f"{data}.rwlock").exists():
-            removed += prune(data, unused_s=0) is None
-    return removed
-
-
 def conduct(here: Path, seconds: float) -> int:
     """Start the processes, and one that prunes."""
     data = here / "data"
@@ -86,7 +81,7 @@ def main() -> int:
     options.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.data is not None:
-        print(use(given.data, given.seconds, given.seed) if given.seed else prune_it(given.data, given.seconds))
+        print(use(given.data, given.seconds, given.seed) if given.seed else prune_it(str(given.data), given.seconds))
         return 0
     with tempfile.TemporaryDirectory() as here:
         return conduct(Path(here), given.seconds)
