@@ -165,8 +165,8 @@ def timeline_problems() -> list[str]:
             environment = {**os.environ, "NFSRWLOCK_TRACE": f"{place}/trace", "NFSRWLOCK_HOST": host}
             subprocess.run([*program, "run", mode, name, "--", "true"], cwd=place, env=environment, check=True)
         page = place / "page.html"
-        subprocess.run([*program, "timeline", place / "trace", "-o", page], check=True)
-        script = FILTER.replace("LOCK", repr(f"{place}/one.rwlock"))
+        subprocess.run([*program, "timeline", "trace", "-o", page], cwd=place, check=True)
+        script = FILTER.replace("LOCK", "'one'")
         page.write_text(page.read_text().replace("</body>", f"{script}</body>"))
         dom = chromium("--virtual-time-budget=4000", "--dump-dom", page.as_uri())
     found = re.search(r'data-seen="([^"]*)"', dom)

@@ -85,9 +85,8 @@ def main() -> int:
         os.environ["NFSRWLOCK_TRACE"] = f"{directory}/trace"  # which the workers inherit
         right = run(directory, locked=not options.no_lock)
         if options.svg:
-            draw = [sys.executable, "-m", "nfsrwlock", "timeline", f"{directory}/trace", "-o", options.svg]
-            subprocess.run(draw, check=True)
-            options.svg.write_text(options.svg.read_text().replace(f"{directory}/", ""))
+            draw = [sys.executable, "-m", "nfsrwlock", "timeline", "trace", "-o", options.svg.resolve()]
+            subprocess.run(draw, cwd=directory, check=True)
     print("right" if right else "WRONG")
     return 0 if right else 1
 

@@ -170,9 +170,8 @@ def main() -> int:
         found = uses(directory)
         show(found)
         if options.svg:
-            draw = [sys.executable, "-m", "nfsrwlock", "timeline", directory / "trace", "-o", options.svg]
-            subprocess.run(draw, check=True)
-            options.svg.write_text(options.svg.read_text().replace(f"{directory}/", ""))
+            draw = [sys.executable, "-m", "nfsrwlock", "timeline", "trace", "-o", options.svg.resolve()]
+            subprocess.run(draw, cwd=directory, check=True)
         return 0 if judge(found, directory) else 1
 
 

@@ -219,6 +219,22 @@ def test_the_terminal_gets_the_tables(scene: Scene) -> None:
     assert "Evictions" not in lines
 
 
+def test_paths_below_the_current_directory_are_named_relative_to_it_but_not_for_programs(scene: Scene) -> None:
+    trace, data, beside = scene.directory / "trace", f"{scene.directory}/sub/data", f"{scene.directory}-2/data"
+    steps = (*hold("t1", 1, 2, lock=data, number=1), *hold("t2", 3, 4, lock=beside, number=1))
+    write_trace(trace, "a", 1, asked("t1", 0, lock=data), *steps)
+    assert timeline(scene, "trace", "-o", "out.html").returncode == 0
+    text = (scene.directory / "out.html").read_text()
+    rows = Page(text).rows
+    assert ["a pid 1", "sub/data", "exclusive", "1 s", "released"] in rows
+    assert ["a pid 1", beside, "exclusive", "1 s", "released"] in rows
+    assert "<option>sub/data</option>" in text
+    assert set(re.findall('data-lock="([^"]*)"', text)) == {"sub/data", beside}
+    assert f"{scene.directory}/" not in text
+    assert "sub/data" in timeline(scene, "trace").stdout
+    assert {one["lock"] for one in facts(scene)["holds"]} == {f"{data}.rwlock", f"{beside}.rwlock"}
+
+
 @pytest.mark.parametrize("lead", [-300.0, 0.0, 7.5])
 def test_clocks_that_differ_are_set_by_the_order_of_grants(scene: Scene, lead: float) -> None:
     trace = scene.directory / "trace"

@@ -76,13 +76,13 @@ def svg(facts: Facts) -> str:
         name = f"job {process.job}" if process.job else os.path.basename(process.command.partition(" ")[0])
         rows.append((process.host, f"{name[:14]} {process.pid}".strip()))
     bars = [
-        Bar(place[one.process], one.begin, one.end, "wait", _title(one, "waits for"), one.lock) for one in facts.waits
+        Bar(place[one.process], one.begin, one.end, "wait", _title(one, "waits for"), _path(one)) for one in facts.waits
     ]
     marks, row_of = [], {hold.token: place[hold.process] for hold in facts.holds}
     for hold in facts.holds:
         row, style = place[hold.process], _DOING.get(hold.mode, "shared")
-        bars.append(Bar(row, hold.begin, hold.end, style, _title(hold, "holds"), hold.lock))
-        bars += [Bar(row, first, last, "doubt", "its lease had run out", hold.lock) for first, last in hold.doubts]
+        bars.append(Bar(row, hold.begin, hold.end, style, _title(hold, "holds"), _path(hold)))
+        bars += [Bar(row, first, last, "doubt", "its lease had run out", _path(hold)) for first, last in hold.doubts]
         marks += [Mark(row, hold.end, "kill")] if hold.ending in ("lost", "evicted") else []
     for one in facts.evictions:
         marks += [Mark(row_of[one.token], one.at, "free", f"evicted by {one.by}")] if one.token in row_of else []
@@ -93,7 +93,8 @@ def svg(facts: Facts) -> str:
 
 
 def _path(it: Span | Eviction) -> str:
-    return it.lock.removesuffix(".rwlock")
+    """Return what the lock is for, relative to the current directory where it lies below it."""
+    return it.lock.removesuffix(".rwlock").removeprefix(os.path.join(os.getcwd(), ""))
 
 
 def _heading(facts: Facts) -> str:
@@ -197,7 +198,7 @@ def page(facts: Facts) -> str:
     for heading, (names, *rows) in tables(facts).items():
         body = "".join(row(cells, "td") for cells in rows[:_LINES_MOST])
         parts.append(f"<h2>{heading}</h2><table><thead>{row(names, 'th')}</thead><tbody>{body}</tbody></table>")
-    locks = sorted({span.lock for span in (*facts.holds, *facts.waits)})
+    locks = sorted({_path(span) for span in (*facts.holds, *facts.waits)})
     hosts = sorted({process.host for process in facts.processes})
     words = {
         "TITLE": _safe(_heading(facts)),
