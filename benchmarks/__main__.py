@@ -35,8 +35,9 @@ _LOCAL_S: Final = 160.0
 _NFS_S: Final = 1100.0
 
 _ALL: Final = tuple(KINDS)
-#: A hold that is kept shows in uncontended cycles only, and permits there and where they are contended for.
-_MOST: Final = tuple(name for name in KINDS if name not in ("nfsrwlock-kept", "nfsrwlock-permit"))
+#: A hold that is kept or recorded shows in uncontended cycles only, and permits there and where they are contended for.
+_SOME: Final = ("nfsrwlock-kept", "nfsrwlock-permit", "nfsrwlock-recorded")
+_MOST: Final = tuple(name for name in KINDS if name not in _SOME)
 _FEW: Final = tuple(name for name in _MOST if name not in ("soft", "strict", "flufl"))
 FULL: Final = Plan(_ALL, _MOST)
 LOCAL: Final = Plan(

@@ -98,6 +98,14 @@ class NfsRwLock(Contender):
         os.mkdir(f"{self._directory}/{name}", 0o700)
 
 
+class Recorded(NfsRwLock):
+    """The same lock, exclusive, of a process that records on the same file system what its locks do."""
+
+    def __init__(self, path: str, options: Options) -> None:
+        os.environ["NFSRWLOCK_TRACE"] = f"{path}.trace"  # read when the process first uses a lock
+        super().__init__(path, options, "write")
+
+
 class FilelockRw(Contender):
     """filelock's lock of the same name."""
 
@@ -200,6 +208,7 @@ KINDS: Final[dict[str, Kind]] = {
         permits=_PERMITS,
     ),
     "nfsrwlock-write": Kind("nfsrwlock, write", lambda p, o: NfsRwLock(p, o, "write")),
+    "nfsrwlock-recorded": Kind("nfsrwlock, write, recorded", Recorded),
     "filelock-read": Kind("filelock SoftReadWriteLock, read", lambda p, o: FilelockRw(p, o, "read"), shared=True),
     "filelock-write": Kind("filelock SoftReadWriteLock, write", lambda p, o: FilelockRw(p, o, "write")),
     "soft": Kind("filelock SoftFileLock", lambda p, o: FilelockSoft(p, o, "SoftFileLock")),

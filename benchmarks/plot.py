@@ -21,6 +21,7 @@ _COLOURS: Final = {
     "nfsrwlock-read": "#0b63b0",
     "nfsrwlock-kept": "#0f8fa8",
     "nfsrwlock-permit": "#4338ca",
+    "nfsrwlock-recorded": "#b45309",
     "nfsrwlock-write": "#4fa3e8",
     "filelock-read": "#c2410c",
     "filelock-write": "#ef8b57",

@@ -32,6 +32,7 @@ def judge(document: Document) -> Iterator[Target]:
     yield from _requests(document)
     yield from _times(document)
     yield from _kept(document)
+    yield from _recorded(document)
     yield from _start(document)
     yield from _cache(document)
     yield from _contended(document)
@@ -109,6 +110,12 @@ def _kept(document: Document) -> Iterator[Target]:
     times = ratio(document, "lockf-read", "nfsrwlock-kept")
     if times is not None:
         yield Target("and is at least 20 times as fast as `lockf`", f"{times:.1f} times", times >= 20)
+
+
+def _recorded(document: Document) -> Iterator[Target]:
+    times = ratio(document, "nfsrwlock-recorded", "nfsrwlock-write")
+    if times is not None:
+        yield Target("a write cycle takes at most 5 % longer where it is recorded", f"{times - 1:+.1%}", times <= 1.05)
 
 
 def _start(document: Document) -> Iterator[Target]:
