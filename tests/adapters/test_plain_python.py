@@ -189,6 +189,22 @@ def test_a_directory_that_is_no_longer_valid_is_built_anew_as_a_whole(tmp_path: 
     assert sorted(os.listdir(tmp_path)) == ["data", "data.rwlock"]
 
 
+def test_what_was_there_already_has_no_lock_directory_at_rest_and_what_was_built_keeps_its_number(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "there").touch()
+    for _ in range(2):
+        with fetch(tmp_path / "there", Path.touch) as got, fetch(tmp_path / "there", Path.touch):
+            assert got.generation == 0
+            assert (tmp_path / "there.rwlock").is_dir()
+        assert os.listdir(tmp_path) == ["there"]
+    for generation in (1, 2):
+        (tmp_path / "there").unlink()
+        for _ in range(2):
+            with fetch(tmp_path / "there", Path.touch) as got:
+                assert got.generation == generation
+
+
 def test_what_was_fetched_cannot_be_handed_to_another_process_which_is_told_what_to_do(tmp_path: Path) -> None:
     with fetch(tmp_path / "x", lambda path: path.write_text("x")) as fetched:
         with pytest.raises(TypeError, match=r"belongs to this process: pass on the path"):

@@ -65,6 +65,24 @@ def test_a_lock_with_numbers_keeps_its_directory(tmp_path: Path) -> None:
     assert os.listdir(directory(path)) == ["gen.1"]
 
 
+def test_a_reader_that_has_seen_a_number_does_not_try_to_remove_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tried, rmdir = tmp_path / "data", [], LockDirectory.rmdir
+
+    def noted(self: LockDirectory, name: str = "") -> None:
+        tried.append(name)
+        rmdir(self, name)
+
+    monkeypatch.setattr(LockDirectory, "rmdir", noted)
+    reader, writer = (SoftReadWriteLock(path, is_singleton=False, numbered=numbered) for numbered in (False, True))
+    for lock, mode in ((reader, "read"), (writer, "write"), (reader, "read")):
+        with lock.read_lock() if mode == "read" else lock.write_lock():
+            pass
+    assert tried.count("") == 1, "before there was a number"
+    assert os.listdir(directory(path)) == ["gen.1"]
+
+
 def test_an_empty_directory_that_is_refused_stays(tmp_path: Path) -> None:
     directory(tmp_path / "data").mkdir(mode=0o755)
     with pytest.raises(LockPathError, match="open to others"):

@@ -123,6 +123,9 @@ def fetch(
     :raises DeadlockError: if ``build`` asks for the very path that it builds, or ``is_valid`` refuses what this very
         thread holds by an earlier call
 
+    The lock directory stays once something was built, for its number, the version of what is there. Where nothing was,
+    whoever releases the path last removes it.
+
     A thread that has the path already shares its hold. Other threads and processes take their own, and who waits to
     build goes first: within the block, do not wait for one that asks for the same path, but hand it the path.
 
@@ -135,15 +138,16 @@ def fetch(
     target = Path(os.path.abspath(path))
     built: int | None = None
     while True:
-        lock = SoftReadWriteLock(target, is_singleton=False, **options)
-        if lock.lock_path in _building.get():
+        # Who builds leaves a number behind, the version of what it made. Who only reads need leave nothing.
+        reader, writer = (SoftReadWriteLock(target, is_singleton=False, numbered=n, **options) for n in (False, True))
+        if reader.lock_path in _building.get():
             raise DeadlockError(
                 f"{os.fspath(target)!r} is being built by this very call of fetch(); build it from others"
             )
         got = Fetched(target)
         try:
             _unreleased.add(got)
-            got._lock = got._hold.enter_context(joined(lock, "read"))
+            got._lock = got._hold.enter_context(joined(reader, "read"))
             before = signature_afresh(target)
             if before is not None and (is_valid is None or is_valid(target)):
                 return got
@@ -160,7 +164,7 @@ def fetch(
         appeared = partial(_has_changed, target, before)
         block = ExitStack()
         try:
-            held = block.enter_context(joined(lock, "write", until=appeared))
+            held = block.enter_context(joined(writer, "write", until=appeared))
         except Timeout:
             if appeared():  # another one has built it: it need only be read
                 continue

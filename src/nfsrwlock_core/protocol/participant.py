@@ -407,6 +407,8 @@ class Participant(Observer):
             self._remove_unneeded(self._listing)
         if self._numbered or not (self._own_names or self._first_listing):  # nothing of it can be there
             return
+        if self.mode is Mode.READ and self._listing is not None and self._listing.generations:
+            return  # a number stays, and the directory with it: only a writer could have removed it since
         # Who can remove the directory was the last one in it. What else is left then are notes made meanwhile.
         try:
             self.files.rmdir()
