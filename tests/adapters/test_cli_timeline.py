@@ -323,6 +323,9 @@ def test_a_hold_without_an_end_ends_before_the_next_that_excludes_it(scene: Scen
     ends = {one["token"]: (one["ending"], one["end"] - WALL) for one in facts(scene)["holds"]}
     assert ends["t1"] == ("never released", pytest.approx(5))
     assert ends["t3"] == ("open", pytest.approx(7))
+    assert timeline(scene, "trace", "-o", "out.svg").returncode == 0
+    lines = [line.get("class") for line in ET.parse(scene.directory / "out.svg").getroot().iter(f"{SVG}line")]
+    assert "kill" in lines
 
 
 def test_five_hundred_processes_fit_into_a_picture_that_a_browser_opens(scene: Scene) -> None:

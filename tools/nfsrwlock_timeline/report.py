@@ -83,7 +83,7 @@ def svg(facts: Facts) -> str:
         row, style = place[hold.process], _DOING.get(hold.mode, "shared")
         bars.append(Bar(row, hold.begin, hold.end, style, _title(hold, "holds"), _path(hold)))
         bars += [Bar(row, first, last, "doubt", "its lease had run out", _path(hold)) for first, last in hold.doubts]
-        marks += [Mark(row, hold.end, "kill")] if hold.ending in ("lost", "evicted") else []
+        marks += [Mark(row, hold.end, "kill")] if hold.ending in ("lost", "evicted", "never released") else []
     for one in facts.evictions:
         marks += [Mark(row_of[one.token], one.at, "free", f"evicted by {one.by}")] if one.token in row_of else []
     began = datetime.fromtimestamp(facts.begin).astimezone().isoformat(" ", "seconds")
