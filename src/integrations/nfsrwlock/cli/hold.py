@@ -73,20 +73,13 @@ def _guard(process: Process, keeper: Keeper, last: Hold) -> None:
     os.chdir("/")
     # Let go of everything that somebody could wait for. stderr is kept for the one message that matters, where that can
     # make nobody wait for its end.
-    silent = [0, 1] if _is_file_or_terminal(2) else [0, 1, 2]
+    silent = [0, 1] if os.isatty(2) or stat.S_ISREG(os.fstat(2).st_mode) else [0, 1, 2]
     leave_the_caller(GUARD_NAME, [keeper.channel.fileno(), process.fileno()], silent)
     with Signals(FORWARDED) as signals:
         guard = _Guard(process, keeper, last, signals)
         guard.until_it_ends()
         guard.gives_back = False
     guard.release(f"process {process.pid} did")
-
-
-def _is_file_or_terminal(descriptor: int) -> bool:
-    try:
-        return os.isatty(descriptor) or stat.S_ISREG(os.fstat(descriptor).st_mode)
-    except OSError:
-        return False
 
 
 class _Guard(Guard):
@@ -125,10 +118,9 @@ def release(paths: Sequence[str], pid: int, lock_dir: str | None) -> int:
     for process in processes:
         os.kill(process.pid, GIVE_BACK)
     limit = time.monotonic() + _RELEASE_SECONDS
-    for process in processes:
-        while not process.ended:
-            if time.monotonic() > limit:
-                say("the file server does not answer; the lock will be released when it does")
-                return Exit.OK
-            readable(process.fileno(), seconds=0.1)
+    while left := [process.fileno() for process in processes if not process.ended]:
+        if time.monotonic() > limit:
+            say("the file server does not answer; the lock will be released when it does")
+            break
+        readable(*left, seconds=0.1)
     return Exit.OK
