@@ -19,9 +19,9 @@ from snakemake.exceptions import WorkflowError
 
 from nfsrwlock.processes import family
 from nfsrwlock.snakemake.flags import READ, WRITE, permits_of, wish_of
-from nfsrwlock.snakemake.messages import job_name, say, warn
+from nfsrwlock.snakemake.messages import job_name, note, say, warn
 from nfsrwlock.snakemake.plan import Mode, Plan, Want, plan_of
-from nfsrwlock.text import printable
+from nfsrwlock.text import duration, printable
 from nfsrwlock_core import LockError, PeerInfo, inspect
 
 _LOOK_AGAIN_S: Final = 1.0
@@ -41,7 +41,7 @@ class Admission:
         #: Of the jobs that are ready or run: there may be thousands, and all are asked for again and again.
         self._plans: dict[Any, list[Plan]] = {}
         self._looks: dict[tuple[str, Any], tuple[float, list[PeerInfo]]] = {}
-        self._since: dict[Any, float] = {}
+        self._held_back: dict[Any, tuple[float, _Obstacle | None]] = {}
         self._said: dict[str, float] = {}
 
     def select(self, jobs: Iterable[Any], choose: Callable[[list[Any]], Sequence[Any]]) -> list[Any]:
@@ -80,9 +80,9 @@ class Admission:
             return []
 
         def may_start(job: Any, look: bool) -> bool:
-            waited = now - self._since.get(job, now)
+            since, _ = self._held_back.get(job, (now, None))
             # One that has waited for its time-out goes, and says for whom it has waited.
-            plans = (plan for plan in self._plans[job] if waited <= plan.timeout)
+            plans = (plan for plan in self._plans[job] if now - since <= plan.timeout)
             if found := in_the_way(tuple(want for plan in plans for want in plan.wanted), look):
                 obstacles[job] = found[0]
             return not found
@@ -98,8 +98,12 @@ class Admission:
                 _claim(claims, self._plans[job])
                 in_the_way.cache_clear()
                 compatible.append(job)
-        self._since = {job: self._since.get(job, now) for job in obstacles}
-        self._say_who_waits(obstacles, now)
+        for job, (since, obstacle) in self._held_back.items():
+            if job not in obstacles and obstacle is not None:
+                who = f"{job_name(next(iter(_members(job))))} waited {duration(now - since)}"
+                note(now - since, _text(who, obstacle))
+        self._held_back = {job: (self._held_back.get(job, (now,))[0], found) for job, found in obstacles.items()}
+        self._say_who_waits(now)
         if obstacles and workflow.scheduling_settings.max_jobs_per_timespan is None:
             workflow.scheduler._schedule_reevalutation(_ASK_AGAIN_S)  # else Snakemake asks by itself
         return compatible
@@ -122,22 +126,24 @@ class Admission:
             self._looks[lock] = now, peers
         return self._looks[lock][1]
 
-    def _say_who_waits(self, obstacles: dict[Any, _Obstacle | None], now: float) -> None:
-        waiting: dict[str, list[tuple[Any, PeerInfo]]] = {}
-        for job, obstacle in obstacles.items():
+    def _say_who_waits(self, now: float) -> None:
+        waiting: dict[str, list[tuple[float, Any, _Obstacle]]] = {}
+        for job, (since, obstacle) in self._held_back.items():
             if obstacle is not None:
-                path, peer = obstacle
-                waiting.setdefault(path, []).append((job, peer))
+                waiting.setdefault(obstacle[0], []).append((since, job, obstacle))
         for path, those in waiting.items():
             if now - self._said.get(path, -_SAY_AGAIN_S) >= _SAY_AGAIN_S:
                 self._said[path] = now
-                job, peer = those[0]
+                _, job, obstacle = those[0]
                 one = next(iter(_members(job)))
                 who = f"{len(those)} jobs wait" if len(those) > 1 else f"{job_name(one)} waits"
-                since = min(self._since[job] for job, _ in those)
-                (say if now - since < _SAY_AGAIN_S else warn)(
-                    one, f"{who} for the lock on {printable(path)} to start: {printable(peer.describe())}"
-                )
+                since = min(since for since, _, _ in those)
+                (say if now - since < _SAY_AGAIN_S else warn)(one, _text(who, obstacle))
+
+
+def _text(who_waits: str, obstacle: _Obstacle) -> str:
+    path, peer = obstacle
+    return f"{who_waits} for the lock on {printable(path)} to start: {printable(peer.describe())}"
 
 
 def _members(job: Any) -> Iterable[Any]:

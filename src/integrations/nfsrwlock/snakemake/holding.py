@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from nfsrwlock.freshness import look_afresh
 from nfsrwlock.leash import why_not_held
-from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, say
+from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, note, say
 from nfsrwlock.snakemake.plan import Plan, plan_of
 from nfsrwlock.snakemake.unfinished import record_of
 from nfsrwlock.text import printable
@@ -142,6 +142,8 @@ def _acquire(job: Any, locks: LockSet, timeout: float) -> None:
         ) from None
     except LockError as error:
         raise LockingError(f"{job_name(job)} cannot lock its files: {printable(str(error))}") from None
+    finally:
+        note(waiting.seconds, waiting.text)
     if waiting.seconds >= 1:
         say(job, f"{job_name(job)} has its locks after {waiting.seconds:.0f} s")
 

@@ -23,7 +23,7 @@ from snakemake.executors import local
 from nfsrwlock.snakemake import cache, holding, once, unfinished
 from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.internals import place_of, shell_module
-from nfsrwlock.snakemake.messages import job_name, say
+from nfsrwlock.snakemake.messages import job_name, note_waits, say, say_longest_waits
 from nfsrwlock.snakemake.plan import check_rules, plan_of, plan_of_cache, warn_of_unguarded_reads
 from nfsrwlock.snakemake.processes import JobProcesses, start_process
 from nfsrwlock.snakemake.publish import Workspace
@@ -134,10 +134,13 @@ def _give_up_waiting_after(original: Original, self: Any) -> Any:
     holding.ending.clear()  # one process may run several workflows, one after the other
     if self.workflow.is_main_process:
         warn_of_unguarded_reads(self.workflow.dag)
+        note_waits(self.workflow)
     try:
         return original(self)
     finally:
         holding.ending.set()
+        if self.workflow.is_main_process:
+            say_longest_waits(self.workflow)
 
 
 def _check_rules_too(original: Original, self: Any) -> Any:

@@ -1,12 +1,22 @@
-"""What the user reads, in Snakemake's own log: one line per message, with the job's rule and number."""
+"""
+What the user reads, in Snakemake's own log: one line per message, with the job's rule and number.
+
+The longest waits for locks are said once more when the workflow ends. A job may take its locks in a process of its own,
+on another host. So each long wait becomes a small file in a directory below ``.snakemake``, which the main process
+names to all jobs, reads, and removes. What cannot be written there is left out; no job fails by it.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+import shutil
 import sys
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +31,10 @@ if TYPE_CHECKING:
 
 #: Who waits for less than this is not worth a line.
 _SILENT_S: Final = 1.0
-_AGAIN_S: Final = 60.0  # from then on --quiet does not hide it
+_AGAIN_S: Final = 60.0  # from then on --quiet does not hide it, and it may be said once more at the end
+#: How many waits are said at the end.
+_LONGEST: Final = 5
+_VARIABLE: Final = "NFSRWLOCK_SNAKEMAKE_WAITS"
 
 
 def job_name(job: Any) -> str:
@@ -71,6 +84,8 @@ class Waiting:
         self._began = time.monotonic()
         self._due = _SILENT_S
         self._shown: tuple[str, ...] = ()
+        #: For whom it waits, and for how long so far.
+        self.text = ""
 
     @property
     def seconds(self) -> float:
@@ -82,14 +97,40 @@ class Waiting:
         waited = self.seconds
         if waited < _SILENT_S:
             return
+        self.text = (
+            f"{job_name(self._job)} waits to {info.mode} {printable(info.lock_file)}, "
+            f"{duration(waited)} so far, {self._limit}: "
+            f"{info.describe() or 'nobody is known to be in the way'}"
+        )
         tokens = tuple(peer.token for peer in info.blockers)
         if waited < self._due and (not tokens or tokens[0] in self._shown):
             return
         self._due = waited + _AGAIN_S
         self._shown = tokens
-        (say if waited < _AGAIN_S else warn)(
-            self._job,
-            f"{job_name(self._job)} waits to {info.mode} {printable(info.lock_file)}, "
-            f"{duration(waited)} so far, {self._limit}: "
-            f"{info.describe() or 'nobody is known to be in the way'}",
-        )
+        (say if waited < _AGAIN_S else warn)(self._job, self.text)
+
+
+def note_waits(workflow: Any) -> None:
+    """Let the jobs of ``workflow`` note their waits, until :func:`say_longest_waits`."""
+    os.environ[_VARIABLE] = os.path.join(workflow.persistence.path, f"nfsrwlock-waits.{secrets.token_hex(8)}")
+    workflow.register_envvars(_VARIABLE)  # for jobs that a cluster runs
+
+
+def note(seconds: float, text: str) -> None:
+    """Have ``text`` said at the end if it is about one of the longest waits."""
+    directory = os.environ.get(_VARIABLE)
+    if directory and seconds > _AGAIN_S:
+        with suppress(OSError):
+            Path(directory).mkdir(exist_ok=True)
+            Path(directory, f"{seconds:015.3f}.{secrets.token_hex(8)}").write_text(text, errors="replace")
+
+
+def say_longest_waits(workflow: Any) -> None:
+    """Say which waits were the longest."""
+    directory = os.environ.pop(_VARIABLE)
+    waits = sorted(Path(directory).glob("*"), reverse=True)
+    for number, wait in enumerate(waits[:_LONGEST], 1):
+        with suppress(OSError):
+            text = f"the longest waits for locks, {number} of {len(waits)}, as last seen: {wait.read_text()}"
+            warn(next(iter(workflow.dag.jobs)), text)
+    shutil.rmtree(directory, ignore_errors=True)
