@@ -7,36 +7,48 @@ Names are loaded when they are first used: the heartbeat helper process imports 
 from __future__ import annotations
 
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from .lazy import lazily
 
 if os.name != "posix":
     raise ImportError("nfsrwlock works on POSIX systems only: its protocol needs their rename, rmdir and O_NOFOLLOW")
 
-if TYPE_CHECKING:
-    from .aio import AsyncAcquireReturnProxy, AsyncSoftReadWriteLock
-    from .compat import LeaseCompromise, Timeout
-    from .errors import (
-        DeadlockError,
-        LeaseExpiredError,
-        LimitMismatchError,
-        LockBusyError,
-        LockError,
-        LockLostError,
-        LockNotHeldError,
-        LockPathError,
-    )
-    from .holding.held import hold_for, holds_for, own_hold
-    from .holding.hold import HoldStatus
-    from .inspection import LockState, PeerInfo, WaitInfo, break_lock, inspect
-    from .lock import AcquireReturnProxy, SoftReadWriteLock, joined
-    from .lockset import LockSet
-    from .pruning import find_locks, prune
-    from .semaphore import AsyncSoftSemaphore, SoftSemaphore
-    from .system.directory import make_directories
-    from .system.paths import lock_home
-    from .trace import end_trace, traced_as
-    from .witness import HoldWitness
+if TYPE_CHECKING:  # as themselves: so a type checker knows that they are public
+    from .aio import AsyncAcquireReturnProxy as AsyncAcquireReturnProxy
+    from .aio import AsyncSoftReadWriteLock as AsyncSoftReadWriteLock
+    from .compat import LeaseCompromise as LeaseCompromise
+    from .compat import Timeout as Timeout
+    from .errors import DeadlockError as DeadlockError
+    from .errors import LeaseExpiredError as LeaseExpiredError
+    from .errors import LimitMismatchError as LimitMismatchError
+    from .errors import LockBusyError as LockBusyError
+    from .errors import LockError as LockError
+    from .errors import LockLostError as LockLostError
+    from .errors import LockNotHeldError as LockNotHeldError
+    from .errors import LockPathError as LockPathError
+    from .holding.held import hold_for as hold_for
+    from .holding.held import holds_for as holds_for
+    from .holding.held import own_hold as own_hold
+    from .holding.hold import HoldStatus as HoldStatus
+    from .inspection import LockState as LockState
+    from .inspection import PeerInfo as PeerInfo
+    from .inspection import WaitInfo as WaitInfo
+    from .inspection import break_lock as break_lock
+    from .inspection import inspect as inspect
+    from .lock import AcquireReturnProxy as AcquireReturnProxy
+    from .lock import SoftReadWriteLock as SoftReadWriteLock
+    from .lock import joined as joined
+    from .lockset import LockSet as LockSet
+    from .pruning import find_locks as find_locks
+    from .pruning import prune as prune
+    from .semaphore import AsyncSoftSemaphore as AsyncSoftSemaphore
+    from .semaphore import SoftSemaphore as SoftSemaphore
+    from .system.directory import make_directories as make_directories
+    from .system.paths import lock_home as lock_home
+    from .trace import end_trace as end_trace
+    from .trace import traced_as as traced_as
+    from .witness import HoldWitness as HoldWitness
 
 #: What is in which module.
 _MODULES: Final = {
@@ -56,54 +68,8 @@ _MODULES: Final = {
     "trace": "end_trace traced_as",
     "witness": "HoldWitness",
 }
-_HOMES: Final = {name: home for home, names in _MODULES.items() for name in names.split()}
+_HOMES: Final = {name: f".{home}" for home, names in _MODULES.items() for name in names.split()}
 
-# Spelled out for type checkers, which do not run code; a test compares it with the above.
-__all__ = [
-    "AcquireReturnProxy",
-    "AsyncAcquireReturnProxy",
-    "AsyncSoftReadWriteLock",
-    "AsyncSoftSemaphore",
-    "DeadlockError",
-    "HoldStatus",
-    "HoldWitness",
-    "LeaseCompromise",
-    "LeaseExpiredError",
-    "LimitMismatchError",
-    "LockBusyError",
-    "LockError",
-    "LockLostError",
-    "LockNotHeldError",
-    "LockPathError",
-    "LockSet",
-    "LockState",
-    "PeerInfo",
-    "SoftReadWriteLock",
-    "SoftSemaphore",
-    "Timeout",
-    "WaitInfo",
-    "break_lock",
-    "end_trace",
-    "find_locks",
-    "hold_for",
-    "holds_for",
-    "inspect",
-    "joined",
-    "lock_home",
-    "make_directories",
-    "own_hold",
-    "prune",
-    "traced_as",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+if not TYPE_CHECKING:
+    __all__ = [*_HOMES]  # noqa: PLE0604 - names, all of them
+    __getattr__, __dir__ = lazily(__name__, _HOMES)

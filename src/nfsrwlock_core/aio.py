@@ -202,22 +202,10 @@ class AsyncSoftReadWriteLock(HasHold):
         loop: asyncio.AbstractEventLoop | None = None,
         executor: Executor | None = None,
     ) -> None:
-        settings = checked(
-            lock_file,
-            timeout=timeout,
-            blocking=blocking,
-            is_singleton=is_singleton,
-            heartbeat_interval=heartbeat_interval,
-            stale_threshold=stale_threshold,
-            poll_interval=poll_interval,
-            on_compromise=on_compromise,
-            heartbeat=heartbeat,
-            share=share,
-            lock_dir=lock_dir,
-            linger=linger,
-            numbered=numbered,
-        )
-        self._set_up(settings, loop, executor)
+        given = locals()
+        for name in ("self", "loop", "executor"):
+            del given[name]
+        self._set_up(checked(**given), loop, executor)
 
     def _set_up(
         self, settings: Settings, loop: asyncio.AbstractEventLoop | None = None, executor: Executor | None = None

@@ -203,23 +203,9 @@ class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
         linger: float = 0.0,
         numbered: bool = True,
     ) -> None:
-        self._set_up(
-            checked(
-                lock_file,
-                timeout=timeout,
-                blocking=blocking,
-                is_singleton=is_singleton,
-                heartbeat_interval=heartbeat_interval,
-                stale_threshold=stale_threshold,
-                poll_interval=poll_interval,
-                on_compromise=on_compromise,
-                heartbeat=heartbeat,
-                share=share,
-                lock_dir=lock_dir,
-                linger=linger,
-                numbered=numbered,
-            )
-        )
+        given = locals()
+        del given["self"]
+        self._set_up(checked(**given))
 
     def _set_up(self, settings: Settings) -> None:
         super()._set_up(settings)

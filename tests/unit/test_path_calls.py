@@ -46,6 +46,7 @@ JOURNAL = "nothing: in the worker's own local directory"
 RECORD = (
     "the file, for a link; O_NOFOLLOW refuses it. What a made-up record says is believed of the job's own files only"
 )
+WAITS = "the directory, whose name is random; at worst a text of ours lands elsewhere in a new file, or another is said"
 OWN = "nothing: a file of this package"
 TRACED = "the directory that the user named; the record goes into another one then, and is appended to what is no link"
 
@@ -154,6 +155,13 @@ TABLE = {
         "shutil.rmtree(directory, ignore_errors=True)": RMTREE,
         "open(output.private, 'x', encoding='ascii')": NEW,
         "open(path, 'x', encoding='ascii')": NEW,
+    },
+    "integrations/nfsrwlock/snakemake/messages.py": {
+        "Path(directory).mkdir(exist_ok=True)": WAITS,
+        "Path(directory).glob('*')": WAITS,
+        "Path(directory, f'{seconds:015.3f}.{secrets.token_hex(8)}').write_text(text, errors='replace')": WAITS,
+        "wait.read_text()": WAITS,
+        "shutil.rmtree(directory, ignore_errors=True)": RMTREE,
     },
     "integrations/nfsrwlock/snakemake/hook.py": {"os.walk(top, topdown, **options)": DATA},
     "integrations/nfsrwlock/snakemake/unfinished.py": {

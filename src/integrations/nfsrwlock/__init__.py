@@ -9,54 +9,37 @@ this package too; each imports what it adapts, and nothing else does.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import nfsrwlock_core
+from nfsrwlock_core.lazy import lazily
 
 if TYPE_CHECKING:
-    from nfsrwlock_core import *  # noqa: F403 - its __all__ says what
+    from nfsrwlock_core import *  # noqa: F403 - all that is public there
 
-    from .directories import SharedDirectory, shared_directory
-    from .fetching import Fetched, fetch
-    from .filelock_shape import FileLock, FileLockProxy
-    from .options import LockOptions
+    from .directories import SharedDirectory as SharedDirectory
+    from .directories import shared_directory as shared_directory
+    from .fetching import Fetched as Fetched
+    from .fetching import fetch as fetch
+    from .filelock_shape import FileLock as FileLock
+    from .filelock_shape import FileLockProxy as FileLockProxy
+    from .options import LockOptions as LockOptions
 
-__all__ = [
-    "Fetched",
-    "FileLock",
-    "FileLockProxy",
-    "LockOptions",
-    "SharedDirectory",
-    "__version__",
-    "fetch",
-    "shared_directory",
-]
-__all__ += nfsrwlock_core.__all__
-
-#: Ready-made forms of the lock, which live in modules of this package; all other names are the core's.
+#: Which module each name is in: ready-made forms of the lock in this package's, all others in the core.
 _HOMES: Final = {
-    "Fetched": "fetching",
-    "FileLock": "filelock_shape",
-    "FileLockProxy": "filelock_shape",
-    "LockOptions": "options",
-    "SharedDirectory": "directories",
-    "fetch": "fetching",
-    "shared_directory": "directories",
+    **dict.fromkeys(dir(nfsrwlock_core), "nfsrwlock_core"),
+    "Fetched": ".fetching",
+    "FileLock": ".filelock_shape",
+    "FileLockProxy": ".filelock_shape",
+    "LockOptions": ".options",
+    "SharedDirectory": ".directories",
+    "fetch": ".fetching",
+    "shared_directory": ".directories",
 }
 
 #: The one place that states the version; the package's metadata is made from it.
 __version__ = "0.1.0"
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES.get(name)
-    value = getattr(import_module(f".{home}", __name__) if home else nfsrwlock_core, name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+if not TYPE_CHECKING:
+    __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - names, all of them
+    __getattr__, __dir__ = lazily(__name__, _HOMES)

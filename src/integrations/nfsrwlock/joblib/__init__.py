@@ -7,34 +7,27 @@ gets them by pickle imports nothing else; :class:`Memory` and the store backend 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from nfsrwlock_core.lazy import lazily
 
 if TYPE_CHECKING:
-    from .guarding import Guard, guard
-    from .locking import locked
-    from .memory import Memory
-    from .store import LockingStoreBackend, register_store_backend
+    from .guarding import Guard as Guard
+    from .guarding import guard as guard
+    from .locking import locked as locked
+    from .memory import Memory as Memory
+    from .store import LockingStoreBackend as LockingStoreBackend
+    from .store import register_store_backend as register_store_backend
 
 _HOMES: Final = {
-    "Guard": "guarding",
-    "LockingStoreBackend": "store",
-    "Memory": "memory",
-    "guard": "guarding",
-    "locked": "locking",
-    "register_store_backend": "store",
+    "Guard": ".guarding",
+    "LockingStoreBackend": ".store",
+    "Memory": ".memory",
+    "guard": ".guarding",
+    "locked": ".locking",
+    "register_store_backend": ".store",
 }
 
-__all__ = ["Guard", "LockingStoreBackend", "Memory", "guard", "locked", "register_store_backend"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __all__ = [*_HOMES]  # noqa: PLE0604 - names, all of them
+    __getattr__, __dir__ = lazily(__name__, _HOMES)
