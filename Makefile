@@ -22,6 +22,10 @@ DURATION ?=
 SEED ?= 1
 # More arguments for campaign, as in: make campaign CAMPAIGN_ARGS="--clients 4 --lease 12 --keep history"
 CAMPAIGN_ARGS ?=
+# What test-wheel installs the packages with, as in: make test-wheel INTERPRETERS="python3.11 python3.14t"
+INTERPRETERS ?= $(PYTHON)
+# Where `make conda` takes packages from: a channel of conda, or `pip`.
+CHANNEL ?= conda-forge
 # QUICK=1 only sees that the benchmarks work.
 QUICK ?=
 # More arguments for them, as in: make bench BENCH_ARGS="--only storm,growth --dir /data"
@@ -60,7 +64,7 @@ TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock
     test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-docs test-slurm test-nfs test-nfs-long \
     test-filesystems simulate exhaustive mutants \
     campaign storm-joblib storm-prune \
-    bench bench-nfs lint format docs build clean distclean
+    bench bench-nfs lint format docs build test-wheel conda clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-23s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -183,9 +187,16 @@ docs: .venv/.docs ## the documentation, in docs/_build/html; warnings are errors
 test-docs: docs ## all pages in a real browser, on a desk and a phone: links, pictures, overflow (four minutes; Chromium)
 	$(BIN)/python tests/browse.py
 
-build: .venv/.dev ## wheel and source distribution, in dist/
+build: .venv/.dev ## wheel and source distribution, and the package for Snakemake's catalogue, in dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist --wheel packaging/snakemake-scheduler-plugin-nfsrwlock
+
+test-wheel: build ## wheel and source distribution, in fresh environments of INTERPRETERS, pass the tests of what they bring
+	PYTEST_WORKERS=$(PYTEST_WORKERS) tests/wheel "$(INTERPRETERS)" $(PYTEST_ARGS)
+
+conda: .venv/.conda ## the conda package, in dist/conda, with its tests; from conda-forge, or CHANNEL=pip
+	$(BIN)/python packaging/conda/build.py --channel $(CHANNEL)
 
 clean: ## remove what the other targets made, but not .venv
 	rm -rf build dist docs/_build demo-timeline.svg .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -241,7 +252,7 @@ PINNED_AND_THIS = $(PINNED)/$(1).txt; $(@D)/bin/$(PIP) install --no-deps --no-bu
 	@rm -f $@
 	$(call set_up,--upgrade 'pip>=25.1',--upgrade --group dev --editable .)
 
-.venv/.bench .venv/.slurm .venv/.docs .venv/.coverage: .venv/.%: requirements/%.txt .venv/.dev
+.venv/.bench .venv/.slurm .venv/.docs .venv/.coverage .venv/.conda: .venv/.%: requirements/%.txt .venv/.dev
 	@set -eu; $(TAKE_TURNS); \
 	if [ $@ -nt $< ] && [ $@ -nt .venv/.dev ]; then exit 0; fi; \
 	echo "adding requirements/$*.txt to .venv"; \

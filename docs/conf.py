@@ -15,7 +15,8 @@ copyright = "2026, nfsrwlock developers"
 release = version = nfsrwlock.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "sphinx_copybutton", "sphinx_design"]
-exclude_patterns = ["_build", "benchmarks/results.md"]
+# intro.md and further.md are read by the catalogue of Snakemake's plugins.
+exclude_patterns = ["_build", "benchmarks/results.md", "intro.md", "further.md"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 

@@ -38,7 +38,7 @@ _HOMES: Final = {
 }
 
 #: The one place that states the version; the package's metadata is made from it.
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if not TYPE_CHECKING:
     __all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - names, all of them
