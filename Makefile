@@ -91,7 +91,7 @@ test-dask-zarr2: .venv-zarr2/.dev ## the adapter for Dask with zarr 2, in an env
 	.venv-zarr2/bin/python -m pytest tests/adapters/dask_zarr2.py $(PYTEST_ARGS)
 
 test-recipes: .venv-recipes/.dev ## the recipes of docs/recipes with their libraries and engines, in an environment of its own
-	.venv-recipes/bin/python -m pytest tests/adapters/recipes.py --timeout 300 $(PYTEST_ARGS)
+	.venv-recipes/bin/python -m pytest tests/adapters/recipes.py --timeout 600 $(PYTEST_ARGS)
 
 example-joblib: .venv/.dev ## three programs share a joblib cache, one is killed: nothing is computed twice
 	$(BIN)/python examples/joblib/run.py
@@ -115,12 +115,15 @@ endef
 test: lint ## lint, then every test that needs neither root nor NFS
 	$(call pytest,.venv, and not peers)
 
-coverage: .venv/.coverage ## how much of src the tests without needs execute, subprocesses included
-	mkdir -p build/coverage && rm -f build/coverage/data*
-	$(BIN)/python -m coverage run -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal -m "not alone and not peers" $(SUITES) $(PYTEST_ARGS)
-	$(BIN)/python -m coverage combine --quiet
-	$(BIN)/python -m coverage report
-	$(BIN)/python -m coverage html --quiet --directory build/coverage/html
+coverage: .venv/.coverage ## how much of src the tests without needs execute, subprocesses included (half an hour)
+	@mkdir -p build/coverage && rm -rf build/coverage/*; \
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	trap 'rm -f "$$site/measured.pth" "$$site/measured.py"' EXIT; \
+	cp tests/measured.py "$$site" && echo 'import measured' >"$$site/measured.pth"; \
+	measured() { $(BIN)/python -m coverage "$$@"; }; \
+	measured run -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal -m "not alone and not peers" $(SUITES) $(PYTEST_ARGS); \
+	tests=$$?; \
+	measured combine --quiet; measured html --quiet --directory build/coverage/html; measured report && exit $$tests
 
 test-newest: .venv-newest/.dev ## the tests with the newest release of everything, and those that compare with other locks
 	$(call pytest,.venv-newest)

@@ -11,6 +11,7 @@ An HTML comment above a block says what Markdown has no word for: `<!-- run: in 
 - `file NAME`, `append to NAME`: the block is what the reader writes into this file;
 - `in another terminal`; with `until Ctrl-C`, and `shows "TEXT"` for what must be seen there first;
 - `exit N`: how its last command ends; `raises NAME`: the exception that a Python block ends with;
+- `needs MODULE`: the block is run where Python can import that, which the lock files do not name;
 - `elsewhere, REASON`: it needs what no test of this kind has (root, a second host), so only its syntax is checked.
 """
 
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,8 @@ def steps(page: Path, directory: Path) -> list[dict[str, Any]]:
         how = block["how"]
         if block["language"] not in ("python", "console", "bash") and not how.startswith(("file", "append")):
             continue
-        if how.startswith("elsewhere"):
+        needs = re.search(r"needs (\w+)", how)
+        if how.startswith("elsewhere") or (needs and find_spec(needs[1]) is None):
             continue
         block["text"] = re.sub(r"(?<![\w./-])/(nfs|shared|data|tmp|work)\b", rf"{directory}/\1", block["text"])
         if written := re.match(r"(file|append to) (\S+)", how):
@@ -172,8 +175,8 @@ def _lay_out(directory: Path) -> None:
         (directory / name).chmod(0o755)
 
 
-def run(page: Path, directory: Path) -> None:
-    """Carry out the snippets of *page*."""
+def run(page: Path, directory: Path, patience: float = 3 * PATIENCE_S) -> None:
+    """Carry out the snippets of *page*, which may take *patience* seconds."""
     _lay_out(directory)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("NFSRWLOCK_", "COLUMNS"))}
     environment |= {
@@ -188,7 +191,7 @@ def run(page: Path, directory: Path) -> None:
         cwd=directory,
         env=environment,
         text=True,
-        timeout=3 * PATIENCE_S,
+        timeout=patience,
     )
     if ran.returncode != 0:
         pytest.fail(ran.stdout, pytrace=False)
