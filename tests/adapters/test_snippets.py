@@ -97,7 +97,7 @@ def steps(page: Path, directory: Path) -> list[dict[str, Any]]:
         if how.startswith("elsewhere") or (needs and find_spec(needs[1]) is None):
             continue
         block["text"] = re.sub(r"(?<![\w./-])/(nfs|shared|data|tmp|work)\b", rf"{directory}/\1", block["text"])
-        if written := re.match(r"(file|append to) (\S+)", how):
+        if written := re.match(r"(file|append to) ([^\s,]+)", how):
             found.append({"kind": "file", "name": written[2], "append": written[1] != "file", **block})
         elif block["language"] == "python":
             raises = re.search(r"raises (\w+)", how)
