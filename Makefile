@@ -198,7 +198,7 @@ build: .venv/.dev ## wheel and source distribution, and the package for Snakemak
 test-wheel: build ## wheel and source distribution, in fresh environments of INTERPRETERS, pass the tests of what they bring
 	PYTEST_WORKERS=$(PYTEST_WORKERS) tests/wheel "$(INTERPRETERS)" $(PYTEST_ARGS)
 
-conda: .venv/.conda ## the conda package, in dist/conda, with its tests; from conda-forge, or CHANNEL=pip
+conda: .venv/.conda ## the conda package, in build/conda, and its tests; from conda-forge, or CHANNEL=pip
 	$(BIN)/python packaging/conda/build.py --channel $(CHANNEL)
 
 clean: ## remove what the other targets made, but not .venv

@@ -118,7 +118,7 @@ def main() -> None:
     """Build the package."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--channel", default="conda-forge", help="a channel, or `pip`")
-    parser.add_argument("--output", type=Path, default=Path("dist/conda"), help="where the package is put")
+    parser.add_argument("--output", type=Path, default=Path("build/conda"), help="where the package is put")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         channel = options.channel
