@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import subprocess
+import sysconfig
 import threading
 import time
 from collections.abc import Callable
@@ -75,6 +76,7 @@ def assert_nobody_gets_in(stage: Stage, seconds: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="there is no GIL")
 def test_nobody_gets_in_while_the_gil_is_held_for_three_leases(stage: Stage) -> None:
     # The same with a thread shows that this test can fail: the thread starves, and the lock is taken away.
     guarded = stage.actor(f"lock = {lock('guarded')}; proxy = lock.acquire_write()", host="there")
