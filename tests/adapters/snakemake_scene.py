@@ -82,9 +82,9 @@ while line := sys.stdin.readline():
 class Forks:
     """A process that has imported Snakemake; each run is a fork of it. That saves most of what a start takes."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = FORKS) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def ask(self, request: object) -> Any:

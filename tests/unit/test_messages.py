@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "how-to" / "troubleshooting.md"
 SPEAKS = {"warning", "warn", "error", "exception", "say", "BadParameter"}
 #: What these calls are given is help, a pattern or a debug record.
 SILENT = {"option", "argument", "command", "add_argument", "debug", "info", "compile", "timing", "Counter", "Gauge"}
-SILENT |= {"Option", "_Setting"}
+SILENT |= {"Option", "_Setting", "_setting", "ExampleQuery"}
 #: A message is found by how it begins; the rest of a long one may differ.
 BEGINS = 50
 #: Strings of four words that are no messages to a user.

@@ -174,6 +174,16 @@ TABLE = {
         "os.unlink(aside)": NAME,
         "shutil.rmtree(aside, ignore_errors=True)": RMTREE,
     },
+    "integrations/snakemake_storage_plugin_nfsrwlock/__init__.py": {
+        "os.makedirs(os.path.dirname(self.query), exist_ok=True)": DATA,
+        "shutil.copy2(source, place)": DATA,
+        "shutil.copytree(source, place, ignore=_not_data)": DATA,
+        "os.walk(place)": WALK,
+        "os.chmod(directory, os.stat(directory).st_mode | 448)": DATA,
+        "os.utime(path, ns=(stamp, stamp))": DATA,
+        "shutil.rmtree(copy, ignore_errors=True)": RMTREE,
+        "copy.unlink()": NAME,
+    },
     "integrations/nfsrwlock/dask/journal.py": {
         "os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 384)": JOURNAL,
         "open(path, encoding='ascii')": JOURNAL,
