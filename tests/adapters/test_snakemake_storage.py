@@ -279,6 +279,7 @@ rule make:
     scene.work("--force")
     found = sorted(str(path.relative_to(scene.shared / "made")) for path in (scene.shared / "made").rglob("*"))
     assert found == [".snakemake_timestamp", "a", "a/data", "more"]
+    assert (scene.shared / "made/a").stat().st_mode & 0o700 == 0o700  # a copy that is not writable could not be removed
     assert not scene.copy("dir").exists()
     assert "Nothing to be done" in scene.work()
 
@@ -297,7 +298,7 @@ def test_a_query_that_is_no_absolute_path_is_refused(scene: StorageScene, query:
     [
         (["--storage-nfsrwlock-share", "everybody"], "share"),
         (["--storage-nfsrwlock-lock-dir", "locks"], "lock_dir must be an absolute path"),
-        (["--storage-nfsrwlock-stale-threshold", "0"], "heartbeat"),
+        (["--storage-nfsrwlock-stale-threshold", "0"], "stale_threshold must be"),
         (["--storage-nfsrwlock-heartbeat", "none"], "heartbeat"),
         ([], "timout"),
     ],
@@ -306,36 +307,45 @@ def test_settings_that_make_no_sense_are_refused(scene: StorageScene, settings: 
     misspelt = "storage nfsrwlock:\n    provider='nfsrwlock', timout=5\n"
     scene.workflow(("" if settings else misspelt) + READS)
     log = scene.work(*settings, code=1)
-    assert "storage.nfsrwlock cannot be set so: " in log
-    assert said in log.partition("cannot be set so")[2]
+    assert "storage.nfsrwlock cannot be set so, {" in log
+    assert said in log.partition("cannot be set so, ")[2].partition("}: ")[2]
 
 
 def test_settings_are_those_of_the_locks(scene: StorageScene) -> None:
-    scene.workflow(READS)
+    copies = READS.replace('"out"', 'storage.nfsrwlock(f"{shared}/out")')
+    scene.workflow(copies)
     locks = scene.directory / "locks"
     locks.mkdir()
+    arguments = ("--storage-nfsrwlock-lock-dir", str(locks), "--storage-nfsrwlock-timeout", "0.5")
     with SoftReadWriteLock(scene.shared / "ref.fa", lock_dir=locks).write_lock():
-        arguments = ("--storage-nfsrwlock-lock-dir", str(locks), "--storage-nfsrwlock-timeout", "0.5")
         log = scene.work(*arguments, code=1)
         # As in a Snakefile.
-        scene.workflow(f"storage nfsrwlock:\n    provider='nfsrwlock', lock_dir={str(locks)!r}, timeout=0.5\n" + READS)
+        scene.workflow(f"storage nfsrwlock:\n    provider='nfsrwlock', lock_dir={str(locks)!r}, timeout=0.5\n{copies}")
         assert "Timeout" in scene.work(code=1)
     assert f"{scene.shared}/ref.fa" in log
     assert "Timeout" in log
     assert f"pid {os.getpid()}" in log
-    scene.work(*arguments)
-    assert sorted(os.listdir(scene.shared)) == ["ref.fa"]
+    scene.work(*arguments, "--storage-nfsrwlock-timeout", "inf")
+    assert sorted(os.listdir(scene.shared)) == ["out", "ref.fa"]
 
 
-def test_an_original_is_never_handed_out_as_a_copy(scene: StorageScene) -> None:
+@pytest.mark.parametrize("link", ["", "shared"])
+def test_an_original_is_never_handed_out_as_a_copy(scene: StorageScene, link: str) -> None:
     # Snakemake deletes what it takes for a copy, also when it cannot be had.
-    scene.workflow(READS)
-    scene.copy("").parent.mkdir(parents=True)
-    scene.copy("").symlink_to(scene.shared)
+    scene.workflow(
+        READS.replace('"out"', 'storage.nfsrwlock(f"{shared}/deep/out")') + "rule all:\n    input: rules.reads.output\n"
+    )
+    if link:
+        scene.copy("").parent.mkdir(parents=True)
+        scene.copy("").symlink_to(scene.shared)
+    else:
+        scene.write("work/.snakemake/storage/x", "")
+        (scene.directory / "work/.snakemake/storage/nfsrwlock").symlink_to("/")
     before = identity(scene.shared / "ref.fa")
     log = scene.work(code=1)
     assert "itself, which Snakemake would delete: choose another --local-storage-prefix" in log
     assert identity(scene.shared / "ref.fa") == before
+    assert not scene.exists("shared/deep")
 
 
 def test_processes_on_a_node_make_one_copy(tmp_path: Path) -> None:

@@ -63,11 +63,11 @@ class StorageProvider(StorageProviderBase):  # type: ignore[misc]
         given = vars(self.settings or StorageProviderSettings())
         options = {name: value for name, value in given.items() if value is not None and name not in _FOR_SNAKEMAKE}
         try:
-            if (lease := options.get("stale_threshold")) is not None:
-                options |= {"heartbeat_interval": lease / 3, "poll_interval": min(0.25, lease / 4)}
+            if "stale_threshold" in options:
+                options["heartbeat_interval"] = max(float(options["stale_threshold"]), 1.0) / 3
             nfsrwlock.SoftReadWriteLock(self.local_prefix, is_singleton=False, **options)
         except (TypeError, ValueError) as error:
-            raise WorkflowError(f"storage.nfsrwlock cannot be set so: {error}") from None
+            raise WorkflowError(f"storage.nfsrwlock cannot be set so, {given}: {error}") from None
         #: What each lock is made with.
         self.options: dict[str, Any] = options
 
@@ -113,10 +113,10 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):  # type: ignore[misc
         :raises WorkflowError: if, by a link or a mount, that is the original: Snakemake deletes what is there
         """
         path: Path = super().local_path()
-        for copy, original in ((path, self.query), (path.parent, os.path.dirname(self.query))):
+        for copy, named in zip((path, *path.parents), (Path(self.query), *Path(self.query).parents[:-1]), strict=False):
             with suppress(OSError):
-                if os.path.samefile(copy, original):
-                    what = f"the copy {os.fspath(copy)!r} would be {original!r} itself"
+                if os.path.samefile(copy, named):
+                    what = f"the copy {os.fspath(copy)!r} would be {os.fspath(named)!r} itself"
                     raise WorkflowError(f"{what}, which Snakemake would delete: choose another --local-storage-prefix")
         return path
 
@@ -167,7 +167,7 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):  # type: ignore[misc
 
     def cleanup(self) -> None:
         """Remove the lock on the copy, which Snakemake removes next."""
-        with suppress(OSError):
+        with suppress(OSError, nfsrwlock.LockError):
             nfsrwlock.prune(self.local_path(), unused_s=0, lock_dir="")
 
     def store_object(self) -> None:
