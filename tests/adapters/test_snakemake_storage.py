@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -218,12 +219,23 @@ def test_a_job_that_fails_stores_nothing(scene: StorageScene) -> None:
     scene.write("go", "")
     scene.workflow(STORES)
     before = identity(scene.shared / "out")
-    log = scene.work("--force", "--config", "then=false", code=1)
+    scene.work("--force", "--config", "then=false", code=1)
     assert identity(scene.shared / "out") == before
-    assert f"{scene.shared}/out stays until another one is stored: storage.nfsrwlock removes nothing" in log
     # Nor does the next one find what the failed one has written.
     scene.work("--force", "--config", "then=true")
     assert scene.read("shared/out") == "new\n"
+
+
+def test_who_asks_to_remove_what_is_stored_is_told_that_it_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Snakemake does so before a job, after one that failed, for temp() and for --delete-all-output; not all releases.
+    (tmp_path / "out").write_text("stored")
+    one = StorageProvider(local_prefix=tmp_path / "local", logger=logging.getLogger()).object(str(tmp_path / "out"))
+    with caplog.at_level(logging.INFO):
+        one.remove()
+    assert f"{tmp_path}/out stays until another one is stored: storage.nfsrwlock removes nothing" in caplog.text
+    assert (tmp_path / "out").read_text() == "stored"
 
 
 def test_nothing_is_stored_when_the_whole_workflow_is_killed(scene: StorageScene) -> None:
