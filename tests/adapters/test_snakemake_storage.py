@@ -226,6 +226,26 @@ def test_a_job_that_fails_stores_nothing(scene: StorageScene) -> None:
     assert scene.read("shared/out") == "new\n"
 
 
+def test_a_retry_does_not_find_what_the_failed_job_has_left(scene: StorageScene) -> None:
+    scene.write("shared/out", "old")
+    scene.write("go", "")
+    scene.workflow(STORES)
+    then = f"{{ [ -e {scene.directory}/again ] || {{ touch {scene.directory}/again; exit 1; }}; }}"
+    scene.work("--force", KEEP, "--retries", "1", "--config", f"then={then.replace('{', '{{').replace('}', '}}')}")
+    assert scene.read("shared/out") == "new\n"
+
+
+def test_after_a_failure_of_new_code_an_old_output_is_not_taken_for_its_result(scene: StorageScene) -> None:
+    rule = 'rule stores:\n    output: storage.nfsrwlock(f"{shared}/out")\n    shell: "echo %s > {output}; %s"\n'
+    for text, code in (("old", 0), ("new", 1), ("new", 0)):
+        scene.workflow(rule % (text, "true" if text == "old" else f"[ -e {scene.directory}/go ]"))
+        assert "Nothing to be done" not in scene.work(code=code)
+        assert scene.read("shared/out") == ("new\n" if scene.exists("go") else "old\n")
+        if code:
+            scene.write("go", "")
+    assert "Nothing to be done" in scene.work()
+
+
 def test_who_asks_to_remove_what_is_stored_is_told_that_it_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -47,6 +47,7 @@ RECORD = (
     "the file, for a link; O_NOFOLLOW refuses it. What a made-up record says is believed of the job's own files only"
 )
 WAITS = "the directory, whose name is random; at worst a text of ours lands elsewhere in a new file, or another is said"
+PRIVATE = "nothing: in the user's own directory of copies"
 OWN = "nothing: a file of this package"
 TRACED = "the directory that the user named; the record goes into another one then, and is appended to what is no link"
 
@@ -183,6 +184,9 @@ TABLE = {
         "os.utime(path, ns=(stamp, stamp))": DATA,
         "shutil.rmtree(copy, ignore_errors=True)": RMTREE,
         "copy.unlink()": NAME,
+        "self._removed().read_text()": PRIVATE,
+        "self._removed().parent.mkdir(parents=True, exist_ok=True)": PRIVATE,
+        "self._removed().write_text(_identity(self.query))": PRIVATE,
     },
     "integrations/nfsrwlock/dask/journal.py": {
         "os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 384)": JOURNAL,

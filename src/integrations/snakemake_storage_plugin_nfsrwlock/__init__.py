@@ -5,7 +5,8 @@ An input is copied to scratch under the shared lock, and a copy that is still of
 made on scratch and stored under the exclusive lock, by rename. Nothing of Snakemake is changed.
 
 What it does not do: remove anything that is stored. Snakemake asks a storage for that before each run and after each
-failure, and does not say why, so an output would be missing until a job has succeeded.
+failure, and does not say why, so an output would be missing until a job has succeeded. It only counts as removed for
+the workflow that asked, until another one is stored.
 
 A separate package only because Snakemake finds storages by this name. Every Snakemake process imports it; the names of
 ``nfsrwlock`` are loaded when they are first used.
@@ -13,6 +14,7 @@ A separate package only because Snakemake finds storages by this name. Every Sna
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from contextlib import suppress
@@ -127,7 +129,11 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):  # type: ignore[misc
         """Not used."""
 
     def exists(self) -> bool:
-        """Return whether the original is there."""
+        """Return whether the original is there and does not count as removed."""
+        with suppress(OSError):
+            # What a job has left on scratch is yet to be removed, too, and Snakemake removes only what exists.
+            if self._removed().read_text() == _identity(self.query) and not self.local_path().exists():
+                return False
         return os.path.exists(self.query)
 
     def mtime(self) -> float:
@@ -182,13 +188,24 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):  # type: ignore[misc
         nfsrwlock.fetch(self.query, build, is_valid=lambda _: bool(stored), **self.provider.options).release()
 
     def remove(self) -> None:
-        """Remove what a job has left on scratch, and leave the original, which is perhaps only to be replaced."""
+        """Remove what a job has left on scratch, and let the original count as removed, here."""
         copy = self.local_path()
         shutil.rmtree(copy, ignore_errors=True)
         with suppress(OSError):
             copy.unlink()
+        self._removed().parent.mkdir(parents=True, exist_ok=True)
+        self._removed().write_text(_identity(self.query))
         text = f"{self.print_query} stays until another one is stored: storage.nfsrwlock removes nothing"
         self.provider.logger.info(text)
+
+    def _removed(self) -> Path:
+        name = hashlib.sha256(os.fsencode(self.query)).hexdigest()
+        return Path(self.provider.local_prefix, ".removed", name)
+
+
+def _identity(path: str) -> str:
+    status = os.stat(path)
+    return f"{status.st_ino} {status.st_mtime_ns}"
 
 
 def _copy(source: str | os.PathLike[str], place: Path) -> None:
