@@ -16,10 +16,10 @@ import pytest
 from snakemake.io import remove
 from snakemake_interface_storage_plugins.storage_provider import StorageProviderBase
 from snakemake_interface_storage_plugins.tests import TestStorageBase as Base
+from snakemake_storage_plugin_nfsrwlock import StorageProvider
 
 from adapters.snakemake_scene import FORKS, LONG, Forks, Scene
 from nfsrwlock import SoftReadWriteLock, inspect
-from snakemake_storage_plugin_nfsrwlock import StorageProvider
 
 KEEP = "--keep-storage-local-copies"
 #: What is not shared between the submitting host and the nodes: there, each job makes its own copies.

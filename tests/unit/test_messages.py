@@ -67,7 +67,7 @@ def strings(tree: ast.AST, parent: ast.AST | None = None) -> Iterator[str]:
 def messages() -> set[str]:
     """How each message of the sources begins."""
     found: set[str] = set()
-    for path in (ROOT / "src").rglob("*.py"):
+    for path in (*(ROOT / "src").rglob("*.py"), *(ROOT / "packaging").rglob("snakemake_*/*.py")):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             raised = node.exc if isinstance(node, ast.Raise) else None

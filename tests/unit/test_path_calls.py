@@ -15,6 +15,7 @@ from pathlib import Path
 import nfsrwlock_core
 
 SOURCE = Path(nfsrwlock_core.__file__).parent.parent
+STORAGE = SOURCE.parent / "packaging" / "snakemake-storage-plugin-nfsrwlock"
 
 #: What changes something by a path, or follows one.
 OS = """chdir chmod chown fwalk lchmod lchown link listdir makedirs mkdir mkfifo mknod open remove removedirs
@@ -175,7 +176,7 @@ TABLE = {
         "os.unlink(aside)": NAME,
         "shutil.rmtree(aside, ignore_errors=True)": RMTREE,
     },
-    "integrations/snakemake_storage_plugin_nfsrwlock/__init__.py": {
+    "snakemake_storage_plugin_nfsrwlock/__init__.py": {
         "os.makedirs(os.path.dirname(self.query), exist_ok=True)": DATA,
         "shutil.copy2(source, place)": DATA,
         "shutil.copytree(source, place, ignore=_not_data)": DATA,
@@ -217,9 +218,10 @@ def test_the_table_would_miss_no_way_of_writing_a_call() -> None:
 
 
 def calls() -> Iterator[tuple[str, str]]:
-    for file in sorted(SOURCE.rglob("*.py")):
-        for call in calls_in(file.read_text()):
-            yield file.relative_to(SOURCE).as_posix(), call
+    for top in (SOURCE, STORAGE):
+        for file in sorted(top.rglob("*.py")):
+            for call in calls_in(file.read_text()):
+                yield file.relative_to(top).as_posix(), call
 
 
 def calls_in(text: str) -> Iterator[str]:
