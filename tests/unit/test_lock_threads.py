@@ -69,11 +69,9 @@ def test_threads_with_locks_of_their_own_lose_no_update(path: Path) -> None:
                 time.sleep(0.001)  # the moment in which another thread would get in between
                 path.write_text(str(number + 1))
 
-    threads = [threading.Thread(target=count) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(count) for _ in range(6)]:
+            done.result()
     assert path.read_text() == "60"
     assert announcements(path) == []
 
