@@ -190,10 +190,10 @@ docs: .venv/.docs ## the documentation, in docs/_build/html; warnings are errors
 test-docs: docs ## all pages in a real browser, on a desk and a phone: links, pictures, overflow (four minutes; Chromium)
 	$(BIN)/python tests/browse.py
 
-build: .venv/.dev ## wheel and source distribution, and the package for Snakemake's catalogue, in dist/
+build: .venv/.dev ## wheel and source distribution, and the packages of Snakemake's plugins, in dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
-	$(BIN)/python -m build --no-isolation --outdir dist --wheel packaging/snakemake-scheduler-plugin-nfsrwlock
+	for plugin in packaging/snakemake-*; do $(BIN)/python -m build --no-isolation --outdir dist --wheel $$plugin || exit; done
 
 test-wheel: build ## wheel and source distribution, in fresh environments of INTERPRETERS, pass the tests of what they bring
 	PYTEST_WORKERS=$(PYTEST_WORKERS) tests/wheel "$(INTERPRETERS)" $(PYTEST_ARGS)

@@ -6,6 +6,15 @@ import sys
 from collections.abc import Callable
 from types import FrameType, ModuleType
 
+import pytest
+
+#: Of tests in which a real signal comes, or as good as one; docs/concepts/guarantees.md says what that means to users.
+needs_whole_with_blocks = pytest.mark.xfail(
+    sys.version_info[:2] == (3, 14),
+    reason="an exception may skip the end of a `with` block: python/cpython#148874",
+    strict=False,
+)
+
 
 def interrupted_at(
     number: int, module: ModuleType, call: Callable[[], object], by: Callable[[], object] | None = None

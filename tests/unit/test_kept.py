@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from actors import Raised, Stage, announcements, in_forked_child, wait_until
-from interrupts import interrupted_at
+from interrupts import interrupted_at, needs_whole_with_blocks
 from nfsrwlock import AsyncSoftReadWriteLock, HoldStatus, LockLostError, LockSet, SoftReadWriteLock, Timeout, break_lock
 from nfsrwlock_core.holding import kept
 from nfsrwlock_core.system import workers
@@ -498,6 +498,7 @@ def test_one_that_was_lost_makes_room(path: Path) -> None:
     assert lock._settings not in kept._kept
 
 
+@needs_whole_with_blocks
 def test_an_interrupt_at_any_moment_leaves_nothing_behind(path: Path) -> None:
     lock = reader(path, linger=0.2)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from actors import Stage, announcements, wait_until
-from interrupts import interrupted_at
+from interrupts import interrupted_at, needs_whole_with_blocks
 from nfsrwlock import (
     AsyncSoftReadWriteLock,
     HoldStatus,
@@ -300,6 +300,7 @@ def test_a_callback_that_fails_harms_nobody(path: Path, form: str, caplog: pytes
         lock.check()
 
 
+@needs_whole_with_blocks
 def test_an_exception_that_a_signal_brings_at_any_moment_leaves_nothing_behind(tmp_path: Path) -> None:
     # Ctrl-C comes when it likes: before the announcement, after it, between the grant and its entry in the books. The
     # lock must be free or held afterwards, never half.

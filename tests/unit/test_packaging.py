@@ -14,7 +14,8 @@ import nfsrwlock
 
 pytest.importorskip("hatchling")
 ROOT = Path(__file__).parents[2]
-PLUGIN = ROOT / "packaging" / "snakemake-scheduler-plugin-nfsrwlock"
+SCHEDULER = ROOT / "packaging" / "snakemake-scheduler-plugin-nfsrwlock"
+STORAGE = ROOT / "packaging" / "snakemake-storage-plugin-nfsrwlock"
 
 
 def project(directory: Path) -> dict[str, Any]:
@@ -61,10 +62,10 @@ def test_snakemakes_catalogue_finds_the_scheduler_by_the_name_of_a_package_witho
     from packaging.requirements import Requirement
     from snakemake_interface_scheduler_plugins.registry import SchedulerPluginRegistry
 
-    (wheel,) = WheelBuilder(str(PLUGIN)).build(directory=str(tmp_path), versions=["standard"])
+    (wheel,) = WheelBuilder(str(SCHEDULER)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(wheel) as archive:
         assert all(".dist-info/" in name for name in archive.namelist())
-    about = project(PLUGIN)
+    about = project(SCHEDULER)
     assert Path(wheel).name.startswith(f"snakemake_scheduler_plugin_nfsrwlock-{nfsrwlock.__version__}-")
     (requirement,) = map(Requirement, about["dependencies"])
     assert (requirement.name, requirement.extras) == ("nfsrwlock", {"snakemake"})
@@ -72,6 +73,23 @@ def test_snakemakes_catalogue_finds_the_scheduler_by_the_name_of_a_package_witho
     assert about["urls"]["Repository"] == project(ROOT)["urls"]["Source"]
     plugin = SchedulerPluginRegistry().get_plugin(about["name"].removeprefix("snakemake-scheduler-plugin-"))
     assert plugin.get_settings_info() == []
+
+
+def test_the_package_of_the_storage_plugin_has_it_and_nothing_else(tmp_path: Path) -> None:
+    from hatchling.builders.wheel import WheelBuilder
+    from packaging.requirements import Requirement
+    from snakemake_interface_storage_plugins.registry import StoragePluginRegistry
+
+    (wheel,) = WheelBuilder(str(STORAGE)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(wheel) as archive:
+        files = [name for name in archive.namelist() if ".dist-info/" not in name]
+    assert files == ["snakemake_storage_plugin_nfsrwlock/__init__.py"]
+    about = project(STORAGE)
+    assert Path(wheel).name.startswith(f"snakemake_storage_plugin_nfsrwlock-{nfsrwlock.__version__}-")
+    wanted = {one.name: one.specifier for one in map(Requirement, about["dependencies"])}
+    assert wanted["nfsrwlock"].contains(nfsrwlock.__version__)
+    plugin = StoragePluginRegistry().get_plugin(about["name"].removeprefix("snakemake-storage-plugin-"))
+    assert {setting["name"] for setting in plugin.get_settings_info()} >= {"timeout", "share", "lock_dir"}
 
 
 @pytest.mark.parametrize("page", ["docs/intro.md", "docs/further.md"])
