@@ -202,7 +202,7 @@ class AsyncSoftReadWriteLock(HasHold):
         loop: asyncio.AbstractEventLoop | None = None,
         executor: Executor | None = None,
     ) -> None:
-        given = locals()
+        given = {**locals()}  # a copy: a debugger changes what locals() returns
         for name in ("self", "loop", "executor"):
             del given[name]
         self._set_up(checked(**given), loop, executor)

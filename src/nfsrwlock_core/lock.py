@@ -203,7 +203,7 @@ class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
         linger: float = 0.0,
         numbered: bool = True,
     ) -> None:
-        given = locals()
+        given = {**locals()}  # a copy: a debugger changes what locals() returns
         del given["self"]
         self._set_up(checked(**given))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from nfsrwlock import SoftReadWriteLock
+from nfsrwlock import AsyncSoftReadWriteLock, SoftReadWriteLock
 from nfsrwlock_core.settings import Settings, checked
 from nfsrwlock_core.system.paths import canonical, lock_path_of
 
@@ -284,3 +285,18 @@ def test_a_timeout_that_is_no_number_is_refused(timeout):
 def test_a_number_that_is_too_large_for_a_float_is_refused():
     with pytest.raises(ValueError, match="too large"):
         limit_of(10**400, blocking=True)
+
+
+@pytest.mark.parametrize("kind", [SoftReadWriteLock, AsyncSoftReadWriteLock])
+def test_a_lock_can_be_made_under_a_debugger(tmp_path, kind):
+    def trace(frame, event, arg):
+        _ = frame.f_locals  # before Python 3.13 this changes what locals() has returned
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        lock = kind(tmp_path / "data", 5, is_singleton=False)
+    finally:
+        sys.settrace(before)
+    assert lock.timeout == 5
