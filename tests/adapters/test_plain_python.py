@@ -28,7 +28,7 @@ from nfsrwlock import (
     fetch,
     shared_directory,
 )
-from nfsrwlock.freshness import look_afresh
+from nfsrwlock.freshness import Signature, look_afresh, signature_afresh
 from nfsrwlock.joblib import guard
 
 IMPORTS = "from nfsrwlock import *\nfrom pathlib import Path\nimport os, time\n"
@@ -203,6 +203,29 @@ def test_what_was_there_already_has_no_lock_directory_at_rest_and_what_was_built
         for _ in range(2):
             with fetch(tmp_path / "there", Path.touch) as got:
                 assert got.generation == generation
+
+
+def test_what_is_gone_again_at_the_second_look_is_no_timeout(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data"
+    reader = stage.actor(IMPORTS + "lock = SoftReadWriteLock('data')\nlock.acquire_read()")
+    looks = []
+
+    def look(target: Path) -> Signature | None:
+        looks.append(target)
+        if len(looks) != 2:
+            return signature_afresh(target)
+        # Others have made it while this one waits, and remove it right after it was seen.
+        path.touch()
+        found = signature_afresh(target)
+        path.unlink()
+        reader.do("lock.release()")
+        return found
+
+    monkeypatch.setattr("nfsrwlock.fetching.signature_afresh", look)
+    with fetch(path, lambda mine: mine.write_text("built")):
+        assert path.read_text() == "built"
 
 
 def test_what_was_fetched_cannot_be_handed_to_another_process_which_is_told_what_to_do(tmp_path: Path) -> None:

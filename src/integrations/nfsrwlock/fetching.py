@@ -161,7 +161,7 @@ def fetch(
             got.release()
             raise
         got.release()
-        appeared = partial(_has_changed, target, before)
+        appeared = partial(_has_changed, target, before, set())
         block = ExitStack()
         try:
             held = block.enter_context(joined(writer, "write", until=appeared))
@@ -186,8 +186,9 @@ def _refuse_unless_called(function: object, name: str) -> None:
         raise TypeError(f"{name} must not be a coroutine function: fetch() does not wait for what it gives")
 
 
-def _has_changed(target: Path, before: Signature | None) -> bool:
-    return signature_afresh(target) not in (None, before)
+def _has_changed(target: Path, before: Signature | None, seen: set[Signature | None]) -> bool:
+    seen.add(signature_afresh(target))  # what was there once may be gone again
+    return not seen <= {None, before}
 
 
 def _build(lock: SoftReadWriteLock, target: Path, build: Callable[[Path], object]) -> None:
