@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect as inspect_code
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,11 @@ class TestByTheInterface(Base):
 
     __test__ = True
     files_only = False
+
+    @pytest.fixture(autouse=True)
+    def directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be in a directory of its own, as a workflow is."""
+        monkeypatch.chdir(tmp_path)
 
     def get_storage_provider_cls(self) -> type[StorageProviderBase]:
         return StorageProvider
@@ -242,18 +248,25 @@ def test_a_retry_does_not_find_what_the_failed_job_has_left(scene: StorageScene)
 )
 def test_after_a_failure_of_new_code_an_old_output_is_not_taken_for_its_result(scene: StorageScene) -> None:
     rule = 'rule stores:\n    output: storage.nfsrwlock(f"{shared}/out")\n    shell: "echo %s > {output}; %s"\n'
+    prefix = scene.directory / "scratch"
     for text, code in (("old", 0), ("new", 1), ("new", 0)):
         scene.workflow(rule % (text, "true" if text == "old" else f"[ -e {scene.directory}/go ]"))
-        assert "Nothing to be done" not in scene.work(code=code)
+        assert "Nothing to be done" not in scene.work("--local-storage-prefix", str(prefix), code=code)
         assert scene.read("shared/out") == ("new\n" if scene.exists("go") else "old\n")
         if code:
+            # It is missing for this workflow only, and whatever becomes of the copies.
+            scene.workflow(READS.replace("ref.fa", "out"), "other")
+            scene.run("--local-storage-prefix", str(prefix), directory="other")
+            assert scene.read("other/out") == "old\n"
+            shutil.rmtree(prefix)
             scene.write("go", "")
     assert "Nothing to be done" in scene.work()
 
 
 def test_who_asks_to_remove_what_is_stored_is_told_that_it_stays(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     # Snakemake does so before a job, after one that failed, for temp() and for --delete-all-output; not all releases.
     (tmp_path / "out").write_text("stored")
     one = StorageProvider(local_prefix=tmp_path / "local", logger=logging.getLogger()).object(str(tmp_path / "out"))

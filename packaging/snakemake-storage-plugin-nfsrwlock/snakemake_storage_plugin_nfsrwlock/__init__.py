@@ -200,7 +200,8 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):  # type: ignore[misc
 
     def _removed(self) -> Path:
         name = hashlib.sha256(os.fsencode(self.query)).hexdigest()
-        return Path(self.provider.local_prefix, ".removed", name)
+        # Not below the prefix: that may be emptied, be a node's own, or be another one in the next run.
+        return Path(".snakemake", "nfsrwlock-removed", name)
 
 
 def _identity(path: str) -> str:
