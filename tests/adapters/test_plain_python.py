@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import pickle
@@ -91,6 +92,29 @@ def test_if_the_builder_raises_nothing_is_published_and_the_next_one_builds(stag
     second.answer()
     assert (tmp_path / "data").read_text() == f"made by {second.pid}"
     assert list(tmp_path.glob(".data*")) == []
+
+
+def test_a_directory_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "data"
+
+    def build(place: Path) -> None:
+        place.mkdir()
+        (place / "new").touch()
+
+    target.mkdir()
+    (target / "old").touch()
+    real = os.rename
+
+    def rename(source: Path, place: Path) -> None:
+        if place == target and "new" in os.listdir(source):
+            raise OSError(errno.EIO, "refused")
+        real(source, place)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="refused"):
+        fetch(target, build, is_valid=lambda place: (place / "new").exists())
+    assert os.listdir(target) == ["old"]
+    assert sorted(os.listdir(tmp_path)) == ["data", "data.rwlock"]
 
 
 def test_a_builder_that_lost_the_lock_publishes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -256,11 +256,24 @@ def test_after_a_failure_of_new_code_an_old_output_is_not_taken_for_its_result(s
         if code:
             # It is missing for this workflow only, and whatever becomes of the copies.
             scene.workflow(READS.replace("ref.fa", "out"), "other")
-            scene.run("--local-storage-prefix", str(prefix), directory="other")
+            scene.run("--local-storage-prefix", f"{prefix}-other", directory="other")
             assert scene.read("other/out") == "old\n"
             shutil.rmtree(prefix)
             scene.write("go", "")
     assert "Nothing to be done" in scene.work()
+
+
+def test_workflows_of_two_directories_do_not_share_their_copies(scene: StorageScene) -> None:
+    # One would take what the other one's job is just making for a copy of its own.
+    prefix = ("--local-storage-prefix", str(scene.directory / "scratch"))
+    scene.write("go", "")
+    scene.workflow(STORES)
+    scene.work(*prefix, "--config", "then=true")
+    scene.workflow(STORES, "other")
+    log = scene.run(*prefix, "--config", "then=true", directory="other", code=1)
+    assert f"are those of workflows in '{scene.directory}/work': choose another --local-storage-prefix" in log
+    scene.work(*prefix, "--force", "--config", "then=true")
+    scene.run(*prefix[:1], f"{prefix[1]}-other", "--force", "--config", "then=true", directory="other")
 
 
 def test_who_asks_to_remove_what_is_stored_is_told_that_it_stays(

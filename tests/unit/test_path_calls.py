@@ -122,6 +122,7 @@ TABLE = {
     "integrations/nfsrwlock/fetching.py": {
         "os.rename(mine, target)": NAME,
         "os.rename(target, aside)": NAME,
+        "os.rename(aside, target)": NAME,
         "os.listdir(target.parent)": DATA,
         "shutil.rmtree": RMTREE,
         "os.unlink": NAME,
@@ -185,6 +186,8 @@ TABLE = {
         "os.utime(path, ns=(stamp, stamp))": DATA,
         "shutil.rmtree(copy, ignore_errors=True)": RMTREE,
         "copy.unlink()": NAME,
+        "claim.parent.mkdir(parents=True, exist_ok=True)": PRIVATE,
+        "os.symlink(mine, claim)": NAME,
         "self._removed().read_text()": PRIVATE,
         "self._removed().parent.mkdir(parents=True, exist_ok=True)": PRIVATE,
         "self._removed().write_text(_identity(self.query))": PRIVATE,

@@ -72,6 +72,26 @@ class StorageProvider(StorageProviderBase):  # type: ignore[misc]
             raise WorkflowError(f"storage.nfsrwlock cannot be set so, {given}: {error}") from None
         #: What each lock is made with.
         self.options: dict[str, Any] = options
+        self._is_claimed = False
+
+    def claim(self) -> None:
+        """
+        Take the directory of copies for the workflows of this working directory.
+
+        :raises WorkflowError: if those of another one have it: they would take half-made outputs for copies
+        """
+        claim, mine = Path(self.local_prefix, ".workflow"), os.getcwd()
+        if self._is_claimed:
+            return
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.symlink(mine, claim)
+        if (owner := os.readlink(claim)) != mine:
+            raise WorkflowError(
+                f"the copies in {os.fspath(self.local_prefix)!r} are those of workflows in {owner!r}: choose another "
+                "--local-storage-prefix, or remove that directory if none of them runs"
+            )
+        self._is_claimed = True
 
     @classmethod
     def example_queries(cls) -> list[ExampleQuery]:
@@ -112,8 +132,10 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):  # type: ignore[misc
         """
         Return where the copy is.
 
-        :raises WorkflowError: if, by a link or a mount, that is the original: Snakemake deletes what is there
+        :raises WorkflowError: if, by a link or a mount, that is the original: Snakemake deletes what is there; or if
+            workflows of another working directory have their copies there
         """
+        self.provider.claim()
         path: Path = super().local_path()
         for copy, named in zip((path, *path.parents), (Path(self.query), *Path(self.query).parents[:-1]), strict=False):
             with suppress(OSError):
@@ -133,6 +155,10 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):  # type: ignore[misc
         with suppress(OSError):
             # What a job has left on scratch is yet to be removed, too, and Snakemake removes only what exists.
             if self._removed().read_text() == _identity(self.query) and not self.local_path().exists():
+                text = (
+                    f"{self.print_query} counts as removed here until another one is stored: {self._removed()} says so"
+                )
+                self.provider.logger.info(text)
                 return False
         return os.path.exists(self.query)
 

@@ -218,7 +218,12 @@ def _publish(mine: Path, target: Path) -> None:
         # rename(2) replaces a file, but no directory with something in it.
         aside = _new_sibling(target)
         os.rename(target, aside)
-    os.rename(mine, target)
+    try:
+        os.rename(mine, target)
+    except OSError:
+        if aside is not None:
+            os.rename(aside, target)
+        raise
     if aside is not None:
         _remove(aside)
 

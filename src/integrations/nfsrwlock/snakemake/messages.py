@@ -127,7 +127,9 @@ def note(seconds: float, text: str) -> None:
 
 def say_longest_waits(workflow: Any) -> None:
     """Say which waits were the longest."""
-    directory = os.environ.pop(_VARIABLE)
+    directory = os.environ.pop(_VARIABLE, None)
+    if directory is None:
+        return  # another thread's workflow has ended before
     waits = sorted(Path(directory).glob("*"), reverse=True)
     for number, wait in enumerate(waits[:_LONGEST], 1):
         with suppress(OSError):
