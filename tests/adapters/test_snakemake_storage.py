@@ -75,7 +75,8 @@ class StorageScene(Scene):
         return self.run(*arguments, code=code, directory="work")
 
     def copy(self, name: str) -> Path:
-        return Path(f"{self.directory}/work/.snakemake/storage/nfsrwlock{self.shared}/{name}")
+        copies = self.directory / "work" / ".snakemake" / "storage" / "nfsrwlock"
+        return copies.joinpath(*self.shared.parts[1:], name)
 
     def rewrite(self, name: str, text: str) -> None:
         """Replace a shared file as everybody is to do it."""
@@ -408,6 +409,7 @@ def test_an_original_is_never_handed_out_as_a_copy(scene: StorageScene, link: st
     log = scene.work(code=1)
     assert "itself, which Snakemake would delete: choose another --local-storage-prefix" in log
     assert identity(scene.shared / "ref.fa") == before
+    assert not Path("/.workflow").is_symlink()
     assert not scene.exists("shared/deep")
 
 

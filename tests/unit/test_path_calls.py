@@ -188,9 +188,9 @@ TABLE = {
         "copy.unlink()": NAME,
         "claim.parent.mkdir(parents=True, exist_ok=True)": PRIVATE,
         "os.symlink(mine, claim)": NAME,
-        "self._removed().read_text()": PRIVATE,
-        "self._removed().parent.mkdir(parents=True, exist_ok=True)": PRIVATE,
-        "self._removed().write_text(_identity(self.query))": PRIVATE,
+        "note.read_text()": PRIVATE,
+        "note.parent.mkdir(parents=True, exist_ok=True)": PRIVATE,
+        "note.write_text(_identity(self.query))": PRIVATE,
     },
     "integrations/nfsrwlock/dask/journal.py": {
         "os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 384)": JOURNAL,

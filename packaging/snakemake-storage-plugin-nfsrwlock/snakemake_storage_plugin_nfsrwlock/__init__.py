@@ -135,13 +135,13 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):  # type: ignore[misc
         :raises WorkflowError: if, by a link or a mount, that is the original: Snakemake deletes what is there; or if
             workflows of another working directory have their copies there
         """
-        self.provider.claim()
         path: Path = super().local_path()
         for copy, named in zip((path, *path.parents), (Path(self.query), *Path(self.query).parents[:-1]), strict=False):
             with suppress(OSError):
                 if os.path.samefile(copy, named):
                     what = f"the copy {os.fspath(copy)!r} would be {os.fspath(named)!r} itself"
                     raise WorkflowError(f"{what}, which Snakemake would delete: choose another --local-storage-prefix")
+        self.provider.claim()  # only now: nothing is made among originals
         return path
 
     async def inventory(self, cache: Any) -> None:
@@ -152,12 +152,11 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):  # type: ignore[misc
 
     def exists(self) -> bool:
         """Return whether the original is there and does not count as removed."""
+        note = self._removed()
         with suppress(OSError):
             # What a job has left on scratch is yet to be removed, too, and Snakemake removes only what exists.
-            if self._removed().read_text() == _identity(self.query) and not self.local_path().exists():
-                text = (
-                    f"{self.print_query} counts as removed here until another one is stored: {self._removed()} says so"
-                )
+            if note.read_text() == _identity(self.query) and not self.local_path().exists():
+                text = f"{self.print_query} counts as removed here until another one is stored, says {note}"
                 self.provider.logger.info(text)
                 return False
         return os.path.exists(self.query)
@@ -219,8 +218,9 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):  # type: ignore[misc
         shutil.rmtree(copy, ignore_errors=True)
         with suppress(OSError):
             copy.unlink()
-        self._removed().parent.mkdir(parents=True, exist_ok=True)
-        self._removed().write_text(_identity(self.query))
+        note = self._removed()
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(_identity(self.query))
         text = f"{self.print_query} stays until another one is stored: storage.nfsrwlock removes nothing"
         self.provider.logger.info(text)
 
