@@ -22,13 +22,12 @@ from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
+import yaml
 from packaging.requirements import Requirement
 from rattler_build import Stage0Recipe, ToolConfiguration
 
 HERE = Path(__file__).parent
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
-#: What the recipe's host and run environments need, and the recipe's tests.
-WANTED = ("pip", "hatchling>=1.27", "click>=8.4.2", "filelock>=4.2,<5", "rich>=13")
 
 
 class Channel:
@@ -86,7 +85,9 @@ def channel_of_wheels(directory: Path) -> Channel:
     channel = Channel(directory / "channel")
     wheels = directory / "wheels"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "download", "--only-binary", ":all:", "--dest", wheels, *WANTED], check=True)
+    asked = yaml.safe_load((HERE / "recipe.yaml").read_text())["requirements"]
+    wanted = [text for text in asked["host"] + asked["run"] if not text.startswith(("python ", "__"))]
+    subprocess.run([*pip, "download", "--only-binary", ":all:", "--dest", wheels, *wanted], check=True)
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))

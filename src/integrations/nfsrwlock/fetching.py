@@ -139,7 +139,7 @@ def fetch(
     built: int | None = None
     while True:
         # Who builds leaves a number behind, the version of what it made. Who only reads need leave nothing.
-        reader, writer = (SoftReadWriteLock(target, is_singleton=False, numbered=n, **options) for n in (False, True))
+        reader = SoftReadWriteLock(target, is_singleton=False, numbered=False, **options)
         if reader.lock_path in _building.get():
             raise DeadlockError(
                 f"{os.fspath(target)!r} is being built by this very call of fetch(); build it from others"
@@ -164,6 +164,7 @@ def fetch(
         appeared = partial(_has_changed, target, before, set())
         block = ExitStack()
         try:
+            writer = SoftReadWriteLock(target, is_singleton=False, **options)
             held = block.enter_context(joined(writer, "write", until=appeared))
         except Timeout:
             if appeared():  # another one has built it: it need only be read
