@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,7 @@ from nfs.filesystems import trials
 from nfs.filesystems.__main__ import programs_missing
 from nfs.filesystems.changes import changes, states
 from nfs.filesystems.descriptions import DESCRIPTIONS
-from nfs.lab import Lab, to_bind
+from nfs.lab import Lab, LabError, to_bind
 
 pytestmark = pytest.mark.nfs
 
@@ -59,3 +62,34 @@ def test_what_must_be_there_after_a_crash_follows_from_what_was_acknowledged() -
         if call in ("rmdir", "unlink", "rename"):
             made.remove(names[0])
         made |= {names[-1]} if call in ("mkdir", "create", "rename") else set()
+
+
+def test_rounds_reached_in_time_count() -> None:
+    batches: list[int] = []
+
+    def race(rounds: int) -> dict[str, Any]:
+        time.sleep(rounds * 1e-3)
+        batches.append(rounds)
+        if len(batches) == 9:
+            raise LabError("the server has gone")
+        worse = len(batches) == 2
+        facts = {"rounds": rounds, "missed": int(worse), "median_apart_ms": 9.0 - len(batches)}
+        check = {"level": "unfit" if worse else "ok", "text": f"{len(batches)}", **facts}
+        return {"level": check["level"], "verdict": check["text"], "checks": {"listing": check}}
+
+    enough = trials.in_batches(race, 130, math.inf)
+    assert batches == [20, 100, 10]
+    assert enough["level"] == "unfit"
+    assert enough["verdict"] == "2"
+    assert enough["checks"]["listing"] == {
+        "level": "unfit", "text": "2", "rounds": 130, "missed": 1, "median_apart_ms": 8.0,
+    }  # fmt: skip
+
+    batches.clear()
+    short = trials.in_batches(race, 10_000, 0.15)
+    assert short["checks"]["listing"]["rounds"] == sum(batches) < 250
+
+    batches.clear()
+    cut_short = trials.in_batches(race, 10_000, math.inf)
+    assert cut_short["checks"]["listing"]["rounds"] == sum(batches[:8]) == 720
+    assert "after 720 rounds: the server has gone" in cut_short["error"]

@@ -30,12 +30,14 @@ from nfs.filesystems import table, trials
 from nfs.filesystems.descriptions import DESCRIPTIONS, FileSystem
 from nfs.lab import Lab, LabError, Unavailable, require, to_bind
 
-#: So long may one file system take, seconds; what was tried until then counts.
+#: So long may one file system take, seconds. Each trial gets its share of what the earlier ones have left.
 _LIMIT_S: Final = 900.0
+#: A trial ends by itself after this part of its share, and by force after all of it.
+_ORDERLY: Final = 0.7
 
 
 class OutOfTimeError(BaseException):
-    """The file system has used up its time."""
+    """What is under way has used up its time."""
 
 
 def programs_missing(kind: FileSystem) -> list[str]:
@@ -56,21 +58,26 @@ def _try(
     name: str, kind: FileSystem, extent: trials.Extent, limit_s: float, only: list[str], lab: Lab
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"title": kind.title, "options": kind.options, "mind": kind.mind}
+    began = time.monotonic()
     # The main thread has the alarm; what it interrupts are waits.
     signal.signal(signal.SIGALRM, _ring)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
-    began = time.monotonic()
     try:
         install("tests/nfs/filesystems", lambda: programs_missing(kind), kind.packages.split())
         trials.prepare(lab, kind, to_bind())
         row |= {"up after, s": round(time.monotonic() - began, 1), **trials.describe(lab, kind)}
-        for trial in only:
+        for number, trial in enumerate(only):
             since = time.monotonic()
+            share_s = max((began + limit_s - since) / (len(only) - number), 1.0)
+            signal.setitimer(signal.ITIMER_REAL, share_s)
             try:
-                row[trial] = trials.TRIALS[trial](lab, kind, extent)
-            except Exception as error:  # the other trials still tell something
+                row[trial] = trials.TRIALS[trial](lab, kind, replace(extent, share_s=_ORDERLY * share_s))
+            except OutOfTimeError:  # the other trials still tell something
+                row[trial] = {"error": f"{trial}: not done after {share_s:.0f} s"}
+            except Exception as error:
                 row[trial] = {"error": f"{error!r}"[-1500:]}
                 traceback.print_exc()
+            signal.setitimer(signal.ITIMER_REAL, limit_s)
             row[trial]["seconds"] = round(time.monotonic() - since, 1)
             print(f"{name}: {trial}: {json.dumps(row[trial])[:1500]}", file=sys.stderr, flush=True)
     except OutOfTimeError:

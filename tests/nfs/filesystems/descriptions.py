@@ -8,6 +8,7 @@ the place in ``$1``. What a server must not forget belongs below ``/mnt/disk``, 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,7 +46,7 @@ class FileSystem:
     @property
     def mounting(self) -> str:
         """The script that mounts it, with its options filled in."""
-        return f"OPTIONS={self.options}\n{self.mount}"
+        return f"OPTIONS={shlex.quote(self.options)}\n{self.mount}"
 
 
 _SERVED: Final = "mkdir -p /mnt/disk/export\n"
@@ -282,7 +283,7 @@ sync
         mount="""
 /run/modprobe fuse
 for try in 1 2 3 4 5 6 7 8; do
-    timeout 40 glusterfs --volfile-server=srv --volfile-id=v --log-file=/run/gluster.log "$1"
+    timeout 40 glusterfs --volfile-server=srv --volfile-id=v --log-file=/run/gluster.log $OPTIONS "$1"
     sleep 1
     mountpoint -q "$1" && exit
     umount -l "$1" || true

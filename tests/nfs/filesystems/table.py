@@ -26,6 +26,8 @@ _COUNTS: Final = {
     "renamed_twice": "rename/rename",
     "nonempty_removed": "rmdir of what is not empty",
 }
+#: Those of its facts that add up over several runs.
+COUNTED: Final = {*_COUNTS, "rounds", "overlapping", "neither", "read", "old"}
 
 
 def as_markdown(rows: dict[str, dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 from nfs.campaign.history import conflicts, disorder
 from nfs.campaign.run import Campaign, document
+from nfs.filesystems import table
 from nfs.filesystems.changes import states
 from nfs.filesystems.descriptions import FileSystem
 from nfs.lab import Job, Lab, LabError
@@ -33,6 +35,13 @@ from nfs.storms import storm
 #: What may go wrong in a campaign; the server is the business of :func:`crashes`.
 _FAULTS: Final = {"pause": 6, "kill": 4, "helper kill": 3, "power cut": 2, "network cut": 2, "clock": 2}
 _LEASE_S: Final = 4.0
+#: Rounds of a batch of races, and of the first one, which tells how long they take.
+_BATCH: Final = 100
+_FIRST_BATCH: Final = 20
+#: So much of the time that is left the next batch may take, by the time that the one before took.
+_CAUTION: Final = 0.8
+#: Of what ``doctor`` finds, the worst last.
+_LEVELS: Final = ("ok", "note", "warning", "unfit")
 _CHANGES: Final = str(Path(__file__).with_name("changes.py"))
 
 
@@ -44,6 +53,8 @@ class Extent:
     storm_s: float
     campaign_s: float
     crashes: int
+    #: After so long no further batch of rounds begins, and no further crash, seconds.
+    share_s: float = math.inf
     #: Of processes on each client, in storms, races and crashes.
     processes: int = 2
 
@@ -54,12 +65,58 @@ QUICK: Final = Extent(rounds=100, storm_s=4.0, campaign_s=15.0, crashes=1)
 
 def demands(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     """Let ``doctor`` race the demands between the clients; return what it found, by check."""
+    lab.clients[0].check(["mkdir", f"{MOUNTPOINT}/doctor"])
+    return in_batches(lambda rounds: _doctor(lab, rounds, extent.processes), extent.rounds, extent.share_s)
+
+
+def in_batches(race: Callable[[int], dict[str, Any]], rounds: int, share_s: float) -> dict[str, Any]:
+    """
+    Race so many rounds, or as many as there is time for; return what was found.
+
+    Not at one go, for two reasons: what was reached counts when time runs out, and players who have fallen behind begin
+    the next batch together.
+    """
+    found: dict[str, Any] = {}
+    done, batch, began = 0, min(_FIRST_BATCH, rounds), time.monotonic()
+    while batch >= min(_FIRST_BATCH, max(rounds - done, 1)):
+        since = time.monotonic()
+        try:
+            found = add(found, race(batch))
+        except LabError as error:
+            return {**found, "error": f"after {done} rounds: {error}"[-1500:]}
+        done += batch
+        now = time.monotonic()
+        batch = int(min(_BATCH, rounds - done, _CAUTION * batch * (began + share_s - now) / (now - since)))
+    return found
+
+
+def add(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """
+    Return what two runs of ``doctor`` found together.
+
+    Counts are added. Half of all rounds began within the longer of both medians, so that stays. Whatever else a check
+    says is as the worse of the two has it, or else the later.
+    """
+    if not one:
+        return other
+    checks = {}
+    for name, later in other["checks"].items():
+        earlier = one["checks"].get(name, later)
+        worse = earlier if _LEVELS.index(earlier["level"]) > _LEVELS.index(later["level"]) else later
+        checks[name] = dict(worse)
+        if name in one["checks"]:
+            checks[name] |= {fact: earlier[fact] + later[fact] for fact in table.COUNTED & earlier.keys()}
+            checks[name] |= {fact: max(earlier[fact], later[fact]) for fact in {"median_apart_ms"} & earlier.keys()}
+    worst = max(other, one, key=lambda run: _LEVELS.index(run["level"]))
+    return {"level": worst["level"], "verdict": worst["verdict"], "checks": {**one["checks"], **checks}}
+
+
+def _doctor(lab: Lab, rounds: int, processes: int) -> dict[str, Any]:
     n1, n2 = lab.clients
     directory = f"{MOUNTPOINT}/doctor"
-    n1.check(["mkdir", directory])
     command = [sys.executable, "-m", "nfsrwlock", "doctor"]
-    rounds = ["--rounds", str(extent.rounds), "--processes", str(extent.processes)]
-    first = n1.popen([*command, "--peer", "--json", *rounds, directory])
+    extent = ["--rounds", str(rounds), "--processes", str(processes)]
+    first = n1.popen([*command, "--peer", "--json", *extent, directory])
     try:
         first.wait_until(lambda: b"--join" in first.err and first.err.endswith(b"\n"), 60)
         token = re.search(rb"--join (\w+)", first.err)
@@ -75,7 +132,7 @@ def demands(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     (report,) = json.loads(ended.stdout)
     checks = {check["name"]: {"level": check["level"], "text": check["text"], **check["facts"]}
               for check in report["checks"]}  # fmt: skip
-    return {"verdict": report["verdict"], "checks": checks}
+    return {"level": report["level"], "verdict": report["verdict"], "checks": checks}
 
 
 def exclusion(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
@@ -142,8 +199,9 @@ def crashes(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     chance = random.Random(1)
     acknowledged = undone = 0
     examples: list[str] = []
-    for crash in range(extent.crashes):
-        directory = f"{MOUNTPOINT}/crash-{crash}"
+    began, made = time.monotonic(), 0
+    while made < extent.crashes and (not made or (time.monotonic() - began) * (made + 1) / made < extent.share_s):
+        directory = f"{MOUNTPOINT}/crash-{made}"
         jobs: dict[str, Job] = {}
         for node in lab.clients:
             for number in range(extent.processes):
@@ -173,7 +231,8 @@ def crashes(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
             acknowledged += count
             undone += len(wrong)
             examples += wrong[:2]
-    return {"crashes": extent.crashes, "changes": acknowledged, "undone": undone, "examples": examples[:6]}
+        made += 1
+    return {"crashes": made, "changes": acknowledged, "undone": undone, "examples": examples[:6]}
 
 
 #: In this order: the last one takes the server's power away.
