@@ -75,7 +75,8 @@ def test_rounds_reached_in_time_count() -> None:
         worse = len(batches) == 2
         facts = {"rounds": rounds, "missed": int(worse), "median_apart_ms": 9.0 - len(batches)}
         check = {"level": "unfit" if worse else "ok", "text": f"{len(batches)}", **facts}
-        return {"level": check["level"], "verdict": check["text"], "checks": {"listing": check}}
+        cost = {"level": "ok", "text": "", "read": {"median_ms": float(len(batches))}}
+        return {"level": check["level"], "verdict": check["text"], "checks": {"listing": check, "cost": cost}}
 
     enough = trials.in_batches(race, 130, math.inf)
     assert batches == [20, 100, 10]
@@ -84,6 +85,7 @@ def test_rounds_reached_in_time_count() -> None:
     assert enough["checks"]["listing"] == {
         "level": "unfit", "text": "2", "rounds": 130, "missed": 1, "median_apart_ms": 8.0,
     }  # fmt: skip
+    assert enough["checks"]["cost"]["read"] == {"median_ms": 3.0}
 
     batches.clear()
     short = trials.in_batches(race, 10_000, 0.15)

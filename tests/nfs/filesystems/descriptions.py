@@ -131,6 +131,17 @@ DESCRIPTIONS: Final = {
         serve=f"sed -i s/sync,/async,/ /run/nfslab.conf\n{KERNEL_SERVER}",
         mind="The server acknowledges what is not on its disk, so it breaks (d).",
     ),
+    "reexport": dataclasses.replace(
+        _LINUX_3,
+        title="Linux NFS server, NFSv3, of what it has mounted by NFSv4.2 itself",
+        serve=f"""{KERNEL_SERVER}
+/run/modprobe -a nfsv4 nfsv3
+mkdir -p /mnt/again
+mount -t nfs -o vers=4.2 srv:/ /mnt/again
+exportfs -o rw,sync,no_root_squash,no_subtree_check,fsid=7 '*:/mnt/again'
+""",
+        mount=_LINUX_3.mount.replace("/mnt/disk/export", "/mnt/again"),
+    ),
     "ganesha-4.1": _GANESHA,
     "ganesha-3": dataclasses.replace(
         _GANESHA,

@@ -105,7 +105,8 @@ def add(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         worse = earlier if _LEVELS.index(earlier["level"]) > _LEVELS.index(later["level"]) else later
         checks[name] = dict(worse)
         if name in one["checks"]:
-            checks[name] |= {fact: earlier[fact] + later[fact] for fact in table.COUNTED & earlier.keys()}
+            counted = [fact for fact in table.COUNTED & earlier.keys() if isinstance(earlier[fact], int)]
+            checks[name] |= {fact: earlier[fact] + later[fact] for fact in counted}
             checks[name] |= {fact: max(earlier[fact], later[fact]) for fact in {"median_apart_ms"} & earlier.keys()}
     worst = max(other, one, key=lambda run: _LEVELS.index(run["level"]))
     return {"level": worst["level"], "verdict": worst["verdict"], "checks": {**one["checks"], **checks}}
