@@ -392,7 +392,16 @@ for _name in ("ganesha-4.1", "9p"):
         title=f"{DESCRIPTIONS[_name].title} over ext4 mounted with `sync`",
         serve=f"mount -o remount,sync /mnt/disk\n{DESCRIPTIONS[_name].serve}",
     )
-DESCRIPTIONS["sshfs-nocache"] = dataclasses.replace(DESCRIPTIONS["sshfs"], options="dir_cache=no", mind="")
+DESCRIPTIONS["sshfs-nocache"] = dataclasses.replace(
+    DESCRIPTIONS["sshfs"], options="dir_cache=no,attr_timeout=0,entry_timeout=0", mind=""
+)
+_KEPT_BY_GLUSTER: Final = "performance.quick-read=off performance.io-cache=off performance.stat-prefetch=off"
+DESCRIPTIONS["glusterfs-nocache"] = dataclasses.replace(
+    DESCRIPTIONS["glusterfs"],
+    options="--attribute-timeout=0 --entry-timeout=0",
+    serve=f"VOLUME_OPTIONS='{_KEPT_BY_GLUSTER}'\n{DESCRIPTIONS['glusterfs'].serve}",
+    mind=f"On the volume: `{_KEPT_BY_GLUSTER}`.",
+)
 DESCRIPTIONS["cephfs-fuse"] = dataclasses.replace(
     DESCRIPTIONS["cephfs"],
     title="CephFS, ceph-fuse",

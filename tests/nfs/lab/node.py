@@ -76,8 +76,12 @@ class Node:
             raise LabError(f"{self.name} does not run")
         return pid
 
-    def wait_until_ready(self, timeout: float = 60) -> None:
-        """Wait until its agent answers, and set its clock right: a guest boots some milliseconds off."""
+    def wait_until_ready(self, timeout: float = 180) -> None:
+        """
+        Wait until its agent answers, and set its clock right: a guest boots some milliseconds off.
+
+        :param timeout: a server answers once it serves, which takes Ceph a minute
+        """
         end = time.monotonic() + timeout
         while True:
             try:
