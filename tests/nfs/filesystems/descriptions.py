@@ -396,10 +396,12 @@ for _name in ("ganesha-4.1", "9p"):
 DESCRIPTIONS["sshfs-nocache"] = dataclasses.replace(
     DESCRIPTIONS["sshfs"], options="dir_cache=no,attr_timeout=0,entry_timeout=0", mind=""
 )
-_KEPT_BY_GLUSTER: Final = "performance.quick-read=off performance.io-cache=off performance.stat-prefetch=off"
+_KEPT_BY_GLUSTER: Final = " ".join(
+    f"performance.{kept}=off" for kept in ("open-behind", "quick-read", "io-cache", "stat-prefetch")
+)
 DESCRIPTIONS["glusterfs-nocache"] = dataclasses.replace(
     DESCRIPTIONS["glusterfs"],
-    options="--attribute-timeout=0 --entry-timeout=0",
+    options="--fopen-keep-cache=off --attribute-timeout=0 --entry-timeout=0",
     serve=f"VOLUME_OPTIONS='{_KEPT_BY_GLUSTER}'\n{DESCRIPTIONS['glusterfs'].serve}",
     mind=f"On the volume: `{_KEPT_BY_GLUSTER}`.",
 )
