@@ -142,6 +142,7 @@ mount -t nfs -o vers=4.2 srv:/ /mnt/again
 exportfs -o rw,sync,no_root_squash,no_subtree_check,fsid=7 '*:/mnt/again'
 """,
         mount=_LINUX_3.mount.replace("/mnt/disk/export", "/mnt/again"),
+        mind="Both clients mount the second export, and one kernel serves both; other arrangements were not tried.",
     ),
     "ganesha-4.1": _GANESHA,
     "ganesha-3": dataclasses.replace(
