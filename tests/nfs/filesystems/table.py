@@ -18,7 +18,7 @@ _HEAD: Final = (
     *("storm", "faults", "data", "read / write, ms", "to mind"),
 )
 #: The facts of ``doctor``'s checks that count what must not happen.
-COUNTS: Final = {
+_COUNTS: Final = {
     "both": "mkdir/mkdir",
     "missed": "missed each other",
     "own_missed": "missed its own",
@@ -66,7 +66,7 @@ def _one_line(text: str) -> str:
 def _demand(check: dict[str, Any] | None) -> str:
     if check is None or "rounds" not in check:
         return "not tested"
-    broken = {name: check[fact] for fact, name in COUNTS.items() if check.get(fact)}
+    broken = {name: check[fact] for fact, name in _COUNTS.items() if check.get(fact)}
     return ", ".join(f"**{name} {count}**" for name, count in broken.items()) or "0"
 
 

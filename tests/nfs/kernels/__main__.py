@@ -47,7 +47,17 @@ def test(suite: str, extent: trials.Extent, limit_s: float, known: dict[str, Any
         row["error"] = f"{error}"[-1500:]
         return {row.get("package", suite): row}
     row["lanes"] = {lane: run(lane, DESCRIPTIONS[lane], extent, limit_s, list(_TRIALS)) for lane in _LANES}
+    for lane in row["lanes"].values():
+        for trial in _TRIALS:
+            if "error" in lane.get(trial, {}):
+                lane[trial]["error"] = gist(lane[trial]["error"])
     return {row["package"]: row}
+
+
+def gist(error: str) -> str:
+    """What a process on a client raised ends with its trace; return the line that says what it was."""
+    lines = error.replace("\\n", "\n").strip("\n ()'\"").splitlines()
+    return lines[-1] if any(line.startswith("  File ") for line in lines) else error
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from nfs.filesystems import table
@@ -17,29 +18,30 @@ _HEAD: Final = ("kernel", "package, release of Debian, date", "NFS", *_SEEN)
 
 def as_markdown(rows: dict[str, dict[str, Any]]) -> str:
     """One line for each mount on each kernel."""
-    lines = [_HEAD, ["--"] * len(_HEAD)]
+    lines: list[Sequence[str]] = [_HEAD, ["--"] * len(_HEAD)]
     for row in rows.values():
         source = f"{row.get('package', 'none')}, {row['suite']}, {row['date']}"
         if "error" in row:
             lines.append(["none", source, *["not tested"] * 6, f"**{row['error']}**"])
-        for name, lane in row.get("lanes", {}).items():
-            seen = table.cells(name, lane)
-            nfs = DESCRIPTIONS[name].title.rpartition(" ")[2]
-            lines.append([lane.get("kernel", "did not come up"), source, nfs, *(seen[column] for column in _SEEN)])
+        lines += [_line(source, name, lane) for name, lane in row.get("lanes", {}).items()]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
+def _line(source: str, name: str, lane: dict[str, Any]) -> list[str]:
+    nfs = DESCRIPTIONS[name].title.rpartition(" ")[2]
+    return [lane.get("kernel", "did not come up"), source, nfs, *_seen(name, lane).values()]
+
+
+def _seen(name: str, lane: dict[str, Any]) -> dict[str, str]:
+    cells = table.cells(name, lane)
+    if "error" in lane.get("exclusion", {}):
+        cells["storm"] = "**failed**"
+    return {column: cells[column] for column in _SEEN}
+
+
 def is_bad(row: dict[str, Any]) -> bool:
-    """Whether a demand was broken on it, or two held together what one may hold alone."""
-    return any(
-        table.is_bad(lane)
-        or lane.get("exclusion", {}).get("disorder")
-        or lane.get("churn", {}).get("missed")
-        or any(
-            check.get(count) for check in lane.get("demands", {}).get("checks", {}).values() for count in table.COUNTS
-        )
-        for lane in row.get("lanes", {}).values()
-    )
+    """Whether something went wrong on it: the table has that in bold."""
+    return any("**" in cell for name, lane in row.get("lanes", {}).items() for cell in _seen(name, lane).values())
 
 
 def write(rows: dict[str, dict[str, Any]]) -> None:
