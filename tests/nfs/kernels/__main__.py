@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -56,8 +57,8 @@ def test(suite: str, extent: trials.Extent, limit_s: float, known: dict[str, Any
 
 def gist(error: str) -> str:
     """What a process on a client raised ends with its trace; return the line that says what it was."""
-    lines = error.replace("\\n", "\n").strip("\n ()'\"").splitlines()
-    return lines[-1] if any(line.startswith("  File ") for line in lines) else error
+    lines = re.sub(r"(\\n)?['\"]\)$", "", error).replace("\\n", "\n").replace("\\'", "'").splitlines()
+    return lines[-1].rpartition("nfsrwlock_core.compat.")[2] if "  File " in error else error
 
 
 def main() -> int:
