@@ -109,7 +109,6 @@ TABLE = {
     "integrations/nfsrwlock/doctor/scratch.py": {
         "os.mkdir(path, 448)": MADE,
         "os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,
-        "os.listdir(scratch.fd)": INSIDE,
         "shutil.rmtree('.', ignore_errors=True, dir_fd=self.fd)": INSIDE,
         "os.rmdir(path)": NAME,
         "os.rmdir(self.path)": NAME,
