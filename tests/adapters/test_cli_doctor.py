@@ -103,6 +103,7 @@ def test_json_has_the_documented_fields(scene: Scene) -> None:
         "two_hosts",
         "host",
         "peer",
+        "versions",
     } <= report.keys()
     home = os.path.realpath(scene.directory)
     assert (report["path"], report["home"], report["lock_path"]) == ("data", home, f"{home}/data.rwlock")
@@ -379,6 +380,35 @@ def test_what_other_doctors_have_made_is_named_and_stays(scene: Scene) -> None:
     for check, path in zip(checks, sorted(left), strict=True):
         assert check["remedy"].endswith(f"rm -r {path.resolve()}")
         assert path.is_dir()
+
+
+def test_a_report_to_share_names_nothing_of_this_place(scene: Scene) -> None:
+    (scene.directory / f".nfsrwlock-doctor-{'f' * 12}").mkdir(mode=0o700)  # that the report for its user names
+    shared = scene.directory / "shared.json"
+    result = scene.run("doctor", "--json", "--rounds", "20", "--report", str(shared), "data", NFSRWLOCK_HOST="n77")
+    assert (result.returncode, result.stderr) == (0, "")
+    (full,), (report,) = json.loads(result.stdout), json.loads(shared.read_text())
+    mount = full["file_system"]
+    private = [full["path"], full["home"], full["host"], mount["source"], str(scene.directory), "f" * 12]
+    for name in filter(lambda name: len(name) > 1, private):
+        assert name in result.stdout
+        assert f'"{name}"' not in shared.read_text()
+        assert name == "data" or name not in shared.read_text()
+    assert report.keys() == full.keys()
+    for name in ("fit", "level", "verdict", "scope", "two_hosts", "versions"):
+        assert report[name] == full[name]
+    assert report["versions"]["kernel"] == os.uname().release
+    assert report["file_system"]["type"] == mount["type"]
+    figures = {check["name"]: check["facts"] for check in report["checks"]}
+    assert figures.keys() == {check["name"] for check in full["checks"]}
+    for name in ("mkdir", "listing", "removal", "cost"):
+        assert figures[name] == next(check["facts"] for check in full["checks"] if check["name"] == name) != {}
+
+
+def test_a_report_to_share_that_cannot_be_written_is_told_before_the_races(scene: Scene) -> None:
+    result = scene.run("doctor", "--report", "none/shared.json", ".")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "none/shared.json" in result.stderr
 
 
 @pytest.mark.parametrize("by", ["directory", "link"])

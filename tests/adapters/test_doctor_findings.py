@@ -335,6 +335,37 @@ def test_the_mount_of_the_second_host_is_mentioned_where_it_differs() -> None:
     assert explain_other(nocto, "n2", None)[0].text.startswith("On n2: NFSv4.2")
 
 
+def test_what_is_shared_of_a_mount_names_no_host_user_path_or_address() -> None:
+    kept = "vers=4.2,hard,nocto,timeo=600,sec=krb5"
+    private = {
+        *("addr=10.9.8.7", "clientaddr=10.9.8.6", "mountaddr=fe80::1", "username=ada", "domain=LABOUR", "uid=1077"),
+        *(
+            "unc=\\\\hal\\vault",
+            "ip=10.9.8.5",
+            "lowerdir=/vault",
+            "workdir=/vault",
+            "name=ada",
+            "fsc=vault",
+            "user_id=1077",
+        ),
+        *("mds_namespace=vault", "xprtsec=ada", "context=ada", "something-new=ada", "subdir=/vault", "access=1077"),
+    }
+    found = mount("nfs4", f"rw,{kept},{','.join(private)}", source="hal.example.org:/vault")
+    checks = [
+        *explain(found),
+        *explain_other(mount("nfs4", f"vers=3,nocto,{','.join(private)}", "hal:/vault"), "hal", found),
+        Check("permission", Level.NOTE, "ada", "ada", facts={"group": "ada (1077)", "owner": 1077}),
+        Check("what-comes-later", Level.NOTE, "ada", "rm -r /vault", facts={"by": "ada"}),
+    ]
+    full = Report("/vault", "/vault", "/vault/x", file_system=asdict(found), host="hal", peer="hal2", checks=checks)
+    shared = json.dumps(full.shareable().to_dict())
+    names = ("hal", "vault", "ada", "1077", "10.9.8", "fe80", "LABOUR", "/mnt")
+    assert [name for name in names if name not in json.dumps(full.to_dict())] == []
+    assert [name for name in names if name in shared] == []
+    options = json.loads(shared)["file_system"]["options"]
+    assert options == {"rw": True, "vers": "4.2", "hard": True, "nocto": True, "timeo": "600", "sec": "krb5"}
+
+
 def test_a_verdict_promises_no_more_than_was_tested() -> None:
     assert "as far as one host can tell" in Report(path="p", home="/p").verdict
     assert "two hosts kept all demands" in Report(path="p", home="/p", two_hosts=True).verdict

@@ -20,7 +20,7 @@ from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
 from nfsrwlock.cli.signals import TERMINATING, Signals
@@ -57,6 +57,7 @@ def doctor(
     peer: bool,
     timeout: float | None,
     as_json: bool,
+    to_share: IO[str] | None = None,
     rounds: int = 400,
     processes: int = 2,
 ) -> int:
@@ -65,6 +66,7 @@ def doctor(
 
     :param peer: do it together with a second node
     :param timeout: how long to wait for the second node, or for an answer of the file system, seconds
+    :param to_share: where to write what may be shown to others, as JSON
     :param rounds: of each race
     :param processes: that race, on each host
     """
@@ -89,6 +91,8 @@ def doctor(
             show(examination.report)
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=2))
+    if to_share is not None:
+        print(json.dumps([report.shareable().to_dict() for report in reports], indent=2), file=to_share, flush=True)
     code = min(codes - {Exit.OK}, default=Exit.OK)
     if hangs:  # what hangs would hang the end of this process, too
         flush()
