@@ -235,6 +235,7 @@ def serve(directory: str, mountpoint: str, seconds: float) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"passthrough", os.fsencode(mountpoint), b"fuse.passthrough", 0, options.encode()) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), mountpoint)
+    print("mounted", flush=True)
     client = Passthrough(root, seconds)
     while True:
         try:
@@ -257,23 +258,32 @@ def serve(directory: str, mountpoint: str, seconds: float) -> None:
 
 
 @contextmanager
-def passthrough(directory: Path, mountpoint: Path, seconds: float = 0.0) -> Iterator[Path]:
-    """Have ``directory`` mounted at ``mountpoint`` for a while; skip the test where that is not possible."""
+def passthrough(directory: Path, mountpoint: Path, seconds: float = 0.0, unseen: bool = False) -> Iterator[int]:
+    """
+    Have ``directory`` mounted at ``mountpoint`` for a while; skip the test where that is not possible.
+
+    :param unseen: mounted in a mount namespace of its own; the pid that is given enters it
+    """
     import pytest  # the server does without
 
     if os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("needs root and /dev/fuse, to mount a file system in user space")
-    mountpoint.mkdir()
+    mountpoint.mkdir(exist_ok=unseen)
     command = [sys.executable, __file__, str(directory), str(mountpoint), str(seconds)]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [*(["unshare", "--mount"] if unseen else []), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
-        while not os.path.ismount(mountpoint):
-            if server.poll() is not None:
-                pytest.skip(f"cannot mount here: {server.communicate()[1].strip()}")
-            time.sleep(0.02)
-        yield mountpoint
+        assert server.stdout is not None
+        if not server.stdout.readline():
+            pytest.skip(f"cannot mount here: {server.communicate()[1].strip()}")
+        yield server.pid
     finally:
-        subprocess.run(["umount", "--lazy", str(mountpoint)], check=False)
+        if not unseen:
+            subprocess.run(["umount", "--lazy", str(mountpoint)], check=False)
         server.kill()
         server.communicate()
 

@@ -38,8 +38,9 @@ def between(scene: Scene, mounts: list[Path]) -> tuple[int, dict[str, Any]]:
 def test_clients_that_keep_listings_are_found_out(scene: Scene, tmp_path: Path, seconds: float) -> None:
     served = tmp_path / "served"
     served.mkdir()
-    with passthrough(served, tmp_path / "a", seconds) as a, passthrough(served, tmp_path / "b", seconds) as b:
-        code, report = between(scene, [a, b])
+    mounts = [tmp_path / "a", tmp_path / "b"]
+    with passthrough(served, mounts[0], seconds), passthrough(served, mounts[1], seconds):
+        code, report = between(scene, mounts)
     checks = {check["name"]: check for check in report["checks"]}
     assert report["file_system"]["type"] == "fuse.passthrough"
     assert (report["two_hosts"], report["peer"]) == (True, "n2")
