@@ -73,7 +73,7 @@ TABLE = {
         "os.rmdir(name, dir_fd=here)": INSIDE,
         "os.rmdir(self.path)": NAME,
         "_open(name, flags, here)": INSIDE,
-        "os.listdir(fd)": INSIDE,
+        "_open(self.path, _LIST_FLAGS)": LAST,
         "os.rename(last, new.rpartition('/')[2], src_dir_fd=parent, dst_dir_fd=parent)": INSIDE,
         "os.unlink(last, dir_fd=parent)": INSIDE,
         "os.chmod('.', _GROUP_MODE, dir_fd=parent)": INSIDE,
@@ -92,17 +92,17 @@ TABLE = {
         "os.listdir(_CARDS)": SYSTEM,
         "open(f'{_CARDS}/{card}/address', encoding='ascii')": SYSTEM,
     },
+    "nfsrwlock_core/system/listing.py": {
+        "os.listdir(fd)": INSIDE,
+    },
     "nfsrwlock_core/inspection.py": {
-        "os.listdir(fd)": LOOKS,
         "os.listdir(directory)": LOOKS,
     },
     "nfsrwlock_core/pruning.py": {
         "os.scandir(top)": LOOKS,
         "os.walk(top)": WALK,
-        "os.listdir(fd)": TOKEN,
         "os.rmdir(generation_name(number), dir_fd=fd)": TOKEN,
     },
-    "nfsrwlock_core/witness.py": {"os.listdir(fd)": TOKEN},
     "integrations/nfsrwlock/cli/app.py": {
         "open(descriptor, 'w' if descriptor else 'r', closefd=False)": "nothing: a descriptor",
     },

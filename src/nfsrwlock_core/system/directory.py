@@ -25,6 +25,7 @@ from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import gone_name
 
 from .connection import connection
+from .listing import names_in
 from .process import user_name
 
 Share = Literal["user", "group"]
@@ -39,6 +40,8 @@ _OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os,
 _LIST_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
 _HALF_MADE_S: Final = 2.0
+#: How often a listing that the server has broken off is made anew; it breaks off one in a thousand.
+_LISTINGS_MOST: Final = 5
 MOVE_AWAY: Final = "move it away (mv) while nobody holds the lock; the owner of the directory around it may do so"
 #: A heartbeat's text where there is nothing more to say, or no room for it; a symbolic link cannot have none.
 _NO_RECORD: Final = b"{}"
@@ -149,13 +152,17 @@ class LockDirectory:
             self._leave(here)
 
     def listdir(self, name: str = "") -> list[str]:  # noqa: D102
-        if not name:
-            return os.listdir(self.path)
-        fd = self._descend(name, _LIST_FLAGS)
-        try:
-            return os.listdir(fd)
-        finally:
-            _close(fd)
+        if not name and self.device is not None and os.major(self.device):
+            return os.listdir(self.path)  # a disk of this machine: no server breaks its listings off
+        for _ in range(_LISTINGS_MOST):
+            fd = self._descend(name, _LIST_FLAGS) if name else _open(self.path, _LIST_FLAGS)
+            try:
+                return names_in(fd)
+            except FileNotFoundError:
+                continue  # removed, as the next open will tell, or broken off by the server
+            finally:
+                _close(fd)
+        raise OSError(errno.ESTALE, "the file server breaks off each listing", self.path)
 
     def create(self, name: str, record: bytes) -> None:  # noqa: D102
         with self._inside(name) as (parent, last):
