@@ -326,7 +326,7 @@ def refusal(path: str) -> LockPathError:
         )
     if stat.S_ISDIR(mode):
         return LockPathError(path, "lies below something that is no directory", "correct the path", errno.ENOTDIR)
-    return LockPathError(path, f"is a {_kind(mode)} where the lock directory should be", "move it away", errno.ENOTDIR)
+    return LockPathError(path, "is no directory, where the lock directory should be", "move it away", errno.ENOTDIR)
 
 
 @lru_cache(maxsize=256)
@@ -441,14 +441,3 @@ def _share(path: str, group: int) -> None:
         ) from None
     finally:
         _close(fd)
-
-
-def _kind(mode: int) -> str:
-    kinds = (
-        (stat.S_ISREG, "file"),
-        (stat.S_ISFIFO, "FIFO"),
-        (stat.S_ISSOCK, "socket"),
-        (stat.S_ISBLK, "device"),
-        (stat.S_ISCHR, "device"),
-    )
-    return next((name for test, name in kinds if test(mode)), "special file")
