@@ -67,6 +67,7 @@ TABLE = {
         "os.open(path, _LIST_FLAGS)": LAST,
         "_open(self.path, _OPEN_FLAGS)": LAST,
         "os.listdir(self.path)": TOKEN,
+        "os.scandir(os.path.dirname(self.path))": LOOKS,
         "os.rmdir(directory)": NAME,
         "os.open(name, flags, dir_fd=dir_fd)": LAST,
         "os.mkdir(name, _GROUP_MODE if self.share == 'group' else _USER_MODE, dir_fd=here)": INSIDE,

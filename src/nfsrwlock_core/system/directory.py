@@ -216,6 +216,11 @@ class LockDirectory:
                 return _open(self.path, _OPEN_FLAGS)
             except FileNotFoundError:
                 self.device = None  # whoever makes it now: what is found next must be checked
+                if (
+                    is_removed
+                ):  # or Linux 7.2 says so, of what it once found missing on NFSv4, until the parent is listed
+                    with contextlib.suppress(OSError), os.scandir(os.path.dirname(self.path)) as entries:
+                        next(entries, None)
                 is_removed = False
                 # Others remove it again, or put something else in its place, or nothing can be made there.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
