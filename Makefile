@@ -16,6 +16,11 @@ LANES ?=
 # More arguments for it, as in: make test-filesystems FILESYSTEMS_ARGS="--quick"
 FILESYSTEMS_ARGS ?=
 
+# Releases of Debian for test-kernels, such as KERNELS="sid trixie"; none: all that it knows, newest first.
+KERNELS ?=
+# More arguments for it, as in: make test-kernels KERNELS_ARGS="--rounds 10000 --limit 7200"
+KERNELS_ARGS ?=
+
 # How long campaign and simulate (3600), storm-joblib (60) and the benchmarks take, about, in seconds.
 DURATION ?=
 # The number that all choices of campaign and simulate follow from.
@@ -62,7 +67,7 @@ TAKE_TURNS := if command -v flock >/dev/null 2>&1; then exec 9>.venv.lock; flock
 .DEFAULT_GOAL := help
 .PHONY: help setup lock demo example-joblib example-dask example-permits test coverage test-newest test-oldest \
     test-snakemake test-snakemake-versions test-dask-zarr2 test-recipes test-docs test-slurm test-nfs test-nfs-long \
-    test-filesystems simulate exhaustive mutants \
+    test-filesystems test-kernels simulate exhaustive mutants \
     campaign storm-joblib storm-prune \
     bench bench-nfs lint format docs build test-wheel conda clean distclean
 
@@ -146,6 +151,10 @@ test-nfs-long: .venv/.dev ## the same scenarios of server outages, with one of f
 test-filesystems: .venv/.dev ## every shared file system that can be had, or LANES="smb 9p"; writes their table (root; hours)
 	$(BIN)/python tests/nfs/lab install
 	$(BIN)/python tests/nfs/filesystems --write $(FILESYSTEMS_ARGS) $(LANES)
+
+test-kernels: .venv/.dev ## the NFS clients and servers of Debian's other kernels, or KERNELS="sid"; writes their table (root; an hour)
+	$(BIN)/python tests/nfs/lab install
+	$(BIN)/python tests/nfs/kernels --write $(KERNELS_ARGS) $(KERNELS)
 
 simulate: .venv/.dev ## random runs on the simulated NFS for DURATION seconds, from the number SEED on
 	$(BIN)/python tests/simulation/long.py --seconds $(or $(DURATION),3600) --seed $(SEED) --jobs $(PYTEST_WORKERS)

@@ -186,8 +186,7 @@ def inspect(
 def list_lock(lock_path: str) -> Listing:
     """Return one listing of the lock that lives at ``lock_path``; FileNotFoundError and LockPathError say why not."""
     try:
-        with opened(lock_path) as fd:
-            return parse_listing(os.listdir(fd))
+        return parse_listing(LockDirectory(lock_path).listdir())
     except FileNotFoundError:
         raise
     except NotADirectoryError:

@@ -16,6 +16,7 @@ from .inspection import inspect
 from .lock import SoftReadWriteLock
 from .names import generation_name, parse_listing
 from .system.directory import SUFFIX, Share, opened
+from .system.listing import names_in
 from .system.paths import lock_path_of
 
 _IN_USE = "it is in use"
@@ -70,7 +71,7 @@ def prune(
         share: Share = "group" if found.st_mode & 0o020 else "user"
         lock = SoftReadWriteLock(path, lock_dir=lock_dir, is_singleton=False, share=share, numbered=False)
         with lock.write_lock(0), opened(lock_path) as fd:
-            listing = parse_listing(names := os.listdir(fd))
+            listing = parse_listing(names := names_in(fd))
             if len(listing.announcements) > 1:
                 return _IN_USE  # who waits for us finds the number
             if len(names) > sum(map(len, (listing.announcements, listing.generations, listing.notes))):

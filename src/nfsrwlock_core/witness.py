@@ -27,6 +27,7 @@ from .holding.waiting import WORLD
 from .names import Announcement, parse_beats, parse_listing
 from .protocol.heartbeat import MARGIN, World, changed
 from .system.directory import Files, LockDirectory, opened
+from .system.listing import names_in
 
 #: A heartbeat that was first seen after a pause longer than this part of the lease may be as old as the pause.
 _GAP: Final = 1 / 3
@@ -167,4 +168,4 @@ class HoldWitness:
         # later change than what the listing shows. Opening the directory makes an NFS client ask for its attributes
         # (nfs(5), close-to-open), but for `nocto`.
         with opened(f"{self.lock_path}/{name}") as fd:
-            return os.fstat(fd).st_mtime_ns, os.listdir(fd)
+            return os.fstat(fd).st_mtime_ns, names_in(fd)

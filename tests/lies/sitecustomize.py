@@ -36,14 +36,14 @@ def mkdir_notes_own_names(path: Any, *args: Any, **kwargs: Any) -> None:
 
 def listing_shows_own_names_only(path: Any = ".") -> list[str]:
     names = _listdir(path)
-    if re.search(r"/list-\d+$", str(path)):
+    if re.search(r"/list-\d+$", _path_of(path)):
         return [name for name in names if name in _own]
     return names
 
 
 def listing_is_without_own_names(path: Any = ".") -> list[str]:
     names = _listdir(path)
-    if re.search(r"/list-\d+$", str(path)):
+    if re.search(r"/list-\d+$", _path_of(path)):
         return [name for name in names if name not in _own]
     return names
 
@@ -124,16 +124,29 @@ def files_stay_old(path: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def listings_stay_old(path: Any = ".") -> list[str]:
-    return [] if str(path).endswith("/news-1") else _listdir(path)
+    return [] if _path_of(path).endswith("/news-1") else _listdir(path)
+
+
+def _path_of(directory: Any) -> str:
+    return os.readlink(f"/proc/self/fd/{directory}") if isinstance(directory, int) else str(directory)
+
+
+def _let_listings_lie(listdir: Any) -> None:
+    from nfsrwlock_core.system import listing
+
+    listing._getdents = None
+    os.listdir = listdir
 
 
 def _tell(lie: str) -> None:
     if lie == "mkdir succeeds twice":
         os.mkdir = mkdir_succeeds_twice
     elif lie == "listings show own names only":
-        os.mkdir, os.listdir = mkdir_notes_own_names, listing_shows_own_names_only
+        os.mkdir = mkdir_notes_own_names
+        _let_listings_lie(listing_shows_own_names_only)
     elif lie == "listings are without own names":
-        os.mkdir, os.listdir = mkdir_notes_own_names, listing_is_without_own_names
+        os.mkdir = mkdir_notes_own_names
+        _let_listings_lie(listing_is_without_own_names)
     elif lie == "unlink succeeds always":
         os.unlink = unlink_succeeds_always
     elif lie == "rmdir removes what is inside":
@@ -155,7 +168,8 @@ def _tell(lie: str) -> None:
     elif lie == "it is another host, where files stay old":
         builtins.open = files_stay_old
     elif lie == "it is another host, where listings stay old":
-        builtins.open, os.listdir = boot_id_of_another_host, listings_stay_old
+        builtins.open = boot_id_of_another_host
+        _let_listings_lie(listings_stay_old)
     elif lie == "the second process dies":
         if sys.orig_argv[-1] == "1":
             os._exit(3)

@@ -257,17 +257,15 @@ def make_device(path: Path) -> None:
         pytest.skip(f"cannot make a device here: {error}")
 
 
-@pytest.mark.parametrize(
-    ("make", "kind"), [(make_file, "file"), (os.mkfifo, "FIFO"), (make_socket, "socket"), (make_device, "device")]
-)
+@pytest.mark.parametrize("make", [make_file, os.mkfifo, make_socket, make_device])
 @pytest.mark.parametrize("share", ["user", "group"])
-def test_something_else_in_its_place_is_refused_at_once(tmp_path, share, make, kind):
+def test_something_else_in_its_place_is_refused_at_once(tmp_path, share, make):
     """A FIFO that nobody writes to would block an open for ever."""
     path = tmp_path / "data.rwlock"
     make(path)
     before = path.lstat()
     message = refusal(path, share)
-    assert f"is a {kind}" in message
+    assert "is no directory" in message
     assert "move it away" in message
     assert path.lstat() == before
 

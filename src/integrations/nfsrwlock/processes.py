@@ -12,8 +12,7 @@ import errno
 import os
 import select
 import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -23,7 +22,6 @@ from typing import Final
 #: the outer one's command stands still, and must see the inner command's end to release its lock.
 KEEPER_NAME: Final = "nfsrwlock-keep"
 GUARD_NAME: Final = "nfsrwlock-guard"
-_LINUX: Final = sys.platform.startswith("linux")
 #: A bound for "until nobody new turns up", against a command that forks faster than the table can be read.
 _ROUNDS: Final = 50
 
@@ -50,16 +48,13 @@ class Entry:
 
 
 def process_table() -> dict[int, Entry]:
-    """All processes this one can see. A process that ends while the table is read may be missing."""
-    source = _from_proc if _LINUX else _from_ps
-    return {entry.pid: entry for entry in source()}
-
-
-def _from_proc() -> Iterator[Entry]:
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (fields := _stat(int(name))) is not None:
+    """All processes this one can see (proc(5)). A process that ends while the table is read may be missing."""
+    table: dict[int, Entry] = {}
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        if (fields := _stat(pid)) is not None:
             comm, rest = fields
-            yield Entry(int(name), parent=int(rest[1]), group=int(rest[2]), name=comm, state=rest[0])
+            table[pid] = Entry(pid, parent=int(rest[1]), group=int(rest[2]), name=comm, state=rest[0])
+    return table
 
 
 def _stat(pid: int) -> tuple[str, list[str]] | None:
@@ -70,18 +65,6 @@ def _stat(pid: int) -> tuple[str, list[str]] | None:
     except OSError:
         return None
     return head.partition("(")[2], tail.split()
-
-
-def _from_ps() -> Iterator[Entry]:
-    """The same by the means of POSIX, where there is no ``/proc``."""
-    import subprocess  # noqa: PLC0415 - Linux does without
-
-    columns = ["-o", "pid=", "-o", "ppid=", "-o", "pgid=", "-o", "stat=", "-o", "comm="]
-    listing = subprocess.run(["ps", "-A", *columns], capture_output=True, text=True, errors="replace", check=False)
-    for line in listing.stdout.splitlines():
-        fields = line.split(None, 4)
-        if len(fields) == 5:
-            yield Entry(int(fields[0]), int(fields[1]), int(fields[2]), os.path.basename(fields[4]), fields[3][:1])
 
 
 def family(roots: Iterable[int], group: int | None = None, spare: Iterable[int] = ()) -> list[Entry]:
@@ -176,13 +159,10 @@ def send(pid: int, signum: int) -> bool:
 
 def adopt_orphans() -> None:
     """
-    Become the parent of descendants whose own parent ends (Linux), so that a daemon below the command is still found.
+    Become the parent of descendants whose own parent ends, so that a daemon below the command is still found.
 
-    Without it (another system, a hardened kernel) such processes are found only while they stay in the command's
-    process group.
+    Without it (a hardened kernel) such processes are found only while they stay in the command's process group.
     """
-    if not _LINUX:
-        return
     pr_set_child_subreaper = 36
     with suppress(ImportError, OSError, AttributeError):
         import ctypes  # noqa: PLC0415 - for this alone
@@ -249,7 +229,7 @@ class Process:
         try:
             self._descriptor = os.pidfd_open(pid)
         except AttributeError:
-            pass  # not Linux
+            pass  # a Python that was built for an old kernel
         except (OverflowError, OSError) as error:
             # EINVAL: the number of a thread, or no number of a process at all
             if isinstance(error, OverflowError) or error.errno == errno.EINVAL:

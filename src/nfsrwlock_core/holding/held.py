@@ -22,7 +22,7 @@ from weakref import ref
 
 from nfsrwlock_core.errors import DeadlockError
 from nfsrwlock_core.names import Identity, Mode
-from nfsrwlock_core.system.process import ancestors, current_identity, is_same_kernel, start_of
+from nfsrwlock_core.system.process import ancestors, current_identity, is_same_kernel, stat_of
 from nfsrwlock_core.trace import logger
 
 from . import keeper
@@ -54,7 +54,7 @@ def hold_for(pid: int) -> None:
     """
     keeper.beat_at_once()
     with suppress(AttributeError, OSError, ValueError, IndexError):
-        os.memfd_create(f"{_MARK}{pid}.{start_of(pid)}")
+        os.memfd_create(f"{_MARK}{pid}.{stat_of(pid).start}")
 
 
 def holds_for(holder: int, pid: int) -> bool:
@@ -64,7 +64,7 @@ def holds_for(holder: int, pid: int) -> bool:
     :param holder: the id of a process of this user; of others nothing can be known
     """
     with suppress(OSError, ValueError, IndexError):
-        return (pid, start_of(pid)) in _named_by(holder)
+        return (pid, stat_of(pid).start) in _named_by(holder)
     return False
 
 
@@ -171,7 +171,7 @@ def _held_for(who: Identity) -> set[tuple[int, int]]:
         return found
     with suppress(OSError, ValueError, IndexError):
         found = _named_by(who.pid)
-        if start_of(who.pid) != who.start:  # another process has the number by now
+        if stat_of(who.pid).start != who.start:  # another process has the number by now
             return set()
     return found
 

@@ -25,6 +25,7 @@ from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import gone_name
 
 from .connection import connection
+from .listing import names_in
 from .process import user_name
 
 Share = Literal["user", "group"]
@@ -39,6 +40,8 @@ _OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os,
 _LIST_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
 _HALF_MADE_S: Final = 2.0
+#: How often a listing that the server has broken off is made anew; it breaks off one in a thousand.
+_LISTINGS_MOST: Final = 5
 MOVE_AWAY: Final = "move it away (mv) while nobody holds the lock; the owner of the directory around it may do so"
 #: A heartbeat's text where there is nothing more to say, or no room for it; a symbolic link cannot have none.
 _NO_RECORD: Final = b"{}"
@@ -149,13 +152,17 @@ class LockDirectory:
             self._leave(here)
 
     def listdir(self, name: str = "") -> list[str]:  # noqa: D102
-        if not name:
-            return os.listdir(self.path)
-        fd = self._descend(name, _LIST_FLAGS)
-        try:
-            return os.listdir(fd)
-        finally:
-            _close(fd)
+        if not name and self.device is not None and os.major(self.device):
+            return os.listdir(self.path)  # a disk of this machine: no server breaks its listings off
+        for _ in range(_LISTINGS_MOST):
+            fd = self._descend(name, _LIST_FLAGS) if name else _open(self.path, _LIST_FLAGS)
+            try:
+                return names_in(fd)
+            except FileNotFoundError:
+                continue  # removed, as the next open will tell, or broken off by the server
+            finally:
+                _close(fd)
+        raise OSError(errno.ESTALE, "the file server breaks off each listing", self.path)
 
     def create(self, name: str, record: bytes) -> None:  # noqa: D102
         with self._inside(name) as (parent, last):
@@ -209,6 +216,11 @@ class LockDirectory:
                 return _open(self.path, _OPEN_FLAGS)
             except FileNotFoundError:
                 self.device = None  # whoever makes it now: what is found next must be checked
+                if (
+                    is_removed
+                ):  # or Linux 7.2 says so, of what it once found missing on NFSv4, until the parent is listed
+                    with contextlib.suppress(OSError), os.scandir(os.path.dirname(self.path)) as entries:
+                        next(entries, None)
                 is_removed = False
                 # Others remove it again, or put something else in its place, or nothing can be made there.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -319,7 +331,7 @@ def refusal(path: str) -> LockPathError:
         )
     if stat.S_ISDIR(mode):
         return LockPathError(path, "lies below something that is no directory", "correct the path", errno.ENOTDIR)
-    return LockPathError(path, f"is a {_kind(mode)} where the lock directory should be", "move it away", errno.ENOTDIR)
+    return LockPathError(path, "is no directory, where the lock directory should be", "move it away", errno.ENOTDIR)
 
 
 @lru_cache(maxsize=256)
@@ -434,14 +446,3 @@ def _share(path: str, group: int) -> None:
         ) from None
     finally:
         _close(fd)
-
-
-def _kind(mode: int) -> str:
-    kinds = (
-        (stat.S_ISREG, "file"),
-        (stat.S_ISFIFO, "FIFO"),
-        (stat.S_ISSOCK, "socket"),
-        (stat.S_ISBLK, "device"),
-        (stat.S_ISCHR, "device"),
-    )
-    return next((name for test, name in kinds if test(mode)), "special file")

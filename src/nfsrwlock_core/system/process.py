@@ -40,7 +40,7 @@ _SAME_FOR_S: Final = 10
 _PIDS: Final = 2**31
 
 
-class _Stat(NamedTuple):
+class Stat(NamedTuple):
     """What ``/proc/<pid>/stat`` says, see proc(5)."""
 
     state: str
@@ -66,7 +66,7 @@ def _identity_of(pid: int, period: int) -> Identity:
     del period  # with another one, all is looked at anew
     start = 0  # where there is no /proc (macOS, BSD): the kernel is unknown, too, so nobody will compare
     with contextlib.suppress(FileNotFoundError):
-        start = start_of(pid)
+        start = stat_of(pid).start
     return Identity(
         pid=pid,
         start=start,
@@ -94,7 +94,7 @@ def is_dead(who: Identity) -> bool:
         return True  # no process has such a number: the name is not what a process made
     try:
         try:
-            seen = _stat_of(who.pid)
+            seen = stat_of(who.pid)
         except FileNotFoundError:
             # hidepid= hides other users' processes from /proc: ask the kernel in another way before calling it dead.
             os.kill(who.pid, 0)
@@ -105,15 +105,6 @@ def is_dead(who: Identity) -> bool:
         return False
     # The zombie of a group leader whose other threads go on (it left by pthread_exit) is a living process.
     return seen.start != who.start or (seen.state in "XxZ" and seen.threads <= 1)
-
-
-def start_of(pid: int) -> int:
-    """
-    Return when process ``pid`` was started, in the kernel's ticks since boot.
-
-    :raises OSError: if there is no such process, or no ``/proc`` that shows it
-    """
-    return _stat_of(pid).start
 
 
 def user_name(uid: int) -> str:
@@ -131,17 +122,22 @@ def ancestors() -> set[tuple[int, int]]:
     found: set[tuple[int, int]] = set()
     pid = os.getpid()
     with contextlib.suppress(OSError, ValueError, IndexError):
-        while pid > 0 and (one := (pid, (seen := _stat_of(pid)).start)) not in found:
+        while pid > 0 and (one := (pid, (seen := stat_of(pid)).start)) not in found:
             found.add(one)
             pid = seen.parent  # 0: outside of this namespace
     return found
 
 
-def _stat_of(pid: int) -> _Stat:
+def stat_of(pid: int) -> Stat:
+    """
+    Return what the kernel says of process ``pid``.
+
+    :raises OSError: if there is no such process, or no ``/proc`` that shows it
+    """
     # The command may hold spaces and parentheses, so the fields are counted from the last ")".
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()
-    return _Stat(fields[0], parent=int(fields[1]), threads=int(fields[17]), start=int(fields[19]))
+    return Stat(fields[0], parent=int(fields[1]), threads=int(fields[17]), start=int(fields[19]))
 
 
 def boot_id() -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import fcntl
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from nfs.filesystems.descriptions import DESCRIPTIONS
 
 _DOCS: Final = Path(__file__).resolve().parents[3] / "docs"
 _FIGURES: Final = _DOCS / "evidence/file-systems.json"
-_PAGE: Final = _DOCS / "concepts/file-systems.md"
-_BEGIN: Final = "<!-- begin: written by make test-filesystems -->\n"
-_END: Final = "<!-- end: written by make test-filesystems -->\n"
+PAGE: Final = _DOCS / "concepts/file-systems.md"
 
+_HEAD: Final = (
+    *("file system, `LANE`", "options", "versions, date", "rounds", "(a)", "(b)", "(c)", "(d)"),
+    *("storm", "faults", "data", "read / write, ms", "to mind"),
+)
 #: The facts of ``doctor``'s checks that count what must not happen.
 _COUNTS: Final = {
     "both": "mkdir/mkdir",
@@ -32,12 +34,13 @@ COUNTED: Final = {*_COUNTS, "rounds", "overlapping", "neither", "read", "old"}
 
 def as_markdown(rows: dict[str, dict[str, Any]]) -> str:
     """One line for each file system."""
-    head = [
-        *("file system, `LANE`", "options", "versions, date", "rounds", "(a)", "(b)", "(c)", "(d)"),
-        *("storm", "faults", "data", "read / write, ms", "to mind"),
-    ]
-    lines = [head, ["--"] * len(head), *(_line(name, row) for name, row in rows.items())]
+    lines = [_HEAD, ["--"] * len(_HEAD), *(_line(name, row) for name, row in rows.items())]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
+    """What is said of one file system, by the head of the column."""
+    return dict(zip(_HEAD, _line(name, row), strict=True))
 
 
 def _line(name: str, row: dict[str, Any]) -> list[str]:
@@ -46,7 +49,7 @@ def _line(name: str, row: dict[str, Any]) -> list[str]:
     apart = " / ".join(f"{race['median_apart_ms']:.0f}" for race in raced)
     rounds = f"{raced[0]['rounds']}; {apart} ms" if raced else ""
     versions = ", ".join(filter(None, [row.get("package"), row.get("kernel") and f"Linux {row['kernel']}"]))
-    trials = (row, *(row.get(trial, {}) for trial in ("exclusion", "demands", "faults", "crashes")))
+    trials = (row, *(row.get(trial, {}) for trial in ("exclusion", "churn", "demands", "faults", "crashes")))
     mind = [row["mind"], *(f"**{_one_line(trial['error'])}**" for trial in trials if "error" in trial)]
     return [
         *(f"{row['title']}, `{name}`", f"`{row['options']}`" if row["options"] else "", f"{versions}, {row['date']}"),
@@ -121,7 +124,7 @@ def is_bad(row: dict[str, Any]) -> bool:
 
 def write(rows: dict[str, dict[str, Any]]) -> None:
     """Put rows into the figures and the page; two runs side by side take turns."""
-    with open(_PAGE, "r+") as page:
+    with open(PAGE, "r+") as page:
         fcntl.flock(page, fcntl.LOCK_EX)
         known = json.loads(_FIGURES.read_text()) if _FIGURES.exists() else {}
         for name, row in rows.items():  # trials that were not made this time stay as they were
@@ -129,9 +132,14 @@ def write(rows: dict[str, dict[str, Any]]) -> None:
             known[name] = {**earlier, **row}
         known = {name: known[name] for name in DESCRIPTIONS if name in known}
         _FIGURES.write_text(json.dumps(known, indent=1) + "\n")
-        before, _, rest = page.read().partition(_BEGIN)
-        _, _, after = rest.partition(_END)
-        text = f"{before}{_BEGIN}\n{as_markdown(known)}\n{_END}{after}"
-        page.seek(0)
-        page.truncate()
-        page.write(text)
+        put(page, "test-filesystems", as_markdown(known))
+
+
+def put(page: TextIO, target: str, text: str) -> None:
+    """Put a table on the page, between the marks that name the target of the Makefile that writes it."""
+    begin, end = (f"<!-- {mark}: written by make {target} -->\n" for mark in ("begin", "end"))
+    before, _, rest = page.read().partition(begin)
+    _, _, after = rest.partition(end)
+    page.seek(0)
+    page.truncate()
+    page.write(f"{before}{begin}\n{text}\n{end}{after}")

@@ -6,7 +6,7 @@ export at ``/mnt/nfs``. Each has a kernel, clock, host name, process table, page
 sees the host's files read-only as its ``/``, and is reached through a small agent. All of them live in one network
 namespace without a way out. README.md tells what can be done to them; ``python3 tests/nfs/lab`` does it from a shell.
 
-What it does not show: more than one Linux version, network hardware, and a server whose disk is lost.
+What it does not show: more than one Linux version at a time, network hardware, and a server whose disk is lost.
 """
 
 from .cluster import Lab, to_bind

@@ -18,8 +18,8 @@ from typing import Any, Final
 from .host import LabError, build_register_shim, cpu_has_amx, require, sh
 from .network import Network, data_address
 from .node import Node
+from .power import MODULES
 
-_GUEST_MODULES: Final = "/usr/lib/uml/modules"
 #: What the server runs unless it is told otherwise.
 KERNEL_SERVER: Final = 'sh "$NFSLAB_DIR/guest/nfsd" start'
 _MKFS: Final = {"ext4": ("-F", "-E", "lazy_itable_init=1,lazy_journal_init=1")}
@@ -110,12 +110,13 @@ class Lab:
             raise LabError(f"{self.directory} is not empty, and no lab")
         if self.directory.is_relative_to("/dev") or self.directory.is_relative_to("/run"):
             raise LabError(f"{self.directory}: guests have a /dev and a /run of their own; choose another directory")
-        visible = [os.path.realpath(path) for path in bind]
+        kernel = os.path.realpath(os.environ.get("NFSLAB_KERNEL", "/"))
+        visible = [os.path.realpath(path) for path in (*bind, *([kernel] if kernel != "/" else []))]
         for path in (str(self.directory), *visible):
             if "," in path or any(character.isspace() for character in path):
                 raise LabError(f"UML takes no blanks or commas in a path: {path!r}")
         image = self._disk(disk_mib)
-        self.settings = {"clients": clients, "mem_mib": mem_mib, "disk": str(image)}
+        self.settings = {"clients": clients, "mem_mib": mem_mib, "disk": str(image), "kernel": kernel}
         try:
             self._prepare(visible, lease_s, grace_s)
             self._write("serve", serve)
@@ -166,7 +167,7 @@ class Lab:
         self._write("lab.json", json.dumps(self.settings))  # first, so that a lab cut short here can be taken down
         (self.directory / "uml").mkdir()
         (self.directory / "modroot/lib").mkdir(parents=True)
-        (self.directory / "modroot/lib/modules").symlink_to(_GUEST_MODULES)
+        (self.directory / "modroot/lib/modules").symlink_to(Path(self.settings["kernel"], MODULES))
         shutil.copytree(Path(__file__).with_name("guest"), self.directory / "guest")
         (self.directory / "guest/init").chmod(0o755)
         if cpu_has_amx():

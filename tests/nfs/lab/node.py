@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .host import LabError
 from .job import Job, frames
 from .network import control_address, data_address
-from .power import boot, network_arguments, running
+from .power import UML, boot, network_arguments, running
 
 if TYPE_CHECKING:
     from .cluster import Lab
@@ -58,7 +58,10 @@ class Node:
         if lab.register_shim.exists():
             env["LD_PRELOAD"] = str(lab.register_shim)
         process = boot(
-            arguments, env, namespace=lab.network.path, index=self.index, console=self.directory / "console.log"
+            *(Path(lab.settings["kernel"], UML), arguments, env),
+            namespace=lab.network.path,
+            index=self.index,
+            console=self.directory / "console.log",
         )
         (self.directory / "pid").write_text(process)
 

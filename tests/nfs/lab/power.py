@@ -10,7 +10,9 @@ from typing import Final
 
 from .host import LabError, begin_process_namespace, enter_network_namespace, started_at
 
-_UML: Final = "/usr/bin/linux.uml"
+#: Where Debian's package has the kernel and its modules.
+UML: Final = "usr/bin/linux.uml"
+MODULES: Final = "usr/lib/uml/modules"
 
 
 def network_arguments(index: int, directory: Path, seed: str) -> list[str]:
@@ -36,9 +38,11 @@ def network_arguments(index: int, directory: Path, seed: str) -> list[str]:
     return arguments
 
 
-def boot(arguments: list[str], env: dict[str, str], *, namespace: str, index: int, console: Path) -> str:
+def boot(uml: Path, arguments: list[str], env: dict[str, str], *, namespace: str, index: int, console: Path) -> str:
     """
     Start a guest that outlives this process; return its id and start time, as :func:`running` wants them.
+
+    :param uml: its kernel
 
     One guest, one CPU: UML traces its processes with ptrace, and a system call takes 14 µs with tracer and tracee on
     one CPU, 70 µs on two. A process namespace, because a killed UML leaves the processes behind that it traced; as the
@@ -64,7 +68,7 @@ def boot(arguments: list[str], env: dict[str, str], *, namespace: str, index: in
                 signal.pthread_sigmask(signal.SIG_SETMASK, [])
                 for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD):
                     signal.signal(signum, signal.SIG_DFL)
-                os.execve(_UML, ["linux.uml", *arguments], env)
+                os.execve(uml, ["linux.uml", *arguments], env)
             os.write(writer, str(pid).encode())
         except BaseException as error:
             os.write(writer, f"failed: {error!r}".encode())

@@ -217,6 +217,12 @@ def _timeline(arguments: tuple[str, ...]) -> int:
     "answer (60).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
+@click.option(
+    *("--report", "to_share"),
+    type=click.File("w", lazy=False),
+    metavar="FILE",
+    help="Write to FILE, as JSON, what others may know: no names of hosts, users or paths, no addresses.",
+)
 def _doctor(
     paths: tuple[str, ...], lock_dir: str | None, token: str | None, timeout: float | None, **options: Any
 ) -> int:

@@ -11,7 +11,6 @@ import errno
 import grp
 import json
 import os
-import shlex
 import statistics
 import threading
 import time
@@ -21,7 +20,7 @@ from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
 from nfsrwlock.cli.signals import TERMINATING, Signals
@@ -49,7 +48,6 @@ _ENOUGH_SECONDS: Final = 4.0
 #: From here on, a lock is slow enough for people to ask what is wrong.
 _SLOW_MS: Final = 100.0
 _FREE_SOME: Final = "Free some space or inodes."
-_TRY_AGAIN: Final = "Find out why, and try again."
 
 
 def doctor(
@@ -59,6 +57,7 @@ def doctor(
     peer: bool,
     timeout: float | None,
     as_json: bool,
+    to_share: IO[str] | None = None,
     rounds: int = 400,
     processes: int = 2,
 ) -> int:
@@ -67,6 +66,7 @@ def doctor(
 
     :param peer: do it together with a second node
     :param timeout: how long to wait for the second node, or for an answer of the file system, seconds
+    :param to_share: where to write what may be shown to others, as JSON
     :param rounds: of each race
     :param processes: that race, on each host
     """
@@ -91,6 +91,8 @@ def doctor(
             show(examination.report)
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=2))
+    if to_share is not None:
+        print(json.dumps([report.shareable().to_dict() for report in reports], indent=2), file=to_share, flush=True)
     code = min(codes - {Exit.OK}, default=Exit.OK)
     if hangs:  # what hangs would hang the end of this process, too
         flush()
@@ -157,32 +159,25 @@ class _Examination:
         report.checks += filesystems.explain(mount)
         self._progress("asking for free space")
         report.checks.append(_space(home))
-        self._progress("looking for what was left behind")
-        report.checks += left_behind(home)
         self._progress("making a directory")
         try:
             scratch = Scratch.make(home, self._progress)
         except OSError as error:
-            report.checks.append(_refused(home, error))
+            report.checks += [_refused(home, error), *left_behind(home)]
             return
         self._scratch = scratch.path
         try:
             report.checks.append(_permission(home, scratch))
-            try:
-                report.checks += self._compare(scratch, report)
-            except OSError as error:
-                text = f"The rounds ended early: the file system answers {error.strerror}."
-                report.checks.append(Check("rounds", Level.UNFIT, text, _TRY_AGAIN))
+            report.checks += self._compare(scratch, report)
             report.checks.append(cost(scratch, mount))
         except (LockError, OSError) as error:
-            report.checks.append(Check("cost", Level.UNFIT, f"A lock could not be taken: {error}.", _TRY_AGAIN))
+            remedy = "Find out why, and try again."
+            report.checks.append(Check("rounds", Level.UNFIT, f"The trial ended early: {error}.", remedy))
         finally:
             if scratch.remove():
                 self._scratch = None
-            else:
-                text = f"{printable(scratch.path)} could not be removed."
-                report.checks.append(Check("leftover", Level.WARNING, text, f"rm -r {shlex.quote(scratch.path)}"))
             scratch.close()
+        report.checks += left_behind(home)
 
     def _progress(self, doing: str) -> None:
         if self._stopped.is_set():
@@ -209,7 +204,7 @@ def _refused(home: str, error: OSError) -> Check:
         remedy = _FREE_SOME
     elif error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() == 0:
         why += " (an NFS server usually maps root to nobody: try as the user who will take the locks)"
-    return Check("permission", Level.UNFIT, f"No lock can be made in {printable(home)}: {why}.", remedy)
+    return Check("permission", Level.UNFIT, f"No lock can be made in {home}: {why}.", remedy)
 
 
 def _permission(home: str, scratch: Scratch) -> Check:
@@ -230,7 +225,7 @@ def _permission(home: str, scratch: Scratch) -> Check:
 def cost(scratch: Scratch, mount: Mount | None) -> Check:
     """Return what one uncontended acquire and release costs, to read and to write."""
     lock = SoftReadWriteLock(f"{scratch.root}/cost", lock_dir=scratch.root, is_singleton=False)
-    mountpoint = mount.mountpoint if mount is not None and mount.is_nfs else ""
+    mountpoint = mount.mountpoint if mount is not None else ""
     facts: dict[str, dict[str, Any]] = {}
     said = []
     for mode, acquire in (("read", lock.acquire_read), ("write", lock.acquire_write)):
@@ -255,7 +250,7 @@ def cost(scratch: Scratch, mount: Mount | None) -> Check:
             by_kind = ", ".join(f"{kind} {count:g}" for kind, count in kinds.items())
             said[-1] += f", {sum(kinds.values()):g} requests ({by_kind})"
     text = f"Acquire and release, uncontended: {'; '.join(said)}."
-    if mountpoint:
+    if "requests" in facts["read"]:
         text += " The whole mount's requests are counted; these are the medians."
     if facts["read"]["median_ms"] <= _SLOW_MS:
         return Check("cost", Level.OK, text, facts=facts)

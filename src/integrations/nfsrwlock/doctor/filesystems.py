@@ -16,8 +16,6 @@ from typing import Final
 from nfsrwlock.doctor.report import ELSEWHERE, Check, Level, Scope
 from nfsrwlock_core.system.mounts import Mount
 
-#: The engine's default lease.
-_LEASE_SECONDS: Final = 90.0
 _CRASH: Final = (
     "Whether changes survive a crash of the server (d) cannot be seen from here: 'exportfs -v' there must say sync, "
     "and what it exports must not be btrfs."
@@ -128,11 +126,9 @@ def _options(mount: Mount) -> Iterator[Check]:
     if kind := next((name for name in ("softerr", "soft") if name in given), ""):
         timeo, retrans = mount.number("timeo") or 600, mount.number("retrans")
         seconds = timeo / 10 * (1 + (2 if retrans is None else retrans))
-        compared = "longer" if seconds > _LEASE_SECONDS else "less"
         text = (
-            f"{kind}: a call fails after about {seconds:g} s without an answer, which is {compared} than the default "
-            f"lease of {_LEASE_SECONDS:g} s, and may still be carried out later. Locks allow for that. Data may not: a "
-            "write that fails so is lost, and few programs check."
+            f"{kind}: a call fails after about {seconds:g} s without an answer, and may still be carried out later. "
+            "Locks allow for that. Data may not: a write that fails so is lost, and few programs check."
         )
         remedy = "Mount with hard, the default."
         yield _known("option-soft", Level.WARNING, text, remedy, facts={"fails_after_s": seconds})

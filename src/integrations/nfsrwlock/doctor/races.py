@@ -54,6 +54,7 @@ class Race:
 
     A call is a method of :class:`LockDirectory` with its names; ``{n}`` is the round, ``{p}`` the player.
 
+    :param demand: of the protocol, which it tests, and the check of that name
     :param name: also the beginning of its directories' names
     :param holder: the call of one player, another one each round
     :param others: the call of all others
@@ -63,29 +64,13 @@ class Race:
         before its call and after it
     """
 
+    demand: str
     name: str
     holder: str
     others: str
     broken: tuple[str, ...]
     made: tuple[str, ...] = ()
     winners: int | None = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """
-    One demand of the protocol, and the check of that name.
-
-    :param tried: what the players did
-    :param kept: what was not seen to happen
-    :param lost: what it means if it was
-    """
-
-    name: str
-    races: tuple[Race, ...]
-    tried: str
-    kept: str
-    lost: str
 
 
 _EMPTY: Final = ("mkdir {n}",)
@@ -100,37 +85,34 @@ _WORDS: Final = {
     "renamed_twice": "one directory was renamed twice",
     "nonempty_removed": "rmdir removed a directory with a beat in it",
 }
-DEMANDS: Final = (
-    Demand(
-        "mkdir",
-        (Race("mkdir", "mkdir same.{n}", "mkdir same.{n}", ("both",)),),
-        tried="made one name at once",
-        kept="never were two told that they had made it (demand a)",
-        lost="mkdir is not atomic here (demand a)",
-    ),
-    Demand(
-        "listing",
-        (Race("list", "mkdir {p}.{n}", "mkdir {p}.{n}", ("missed", "own_missed"), winners=None),),
-        tried="listed, made a name each and listed again",
-        kept="no two listings missed each other's names (demand b)",
-        lost="Two holders would not notice each other here (demand b)",
-    ),
-    Demand(
-        "removal",
-        (
-            Race("unlink", "rename {n}/beat.3 {n}/beat.4", "unlink {n}/beat.3", ("moved_and_removed",), _WITH_BEAT),
-            Race("create", "create {n}/beat.0", "rmdir {n}", ("filled_and_removed",), _EMPTY),
-            Race("rmdir", "rename {n} gone.{n}", "rmdir {n}", ("renamed_and_removed",), _EMPTY),
-            Race("rename", "rename {n} gone.{p}.{n}", "rename {n} gone.{p}.{n}", ("renamed_twice",), _EMPTY),
-            Race("nonempty", "rmdir {n}", "rmdir {n}", ("nonempty_removed",), _WITH_BEAT, winners=0),
-        ),
-        tried="tried rename against rename, unlink and rmdir, create against rmdir, and rmdir of what is not empty",
-        kept="never did both succeed, and no directory with an entry was removed (demand c)",
-        lost="A live holder could be evicted here (demand c)",
-    ),
+#: In the order of the timetable.
+RACES: Final = (
+    Race("mkdir", "mkdir", "mkdir same.{n}", "mkdir same.{n}", ("both",)),
+    Race("listing", "list", "mkdir {p}.{n}", "mkdir {p}.{n}", ("missed", "own_missed"), winners=None),
+    Race("removal", "unlink", "rename {n}/beat.3 {n}/beat.4", "unlink {n}/beat.3", ("moved_and_removed",), _WITH_BEAT),
+    Race("removal", "create", "create {n}/beat.0", "rmdir {n}", ("filled_and_removed",), _EMPTY),
+    Race("removal", "rmdir", "rename {n} gone.{n}", "rmdir {n}", ("renamed_and_removed",), _EMPTY),
+    Race("removal", "rename", "rename {n} gone.{p}.{n}", "rename {n} gone.{p}.{n}", ("renamed_twice",), _EMPTY),
+    Race("removal", "nonempty", "rmdir {n}", "rmdir {n}", ("nonempty_removed",), _WITH_BEAT, winners=0),
 )
-#: All of them, in the order of the timetable.
-RACES: Final = tuple(race for demand in DEMANDS for race in demand.races)
+#: By demand: what the players did, what was not seen to happen, and what it means if it was.
+_SAID: Final = {
+    "mkdir": (
+        "made one name at once",
+        "never were two told that they had made it (demand a)",
+        "mkdir is not atomic here (demand a)",
+    ),
+    "listing": (
+        "listed, made a name each and listed again",
+        "no two listings missed each other's names (demand b)",
+        "Two holders would not notice each other here (demand b)",
+    ),
+    "removal": (
+        "tried rename against rename, unlink and rmdir, create against rmdir, and rmdir of what is not empty",
+        "never did both succeed, and no directory with an entry was removed (demand c)",
+        "A live holder could be evicted here (demand c)",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,49 +280,52 @@ def recorded(root: str, plan: Plan) -> list[Record]:
     return [{name: [Round(*seen) for seen in rounds] for name, rounds in record.items()} for record in records]
 
 
-def judge(plan: Plan, records: Sequence[Record], clocks: float | None = None) -> list[Check]:
+def judge(plan: Plan, records: Sequence[Record], clocks: float | None = None) -> Iterator[Check]:
     """
-    Return what was found out about each demand.
+    Say what was found out about each demand.
 
     :param records: of all players, in the order of their numbers
     :param clocks: of two hosts, how well the difference of their clocks is known, seconds; ``None``: there was one host
     """
-    return [_check(demand, plan, records, clocks) for demand in DEMANDS]
+    who, known = f"{plan.players} processes here", ""
+    if clocks is not None:
+        who, known = f"{plan.players // 2} processes on each of two hosts", f", clocks known to {clocks * 1000:.1f} ms"
+    for demand, (tried, kept, lost) in _SAID.items():
+        facts = _counted([race for race in RACES if race.demand == demand], records)
+        facts["clock_known_to_ms"] = round((clocks or 0.0) * 1000, 3)
+        close = f"half of them within {facts['median_apart_ms']:.2f} ms{known}"
+        text = f"{who} {tried}, {facts['rounds']} times ({close}): "
+        if broken := "; ".join(f"{facts[what]} times {words}" for what, words in _WORDS.items() if facts.get(what)):
+            yield Check(demand, Level.UNFIT, f"{text}{broken}. {lost}.", ELSEWHERE, facts=facts)
+            continue
+        level, remedy, text = Level.OK, "", f"{text}{kept}."
+        if neither := facts["neither"]:
+            level = Level.NOTE
+            text += (
+                f" {neither} times no call succeeded, which does no harm: a reply was lost, or a stale cache answered."
+            )
+        if odd := facts["errors"]:
+            level, remedy = Level.WARNING, "Find out why calls fail; locks try again, data may suffer."
+            text += f" But calls failed: {', '.join(f'{name} {count} times' for name, count in odd.items())}."
+        yield Check(demand, level, text, remedy, facts=facts)
 
 
-def _check(demand: Demand, plan: Plan, records: Sequence[Record], clocks: float | None) -> Check:
+def _counted(races: Sequence[Race], records: Sequence[Record]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
-    counts: dict[str, int] = {}
     neither, ends = 0, Counter[str]()
-    for race in demand.races:
+    for race in races:
         rounds = list(zip(*(record[race.name] for record in records), strict=True))
         facts = facts or _closeness(rounds)
         ends.update(seen.outcome for players in rounds for seen in players)
         if race.winners is None:
-            seen_broken = _missed(rounds)
+            broken = _missed(rounds)
         else:
             wins = [sum(seen.outcome == _DONE for seen in players) for players in rounds]
-            seen_broken = [sum(won > race.winners for won in wins)]
+            broken = [sum(won > race.winners for won in wins)]
             neither += wins.count(0) if race.winners else 0
-        counts |= zip(race.broken, seen_broken, strict=True)
-    broken = "; ".join(f"{count} times {_WORDS[what]}" for what, count in counts.items() if count)
+        facts |= zip(race.broken, broken, strict=True)
     odd = {name: count for name, count in ends.most_common() if name not in {_DONE, *_LATE}}
-    facts |= counts | {"clock_known_to_ms": round((clocks or 0.0) * 1000, 3), "neither": neither, "errors": odd}
-    who, known = f"{plan.players} processes here", ""
-    if clocks is not None:
-        who, known = f"{plan.players // 2} processes on each of two hosts", f", clocks known to {clocks * 1000:.1f} ms"
-    close = f"half of them within {facts['median_apart_ms']:.2f} ms{known}"
-    text = f"{who} {demand.tried}, {facts['rounds']} times ({close}): "
-    if broken:
-        return Check(demand.name, Level.UNFIT, f"{text}{broken}. {demand.lost}.", ELSEWHERE, facts=facts)
-    level, remedy, text = Level.OK, "", f"{text}{demand.kept}."
-    if neither:
-        level = Level.NOTE
-        text += f" {neither} times no call succeeded, which does no harm: a reply was lost, or a stale cache answered."
-    if odd:
-        level, remedy = Level.WARNING, "Find out why calls fail; locks try again, data may suffer."
-        text += f" But calls failed: {', '.join(f'{name} {count} times' for name, count in odd.items())}."
-    return Check(demand.name, level, text, remedy, facts=facts)
+    return facts | {"neither": neither, "errors": odd}
 
 
 def _closeness(rounds: Sequence[Sequence[Round]]) -> dict[str, Any]:

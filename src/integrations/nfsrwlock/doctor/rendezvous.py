@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from nfsrwlock import __version__
 from nfsrwlock.cli.outcome import CliError, Exit
@@ -41,36 +41,28 @@ _FILES: Final = 3
 _WARMING_SECONDS: Final = 0.1
 
 
-class Sight(NamedTuple):
-    """What one host saw: which version, "old" or "new", of files that the other rewrote, and how late a listing was."""
-
-    data: list[str]
-    #: Seconds; ``None`` for too long.
-    delay: float | None
-
-
 class _Talk:
     """What the two nodes say to each other; node 0 leads."""
 
     def __init__(self, scratch: Scratch, node: int) -> None:
+        self.scratch: Final = scratch
         self.node: Final = node
-        self.progress: Final = scratch.progress
         self._files = LockDirectory(f"{scratch.root}/meet")
 
     def say(self, word: str, number: int = 0, **content: Any) -> None:
         if content:
-            write_json(f"{self._files.path}/{word}.{self.node}.json", content)
+            write_json(f"{self._files.path}/{self.node}.{word}.json", content)
         self._files.mkdir(f"{word}.{self.node}.{number}")
 
     def both(self, word: str) -> list[dict[str, Any]]:
         """Return the content of what either node has said, the first node's first."""
-        return [read_json(f"{self._files.path}/{word}.{node}.json") for node in (0, 1)]
+        return [read_json(f"{self._files.path}/{node}.{word}.json") for node in (0, 1)]
 
     def hear(self, word: str, seconds: float | None = None, nobody: CliError | None = None) -> int:
         """
         Wait until the other node says this, and return its number.
 
-        :raises CliError: the first node has ended, or (``nobody``) the other one says nothing in that time
+        :raises CliError: the other one says nothing in that time; ``nobody``, if given
         """
         other, theirs = ("second", "first")[self.node], f"{word}.{1 - self.node}."
         mark = f"look.{self.node}"
@@ -78,16 +70,14 @@ class _Talk:
         began, waited = time.monotonic(), 0.0
         while waited <= limit:
             waited = time.monotonic() - began
-            self.progress(f"waiting for the {other} node")
+            self.scratch.progress(f"waiting for the {other} node")
             self._files.mkdir(mark)  # so that no cache of this client's can be in the way of what follows
-            names = [name for name in self._files.listdir() if not name.endswith(".json")]
+            names = self._files.listdir()
             with suppress(FileNotFoundError):
                 self._files.rmdir(mark)
             for name in names:
                 if name.startswith(theirs):
                     return int(name.removeprefix(theirs))
-            if "end.0.0" in names:
-                raise CliError("the first node has ended; see what it says there", Exit.FAILED)
             time.sleep(min(0.2, waited / 50))  # who comes soon is seen at once
         raise nobody or CliError(
             f"the {other} node does not react (for {limit:g} s): it has ended, or listings do not show what the other "
@@ -104,12 +94,9 @@ class _Talk:
 def alone(scratch: Scratch, report: Report, *, rounds: int, processes: int) -> list[Check]:
     """Return what the processes of this host see of each other."""
     plan = Plan(rounds, call_seconds(scratch.files), processes)
-    try:
-        prepare(scratch, plan)
-        play(scratch, plan, range(processes), lambda: time.monotonic() + 0.05)
-        return judge(plan, recorded(scratch.root, plan))
-    except CliError as error:
-        return [Check("processes", Level.UNFIT, f"Processes of this host could not be compared: {error}.")]
+    prepare(scratch, plan)
+    play(scratch, plan, range(processes), lambda: time.monotonic() + 0.05)
+    return [*judge(plan, recorded(scratch.root, plan))]
 
 
 def lead(scratch: Scratch, report: Report, *, rounds: int, processes: int, wait_seconds: float) -> list[Check]:
@@ -130,17 +117,13 @@ def lead(scratch: Scratch, report: Report, *, rounds: int, processes: int, wait_
         "work",
         Exit.TIMED_OUT,
     )
-    try:
-        talk.say("about", **_about(scratch), rounds=rounds, processes=processes)
-        talk.hear("about", wait_seconds, nobody)
-        plan, uncertain = _take_part(talk, scratch)
-        talk.hear("sight")
-        first, second = talk.both("about")
-        sights = [Sight(**sight) for sight in talk.both("sight")]
-        records = recorded(scratch.root, plan)
-    finally:
-        with suppress(OSError):
-            talk.say("end")
+    talk.say("about", **_about(scratch), rounds=rounds, processes=processes)
+    talk.hear("about", wait_seconds, nobody)
+    plan, uncertain = _take_part(talk)
+    talk.hear("sight")
+    first, second = talk.both("about")
+    sights = talk.both("sight")
+    records = recorded(scratch.root, plan)
     report.peer, report.two_hosts = second["host"], second["kernel"] != first["kernel"]
     here, there = (about["mount"] and Mount(**about["mount"]) for about in (first, second))
     checks = explain_other(there, second["host"], here)
@@ -173,13 +156,15 @@ def join(token: str, path: str, lock_dir: str | None = None, timeout: float | No
             scratch.files.mkdir("meet/second")
             talk = _Talk(scratch, 1)
             talk.meet("about", **_about(scratch))
-            _take_part(talk, scratch)
+            _take_part(talk)
         except FileExistsError:
             raise CliError(
                 "another node has joined already: run 'nfsrwlock doctor --peer' anew for each pair"
             ) from None
-        except FileNotFoundError:
-            raise CliError("the first node has ended, and has cleaned up", Exit.FAILED) from None
+        except OSError as error:
+            raise CliError(
+                f"the first node has ended, or its directory is not to be used here: {error.strerror}", Exit.FAILED
+            ) from None
         except CliError as error:
             if error.code == Exit.FAILED:  # the first node may have been killed: then nobody else cleans up
                 scratch.remove()
@@ -203,8 +188,9 @@ def _about(scratch: Scratch) -> dict[str, Any]:
     }
 
 
-def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float]:
+def _take_part(talk: _Talk) -> tuple[Plan, float]:
     """Do what both nodes do, in step; return what was raced, and how little is known of the clocks, seconds."""
+    scratch = talk.scratch
     first, second = talk.both("about")
     if first["version"] != second["version"]:
         raise CliError(
@@ -226,7 +212,7 @@ def _take_part(talk: _Talk, scratch: Scratch) -> tuple[Plan, float]:
         return time.monotonic() + start - time.time()
 
     play(scratch, plan, range(talk.node * processes, (talk.node + 1) * processes), agree)
-    talk.say("sight", **_look(talk, scratch.root)._asdict())
+    talk.say("sight", **_look(talk))
     return plan, uncertain
 
 
@@ -240,8 +226,14 @@ def _compare_clocks(talk: _Talk) -> tuple[float, float]:
     return (least + most) / 2e9, (most - least) / 2e9
 
 
-def _look(talk: _Talk, root: str) -> Sight:
-    """Return what this host sees of what the other writes and makes; both do the same, in step."""
+def _look(talk: _Talk) -> dict[str, Any]:
+    """
+    Return what this host sees of what the other writes and makes; both do the same, in step.
+
+    :returns: how many of the ``_FILES`` that the other rewrote are ``old``, and after what ``delay`` a listing shows
+        what it made, seconds; ``None`` for too long
+    """
+    root = talk.scratch.root
     mine, theirs = ([f"{root}/data/{node}.{number}" for number in range(_FILES)] for node in (talk.node, 1 - talk.node))
     here, there = LockDirectory(f"{root}/news-{talk.node}"), LockDirectory(f"{root}/news-{1 - talk.node}")
     for path in mine:
@@ -257,21 +249,21 @@ def _look(talk: _Talk, root: str) -> Sight:
         write_json(path, {"version": "new"})
     # The word lies elsewhere, as a lock does: a listing may bring the attributes of what it lists (READDIRPLUS).
     talk.meet("new")
-    data = ["new" if read_json(path) == {"version": "new"} else "old" for path in theirs]
+    old = sum(read_json(path) != {"version": "new"} for path in theirs)
     there.mkdir("news")
     talk.meet("made")  # so that how long the files took to read is no part of how late the listing is
     began = time.monotonic()
     while (delay := time.monotonic() - began) < _NEWS_SECONDS:
-        talk.progress("looking for what the other node made")
+        talk.scratch.progress("looking for what the other node made")
         if "news" in here.listdir():
-            return Sight(data, delay)
+            return {"old": old, "delay": delay}
         time.sleep(0.02)
-    return Sight(data, None)
+    return {"old": old, "delay": None}
 
 
-def judge_sights(sights: Sequence[Sight]) -> Iterator[Check]:
+def judge_sights(sights: Sequence[dict[str, Any]]) -> Iterator[Check]:
     """Say what two hosts found out about what they see of each other."""
-    delays = [sight.delay for sight in sights]
+    delays = [sight["delay"] for sight in sights]
     most = max(_NEWS_SECONDS if delay is None else delay for delay in delays)
     level, remedy = Level.OK, ""
     text = f"A fresh listing shows what the other host made within {most:.2f} s."
@@ -286,14 +278,13 @@ def judge_sights(sights: Sequence[Sight]) -> Iterator[Check]:
     facts = {"delays_s": [delay and round(delay, 3) for delay in delays], "limit_s": _NEWS_SECONDS}
     yield Check("freshness", level, text, remedy, facts=facts)
 
-    read = [version for sight in sights for version in sight.data]
-    old = read.count("old")
-    level, remedy = Level.OK if read else Level.WARNING, ""
-    text = f"What one host wrote and closed, the other read when it opened the file, {len(read)} times."
+    old, read = sum(sight["old"] for sight in sights), _FILES * len(sights)
+    level, remedy = Level.OK, ""
+    text = f"What one host wrote and closed, the other read when it opened the file, {read} times."
     if old:
         level, remedy = Level.UNFIT, "On NFS, mount without nocto; elsewhere, turn caching of file data off."
         text = (
-            f"{old} of {len(read)} times a host that opened a file, after the other had written and closed it and said "
+            f"{old} of {read} times a host that opened a file, after the other had written and closed it and said "
             "so, read the old version. Locks hold here, but data read under them may be old."
         )
-    yield Check("data", level, text, remedy, facts={"read": len(read), "old": old})
+    yield Check("data", level, text, remedy, facts={"read": read, "old": old})

@@ -6,11 +6,13 @@ A verdict promises no more than was tested: what one host cannot tell, it does n
 
 from __future__ import annotations
 
+import platform
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
+from nfsrwlock import __version__
 from nfsrwlock.text import PROGRAM, console, one_line, printable
 
 #: Where a finding comes from: seen now, on this mount; seen by this project on its NFS cluster (``tests/nfs``); or
@@ -25,6 +27,15 @@ _ABOUT_DATA: Final = frozenset({"data", "option-nocto"})
 ELSEWHERE: Final = "Keep locks on another file system with --lock-dir (or NFSRWLOCK_DIR)."
 
 _WIDTH_WITHOUT_TERMINAL: Final = 110
+
+#: The mount options that :meth:`Report.shareable` keeps: their values are numbers, or words of the kernel's.
+_SHAREABLE_OPTIONS: Final = {
+    *("acdirmax", "acdirmin", "acregmax", "acregmin", "actimeo", "async", "cache", "dir_mode", "file_mode", "flock"),
+    *("hard", "local_lock", "localflock", "lookupcache", "msize", "nconnect", "noac", "nocto", "noflock", "nolock"),
+    *("nordirplus", "proto", "retrans", "ro", "rw", "sec", "soft", "softerr", "softreval", "sync", "timeo", "vers"),
+}
+#: The checks whose facts it keeps: figures, names of errors and of requests.
+_SHAREABLE_FACTS: Final = frozenset({"mkdir", "listing", "removal", "freshness", "data", "cost", "option-soft"})
 
 
 class Level(StrEnum):
@@ -102,7 +113,18 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values, for JSON."""
         judged = {"fit": self.fit, "level": self.level, "verdict": self.verdict, "remedies": self.remedies}
-        return {"path": self.path, **judged, **asdict(self)}
+        versions = {"nfsrwlock": __version__, "python": platform.python_version(), "kernel": platform.release()}
+        return {"path": self.path, **judged, **asdict(self), "versions": versions}
+
+    def shareable(self) -> Report:
+        """Return a copy in which all that may name a host, a user, an address or a path is empty."""
+        mount = {"type": self.file_system.get("type"), "options": self.file_system.get("options", {})}
+        mount["options"] = {name: value for name, value in mount["options"].items() if name in _SHAREABLE_OPTIONS}
+        checks = [
+            replace(check, text="", remedy="", facts=check.facts if check.name in _SHAREABLE_FACTS else {})
+            for check in self.checks
+        ]
+        return Report("", "", scope=self.scope, two_hosts=self.two_hosts, file_system=mount, checks=checks)
 
 
 _STYLES: Final = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.UNFIT: "bold red"}

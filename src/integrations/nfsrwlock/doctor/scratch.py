@@ -2,8 +2,7 @@
 The one directory that ``doctor`` works in: made beside the data, private, and removed at the end with its content.
 
 Others may be allowed to write the directory around it, and so to put something else in its place. So it is opened once,
-without following a symbolic link, and all work goes through that descriptor. Nothing else is ever removed, except the
-scratch directory of a doctor that was killed.
+without following a symbolic link, and all work goes through that descriptor. Nothing else is ever removed.
 """
 
 from __future__ import annotations
@@ -16,17 +15,13 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from typing import Any, Final, Self
 
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.preparing import directory_of_lock
 from nfsrwlock.doctor.report import Check, Level
-from nfsrwlock.text import printable
-from nfsrwlock_core.names import Mode, announcement_name, parse_listing
-from nfsrwlock_core.protocol.heartbeat import fresh_token
 from nfsrwlock_core.system.directory import LockDirectory
-from nfsrwlock_core.system.process import current_identity, is_dead, is_same_kernel
 
 _PREFIX: Final = ".nfsrwlock-doctor-"
 _NAME: Final = re.compile(re.escape(_PREFIX) + "[0-9a-f]{12}")
@@ -78,19 +73,14 @@ class Scratch:
 
     @classmethod
     def make(cls, home: str, progress: Callable[[str], None] = lambda doing: None) -> Self:
-        """Make one, signed with who made it, as an announcement is, for whoever finds it left behind."""
-        path, me, now = scratch_path(home, secrets.token_hex(6)), current_identity(), time.time_ns() // 1_000_000
+        """Make one with a token that nobody has had before."""
+        path = scratch_path(home, secrets.token_hex(6))
         os.mkdir(path, 0o700)
         try:
-            scratch = cls(path, progress)
+            return cls(path, progress)
         except BaseException:
             os.rmdir(path)
             raise
-        with suppress(OSError):  # a full disk is found out by what follows
-            scratch.files.mkdir(
-                announcement_name(Mode.READ, token=fresh_token(), ticket=0, lease_ms=1, who=me, since_ms=now)
-            )
-        return scratch
 
     def remove(self) -> bool:
         """Remove it with what is in it, and nothing of what was put in its place; return whether it is gone."""
@@ -111,20 +101,11 @@ class Scratch:
 
 
 def left_behind(home: str) -> Iterator[Check]:
-    """Remove what doctors on this host left in ``home`` when they were killed; name what may be another host's."""
-    names: list[str] = []
+    """Name what other doctors have made in ``home``, and what this one could not remove."""
     with suppress(OSError):  # a directory that may be written, but not listed
-        names = sorted(filter(_NAME.fullmatch, os.listdir(home)))
-    for name in names:
-        path, who = os.path.join(home, name), None
-        with suppress(OSError), closing(Scratch(path)) as scratch:
-            who = next((one.who for one in parse_listing(os.listdir(scratch.fd)).announcements.values()), None)
-            if who is not None and is_dead(who) and scratch.remove():
-                text = f"A doctor that was killed had left this behind; it is removed: {printable(path)}."
-                yield Check("leftover", Level.NOTE, text)
-                continue
-        if who is None or is_dead(who) or not is_same_kernel(who):
-            text = f"Of a doctor that works elsewhere now, or was killed there: {printable(path)}."
+        for name in sorted(filter(_NAME.fullmatch, os.listdir(home))):
+            path = os.path.join(home, name)
+            text = f"Of a doctor that works now, was killed, or could not remove it: {path}."
             yield Check("leftover", Level.NOTE, text, f"If none works here any more: rm -r {shlex.quote(path)}")
 
 
