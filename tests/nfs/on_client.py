@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nfsrwlock import HoldStatus, HoldWitness, LockError, SoftReadWriteLock, prune
+from nfsrwlock import HoldStatus, HoldWitness, LockError, SoftReadWriteLock, Timeout, prune
+from nfsrwlock.freshness import look_afresh
 from nfsrwlock_core.inspection import list_lock
 from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.mounts import requests_of
@@ -36,6 +37,21 @@ def lines_of(path: str) -> list[int]:
     """
     with open(path, encoding="ascii") as file:
         return [int(line) for line in file]
+
+
+def is_seen(path: str) -> bool:
+    """Whether something is there after the look that the adapters take at what a lock guards."""
+    look_afresh([path])
+    return os.path.exists(path)
+
+
+def is_locked_in(path: str, seconds: float = 5) -> bool:
+    """Whether the lock on a file could be had, exclusively, within so many seconds."""
+    try:
+        with SoftReadWriteLock(path, is_singleton=False, timeout=seconds).write_lock():
+            return True
+    except Timeout:
+        return False
 
 
 def come_and_go(path: str, seconds: float, timeout: float, numbered: bool = False) -> int:

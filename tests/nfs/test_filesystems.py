@@ -45,6 +45,12 @@ def test_writers_are_alone(served: tuple[str, Lab]) -> None:
     assert found["writes"] >= 12
 
 
+def test_what_another_client_has_just_made_is_found(served: tuple[str, Lab]) -> None:
+    name, lab = served
+    found = trials.names(lab, DESCRIPTIONS[name], trials.QUICK)
+    assert (found["unseen"], found["unlocked"]) == (0, 0)
+
+
 def test_what_a_kernel_server_acknowledged_survives_a_power_cut(served: tuple[str, Lab]) -> None:
     """Of the others this is known not to be so: the table in docs/concepts/file-systems.md."""
     name, lab = served

@@ -128,9 +128,8 @@ TABLE = {
         "os.unlink": NAME,
     },
     "integrations/nfsrwlock/freshness.py": {
-        "os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)": OPENS,
-        "_open(parent, os.O_DIRECTORY)": OPENS,
-        "_open(path)": OPENS,
+        "os.open(path, os.O_RDONLY | os.O_CLOEXEC)": OPENS,
+        "os.scandir(directory)": OPENS,
     },
     "integrations/nfsrwlock/joblib/store.py": {
         "shutil.rmtree(directory, ignore_errors=True)": RMTREE,

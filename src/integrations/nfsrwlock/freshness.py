@@ -3,7 +3,7 @@ Looking at a name on NFS so that the answer is the file server's and not a cache
 
 A client keeps names that it once found missing, and attributes, for up to a minute (nfs(5), ``acdirmax``). Opening a
 directory asks the server for its attributes ("close-to-open", nfs(5)); if they have changed, names in it are looked up
-anew. So: open the directory first, then look.
+anew: by Linux 7.2 on NFSv4 only once it is read, too. So: open the directory and begin to read it, then look.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def signature_afresh(path: str | os.PathLike[str], depth: int = 1) -> Signature 
     """
     for parent in _above(os.fspath(path), depth):
         with suppress(FileNotFoundError, NotADirectoryError):
-            _open(parent, os.O_DIRECTORY)
+            _begin_to_read(parent)
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -47,10 +47,13 @@ def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:
             if parent not in opened:
                 opened.add(parent)
                 with suppress(OSError):
-                    _open(parent, os.O_DIRECTORY)
+                    _begin_to_read(parent)
         with suppress(OSError):
-            if stat.S_IFMT(os.stat(path).st_mode) in (stat.S_IFREG, stat.S_IFDIR):  # a pipe's writer waits for an open
-                _open(path)
+            kind = stat.S_IFMT(os.stat(path).st_mode)
+            if kind == stat.S_IFDIR:
+                _begin_to_read(path)
+            elif kind == stat.S_IFREG:  # a pipe's writer waits for an open
+                os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _above(path: str, most: int | None = None) -> list[str]:
@@ -62,5 +65,6 @@ def _above(path: str, most: int | None = None) -> list[str]:
     return found
 
 
-def _open(path: str | os.PathLike[str], flags: int = 0) -> None:
-    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags))
+def _begin_to_read(directory: str | os.PathLike[str]) -> None:
+    with os.scandir(directory) as entries:
+        next(entries, None)

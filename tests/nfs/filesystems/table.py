@@ -49,7 +49,7 @@ def _line(name: str, row: dict[str, Any]) -> list[str]:
     apart = " / ".join(f"{race['median_apart_ms']:.0f}" for race in raced)
     rounds = f"{raced[0]['rounds']}; {apart} ms" if raced else ""
     versions = ", ".join(filter(None, [row.get("package"), row.get("kernel") and f"Linux {row['kernel']}"]))
-    trials = (row, *(row.get(trial, {}) for trial in ("exclusion", "churn", "demands", "faults", "crashes")))
+    trials = (row, *(row.get(trial, {}) for trial in ("exclusion", "churn", "names", "demands", "faults", "crashes")))
     mind = [row["mind"], *(f"**{_one_line(trial['error'])}**" for trial in trials if "error" in trial)]
     return [
         *(f"{row['title']}, `{name}`", f"`{row['options']}`" if row["options"] else "", f"{versions}, {row['date']}"),
@@ -104,6 +104,8 @@ def _data(row: dict[str, Any]) -> str:
     data = row.get("demands", {}).get("checks", {}).get("data", {})
     if "old" in data:
         said.append(f"doctor: {_bold(data['old'])} of {data['read']} old")
+    if "names" in (found := row.get("names", {})):
+        said.append(f"new names: {_bold(found['unseen'] + found['unlocked'])} of {found['names']} missing")
     return "; ".join(said) or "not tested"
 
 

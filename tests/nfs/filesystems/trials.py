@@ -40,6 +40,7 @@ _BATCH: Final = 100
 _FIRST_BATCH: Final = 20
 #: So much of the time that is left the next batch may take, by the time that the one before took.
 _CAUTION: Final = 0.8
+_NAMES: Final = 10
 #: Of what ``doctor`` finds, the worst last.
 _LEVELS: Final = ("ok", "note", "warning", "unfit")
 _CHANGES: Final = str(Path(__file__).with_name("changes.py"))
@@ -173,6 +174,20 @@ def churn(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     return {**counts, "examples": [text for one in found for text in one["examples"]][:4]}
 
 
+def names(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
+    """Make what another client has looked for in vain: a directory, and that of a lock."""
+    failed = {"unseen": 0, "unlocked": 0}
+    with _processes(lab, 1) as (seeker, maker):
+        for number in range(_NAMES):
+            for what, name, look in (("unseen", "it", "is_seen"), ("unlocked", "it.rwlock", "is_locked_in")):
+                directory = f"{MOUNTPOINT}/{what}-{number}"
+                maker.do(f"os.mkdir({directory!r})")
+                assert not seeker.do(f"os.path.exists('{directory}/{name}')")
+                maker.do(f"os.mkdir('{directory}/{name}', 0o700)")
+                failed[what] += not seeker.do(f"{look}('{directory}/it')")
+    return {"names": _NAMES, **failed}
+
+
 def faults(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     """Take locks at random while clients stand still, are cut off or lose their power, and processes die."""
     actors = ("thread", "tasks", "user", "process") if kind.lets_all_users_in else ("thread", "tasks", "process")
@@ -240,6 +255,7 @@ def crashes(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
 TRIALS: Final[dict[str, Callable[[Lab, FileSystem, Extent], dict[str, Any]]]] = {
     "exclusion": exclusion,
     "churn": churn,
+    "names": names,
     "demands": demands,
     "faults": faults,
     "crashes": crashes,

@@ -31,7 +31,7 @@ from nfs.lab import LabError, Unavailable, require
 #: Those whose mirror is deb.debian.org, newest first; oldest ones move to an archive one day.
 _SUITES: Final = ("sid", "forky", "trixie", "bookworm", "bullseye")
 _LANES: Final = ("linux-4.2", "linux-3")
-_TRIALS: Final = ("churn", "exclusion", "demands")
+_TRIALS: Final = ("churn", "names", "exclusion", "demands")
 
 
 def test(suite: str, extent: trials.Extent, limit_s: float, known: dict[str, Any]) -> dict[str, Any]:
