@@ -238,9 +238,8 @@ class Process:
                 raise
         fields = _stat(pid)
         self._started = None if fields is None else fields[1][19]
-        if self._descriptor is None:
-            with suppress(PermissionError):
-                os.kill(pid, 0)
+        if self._descriptor is None and fields is None:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
     def fileno(self) -> int | None:
         """The descriptor by which the kernel knows the process, if there is one."""
@@ -251,13 +250,5 @@ class Process:
         """Whether the process has ended; one that its parent has not yet waited for has ended too."""
         if self._descriptor is not None:
             return readable(self._descriptor, seconds=0)
-        if self._started is not None:
-            fields = _stat(self.pid)
-            return fields is None or fields[1][0] in "ZX" or fields[1][19] != self._started
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        return False
+        fields = _stat(self.pid)
+        return fields is None or fields[1][0] in "ZX" or fields[1][19] != self._started
