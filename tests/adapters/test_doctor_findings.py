@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nfsrwlock.doctor.examination import _space
 from nfsrwlock.doctor.filesystems import explain, explain_other, scope_of
 from nfsrwlock.doctor.races import RACES, Plan, Record, Round, judge, prepare, race
 from nfsrwlock.doctor.rendezvous import judge_sights
@@ -373,3 +374,17 @@ def test_a_verdict_promises_no_more_than_was_tested() -> None:
     bad = Report(path="p", home="/p", two_hosts=True, checks=[Check("listing", Level.UNFIT, "bad", "go away")])
     assert (bad.fit, bad.remedies) == (False, ["go away"])
     assert bad.verdict == "UNFIT: do not rely on locks here (listing)."
+
+
+@pytest.mark.parametrize(
+    ("free", "level", "known"), [(-1, Level.OK, "an unknown number of"), (0, Level.UNFIT, "0"), (7, Level.WARNING, "7")]
+)
+def test_inodes_that_the_file_system_does_not_count_are_no_reason_to_warn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: Level, known: str
+) -> None:
+    """CephFS says -1."""
+    about = list(os.statvfs(tmp_path))
+    about[5:8] = 1000, free, free
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(about))
+    check = _space(str(tmp_path))
+    assert (check.level, f"{known} inodes free" in check.text) == (level, True)

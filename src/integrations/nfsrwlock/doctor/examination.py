@@ -187,7 +187,9 @@ class _Examination:
 
 def _space(home: str) -> Check:
     found = os.statvfs(home)
-    free, inodes = found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
+    # A file system that makes inodes as it needs them counts none, or says -1 (CephFS).
+    is_counted = found.f_files and found.f_favail >= 0
+    free, inodes = found.f_bavail * found.f_frsize, found.f_favail if is_counted else None
     # In parts of what is enough; what the file system does not count is.
     left = min(free / 2**20 if found.f_blocks else 1, 1 if inodes is None else inodes / 100)
     level = Level.UNFIT if not left else Level.WARNING if left < 1 else Level.OK
