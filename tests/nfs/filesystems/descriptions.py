@@ -102,7 +102,7 @@ for try in 1 2 3 4 5 6 7 8; do
 done
 exit 1
 """,
-    mind="A listing may come out empty while names come and go: see below.",
+    mind="Listings are broken off while names come and go: see below.",
     mem_mib=512,
 )
 
