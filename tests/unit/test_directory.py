@@ -914,3 +914,23 @@ class TestSeveralUsers:
             assert stat.S_IMODE(home.stat().st_mode) == 0o700
             assert list(home.iterdir()) == []
             shutil.rmtree(home)
+
+
+def test_a_directory_that_is_called_missing_until_its_parent_is_read_is_found(tmp_path, monkeypatch):
+    """What Linux 7.2 does on NFSv4 with a name that it had looked for before another client made it."""
+    path = tmp_path / "data.rwlock"
+    path.mkdir(mode=0o700)
+    opened, read = directory._open, []
+
+    def is_missing(name, flags, dir_fd=None):
+        if name == str(path) and not read:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return opened(name, flags, dir_fd)
+
+    scandir = os.scandir
+    monkeypatch.setattr(directory, "_open", is_missing)
+    monkeypatch.setattr(os, "scandir", lambda where: read.append(where) or scandir(where))
+    files = LockDirectory(str(path))
+    files.open()
+    files.close()
+    assert read == [str(tmp_path)]
