@@ -216,9 +216,8 @@ class LockDirectory:
                 return _open(self.path, _OPEN_FLAGS)
             except FileNotFoundError:
                 self.device = None  # whoever makes it now: what is found next must be checked
-                if (
-                    is_removed
-                ):  # or Linux 7.2 says so, of what it once found missing on NFSv4, until the parent is listed
+                if is_removed:
+                    # Or Linux 7.2 says so, of what it once found missing on NFSv4, until the parent is listed.
                     with contextlib.suppress(OSError), os.scandir(os.path.dirname(self.path)) as entries:
                         next(entries, None)
                 is_removed = False
