@@ -66,6 +66,6 @@ def _above(path: str, most: int | None = None) -> list[str]:
 
 
 def _look_into(directory: str | os.PathLike[str], *, begin_to_read: bool = True) -> None:
-    with os.scandir(directory) as entries:
+    with os.scandir(directory) as entries, suppress(OSError):  # ESTALE: removed just now; the look itself will tell
         if begin_to_read:
             next(entries, None)
