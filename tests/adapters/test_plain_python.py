@@ -9,6 +9,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,23 @@ def test_what_is_gone_again_at_the_second_look_is_no_timeout(
     monkeypatch.setattr("nfsrwlock.fetching.signature_afresh", look)
     with fetch(path, lambda mine: mine.write_text("built")):
         assert path.read_text() == "built"
+
+
+def test_what_was_in_a_directory_that_another_client_removes_meanwhile_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Removed(AbstractContextManager["Removed"]):  # NFS says so after the directory was opened
+        def __init__(self, directory: str) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __next__(self) -> str:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "scandir", Removed)
+    assert signature_afresh(tmp_path / "data") is None
 
 
 def test_what_was_fetched_cannot_be_handed_to_another_process_which_is_told_what_to_do(tmp_path: Path) -> None:

@@ -93,6 +93,20 @@ def test_a_read_that_joins_a_kept_hold_makes_no_system_call_on_files(tmp_path: P
     assert file_calls(tmp_path, "read", 5, linger=10) == []
 
 
+@pytest.mark.parametrize("name", ["there", "missing"])
+def test_a_look_at_what_is_there_reads_no_directory(tmp_path: Path, name: str) -> None:
+    # sshfs fetches the whole directory before it answers the first read: of 20,000 names, in 0.1 s on one machine.
+    if not can_trace():
+        pytest.skip("strace is not there, or may not trace")
+    (tmp_path / "there").touch()
+    code = f"from nfsrwlock.freshness import signature_afresh; print(signature_afresh('{name}') is not None)"
+    log = tmp_path / "strace.log"
+    command = ["strace", "-qq", "-y", "-e", "trace=getdents64", "-o", str(log), sys.executable, "-P", "-c", code]
+    said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert said == f"{name == 'there'}\n"
+    assert (f"<{tmp_path}>" in log.read_text()) is (name == "missing")
+
+
 def names(calls: list[str]) -> list[str]:
     return [call.partition("(")[0] for call in calls]
 

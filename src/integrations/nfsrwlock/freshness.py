@@ -3,7 +3,7 @@ Looking at a name on NFS so that the answer is the file server's and not a cache
 
 A client keeps names that it once found missing, and attributes, for up to a minute (nfs(5), ``acdirmax``). Opening a
 directory asks the server for its attributes ("close-to-open", nfs(5)); if they have changed, names in it are looked up
-anew: by Linux 7.2 on NFSv4 only once it is read, too. So: open the directory and begin to read it, then look.
+anew: by Linux 7.2 on NFSv4 only once it is read, too. So: open the directory and look; if it is missing, read, too.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def signature_afresh(path: str | os.PathLike[str], depth: int = 1) -> Signature 
     :param depth: how many of the directories above it others may just have made
     :raises OSError: if it cannot be looked at
     """
-    for parent in _above(os.fspath(path), depth):
+    for is_missing in (False, True):  # on sshfs, to begin to read is to read all
+        for parent in _above(os.fspath(path), depth):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                _look_into(parent, begin_to_read=is_missing)
         with suppress(FileNotFoundError, NotADirectoryError):
-            _begin_to_read(parent)
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+            found = os.stat(path)
+            return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return None
 
 
 def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:
@@ -47,11 +47,11 @@ def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:
             if parent not in opened:
                 opened.add(parent)
                 with suppress(OSError):
-                    _begin_to_read(parent)
+                    _look_into(parent)
         with suppress(OSError):
             kind = stat.S_IFMT(os.stat(path).st_mode)
             if kind == stat.S_IFDIR:
-                _begin_to_read(path)
+                _look_into(path)
             elif kind == stat.S_IFREG:  # a pipe's writer waits for an open
                 os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 
@@ -65,6 +65,7 @@ def _above(path: str, most: int | None = None) -> list[str]:
     return found
 
 
-def _begin_to_read(directory: str | os.PathLike[str]) -> None:
-    with os.scandir(directory) as entries:
-        next(entries, None)
+def _look_into(directory: str | os.PathLike[str], *, begin_to_read: bool = True) -> None:
+    with os.scandir(directory) as entries, suppress(OSError):  # ESTALE: removed just now; the look itself will tell
+        if begin_to_read:
+            next(entries, None)

@@ -239,8 +239,8 @@ def _doctor(
     if (options["peer"] or token is not None) and len(paths) > 1:
         raise CliError("two nodes can test one path at a time; give one PATH with --peer or --join")
     if token is not None:
-        if options["peer"]:
-            raise CliError("--peer is for the first node and --join for the second; use one of them")
+        if options["peer"] or options["to_share"]:
+            raise CliError("--peer and --report are for the first node and --join for the second; leave one out")
         return join(token, paths[0], lock_dir, timeout)
     return doctor(paths, lock_dir, timeout=timeout, **options)
 
