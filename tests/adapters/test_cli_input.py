@@ -233,3 +233,14 @@ class TestAsAnotherUser:
 def test_a_time_is_a_number_of_seconds_or_has_a_unit(text: str, seconds: float) -> None:
     assert span(text) == positive_span(text) == seconds
     assert span("inf") == math.inf
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to take /proc away")
+def test_without_proc_nothing_is_run_for_nothing_could_be_stopped(scene: Scene) -> None:
+    hidden = 'mount -t tmpfs none /proc && exec "$@"'
+    program = [sys.executable, "-m", "nfsrwlock", "run", "--write", "data", "--", "touch", "ran"]
+    command = ["unshare", "--mount", "sh", "-c", hidden, "sh", *program]
+    result = subprocess.run(command, cwd=scene.directory, capture_output=True, text=True, timeout=60)
+    refused(result, "there is no /proc", "mount it")
+    assert not (scene.directory / "ran").exists()

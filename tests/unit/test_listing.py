@@ -31,14 +31,14 @@ def breaking_off(call: int, times: float) -> Callable[..., int]:
     kernel, at, broken = listing._getdents, 0, 0
     assert kernel is not None
 
-    def getdents(fd: int, buffer: object, room: int) -> int:
+    def getdents(fd: int, buffer: object, room: int, base: object) -> int:
         nonlocal at, broken
         at += 1
         if at == call and broken < times:
             at, broken = 0, broken + 1
             ctypes.set_errno(errno.ENOENT)
             return -1
-        size = kernel(fd, buffer, room)
+        size = kernel(fd, buffer, room, base)
         at = at if size else 0
         return size
 

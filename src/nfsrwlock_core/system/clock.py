@@ -16,12 +16,8 @@ from typing import Final
 #: A clock that runs through suspend, so that a laptop or a virtual machine that slept knows that its lease ran out.
 #: Elsewhere than on Linux, CLOCK_MONOTONIC does that.
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
 #: By how much the wall clock must have been set for it to be noted, seconds.
 _STEP_S: Final = 0.01
-
-
 #: Returns seconds on the clock that leases are counted on. No function of our own: every cycle calls it many times.
 now: Final = partial(time.clock_gettime, _CLOCK)
 

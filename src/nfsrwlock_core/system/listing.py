@@ -7,14 +7,14 @@ import sys
 from contextlib import suppress
 from typing import Any, Final
 
-#: getdents64(2), which musl names otherwise; ``None`` where it cannot be called.
+#: getdents64(2), as each C library calls it for users (glibc, musl); ``None`` where it cannot be called.
 _getdents: Any = None
 with suppress(ImportError, OSError):  # a Python without libffi, or a static one
     import ctypes
 
     if sys.platform == "linux":
         _libc = ctypes.CDLL(None, use_errno=True)
-        _getdents = getattr(_libc, "getdents64", None) or getattr(_libc, "getdents", None)
+        _getdents = getattr(_libc, "getdirentries64", None) or getattr(_libc, "getdents", None)
 
 #: Room for some hundred announcements in one call.
 _ROOM: Final = 1 << 16
@@ -36,8 +36,8 @@ def names_in(fd: int) -> list[str]:
     if _getdents is None:
         return os.listdir(fd)
     names: list[bytes] = []
-    buffer = ctypes.create_string_buffer(_ROOM)
-    while (size := _getdents(fd, buffer, _ROOM)) > 0:
+    buffer, base = ctypes.create_string_buffer(_ROOM), ctypes.c_longlong()  # glibc tells where it began; musl does not
+    while (size := _getdents(fd, buffer, _ROOM, ctypes.byref(base))) > 0:
         read, at = ctypes.string_at(buffer, size), 0
         while at < size:
             names.append(read[at + _NAME_AT : read.index(b"\0", at + _NAME_AT)])

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
-from nfsrwlock.cli.outcome import Exit, as_cli_error
+from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.cli.preparing import directory_of_lock, find_program
 from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
@@ -196,6 +196,10 @@ def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
 def _keep(request: Request, channel: Channel) -> None:
     signals = _Signals(channel, can_give_back=request.subject != 0)
     hold_for(request.subject or os.getppid())
+    if not os.path.exists("/proc/self/stat"):
+        raise CliError(
+            "there is no /proc, without which nothing can be stopped if the lock is lost: mount it (proc(5))"
+        )
     if not request.parents:
         for path in request.paths:
             directory_of_lock(path, request.settings["lock_dir"])
