@@ -3,8 +3,8 @@ A file system in user space that shows a local directory: ``python passthrough.p
 
 Mounted twice, it has two clients of one server. With SECONDS, each keeps a listing for so long: what it makes and
 removes itself it enters there, but what the other one does it sees late, even after a change of its own. That is what
-demand (b) of the protocol forbids; all else is sound. It ends when it is unmounted. Needs root. Linux's ``fuse.h``
-describes the messages.
+demand (b) of the protocol forbids. All else is sound, also listings of other directories than ``list-*``: by these the
+players of a race meet. It ends when it is unmounted. Needs root. Linux's ``fuse.h`` describes the messages.
 """
 
 from __future__ import annotations
@@ -161,7 +161,9 @@ class Passthrough:
         kept = self.kept.get(node)
         if kept is None or now - kept.since >= self.seconds:
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._fd(node))
-            kept = self.kept[node] = Kept({os.fsencode(name) for name in os.listdir(fd)}, now)
+            kept = Kept({os.fsencode(name) for name in os.listdir(fd)}, now)
+            if "/list-" in os.readlink(f"/proc/self/fd/{fd}"):
+                self.kept[node] = kept
             os.close(fd)
         handle = max(self.listings, default=0) + 1
         self.listings[handle] = sorted(kept.names)
