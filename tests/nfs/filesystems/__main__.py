@@ -99,15 +99,27 @@ def _ring(*_: object) -> None:
         raise OutOfTimeError
 
 
-def main() -> int:
-    """Try those that were asked for; return 1 if locks failed on one on which they should not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lanes", nargs="*", metavar="LANE", help=f"of {' '.join(DESCRIPTIONS)} (default: all)")
+def arguments(about: str | None, limit_s: float) -> argparse.ArgumentParser:
+    """Return what says how much is tried on each mount, and whether the page is written."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds: only whether it works")
     parser.add_argument("--rounds", type=int, help=f"of each race (default: {trials.FULL.rounds})")
-    parser.add_argument("--limit", type=float, default=_LIMIT_S, help="for each, seconds (default: %(default)g)")
-    parser.add_argument("--only", nargs="+", choices=trials.TRIALS, default=list(trials.TRIALS), help="trials")
+    parser.add_argument("--limit", type=float, default=limit_s, help="for each mount, seconds (default: %(default)g)")
     parser.add_argument("--write", action="store_true", help="bring docs/concepts/file-systems.md up to date")
+    return parser
+
+
+def extent_of(options: argparse.Namespace) -> trials.Extent:
+    """Return how much is tried, as :func:`arguments` were given."""
+    extent = trials.QUICK if options.quick else trials.FULL
+    return replace(extent, rounds=options.rounds) if options.rounds else extent
+
+
+def main() -> int:
+    """Try those that were asked for; return 1 if locks failed on one on which they should not."""
+    parser = arguments(__doc__, _LIMIT_S)
+    parser.add_argument("lanes", nargs="*", metavar="LANE", help=f"of {' '.join(DESCRIPTIONS)} (default: all)")
+    parser.add_argument("--only", nargs="+", choices=trials.TRIALS, default=list(trials.TRIALS), help="trials")
     options = parser.parse_args()
     if unknown := set(options.lanes) - set(DESCRIPTIONS):
         parser.error(f"no such file system: {' '.join(sorted(unknown))}; there are {' '.join(DESCRIPTIONS)}")
@@ -116,12 +128,9 @@ def main() -> int:
     except Unavailable as error:
         print(error, file=sys.stderr)
         return error.code
-    extent = trials.QUICK if options.quick else trials.FULL
-    if options.rounds:
-        extent = replace(extent, rounds=options.rounds)
     rows: dict[str, dict[str, Any]] = {}
     for name in options.lanes or DESCRIPTIONS:
-        rows[name] = run(name, DESCRIPTIONS[name], extent, options.limit, options.only)
+        rows[name] = run(name, DESCRIPTIONS[name], extent_of(options), options.limit, options.only)
         if options.write:
             table.write({name: rows[name]})
     print(table.as_markdown(rows))

@@ -8,13 +8,11 @@ so. ``--write`` brings the table in docs/concepts/file-systems.md up to date; ro
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from debian import install
 from nfs.filesystems import trials
-from nfs.filesystems.__main__ import run
+from nfs.filesystems.__main__ import arguments, extent_of, run
 from nfs.filesystems.descriptions import DESCRIPTIONS
 from nfs.kernels import table
 from nfs.kernels.packages import KEYRING, PACKAGE, Release
@@ -63,12 +61,8 @@ def gist(error: str) -> str:
 
 def main() -> int:
     """Try those that were asked for; return 1 if one of them breaks what locks need."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, 900.0)
     parser.add_argument("suites", nargs="*", default=_SUITES, help=f"releases of Debian (default: {' '.join(_SUITES)})")
-    parser.add_argument("--quick", action="store_true", help="few rounds: only whether it works")
-    parser.add_argument("--rounds", type=int, help=f"of each race (default: {trials.FULL.rounds})")
-    parser.add_argument("--limit", type=float, default=900.0, help="for each mount, seconds (default: %(default)g)")
-    parser.add_argument("--write", action="store_true", help="bring docs/concepts/file-systems.md up to date")
     options = parser.parse_args()
     try:
         require()
@@ -76,12 +70,9 @@ def main() -> int:
     except Unavailable as error:
         print(error, file=sys.stderr)
         return error.code
-    extent = trials.QUICK if options.quick else trials.FULL
-    if options.rounds:
-        extent = replace(extent, rounds=options.rounds)
     rows: dict[str, Any] = {}
     for suite in options.suites:
-        tested = test(suite, extent, options.limit, rows)
+        tested = test(suite, extent_of(options), options.limit, rows)
         rows |= tested
         if options.write:
             table.write(tested)
