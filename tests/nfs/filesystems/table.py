@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -61,8 +62,10 @@ def _line(name: str, row: dict[str, Any]) -> list[str]:
 
 
 def _one_line(text: str) -> str:
-    first = text.replace("\\n", "\n").splitlines()[0]  # a guest's console may follow
-    return " ".join(first.replace("|", "/").replace("`", "'").split())[:200]
+    lines = re.sub(r"(\\n)?['\"]\)$", "", text).replace("\\n", "\n").replace("\\'", "'").splitlines()
+    # What a process on a client raised ends with what it was; behind all else a guest's console may follow.
+    said = lines[-1].rpartition("nfsrwlock_core.compat.")[2] if "  File " in text else lines[0]
+    return " ".join(said.replace("|", "/").replace("`", "'").split())[:200]
 
 
 def _demand(check: dict[str, Any] | None) -> str:

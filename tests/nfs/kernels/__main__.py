@@ -9,7 +9,6 @@ so. ``--write`` brings the table in docs/concepts/file-systems.md up to date; ro
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -46,17 +45,7 @@ def test(suite: str, extent: trials.Extent, limit_s: float, known: dict[str, Any
         row["error"] = f"{error}"[-1500:]
         return {row.get("package", suite): row}
     row["lanes"] = {lane: run(lane, DESCRIPTIONS[lane], extent, limit_s, list(_TRIALS)) for lane in _LANES}
-    for lane in row["lanes"].values():
-        for trial in _TRIALS:
-            if "error" in lane.get(trial, {}):
-                lane[trial]["error"] = gist(lane[trial]["error"])
     return {row["package"]: row}
-
-
-def gist(error: str) -> str:
-    """What a process on a client raised ends with its trace; return the line that says what it was."""
-    lines = re.sub(r"(\\n)?['\"]\)$", "", error).replace("\\n", "\n").replace("\\'", "'").splitlines()
-    return lines[-1].rpartition("nfsrwlock_core.compat.")[2] if "  File " in error else error
 
 
 def main() -> int:
