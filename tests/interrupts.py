@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType, ModuleType
@@ -37,6 +38,8 @@ def interrupted_at(
             elif left == -1:
                 raise KeyboardInterrupt
 
+    # A collection calls what others registered (distributed does), wherever it comes; Python ignores what that raises.
+    gc.disable()
     sys.setprofile(interrupt)
     try:
         call()
@@ -44,5 +47,6 @@ def interrupted_at(
         return True
     finally:
         sys.setprofile(None)
+        gc.enable()
     assert left >= 0 or by is not None, f"the exception after call {number} was swallowed"
     return left < 0
