@@ -271,7 +271,8 @@ def test_any_number_of_helpers_that_have_beaten_are_replaced(stage: Stage, path:
         # What was killed before it could say that it had beaten counts as one that never has.
         wait_until(lambda: (actor.do("keeper.holds()[0].participant.beats") or 0) >= (beat_of(path) or 0))
         os.kill(helper, signal.SIGKILL)
-        wait_until(lambda helper=helper: children_of(actor.pid) not in ([], [helper]))
+        # Both are there while the one that was killed waits to be reaped.
+        wait_until(lambda helper=helper: len(now := children_of(actor.pid)) == 1 and now != [helper])
     actor.do("lock.check(); proxy.__exit__(None, None, None)")
 
 
