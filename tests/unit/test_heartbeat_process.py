@@ -19,7 +19,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -282,7 +282,8 @@ def test_when_no_helper_lives_long_a_thread_takes_over(stage: Stage) -> None:
 
     def kill_another_one() -> bool:
         for helper in children_of(actor.pid):
-            os.kill(helper, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # reaped since
+                os.kill(helper, signal.SIGKILL)
             killed.add(helper)
         # Whoever listens to a helper starts the next one before he ends.
         return not actor.do("[thread for thread in threading.enumerate() if thread.name == 'nfsrwlock-helper']")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ import pytest
 from actors import Raised, Stage, announcements, in_forked_child, wait_until
 from interrupts import interrupted_at, needs_whole_with_blocks
 from nfsrwlock import AsyncSoftReadWriteLock, HoldStatus, LockLostError, LockSet, SoftReadWriteLock, Timeout, break_lock
-from nfsrwlock_core.holding import kept
+from nfsrwlock_core.holding import keeper, kept
+from nfsrwlock_core.protocol import removal
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now
 
@@ -517,3 +519,28 @@ def test_an_interrupt_at_any_moment_leaves_nothing_behind(path: Path) -> None:
         number += 1
     assert number > 30
     wait_until(lambda: not announcements(path))
+
+
+@needs_whole_with_blocks
+@pytest.mark.parametrize("module", [keeper, removal])
+def test_an_interrupt_while_a_kept_hold_makes_way_for_a_writer_leaves_nothing_behind(
+    path: Path, module: ModuleType
+) -> None:
+    lock, number = reader(path, linger=LONG_S), 0
+
+    def write() -> None:
+        with lock.write_lock():
+            pass
+
+    while True:
+        read(lock)
+        read(lock)
+        assert announcements(path), "it is kept"
+        if not interrupted_at(number, module, write):
+            break
+        wait_until(lambda: not lock.is_locked)
+        lock.acquire_write(timeout=LONG_S)
+        lock.release()
+        number += 1
+    assert number > 5
+    assert not announcements(path)

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final
 
 from nfsrwlock_core import trace
 from nfsrwlock_core.errors import LockError
-from nfsrwlock_core.protocol.heartbeat import Announced
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now
 from nfsrwlock_core.trace import logger
@@ -110,12 +109,11 @@ def holds() -> list[Hold]:
 
 
 def drop(hold: Hold) -> None:
-    """Stop beating for ``hold``. It may be released afterwards."""
+    """Stop beating for ``hold``; doing so twice does no harm. It may be released afterwards."""
     if hold.catch_up is not None:
         _keepers.get_helper().drop(hold)
-    elif _keepers.without_beat.pop(id(hold), None) is not None:
-        hold.ended = True
     else:
+        _keepers.without_beat.pop(id(hold), None)
         _keepers.scheduler.drop(hold)
 
 
@@ -129,35 +127,37 @@ def release(hold: Hold) -> bool:
     :returns: whether the hold stood to the end
     """
     participant = hold.participant
-    if hold.pid != os.getpid():
-        return True
     facts: dict[str, object] = {"event": "released", "announcement": participant.name}
-    _keepers.ending.add(hold)
     try:
+        if hold.pid != os.getpid():
+            return True
+        _keepers.ending.add(hold)
         drop(hold)
         if hold.remaining < 0:  # perhaps by the wall clock, of which the participant knows nothing
             participant.lease = replace(participant.lease, renewed=now() - participant.lease.ttl)
         stood = participant.release()
         trace.log(logging.DEBUG, "released the lock on %r", hold.lock_file, extra=facts | {"stood": stood})
-    except OSError as error:
+    except BaseException as error:
         stood = not participant.lease.has_run_out(now())
         facts |= {"stood": stood, "error": str(error)}
         trace.log(logging.WARNING, "releasing the lock on %r is tried again: %s", hold.lock_file, error, extra=facts)
-        workers.submit(_release_later, participant)
+        workers.submit(_release_later, hold)
+        if not isinstance(error, OSError):  # a signal's: whoever is interrupted may not come back to this hold
+            raise
     finally:
         _keepers.ending.discard(hold)
     return stood and not hold.is_known_lost
 
 
-def _release_later(participant: Announced) -> None:
+def _release_later(hold: Hold) -> None:
+    drop(hold)
+    participant = hold.participant
     deadline = now() + participant.lease.ttl
     while now() < deadline:
-        try:
+        with contextlib.suppress(OSError):
             participant.release()
-        except OSError:
-            time.sleep(min(_RETRY_S, participant.lease.ttl / 10))
-        else:
             return
+        time.sleep(min(_RETRY_S, participant.lease.ttl / 10))
 
 
 def is_exiting() -> bool:
