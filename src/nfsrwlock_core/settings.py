@@ -135,7 +135,7 @@ class HasSettings:
         if math.isnan(value):
             raise ValueError("timeout must be a number of seconds, not nan")
         if value < 0 and value != -1:
-            raise ValueError(f"timeout must be a non-negative number or -1, not {value:g}")
+            raise ValueError(f"timeout must be a non-negative number or -1, not {value}")
         return -1.0 if value >= _FOREVER_S else value
 
     def __eq__(self, other: object) -> bool:
