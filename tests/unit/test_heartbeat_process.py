@@ -62,8 +62,8 @@ def holder(stage: Stage, lease_s: float = LEASE_S) -> Actor:
 
 
 def helper_of(actor: Actor) -> int:
-    (helper,) = children_of(actor.pid)
-    return helper
+    wait_until(lambda: len(children_of(actor.pid)) == 1)  # one that is replaced is there until it has been killed
+    return children_of(actor.pid)[0]
 
 
 def assert_nobody_gets_in(stage: Stage, seconds: float) -> None:
@@ -271,8 +271,7 @@ def test_any_number_of_helpers_that_have_beaten_are_replaced(stage: Stage, path:
         # What was killed before it could say that it had beaten counts as one that never has.
         wait_until(lambda: (actor.do("keeper.holds()[0].participant.beats") or 0) >= (beat_of(path) or 0))
         os.kill(helper, signal.SIGKILL)
-        # Both are there while the one that was killed waits to be reaped.
-        wait_until(lambda helper=helper: len(now := children_of(actor.pid)) == 1 and now != [helper])
+        wait_until(lambda helper=helper: helper_of(actor) != helper)
     actor.do("lock.check(); proxy.__exit__(None, None, None)")
 
 
