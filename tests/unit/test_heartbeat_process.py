@@ -61,9 +61,16 @@ def holder(stage: Stage, lease_s: float = LEASE_S) -> Actor:
     return stage.actor(f"lock = {lock(lease_s=lease_s)}; proxy = lock.acquire_write()", host="there")
 
 
-def helper_of(actor: Actor) -> int:
-    wait_until(lambda: len(children_of(actor.pid)) == 1)  # one that is replaced is there until it has been killed
-    return children_of(actor.pid)[0]
+def helper_of(actor: Actor, *, but: int = 0) -> int:
+    # The actor's one child beside another one. One that is being replaced is there until it has been killed.
+    found: list[int] = []
+
+    def is_one() -> bool:
+        found[:] = {*children_of(actor.pid)} - {but}
+        return len(found) == 1
+
+    wait_until(is_one)
+    return found[0]
 
 
 def assert_nobody_gets_in(stage: Stage, seconds: float) -> None:
@@ -164,7 +171,7 @@ def test_forked_children_that_inherit_its_socket_do_not_keep_the_helper_alive(
     actor = holder(stage)
     actor.do("import ctypes; libc = ctypes.PyDLL(None)")
     actor.do(f"child = {forking}.fork()\nif child == 0:\n    libc.sleep(60)\n    libc._exit(0)\n")
-    child, helper = actor.do("child"), helper_of_but(actor, actor.do("child"))
+    child, helper = actor.do("child"), helper_of(actor, but=actor.do("child"))
     actor.kill()
     try:
         assert seconds_until(lambda: has_ended(helper)) < 10
@@ -172,11 +179,6 @@ def test_forked_children_that_inherit_its_socket_do_not_keep_the_helper_alive(
         assert not has_ended(child)
     finally:
         os.kill(child, signal.SIGKILL)
-
-
-def helper_of_but(actor: Actor, child: int) -> int:
-    (helper,) = (pid for pid in children_of(actor.pid) if pid != child)
-    return helper
 
 
 def test_a_program_that_replaces_itself_keeps_its_lock_until_it_ends(stage: Stage, path: Path) -> None:
@@ -271,7 +273,7 @@ def test_any_number_of_helpers_that_have_beaten_are_replaced(stage: Stage, path:
         # What was killed before it could say that it had beaten counts as one that never has.
         wait_until(lambda: (actor.do("keeper.holds()[0].participant.beats") or 0) >= (beat_of(path) or 0))
         os.kill(helper, signal.SIGKILL)
-        wait_until(lambda helper=helper: helper_of(actor) != helper)
+        helper_of(actor, but=helper)
     actor.do("lock.check(); proxy.__exit__(None, None, None)")
 
 
