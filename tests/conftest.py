@@ -18,6 +18,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mix the suites, a module at a time: some compute and others wait, so processes that have both end sooner."""
+    suites: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        suites.setdefault(item.path.parent, []).append(item)
+    places: dict[Path, float] = {}
+    for suite in suites.values():
+        for number, item in enumerate(suite):
+            places.setdefault(item.path, number / len(suite))
+    items.sort(key=lambda item: places[item.path])
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """What is locked; nothing is there."""
