@@ -40,7 +40,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import _GeneratorContextManager, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
@@ -234,10 +234,14 @@ class _Move(NamedTuple):
     dies: bool = False
     #: Whether it comes to hold the lock or to know a number, or leaves something that it must not.
     is_judged: bool = False
+    #: How many ways there are to do it, of which the label tells the first.
+    ways: int = 1
 
 
 #: The scene, the highest number granted, and the place of each participant.
 _State = tuple[int, ...]
+#: What a participant does next or meets, whether its lease runs out right after that, its place then, and the scene.
+_Next = tuple[str, int, int, int]
 
 
 class _Step:
@@ -351,17 +355,16 @@ class Search:
         self._carried_out: dict[Any, list[tuple[Answer, int, str]]] = {}
         self._scenes: list[_Scene] = []
         self._scenes_by_key: dict[_Scene, int] = {}
-        # What can happen next at a place in a scene.
+        # What can happen at a place in a scene, up to the next change at the server, and up to the next call.
         self._moves_at: dict[tuple[int, int], list[_Move]] = {}
-        self._looks_at: dict[tuple[int, int], list[tuple[str, tuple[int, int]]]] = {}
-        self._answers_at: dict[tuple[int, int], list[_Move]] = {}
+        self._next_at: dict[tuple[int, int], list[_Next]] = {}
         self._stands: dict[tuple[int, int], bool] = {}
         self.steps = 0
         self._writers = tuple(mode in "Ww" for mode in bounds.modes)
         self._limits = tuple(int(mode) if mode.isdigit() else 0 for mode in bounds.modes)
         #: What led to the place that was looked at latest.
         self._latest: _Label = (0, (), 0)
-        self._tally = dict.fromkeys(("grants", "evictions", "revivals", "deaths"), 0)
+        self._tally = dict.fromkeys(("grants", "evictions", "revivals"), 0)
 
     # -- the search ---------------------------------------------------------------------------------------------------
 
@@ -379,7 +382,7 @@ class Search:
         start = (scene, 0, *(self._idle(who, 0) for who in range(count)))
         parents: dict[_State, _State | None] = {start: None}
         queue = deque([start])
-        transitions, found = 0, 1
+        transitions = deaths = 0
         state = start
         collects = gc.isenabled()
         gc.disable()  # all that is found is kept: to look through it for garbage takes a fifth of the time
@@ -387,11 +390,11 @@ class Search:
             while queue:
                 state = queue.popleft()
                 for move, following in self._successors(state):
-                    transitions += 1
-                    self._tally["deaths"] += move.dies
-                    parents.setdefault(following, state)
-                    if len(parents) > found:  # it is a new one
-                        found += 1
+                    transitions += move.ways
+                    if move.dies:
+                        deaths += move.ways
+                    if following not in parents:
+                        parents[following] = state
                         self._check(following)
                         queue.append(following)
                 if len(parents) > self.limit:
@@ -401,7 +404,7 @@ class Search:
         finally:
             if collects:
                 gc.enable()
-        return Explored(states=len(parents), transitions=transitions, steps=self.steps, **self._tally)
+        return Explored(len(parents), transitions, deaths=deaths, steps=self.steps, **self._tally)
 
     def _way_to(self, state: _State, parents: dict[_State, _State | None]) -> list[str]:
         last = next(
@@ -456,7 +459,7 @@ class Search:
             before, place, after = state[2:who], state[who], state[who + 1 :]
             moves = self._moves_at.get((place, scene))
             if moves is None:
-                moves = self._moves_at[place, scene] = list(self._moves(place, scene))
+                moves = self._moves_at[place, scene] = _each_once(self._moves(place, scene))
             for move in moves:
                 number = self._judge(move, place, granted) if move.is_judged else granted
                 yield move, (move.scene, number, *before, move.place, *after)
@@ -471,7 +474,7 @@ class Search:
         who, before, place = move.label[0], self._places[origin], self._places[move.place]
         server, clocks, _, _ = self._scenes[move.scene]
         if place.lease is not None and before.lease is None:
-            self._tally["grants"] += 1
+            self._tally["grants"] += move.ways
             if self.bounds.modes[who] == "W":
                 assert place.generation is not None
                 if place.generation <= granted:
@@ -479,7 +482,7 @@ class Search:
                 granted = place.generation
         elif place.lease is not None and before.lease is not None:
             if place.lease.renewed > before.lease.renewed and not self._is_held(origin, clocks[who]):
-                self._tally["revivals"] += 1
+                self._tally["revivals"] += move.ways
             if (
                 self.bounds.modes[who] == "R"
                 and before.generation is None
@@ -529,33 +532,32 @@ class Search:
         if may_die and place.announced:
             after_death = self._unseen_by(who, server, clocks, dead | {who}, faults)
             yield _Move((who, ("dies",), 0), after_death, self._out(who), dies=True)
-        for told, node, is_state in self._ways_to_next_change(index, scene):
+        for told, at, then, is_state in self._ways_to_next_change(index, scene):
             if is_state:
-                yield self._arrival(_Move((who, told, 0), node[1], node[0]), place)
+                yield self._arrival(place, (who, told, 0), at, then)
                 continue
-            answers = self._answers_at.get(node)
-            if answers is None:
-                answers = self._answers_at[node] = list(self._is_answered(*node))
-            for (_, what, late), then, at in (move[:3] for move in answers):
-                yield self._arrival(_Move((who, told + what, late), then, at), place)
-            there, (_, moved, _, left) = self._places[node[0]], self._scenes[node[1]]
+            for what, late, following, after in self._next(at, then):
+                yield self._arrival(place, (who, (*told, what), late), following, after)
+            there, (_, clocks, _, faults) = self._places[at], self._scenes[then]
             assert there.call is not None
             sent = (*told, f"sends {' '.join(there.call)}")
-            if node[0] != index and self._may_expire(there, moved[who]):
-                then = self._scene(server, _later(moved, who), dead, left)
-                yield self._arrival(_Move((who, sent, 1), then, node[0]), place)
+            if at != index and self._may_expire(there, clocks[who]):
+                after = self._scene(server, _later(clocks, who), dead, faults)
+                yield self._arrival(place, (who, sent, 1), at, after)
             if may_die:
-                after_death = self._unseen_by(who, server, moved, dead | {who}, left)
-                yield _Move((who, (*sent, "dies"), 0), after_death, self._orphan(node[0]), dies=True)
+                after = self._unseen_by(who, server, clocks, dead | {who}, faults)
+                yield _Move((who, (*sent, "dies"), 0), after, self._orphan(at), dies=True)
 
-    def _arrival(self, move: _Move, origin: _Place) -> _Move:
-        place, scene, who = self._places[move.place], self._scenes[move.scene], origin.who
-        knows = place.lease is not None and (place.lease, place.generation) != (origin.lease, origin.generation)
-        has_left = place.step in ("ended", "out") and bool(self._left_by(who, scene.server))
-        after = self._unseen_by(who, *scene) if place.step == "out" else move.scene
-        return move._replace(scene=after, is_judged=knows or has_left)
+    def _arrival(self, origin: _Place, label: _Label, index: int, scene: int) -> _Move:
+        place = self._places[index]
+        is_judged = _knows_more(place, origin)
+        if place.step in ("ended", "out"):
+            is_judged |= bool(self._left_by(place.who, self._scenes[scene].server))
+        if place.step == "out":
+            scene = self._unseen_by(place.who, *self._scenes[scene])
+        return _Move(label, scene, index, is_judged=is_judged)
 
-    def _ways_to_next_change(self, index: int, scene: int) -> Iterator[tuple[tuple[str, ...], tuple[int, int], bool]]:
+    def _ways_to_next_change(self, index: int, scene: int) -> Iterator[tuple[tuple[str, ...], int, int, bool]]:
         """
         Where a participant can get without changing anything at the server: the ends of all its ways.
 
@@ -563,52 +565,41 @@ class Search:
         knows its generation.
         """
         origin = self._places[index]
-        start = (index, scene)
-        seen = {start}
-        waiting: list[tuple[tuple[int, int], tuple[str, ...]]] = [(start, ())]
+        seen = {(index, scene)}
+        waiting: list[tuple[int, int, tuple[str, ...]]] = [(index, scene, ())]
         while waiting:
-            node, told = waiting.pop()
-            place = self._places[node[0]]
-            has_gone = node[0] != index
-            knows = place.lease is not None and (place.lease, place.generation) != (origin.lease, origin.generation)
-            if has_gone and (knows or not self.reduced):
-                yield told, node, True
+            at, then, told = waiting.pop()
+            place = self._places[at]
+            if at != index and (not self.reduced or _knows_more(place, origin)):
+                yield told, at, then, True
                 continue
             if place.call is not None and place.call[0] != "listdir":
-                yield told, node, False
+                yield told, at, then, False
                 continue
-            looks = self._looks_at.get(node)
-            if looks is None:
-                looks = self._looks_at[node] = list(self._looks(*node))
-            for what, following in looks:
-                if following not in seen:
-                    seen.add(following)
-                    waiting.append((following, (*told, what)))
+            for what, late, following, after in self._next(at, then):
+                if (following, after) not in seen:
+                    seen.add((following, after))
+                    waiting.append((following, after, (*told, what + (_LATE if late else ""))))
 
-    def _looks(self, index: int, scene: int) -> Iterator[tuple[str, tuple[int, int]]]:
-        # One step further without a change: begin something, or take in a listing. Then: the place, and the scene.
-        place, (_, clocks, dead, _) = self._places[index], self._scenes[scene]
-        if place.call is not None:
-            for what, late, then, following in self._answered(index, scene):
-                yield what + (_LATE if late else ""), (following, then)
-            return
-        for step in self._steps_at(place):
-            if step == "again":
-                again = self._idle(place.who, place.round + 1, self._fields[place.fields][1])
-                yield "begins anew", (again, scene)
-            else:
-                for following in self._continue(scene, index, step, _Input(None, clocks[place.who], "", dead)):
-                    yield step, (following, scene)
+    def _next(self, index: int, scene: int) -> list[_Next]:
+        key = (index, scene)
+        found = self._next_at.get(key)
+        if found is None:
+            found = self._next_at[key] = list(self._what_is_next(index, scene))
+        return found
 
-    def _is_answered(self, index: int, scene: int) -> Iterator[_Move]:
-        for what, late, then, following in self._answered(index, scene):
-            yield _Move((self._places[index].who, (what,), late), then, following)
-
-    def _answered(self, index: int, scene: int) -> Iterator[tuple[str, int, int, int]]:
-        # What the call of a place meets, whether a lease runs out right after that, the scene then, and the next place.
+    def _what_is_next(self, index: int, scene: int) -> Iterator[_Next]:
         place, (server, clocks, dead, faults) = self._places[index], self._scenes[scene]
         who = place.who
-        assert place.call is not None
+        if place.call is None:
+            for step in self._steps_at(place):
+                if step == "again":
+                    again = self._idle(who, place.round + 1, self._fields[place.fields][1])
+                    yield "begins anew", 0, again, scene
+                else:
+                    for following in self._continue(scene, index, step, _Input(None, clocks[who], "", dead)):
+                        yield step, 0, following, scene
+            return
         outcomes = [
             (*outcome, faults) for outcome in self._carry_out(server, who, place.call, place.sent, faulty=False)
         ]
@@ -620,7 +611,7 @@ class Search:
                 moved = _later(clocks, who) if late else clocks
                 then = self._scene(after, moved, dead, left)
                 for following in self._continue(then, index, place.step, _Input(answer, moved[who], "", dead)):
-                    yield what, late, then, following
+                    yield what, late, following, then
 
     def _continue(self, scene: int, index: int, step: str, given: _Input) -> Iterator[int]:
         # Where the shipped code goes from here; twice, if it asks whether a peer is silent and that may be.
@@ -947,6 +938,20 @@ def _with_faults(
                 after,
                 f"{text} -> done, but a retransmission failed",
             )
+
+
+def _each_once(moves: Iterable[_Move]) -> list[_Move]:
+    found: dict[tuple[int, int], _Move] = {}
+    for move in moves:
+        key = (move.scene, move.place)
+        same = found.get(key)
+        found[key] = move if same is None else same._replace(ways=same.ways + 1)
+    return list(found.values())
+
+
+def _knows_more(place: _Place, origin: _Place) -> bool:
+    # That it holds the lock by now, or longer, or knows a number.
+    return place.lease is not None and (place.lease, place.generation) != (origin.lease, origin.generation)
 
 
 def _later(clocks: tuple[int, ...], who: int) -> tuple[int, ...]:
