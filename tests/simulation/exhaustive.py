@@ -322,7 +322,7 @@ class _Step:
                 f"participant {self.who} calls a file system unfit that keeps the rules: {error}"
             ) from error
         except OSError as error:
-            return error
+            return error.with_traceback(None)
 
 
 class Search:
@@ -403,6 +403,8 @@ class Search:
             raise Violation(f"{violation}\n" + "\n".join(self._way_to(state, parents))) from violation
         finally:
             if collects:
+                gc.freeze()
+                gc.unfreeze()  # now it counts as old, and is not looked through at once
                 gc.enable()
         return Explored(len(parents), transitions, deaths=deaths, steps=self.steps, **self._tally)
 
@@ -718,15 +720,15 @@ class Search:
         outcome = self._continuations.get(key, _UNKNOWN)
         if outcome is _UNKNOWN:
             place = self._places[index]
-            outcome = self._continuations[key] = self._run_shipped_code(place, step, (*place.inputs, given))
+            run = _Step(self, place.who, *self._fields[place.fields])
+            outcome = self._continuations[key] = self._run_shipped_code(run, place, step, (*place.inputs, given))
+            vars(run.participant).clear()  # it refers to itself, and such garbage is not collected during the search
         return outcome
 
     def _run_shipped_code(
-        self, place: _Place, step: str, inputs: tuple[_Input, ...]
+        self, run: _Step, place: _Place, step: str, inputs: tuple[_Input, ...]
     ) -> tuple[int, dict[str, int | None]] | None:
         self.steps += 1
-        fields, tokens, seen = self._fields[place.fields]
-        run = _Step(self, place.who, fields, tokens, seen)
         participant = run.participant
         ending = step == "release"
         try:
@@ -976,6 +978,7 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, set):
         return frozenset(value)
     if isinstance(value, OSError):
+        value.__traceback__ = None  # it refers to the frames, which refer to the error
         return type(value), value.errno
     if isinstance(value, Listing):
         return tuple(_frozen(getattr(value, name)) for name in ("announcements", "generations", "notes", "gone"))
