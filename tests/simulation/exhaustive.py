@@ -40,7 +40,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import _GeneratorContextManager, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
@@ -214,16 +214,34 @@ class _Place:
     asked: bool = False
 
 
-class _Move(NamedTuple):
-    """What one participant does, and what that makes of everything but the places of its peers."""
+class _Scene(NamedTuple):
+    """All that decides what one participant can do, but its place. A state has the number of its scene."""
 
-    label: _Label
     server: int
     clocks: tuple[int, ...]
+    #: Who has died.
+    dead: frozenset[int]
+    #: How many calls may still fail.
     faults: int
-    #: Where it stands afterwards.
+
+
+class _Move(NamedTuple):
+    """What one participant does, and what that makes of the scene and of its place."""
+
+    label: _Label
+    scene: int
     place: int
     dies: bool = False
+    #: Whether it comes to hold the lock or to know a number, or leaves something that it must not.
+    is_judged: bool = False
+    #: How many ways there are to do it, of which the label tells the first.
+    ways: int = 1
+
+
+#: The scene, the highest number granted, and the place of each participant.
+_State = tuple[int, ...]
+#: What a participant does next or meets, whether its lease runs out right after that, its place then, and the scene.
+_Next = tuple[str, int, int, int]
 
 
 class _Step:
@@ -304,7 +322,7 @@ class _Step:
                 f"participant {self.who} calls a file system unfit that keeps the rules: {error}"
             ) from error
         except OSError as error:
-            return error
+            return error.with_traceback(None)
 
 
 class Search:
@@ -335,16 +353,18 @@ class Search:
         self._unseen: dict[tuple[int, int], tuple[int, bool]] = {}
         self._servers_by_key: dict[Any, int] = {}
         self._carried_out: dict[Any, list[tuple[Answer, int, str]]] = {}
-        self._moves_by_key: dict[Any, list[_Move]] = {}
-        self._looks_by_key: dict[Any, list[tuple[str, tuple[int, tuple[int, ...], int]]]] = {}
-        self._answers_by_key: dict[Any, list[_Move]] = {}
+        self._scenes: list[_Scene] = []
+        self._scenes_by_key: dict[_Scene, int] = {}
+        # What can happen at a place in a scene, up to the next change at the server, and up to the next call.
+        self._moves_at: dict[tuple[int, int], list[_Move]] = {}
+        self._next_at: dict[tuple[int, int], list[_Next]] = {}
         self._stands: dict[tuple[int, int], bool] = {}
         self.steps = 0
         self._writers = tuple(mode in "Ww" for mode in bounds.modes)
         self._limits = tuple(int(mode) if mode.isdigit() else 0 for mode in bounds.modes)
         #: What led to the place that was looked at latest.
         self._latest: _Label = (0, (), 0)
-        self._tally = dict.fromkeys(("grants", "evictions", "revivals", "deaths"), 0)
+        self._tally = dict.fromkeys(("grants", "evictions", "revivals"), 0)
 
     # -- the search ---------------------------------------------------------------------------------------------------
 
@@ -355,34 +375,27 @@ class Search:
         :raises Violation: with the shortest way to a state that breaks a promise
         """
         count = len(self.bounds.modes)
-        writers = self._writers
-        start = (
-            # Who has not begun announces itself before it looks, if its calls do not fail.
-            self._server(
-                frozenset(), ((frozenset(), frozenset()) if self.bounds.faults else None,) * count, frozenset()
-            ),
-            tuple(self._idle(who, 0) for who in range(count)),
-            (0,) * count,  # clocks
-            frozenset(),  # who has died
-            self.bounds.faults,
-            0,  # highest number granted
-        )
-        parents: dict[Any, Any] = {start: None}
-        self.parents = parents
+        # Who has not begun announces itself before it looks, if its calls do not fail.
+        views = ((frozenset(), frozenset()) if self.bounds.faults else None,) * count
+        server = self._server(frozenset(), views, frozenset())
+        scene = self._scene(server, (0,) * count, frozenset(), self.bounds.faults)
+        start = (scene, 0, *(self._idle(who, 0) for who in range(count)))
+        parents: dict[_State, _State | None] = {start: None}
         queue = deque([start])
-        transitions, found = 0, 1
+        transitions = deaths = 0
         state = start
         collects = gc.isenabled()
         gc.disable()  # all that is found is kept: to look through it for garbage takes a fifth of the time
         try:
             while queue:
                 state = queue.popleft()
-                for _, following in self._successors(state):
-                    transitions += 1
-                    parents.setdefault(following, state)
-                    if len(parents) > found:  # it is a new one
-                        found += 1
-                        self._check(following, writers)
+                for move, following in self._successors(state):
+                    transitions += move.ways
+                    if move.dies:
+                        deaths += move.ways
+                    if following not in parents:
+                        parents[following] = state
+                        self._check(following)
                         queue.append(following)
                 if len(parents) > self.limit:
                     raise RuntimeError(f"more than {self.limit} states")
@@ -390,31 +403,33 @@ class Search:
             raise Violation(f"{violation}\n" + "\n".join(self._way_to(state, parents))) from violation
         finally:
             if collects:
+                gc.freeze()
+                gc.unfreeze()  # now it counts as old, and is not looked through at once
                 gc.enable()
-        return Explored(states=len(parents), transitions=transitions, steps=self.steps, **self._tally)
+        return Explored(len(parents), transitions, deaths=deaths, steps=self.steps, **self._tally)
 
-    def _way_to(self, state: Any, parents: dict[Any, Any]) -> list[str]:
+    def _way_to(self, state: _State, parents: dict[_State, _State | None]) -> list[str]:
         last = next(
             (
-                self._told(label)
-                for label, following in self._successors_until_broken(state)
+                self._told(move.label)
+                for move, following in self._successors_until_broken(state)
                 if self._is_broken(following)
             ),
             "",
         )
         way = [last or self._told(self._latest)]  # or the step itself was refused
         while (before := parents[state]) is not None:
-            way.insert(0, next(self._told(label) for label, then in self._successors(before) if then == state))
+            way.insert(0, next(self._told(move.label) for move, then in self._successors(before) if then == state))
             state = before
         return way
 
-    def _successors_until_broken(self, state: Any) -> Iterator[tuple[Any, Any]]:
+    def _successors_until_broken(self, state: _State) -> Iterator[tuple[_Move, _State]]:
         with suppress(Violation):
             yield from self._successors(state)
 
-    def _is_broken(self, state: Any) -> bool:
+    def _is_broken(self, state: _State) -> bool:
         try:
-            self._check(state, self._writers)
+            self._check(state)
         except Violation:
             return True
         return False
@@ -423,10 +438,10 @@ class Search:
         who, what, late = label
         return f"  {who}: {'; '.join(what)}" + (_LATE if late else "")
 
-    def _check(self, state: Any, writers: tuple[bool, ...]) -> None:
-        _, places, clocks, _, _, _ = state
-        holding = [who for who, place in enumerate(places) if self._is_held(place, clocks[who])]
-        if len(holding) > 1 and any(writers[who] for who in holding):
+    def _check(self, state: _State) -> None:
+        clocks = self._scenes[state[0]].clocks
+        holding = [who for who, clock in enumerate(clocks) if self._is_held(state[2 + who], clock)]
+        if len(holding) > 1 and any(self._writers[who] for who in holding):
             raise Violation(f"participants {holding} of {self.bounds.modes} hold the lock at one moment")
         limits = [limit for who in holding if (limit := self._limits[who])]
         if limits and len(limits) > min(limits):
@@ -440,29 +455,47 @@ class Search:
             held = self._stands[key] = lease is not None and not lease.has_run_out(float(clock))
         return held
 
-    def _successors(self, state: Any) -> Iterator[tuple[_Label, Any]]:
-        _, places, clocks, dead, _, _ = state
-        bounds = self.bounds
-        for who, index in enumerate(places):
-            place = self._places[index]
-            if place.step == "out":
-                if place.call is not None:
-                    yield from self._arrives_after_death(state, who, place)
-                continue
-            may_expire, may_die = self._may_expire(place, clocks[who]), len(dead) < bounds.crashes
-            if may_expire:
-                yield (who, ("its lease runs out",), 0), self._with(state, who, clock=clocks[who] + 1)
-            if may_die and place.announced:
-                self._tally["deaths"] += 1
-                yield (who, ("dies",), 0), self._with(state, who, place=self._out(who), died=True)
-            for move in self._moves(state, who):
-                here = (move.server, places, move.clocks, dead, move.faults, state[5])
-                if not move.dies:
-                    self._latest = move.label
-                    yield move.label, self._arrive(here, who, move.place)
-                elif may_die:
-                    self._tally["deaths"] += 1
-                    yield move.label, self._with(here, who, place=move.place, died=True)
+    def _successors(self, state: _State) -> Iterator[tuple[_Move, _State]]:
+        scene, granted, *_ = state
+        for who in range(2, len(state)):
+            before, place, after = state[2:who], state[who], state[who + 1 :]
+            moves = self._moves_at.get((place, scene))
+            if moves is None:
+                moves = self._moves_at[place, scene] = _each_once(self._moves(place, scene))
+            for move in moves:
+                number = self._judge(move, place, granted) if move.is_judged else granted
+                yield move, (move.scene, number, *before, move.place, *after)
+
+    def _judge(self, move: _Move, origin: int, granted: int) -> int:
+        """
+        Return the highest number granted after a move.
+
+        :raises Violation: if it breaks a promise
+        """
+        self._latest = move.label
+        who, before, place = move.label[0], self._places[origin], self._places[move.place]
+        server, clocks, _, _ = self._scenes[move.scene]
+        if place.lease is not None and before.lease is None:
+            self._tally["grants"] += move.ways
+            if self.bounds.modes[who] == "W":
+                assert place.generation is not None
+                if place.generation <= granted:
+                    raise Violation(f"participant {who} is granted number {place.generation} after {granted}")
+                granted = place.generation
+        elif place.lease is not None and before.lease is not None:
+            if place.lease.renewed > before.lease.renewed and not self._is_held(origin, clocks[who]):
+                self._tally["revivals"] += move.ways
+            if (
+                self.bounds.modes[who] == "R"
+                and before.generation is None
+                and place.generation is not None
+                and self._is_held(move.place, clocks[who])
+                and place.generation < granted
+            ):
+                raise Violation(f"reader {who} reads generation {place.generation}, but {granted} was granted")
+        if place.step in ("ended", "out") and (left := self._left_by(who, server)):
+            raise Violation(f"participant {who} has released the lock and left {left}")
+        return granted
 
     def _steps_at(self, place: _Place) -> tuple[str, ...]:
         if place.step == "out":
@@ -483,107 +516,92 @@ class Search:
             place.announced or (place.call is not None and place.call[0] == "mkdir")
         )
 
-    def _arrives_after_death(self, state: Any, who: int, place: _Place) -> Iterator[tuple[_Label, Any]]:
-        assert place.call is not None
-        for _, after, what in self._carry_out(state[0], who, place.call, place.sent, faulty=False):
-            following = self._with(state, who, server=after, place=self._out(who))
-            yield (who, (f"{what}, sent before it died",), 0), self._without_view(following, who)
-
-    def _moves(self, state: Any, who: int) -> list[_Move]:
+    def _moves(self, index: int, scene: int) -> Iterator[_Move]:
         """What a participant can do up to its next change at the server; where its peers stand makes no difference."""
-        server, places, clocks, dead, faults, _ = state
-        key = (places[who], server, clocks, dead, faults)
-        moves = self._moves_by_key.get(key)
-        if moves is None:
-            moves = self._moves_by_key[key] = list(self._moves_from(state, who))
-        return moves
-
-    def _moves_from(self, state: Any, who: int) -> Iterator[_Move]:
-        server, places, _, dead, _, _ = state
-        for told, clocks, faults, at, is_state in self._ways_to_next_change(state, who):
+        place = self._places[index]
+        who = place.who
+        server, clocks, dead, faults = self._scenes[scene]
+        if place.step == "out":
+            if place.call is not None:
+                for _, after, what in self._carry_out(server, who, place.call, place.sent, faulty=False):
+                    told = (f"{what}, sent before it died",)
+                    yield _Move((who, told, 0), self._unseen_by(who, after, clocks, dead, faults), self._out(who))
+            return
+        if self._may_expire(place, clocks[who]):
+            then = self._scene(server, _later(clocks, who), dead, faults)
+            yield _Move((who, ("its lease runs out",), 0), then, index)
+        may_die = len(dead) < self.bounds.crashes
+        if may_die and place.announced:
+            after_death = self._unseen_by(who, server, clocks, dead | {who}, faults)
+            yield _Move((who, ("dies",), 0), after_death, self._out(who), dies=True)
+        for told, at, then, is_state in self._ways_to_next_change(index, scene):
             if is_state:
-                yield _Move((who, told, 0), server, clocks, faults, at)
+                yield self._arrival(place, (who, told, 0), at, then)
                 continue
-            there = self._places[at]
+            for what, late, following, after in self._next(at, then):
+                yield self._arrival(place, (who, (*told, what), late), following, after)
+            there, (_, clocks, _, faults) = self._places[at], self._scenes[then]
             assert there.call is not None
-            key = (at, server, clocks, dead, faults)
-            answers = self._answers_by_key.get(key)
-            if answers is None:
-                then = (server, places, clocks, dead, faults, 0)
-                answers = self._answers_by_key[key] = list(self._is_answered(then, who, at))
-            for (_, what, late), *rest in answers:
-                yield _Move((who, told + what, late), *rest)
             sent = (*told, f"sends {' '.join(there.call)}")
-            if at != places[who] and self._may_expire(there, clocks[who]):
-                moved = (*clocks[:who], clocks[who] + 1, *clocks[who + 1 :])
-                yield _Move((who, sent, 1), server, moved, faults, at)
-            yield _Move((who, (*sent, "dies"), 0), server, clocks, faults, self._orphan(at), dies=True)
+            if at != index and self._may_expire(there, clocks[who]):
+                after = self._scene(server, _later(clocks, who), dead, faults)
+                yield self._arrival(place, (who, sent, 1), at, after)
+            if may_die:
+                after = self._unseen_by(who, server, clocks, dead | {who}, faults)
+                yield _Move((who, (*sent, "dies"), 0), after, self._orphan(at), dies=True)
 
-    def _ways_to_next_change(
-        self, state: Any, who: int
-    ) -> Iterator[tuple[tuple[str, ...], tuple[int, ...], int, int, bool]]:
+    def _arrival(self, origin: _Place, label: _Label, index: int, scene: int) -> _Move:
+        place = self._places[index]
+        is_judged = _knows_more(place, origin)
+        if place.step in ("ended", "out"):
+            is_judged |= bool(self._left_by(place.who, self._scenes[scene].server))
+        if place.step == "out":
+            scene = self._unseen_by(place.who, *self._scenes[scene])
+        return _Move(label, scene, index, is_judged=is_judged)
+
+    def _ways_to_next_change(self, index: int, scene: int) -> Iterator[tuple[tuple[str, ...], int, int, bool]]:
         """
         Where a participant can get without changing anything at the server: the ends of all its ways.
 
         An end is a call that would change something, or (a state of its own) the moment from which it holds the lock or
         knows its generation.
         """
-        server, places, clocks, dead, faults, _ = state
-        origin = self._places[places[who]]
-        start = (places[who], clocks, faults)
-        seen = {start}
-        waiting: list[tuple[Any, tuple[str, ...]]] = [(start, ())]
+        origin = self._places[index]
+        seen = {(index, scene)}
+        waiting: list[tuple[int, int, tuple[str, ...]]] = [(index, scene, ())]
         while waiting:
-            (index, moved, left), told = waiting.pop()
-            place = self._places[index]
-            has_gone = index != places[who]
-            knows = place.lease is not None and (place.lease, place.generation) != (origin.lease, origin.generation)
-            if has_gone and (knows or not self.reduced):
-                yield told, moved, left, index, True
+            at, then, told = waiting.pop()
+            place = self._places[at]
+            if at != index and (not self.reduced or _knows_more(place, origin)):
+                yield told, at, then, True
                 continue
             if place.call is not None and place.call[0] != "listdir":
-                yield told, moved, left, index, False
+                yield told, at, then, False
                 continue
-            key = (index, server, moved, dead, left)
-            looks = self._looks_by_key.get(key)
-            if looks is None:
-                state = (server, places, moved, dead, left, 0)
-                looks = self._looks_by_key[key] = list(self._looks(state, who, index))
-            for what, node in looks:
-                if node not in seen:
-                    seen.add(node)
-                    waiting.append((node, (*told, what)))
+            for what, late, following, after in self._next(at, then):
+                if (following, after) not in seen:
+                    seen.add((following, after))
+                    waiting.append((following, after, (*told, what + (_LATE if late else ""))))
 
-    def _looks(self, state: Any, who: int, index: int) -> Iterator[tuple[str, tuple[int, tuple[int, ...], int]]]:
-        # One step further without a change: begin something, or take in a listing. Then: the place, clocks, and faults.
-        server, _, clocks, dead, faults, _ = state
-        place = self._places[index]
+    def _next(self, index: int, scene: int) -> list[_Next]:
+        key = (index, scene)
+        found = self._next_at.get(key)
+        if found is None:
+            found = self._next_at[key] = list(self._what_is_next(index, scene))
+        return found
+
+    def _what_is_next(self, index: int, scene: int) -> Iterator[_Next]:
+        place, (server, clocks, dead, faults) = self._places[index], self._scenes[scene]
+        who = place.who
         if place.call is None:
             for step in self._steps_at(place):
                 if step == "again":
                     again = self._idle(who, place.round + 1, self._fields[place.fields][1])
-                    yield "begins anew", (again, clocks, faults)
+                    yield "begins anew", 0, again, scene
                 else:
-                    for following in self._continue(state, index, step, _Input(None, clocks[who], "", dead)):
-                        yield step, (following, clocks, faults)
+                    for following in self._continue(scene, index, step, _Input(None, clocks[who], "", dead)):
+                        yield step, 0, following, scene
             return
-        answers = [
-            (answer, what, faults) for answer, _, what in self._carry_out(server, who, place.call, 0, faulty=False)
-        ]
-        if faults:
-            failures = self._carry_out(server, who, place.call, 0, faulty=True)
-            answers += [(answer, what, faults - 1) for answer, _, what in failures]
-        for answer, what, left in answers:
-            for late in (0, 1) if self._may_expire(place, clocks[who]) else (0,):
-                moved = (*clocks[:who], clocks[who] + late, *clocks[who + 1 :]) if late else clocks
-                then = (*state[:2], moved, dead, left, 0)
-                for following in self._continue(then, index, place.step, _Input(answer, moved[who], "", dead)):
-                    yield what + (_LATE if late else ""), (following, moved, left)
-
-    def _is_answered(self, state: Any, who: int, index: int) -> Iterator[_Move]:
-        server, places, clocks, dead, faults, _ = state
-        place = self._places[index]
-        assert place.call is not None
         outcomes = [
             (*outcome, faults) for outcome in self._carry_out(server, who, place.call, place.sent, faulty=False)
         ]
@@ -592,12 +610,12 @@ class Search:
             outcomes += [(*outcome, faults - 1) for outcome in failures]
         for answer, after, what, left in outcomes:
             for late in (0, 1) if self._may_expire(place, clocks[who]) else (0,):
-                moved = (*clocks[:who], clocks[who] + late, *clocks[who + 1 :]) if late else clocks
-                then = (after, places, moved, dead, left, 0)
+                moved = _later(clocks, who) if late else clocks
+                then = self._scene(after, moved, dead, left)
                 for following in self._continue(then, index, place.step, _Input(answer, moved[who], "", dead)):
-                    yield _Move((who, (what,), late), after, moved, left, following)
+                    yield what, late, following, then
 
-    def _continue(self, state: Any, index: int, step: str, given: _Input) -> Iterator[int]:
+    def _continue(self, scene: int, index: int, step: str, given: _Input) -> Iterator[int]:
         # Where the shipped code goes from here; twice, if it asks whether a peer is silent and that may be.
         outcome = self._run(index, step, given)
         if outcome is None:
@@ -605,82 +623,39 @@ class Search:
         following, asked = outcome
         yield following
         for name, beat in asked.items():
-            if self._may_be_silent(state[0], state[2], name, beat):
+            if self._may_be_silent(scene, name, beat):
                 outcome = self._run(index, step, given._replace(permit=name))
                 if outcome is not None:
                     yield outcome[0]
 
-    def _arrive(self, state: Any, who: int, index: int) -> Any:
-        place = self._places[index]
-        server, places, clocks, dead, faults, granted = state
-        before = self._places[places[who]]
-        if place.lease is not None and before.lease is None:
-            self._tally["grants"] += 1
-            if self.bounds.modes[who] == "W":
-                assert place.generation is not None
-                if place.generation <= granted:
-                    raise self._broken(f"participant {who} is granted number {place.generation} after {granted}")
-                granted = place.generation
-        elif place.lease is not None and before.lease is not None:
-            if place.lease.renewed > before.lease.renewed and not self._is_held(places[who], clocks[who]):
-                self._tally["revivals"] += 1
-            if (
-                self.bounds.modes[who] == "R"
-                and before.generation is None
-                and place.generation is not None
-                and self._is_held(index, clocks[who])
-                and place.generation < granted
-            ):
-                raise self._broken(f"reader {who} reads generation {place.generation}, but {granted} was granted")
-        if place.step in ("ended", "out") and (left := self._left_by(who, server)):
-            raise self._broken(f"participant {who} has released the lock and left {left}")
-        state = (server, (*places[:who], index, *places[who + 1 :]), clocks, dead, faults, granted)
-        return self._without_view(state, who) if place.step == "out" else state
+    def _scene(self, server: int, clocks: tuple[int, ...], dead: frozenset[int], faults: int) -> int:
+        key = _Scene(server, clocks, dead, faults)
+        index = self._scenes_by_key.get(key)
+        if index is None:
+            index = self._scenes_by_key[key] = len(self._scenes)
+            self._scenes.append(key)
+        return index
 
-    def _without_view(self, state: Any, who: int) -> Any:
+    def _unseen_by(self, who: int, server: int, clocks: tuple[int, ...], dead: frozenset[int], faults: int) -> int:
         # Who looks no more sees nothing, and nobody asks for its clock when nothing of its is left.
-        before, places, clocks, dead, faults, granted = state
-        known = self._unseen.get((before, who))
+        known = self._unseen.get((server, who))
         if known is None:
-            entries, views, ghosts = self._servers[before]
-            server = self._server(entries, (*views[:who], None, *views[who + 1 :]), ghosts)
-            known = self._unseen[before, who] = server, bool(self._left_by(who, server))
-        server, has_left = known
+            entries, views, ghosts = self._servers[server]
+            after = self._server(entries, (*views[:who], None, *views[who + 1 :]), ghosts)
+            known = self._unseen[server, who] = after, bool(self._left_by(who, after))
+        after, has_left = known
         if who in dead or not has_left:
             clocks = (*clocks[:who], 0, *clocks[who + 1 :])
-        return (server, places, clocks, dead, faults, granted)
+        return self._scene(after, clocks, dead, faults)
 
     def _left_by(self, who: int, server: int) -> list[str]:
         entries, _, _ = self._servers[server]
         return [name for name, _ in entries if name.startswith(("read", "write")) and self._owner(name) == who]
 
-    def _broken(self, text: str) -> Violation:
-        return Violation(text)
-
-    def _with(
-        self,
-        state: Any,
-        who: int,
-        *,
-        server: int | None = None,
-        place: int | None = None,
-        clock: int | None = None,
-        died: bool = False,
-    ) -> Any:
-        old, places, clocks, dead, faults, granted = state
-        state = (
-            old if server is None else server,
-            places if place is None else (*places[:who], place, *places[who + 1 :]),
-            clocks if clock is None else (*clocks[:who], clock, *clocks[who + 1 :]),
-            dead | {who} if died else dead,
-            faults,
-            granted,
-        )
-        return self._without_view(state, who) if died else state
-
-    def _may_be_silent(self, server: int, clocks: tuple[int, ...], name: str, beat: int | None) -> bool:
+    def _may_be_silent(self, scene: int, name: str, beat: int | None) -> bool:
         # An observer finds a heartbeat silent for a lease only if its maker's clock went on for about as long; but one
         # who looks at an old state may find anything.
+        server, clocks, _, _ = self._scenes[scene]
         content = self._contents[server].get(name)
         if content is None:
             return True
@@ -745,15 +720,15 @@ class Search:
         outcome = self._continuations.get(key, _UNKNOWN)
         if outcome is _UNKNOWN:
             place = self._places[index]
-            outcome = self._continuations[key] = self._run_shipped_code(place, step, (*place.inputs, given))
+            run = _Step(self, place.who, *self._fields[place.fields])
+            outcome = self._continuations[key] = self._run_shipped_code(run, place, step, (*place.inputs, given))
+            vars(run.participant).clear()  # it refers to itself, and such garbage is not collected during the search
         return outcome
 
     def _run_shipped_code(
-        self, place: _Place, step: str, inputs: tuple[_Input, ...]
+        self, run: _Step, place: _Place, step: str, inputs: tuple[_Input, ...]
     ) -> tuple[int, dict[str, int | None]] | None:
         self.steps += 1
-        fields, tokens, seen = self._fields[place.fields]
-        run = _Step(self, place.who, fields, tokens, seen)
         participant = run.participant
         ending = step == "release"
         try:
@@ -967,6 +942,24 @@ def _with_faults(
             )
 
 
+def _each_once(moves: Iterable[_Move]) -> list[_Move]:
+    found: dict[tuple[int, int], _Move] = {}
+    for move in moves:
+        key = (move.scene, move.place)
+        same = found.get(key)
+        found[key] = move if same is None else same._replace(ways=same.ways + 1)
+    return list(found.values())
+
+
+def _knows_more(place: _Place, origin: _Place) -> bool:
+    # That it holds the lock by now, or longer, or knows a number.
+    return place.lease is not None and (place.lease, place.generation) != (origin.lease, origin.generation)
+
+
+def _later(clocks: tuple[int, ...], who: int) -> tuple[int, ...]:
+    return (*clocks[:who], clocks[who] + 1, *clocks[who + 1 :])
+
+
 def _subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
     return chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))
 
@@ -985,6 +978,7 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, set):
         return frozenset(value)
     if isinstance(value, OSError):
+        value.__traceback__ = None  # it refers to the frames, which refer to the error
         return type(value), value.errno
     if isinstance(value, Listing):
         return tuple(_frozen(getattr(value, name)) for name in ("announcements", "generations", "notes", "gone"))

@@ -33,6 +33,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from .scheduler import Agenda, Stopped, Task
@@ -80,7 +81,7 @@ class Weather:
     cached_looks: bool = False
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Directory:
     """A directory's entries, and all that ever changed in it."""
 
@@ -103,6 +104,8 @@ class Directory:
 
     def view(self, first: int, last: int, rng: random.Random) -> list[str]:
         """What a listing may show that began after ``first`` changes and ended after ``last`` of them."""
+        if first == len(self.changes):
+            return list(self.entries)  # nothing has changed since
         shown = dict.fromkeys(self.entries)
         for name, made in reversed(self.changes[first:]):
             if made:
@@ -222,12 +225,9 @@ class Network:
 
     def up_again(self, moment: float) -> float:
         """Return ``moment``, or when the outage ends that it falls into."""
-        again = True
-        while again:
-            again = False
-            for start, end in self._down:
-                if start <= moment < end:
-                    moment, again = end, True
+        for start, end in self._down:
+            if start <= moment < end:
+                return self.up_again(end)
         return moment
 
 
@@ -248,11 +248,9 @@ class Client:
 
     def reachable_at(self, moment: float) -> float:
         """Return ``moment``, or when server and network are up again after it."""
-        while True:
-            later = self.link.up_again(self._network.up_again(moment))
-            if later == moment:
-                return moment
+        while (later := self.link.up_again(self._network.up_again(moment))) != moment:
             moment = later + self.rng.random() * 0.02
+        return moment
 
     def granted_at(self, kind: str, moment: float) -> float:
         """Return ``moment``, or when the server does not refuse such a call any more."""
@@ -357,13 +355,17 @@ class Client:
         return directory, len(directory.changes)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """One file-system call on its way."""
 
     kind: str
     names: tuple[str, ...]
     by: Any
+    #: What becomes of it.
+    fate: str
+    #: It is answered without the server.
+    from_cache: bool
     #: The client's listing must not be older, in changes of its directory.
     floor: int = 0
     #: Which directory it changed, and how many changes that had seen then.
@@ -455,24 +457,21 @@ class Process:
         self.calls += 1
         client, agenda, rng = self.host.client, self.agenda, self.rng
         weather = client.weather
-        call = Call(kind, names, self)
-        if kind in LOOKS:
-            call.floor = client.floor_of(names[0])
-        fate = self._fate(kind, names)
-        if fate == "negative":
+        looks = kind in LOOKS
+        floor = client.floor_of(names[0]) if looks else 0
+        call = Call(kind, names, self, self._fate(kind, names), looks and weather.cached_looks, floor)
+        if call.fate == "negative":
             self._until(agenda.now + rng.random() * weather.delay_s)
             self._note(call, "ENOENT, from the client's cache")
             raise _error(errno.ENOENT, names[0])
-        if fate == "late":
+        if call.fate == "late":
             patience = agenda.now + weather.delay_s + rng.random() * weather.slow_s
             arrival = patience + rng.random() * weather.late_s
             agenda.at(client.reachable_at(arrival), lambda: self._arrive_late(call))
             self._until(patience)
             self._note(call, "ETIMEDOUT, and still on its way")
             raise _error(errno.ETIMEDOUT, names[0])
-        agenda.at(
-            self._reached(self._delay(), from_cache=self._needs_no_server(kind)), lambda: self._arrive(call, fate)
-        )
+        agenda.at(self._reached(call), lambda: self._arrive(call))
         result = self.task.wait()
         if isinstance(result, OSError):
             raise result
@@ -498,21 +497,19 @@ class Process:
         long = weather.slow and self.rng.random() < weather.slow
         return self.rng.random() * (weather.slow_s if long else weather.delay_s)
 
-    def _needs_no_server(self, kind: str) -> bool:
-        return kind in LOOKS and self.host.client.weather.cached_looks
+    def _reached(self, call: Call) -> float:
+        # When a call reaches the server, or its answer the caller.
+        moment = self.agenda.now + self._delay()
+        return moment if call.from_cache else self.host.client.reachable_at(moment)
 
-    def _reached(self, delay: float, *, from_cache: bool = False) -> float:
-        moment = self.agenda.now + delay
-        return moment if from_cache else self.host.client.reachable_at(moment)
-
-    def _arrive(self, call: Call, fate: str) -> Task | None:
+    def _arrive(self, call: Call) -> Task | None:
         if self.silenced:
             return None
-        client = self.host.client
-        from_cache = self._needs_no_server(call.kind)
-        moment = max(self._reached(0.0, from_cache=from_cache), client.granted_at(call.kind, self.agenda.now))
-        if moment > self.agenda.now:
-            self.agenda.at(moment, lambda: self._arrive(call, fate))
+        client, agenda, fate = self.host.client, self.agenda, call.fate
+        moment = agenda.now if call.from_cache else client.reachable_at(agenda.now)
+        moment = max(moment, client.granted_at(call.kind, agenda.now))
+        if moment > agenda.now:
+            agenda.at(moment, lambda: self._arrive(call))
             return None
         result: Any = None
         if fate == "not done":
@@ -528,7 +525,7 @@ class Process:
                 elif fate != "well":
                     result = _error(errno.ESTALE if "ESTALE" in fate else errno.EIO, call.names[0])
         self._note(call, "" if fate == "well" else fate, result)
-        self.agenda.at(self._reached(self._delay(), from_cache=from_cache), lambda: self._answer(call, result))
+        agenda.at(self._reached(call), lambda: self._answer(call, result))
         return None
 
     def _answer(self, call: Call, result: Any) -> Task | None:
@@ -629,6 +626,7 @@ class Log:
             self.lines.append(f"{self.agenda.now:10.4f}  {who:<8} {what}")
 
 
+@lru_cache
 def hash_of(text: str) -> int:
     """A hash that is the same in every Python process."""
     value = 0

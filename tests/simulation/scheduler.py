@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any
 
-from greenlet import getcurrent, greenlet
+from greenlet import greenlet
 
 
 class Stopped(BaseException):
@@ -64,7 +64,6 @@ class Task:
         """Run it until it waits or ends; called by the agenda."""
         if self._stack is None:
             self._stack = greenlet(self._run)
-        self._stack.parent = getcurrent()
         self._stack.switch()
 
     def _run(self) -> None:
