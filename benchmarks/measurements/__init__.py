@@ -24,6 +24,7 @@ class Plan:
     :param contenders: those to be compared
     :param few: those of them that are compared in everything but uncontended cycles
     :param cycle_s: seconds of uncontended cycles
+    :param turn_s: for about so long one contender after the other makes some of them
     :param starts: how often each program is started
     :param results: in a store of joblib's
     :param rounds: how often all of them are computed, loaded and removed
@@ -50,6 +51,7 @@ class Plan:
     contenders: tuple[str, ...]
     few: tuple[str, ...]
     cycle_s: float = 20.0
+    turn_s: float = 0.1
     starts: int = 15
     results: int = 400
     rounds: int = 5

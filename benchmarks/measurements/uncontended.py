@@ -10,8 +10,6 @@ from benchmarks.measurements import Plan, Record
 from benchmarks.numbers import spread
 from benchmarks.places import Member, NfsLab, Place, Trouble, group, used
 
-#: A turn of a contender takes about so long, or one cycle.
-_TURN_S = 0.1
 _TURNS_MIN = 5
 
 
@@ -26,7 +24,7 @@ def measure(place: Place, plan: Plan, lab: NfsLab | None) -> Iterator[Record]:
             try:
                 member.do("make", contender=name, path=place.path(), options={})
                 member.do("cycles", count=2)  # makes directories, imports what is left
-                cycles[name] = max(round(_TURN_S / max(min(member.do("cycles", count=3)), 1e-5)), 1)
+                cycles[name] = max(round(plan.turn_s / max(min(member.do("cycles", count=3)), 1e-5)), 1)
             except Trouble as trouble:
                 errors[name] = str(trouble)
         times: dict[str, list[float]] = {name: [] for name in members}

@@ -19,8 +19,14 @@ import pytest
 
 from nfsrwlock.snakemake import watchdog
 
-#: At the head of every Snakefile. `see NAME PATH...` notes who holds the locks, as an outsider is shown it.
-HEAD = f"""
+#: At the head of every Snakefile, so that a process of Snakemake's ends when its work is done. Else it would wait for
+#: up to a second for the timers by which its scheduler looks for more jobs.
+PROMPT_END = """
+import threading
+threading.Timer.daemon = True
+"""
+#: What follows it. `see NAME PATH...` notes who holds the locks, as an outsider is shown it.
+HEAD = f"""{PROMPT_END}
 from nfsrwlock.snakemake import exclusive, limited, lock_cache, shared_read
 see = "sh {{workflow.basedir}}/see"
 python = {sys.executable!r}
@@ -47,7 +53,7 @@ def wait_for_the_loss():
 """
 #: Runs Snakemake in processes of their own that need not import it again; told by lines of JSON.
 FORKS = """
-import gc, json, os, signal, sys
+import atexit, gc, json, os, signal, sys, threading
 import snakemake.cli, snakemake.profiles, snakemake.report.html_reporter, snakemake.storage, dpath, pulp, smart_open
 import nfsrwlock.snakemake
 gc.freeze()  # a collection in a child would touch, and so copy, all that is shared
@@ -61,7 +67,15 @@ def run(arguments, directory, environment, log):
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.argv = [snakemake.__path__[0] + "/__main__.py", *arguments]
-    snakemake.cli.main(arguments)
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    try:
+        snakemake.cli.main(arguments)
+    except SystemExit as end:  # which it is here, too; but what is shared with the parent is not torn down
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
 while line := sys.stdin.readline():
     request = json.loads(line)
     if isinstance(request, int):

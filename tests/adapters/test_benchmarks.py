@@ -127,14 +127,14 @@ def test_tables_and_plot_are_drawn_from_the_results_alone(quick: Path, tmp_path:
 def test_one_measurement_can_be_taken_anew_and_the_others_stay(quick: Path, tmp_path: Path) -> None:
     before = json.loads((quick / "results.json").read_text())
     (tmp_path / "results.json").write_text(json.dumps(before))
-    result = benchmarks("local", "--quick", "--only", "uncontended", "--add", "--out", tmp_path)
+    result = benchmarks("local", "--quick", "--only", "start", "--add", "--out", tmp_path)
     assert result.returncode == 0, result.stderr
     after = json.loads((tmp_path / "results.json").read_text())
     assert len(after["pieces"]) == 2
     assert len(after["records"]) == len(before["records"])
-    stay = [record for record in before["records"] if record["measurement"] != "uncontended"]
-    assert [record for record in after["records"] if record["measurement"] != "uncontended"] == stay
-    assert next(r for r in after["records"] if r["measurement"] == "uncontended") not in before["records"]
+    stay = [record for record in before["records"] if record["measurement"] != "start"]
+    assert [record for record in after["records"] if record["measurement"] != "start"] == stay
+    assert next(r for r in after["records"] if r["measurement"] == "start") not in before["records"]
 
 
 @pytest.mark.parametrize(

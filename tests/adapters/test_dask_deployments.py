@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from distributed import Client
 
@@ -261,7 +262,8 @@ def test_a_worker_of_dask_jobqueue_whose_nanny_hangs_is_evicted_by_its_neighbour
         ) as cluster,
         cluster.get_client() as client,
     ):
-        install(client)
+        with dask.config.set({"nfsrwlock.eviction-timeout": "2s"}):  # the nanny is given up after that, and 5 s more
+            install(client)
         cluster.scale(jobs=2)
         client.wait_for_workers(2, timeout=2 * PATIENCE_S)
         works = [client.submit(work_alone, Lock(free), str(free), str(i), pure=False) for i in range(8)]

@@ -376,7 +376,10 @@ def test_a_job_takes_its_entry_in_the_cache_before_its_files(scene: Scene) -> No
 def test_a_cache_that_jobs_on_a_cluster_will_not_use_is_told(scene: Scene) -> None:
     scene.snakefile(CACHED)
     scene.write("cache/.keep", "")
-    cluster = ("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "false", "--jobs", "3", "one.txt")
+    cluster = (
+        *("--executor", "cluster-generic", "--cluster-generic-submit-cmd", "false", "--jobs", "3", "one.txt"),
+        *("--seconds-between-status-checks", "1"),
+    )
     environment = {"SNAKEMAKE_OUTPUT_CACHE": str(scene.directory / "cache")}
     warning = "jobs on a cluster do not use the cache, as Snakemake does not tell them to: name the rules"
     assert warning in scene.run(*cluster, "--cache", code=1, **environment)
@@ -455,7 +458,6 @@ class StorageObject(StorageObjectRead, StorageObjectWrite):
 
 
 def test_a_file_in_a_storage_is_refused_and_local_is_the_way_out(scene: Scene) -> None:
-    scene.forks = None  # a process that finds the storage
     scene.write("snakemake_storage_plugin_directory/__init__.py", STORAGE)
     for path in ("store/ref/in", "ref/in"):
         scene.write(path, "data\n")

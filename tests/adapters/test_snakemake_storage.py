@@ -19,7 +19,7 @@ from snakemake_interface_storage_plugins.storage_provider import StorageProvider
 from snakemake_interface_storage_plugins.tests import TestStorageBase as Base
 from snakemake_storage_plugin_nfsrwlock import StorageProvider
 
-from adapters.snakemake_scene import FORKS, LONG, Forks, Scene
+from adapters.snakemake_scene import FORKS, LONG, PROMPT_END, Forks, Scene
 from nfsrwlock import SoftReadWriteLock, inspect
 
 KEEP = "--keep-storage-local-copies"
@@ -67,7 +67,8 @@ class StorageScene(Scene):
         self.write("shared/ref.fa", "old")
 
     def workflow(self, text: str, directory: str = "work") -> None:
-        self.write(f"{directory}/Snakefile", f"shared, top = {str(self.shared)!r}, {str(self.directory)!r}\n")
+        paths = f"shared, top = {str(self.shared)!r}, {str(self.directory)!r}\n"
+        self.write(f"{directory}/Snakefile", PROMPT_END + paths)
         with (self.directory / directory / "Snakefile").open("a") as file:
             file.write(text)
 
@@ -470,7 +471,10 @@ def test_only_where_jobs_make_their_own_copies_a_busy_lock_holds_up_one_job_alon
     scene.write("shared/other.fa", "other")
     scene.workflow(TWO)
     (scene.directory / "submit").write_text("setsid sh $1 > $1.log 2>&1 < /dev/null & echo $!\n")
-    submit = ("--executor", "cluster-generic", "--cluster-generic-submit-cmd", f"sh {scene.directory}/submit", "-j2")
+    submit = (
+        *("--executor", "cluster-generic", "--cluster-generic-submit-cmd", f"sh {scene.directory}/submit", "-j2"),
+        *("--seconds-between-status-checks", "1"),
+    )
     default = ("--default-storage-provider", "nfsrwlock", "--default-storage-prefix", f"{scene.directory}/work")
     with SoftReadWriteLock(scene.shared / "ref.fa").write_lock():
         run = scene.start(*submit, *default, *(OWN_COPIES if own_copies else ()), directory="work")
