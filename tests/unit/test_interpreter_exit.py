@@ -115,3 +115,44 @@ def test_a_daemon_thread_keeps_its_lock_until_the_process_has_ended(tmp_path: Pa
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
     )
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+BROKEN_OFF = """
+import errno, time
+from nfsrwlock import SoftReadWriteLock
+from nfsrwlock_core.system.directory import LockDirectory
+
+lock, rmdir, tries = SoftReadWriteLock("data", linger={linger}), LockDirectory.rmdir, []
+
+def remove(self, name=""):
+    if name.startswith("read."):
+        tries.append(name)
+        if len(tries) == 1:
+            raise {error}
+        time.sleep(0.3)  # longer than a process takes to end
+    rmdir(self, name)
+
+for _ in range(2):
+    with lock.read_lock():
+        pass
+LockDirectory.rmdir = remove
+{last}
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "linger", "last"),
+    [
+        ("KeyboardInterrupt", 0, "with lock.read_lock(): pass"),
+        ("KeyboardInterrupt", 10, "lock.acquire_write()"),  # for which the kept hold makes way
+        ("OSError(errno.EIO, 'no answer')", 0, "with lock.read_lock(): pass"),
+    ],
+    ids=["interrupted", "interrupted while it makes way", "refused"],
+)
+def test_a_release_that_was_broken_off_is_finished_before_the_process_ends(
+    tmp_path: Path, error: str, linger: float, last: str
+) -> None:
+    code = BROKEN_OFF.format(error=error, linger=linger, last=last)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ("KeyboardInterrupt" in done.stderr) == (error == "KeyboardInterrupt")
+    assert announcements(tmp_path / "data") == []

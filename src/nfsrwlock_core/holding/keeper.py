@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from nfsrwlock_core import trace
 from nfsrwlock_core.errors import LockError
+from nfsrwlock_core.protocol.heartbeat import Announced
 from nfsrwlock_core.system import workers
 from nfsrwlock_core.system.clock import now
 from nfsrwlock_core.trace import logger
@@ -47,7 +48,7 @@ class _Keepers:
         self.without_beat: dict[int, Hold] = {}
         self.is_exiting = False
         #: Those that are being ended just now, in whatever thread.
-        self.ending: set[Hold] = set()
+        self.ending: set[Hold | Announced] = set()
         #: Whether the first heartbeat of a hold is due at once.
         self.beats_at_once = False
 
@@ -121,8 +122,7 @@ def release(hold: Hold) -> bool:
     """
     End ``hold``: stop its heartbeat, remove it from the lock directory.
 
-    Never raises ``OSError``: what the server refuses now is tried again in the background until the lease has ended it
-    in any case.
+    Never raises ``OSError``: what the server refuses is tried again in the background until the lease has ended it.
 
     :returns: whether the hold stood to the end
     """
@@ -141,6 +141,7 @@ def release(hold: Hold) -> bool:
         stood = not participant.lease.has_run_out(now())
         facts |= {"stood": stood, "error": str(error)}
         trace.log(logging.WARNING, "releasing the lock on %r is tried again: %s", hold.lock_file, error, extra=facts)
+        _keepers.ending.add(participant)
         workers.submit(_release_later, hold)
         if not isinstance(error, OSError):  # a signal's: whoever is interrupted may not come back to this hold
             raise
@@ -151,13 +152,13 @@ def release(hold: Hold) -> bool:
 
 def _release_later(hold: Hold) -> None:
     drop(hold)
-    participant = hold.participant
-    deadline = now() + participant.lease.ttl
+    deadline = now() + hold.participant.lease.ttl
     while now() < deadline:
         with contextlib.suppress(OSError):
-            participant.release()
-            return
-        time.sleep(min(_RETRY_S, participant.lease.ttl / 10))
+            hold.participant.release()
+            break
+        time.sleep(min(_RETRY_S, hold.participant.lease.ttl / 10))
+    _keepers.ending.discard(hold.participant)
 
 
 def is_exiting() -> bool:

@@ -77,7 +77,6 @@ class Workers:
         :raises TimeoutError: if it has not ended after ``seconds``; it goes on. Its text says why it has not begun
         """
         results: queue.SimpleQueue[tuple[_R | None, BaseException | None]] = queue.SimpleQueue()
-
         begun: list[bool] = []
 
         def task() -> None:
