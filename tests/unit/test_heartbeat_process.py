@@ -242,7 +242,7 @@ def test_a_helper_that_is_killed_is_replaced_and_the_hold_goes_on(stage: Stage, 
     first = helper_of(actor)
     seen = beat_of(path) or 0
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: children_of(actor.pid) not in ([], [first]))
+    helper_of(actor, but=first)
     assert_nobody_gets_in(stage, 1.5 * LEASE_S)
     actor.do("lock.check()")
     assert (beat_of(path) or 0) > seen
