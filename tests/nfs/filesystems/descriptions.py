@@ -117,7 +117,12 @@ DESCRIPTIONS: Final = {
     "lookupcache": _linux("lookupcache=none"),
     "noac": _linux("noac", "Costs many requests; locks do not need it."),
     "softerr": _linux("softerr,timeo=50,retrans=2", "Calls fail while the server is away: data may be lost."),
-    "nordirplus": dataclasses.replace(_LINUX_3, options="nordirplus"),
+    "nordirplus": dataclasses.replace(
+        _LINUX_3,
+        options="nordirplus",
+        mind="What was looked for in vain stays missing, though it is listed, if it was made within the tick of the "
+        "server's clock (10 ms here) in which the directory was changed before.",
+    ),
     "xfs": _linux_over("xfs", "xfsprogs"),
     "btrfs": _linux_over("btrfs", "btrfs-progs", "The server acknowledges what is not on its disk, so it breaks (d)."),
     "tmpfs": dataclasses.replace(
