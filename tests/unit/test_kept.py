@@ -544,3 +544,18 @@ def test_an_interrupt_while_a_kept_hold_makes_way_for_a_writer_leaves_nothing_be
         number += 1
     assert number > 5
     assert not announcements(path)
+
+
+def test_an_interrupt_in_a_forked_child_takes_nothing_from_its_parent(path: Path) -> None:
+    lock = reader(path)
+    lock.acquire_read()
+    (hold,) = (hold for hold in keeper.holds() if hold.lock_file == str(path))
+
+    def release_what_is_the_parents() -> int:
+        assert interrupted_at(0, keeper, lambda: keeper.release(hold))
+        time.sleep(0.3)  # for a worker
+        return len(announcements(path))
+
+    assert in_forked_child(release_what_is_the_parents) == 1
+    lock.check()
+    lock.release()

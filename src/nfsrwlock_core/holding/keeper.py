@@ -127,10 +127,10 @@ def release(hold: Hold) -> bool:
     :returns: whether the hold stood to the end
     """
     participant = hold.participant
+    if hold.pid != os.getpid():
+        return True
     facts: dict[str, object] = {"event": "released", "announcement": participant.name}
     try:
-        if hold.pid != os.getpid():
-            return True
         _keepers.ending.add(hold)
         drop(hold)
         if hold.remaining < 0:  # perhaps by the wall clock, of which the participant knows nothing
