@@ -723,12 +723,16 @@ def permits(run: Run) -> None:
     hosts = [run.add_host() for _ in range(3)]
     at_most, longest = rng.randint(1, 3), rng.choice((0.05, 0.5, 2.0))
     turns = [0] * rng.randint(2 * at_most, 9)
+    asked, passed = [0] * len(turns), [0] * len(turns)
 
     def take(user: User, place: int) -> None:
         while not run.closing:
+            asked[place] = sum(turns)
             hold = user.acquire(Mode.READ, at_most=at_most)
             if hold is not None:
+                passed[place] = max(passed[place], sum(turns) - asked[place])
                 turns[place] += 1
+                asked[place] = sum(turns)
                 user.keep(hold, rng.uniform(0.5, 1.0) * longest)
                 user.release(hold)
 
@@ -740,8 +744,9 @@ def permits(run: Run) -> None:
         run.agenda.run(run.agenda.now + longest)
     if sum(turns) < enough:
         raise Violation(f"{at_most} permits were taken only {sum(turns)} times in {run.agenda.now:.0f} s")
-    if min(turns) < max(turns) / 3:
-        raise Violation(f"of {at_most} permits the processes had {turns} turns")
+    passed = [max(most, sum(turns) - since) for most, since in zip(passed, asked, strict=True)]
+    if max(passed) > 3 * (len(turns) - 1):
+        raise Violation(f"of {at_most} permits others had {passed} turns during one wait of each process")
     run.closing = True
     run.agenda.run(run.agenda.now + 3 * longest + 5)
     run.clear_up(1.0)
