@@ -107,14 +107,14 @@ example-permits: .venv/.dev ## twelve jobs of three workflows share four permits
 example-dask: .venv/.dev ## many tasks of a Dask cluster update one file; a worker is killed
 	$(BIN)/python examples/dask/run.py
 
-# $(call pytest,ENVIRONMENT,MARKS): the suites without needs. First the tests that do not mind others beside them.
-# It is an error (5) if nothing is selected, but not in one part.
+# $(call pytest,ENVIRONMENT,MARKS): the suites without needs. First the tests that mind others beside them: one process
+# compiles all modules then, and not each of many. It is an error (5) if nothing is selected, but not in one part.
 define pytest
 @part() { $(1)/bin/python -m pytest --durations 10 $(SUITES) "$$@" $(PYTEST_ARGS) || return $$?; }; \
-part -n $(PYTEST_WORKERS) --dist worksteal -m "not alone$(2)"; many=$$?; \
-[ $$many = 0 ] || [ $$many = 5 ] || exit $$many; \
 part -m "alone$(2)"; alone=$$?; \
-[ $$alone = 5 ] && exit $$many || exit $$alone
+[ $$alone = 0 ] || [ $$alone = 5 ] || exit $$alone; \
+part -n $(PYTEST_WORKERS) --dist worksteal -m "not alone$(2)"; many=$$?; \
+[ $$many = 5 ] && exit $$alone || exit $$many
 endef
 
 test: lint ## lint, then every test that needs neither root nor NFS

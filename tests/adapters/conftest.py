@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import dask
 import pytest
+
+# Workers are forks of a process that has imported distributed, which takes each a second otherwise. Programs that tests
+# start have distributed's default: each worker is a process from the beginning.
+dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
 
 
 @pytest.fixture(scope="module")  # not longer: the five processes of an idle cluster take a tenth of a core

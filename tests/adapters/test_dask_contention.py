@@ -49,7 +49,7 @@ def test_thirty_waiters_and_a_holder_with_tasks_of_its_own_finish_on_two_threads
     work: Any = {"async with": work_alone_async, "wait_for": work_alone_within}.get(how, work_alone)
     on_contention: Any = how if work is work_alone else "block"
     # So long an interval that the looks of the thirty do not come all at once on a busy machine.
-    lock = Lock(path, on_contention=on_contention, poll_interval="1s")
+    lock = Lock(path, on_contention=on_contention, poll_interval="4s")
     holder = small.submit(hold_with_subtasks, lock, 4, str(go), pure=False, priority=1)
     wait_until(lambda: is_held(path))
     waiters = [small.submit(work, lock, str(path), str(i), 0.0, pure=False) for i in range(WAITERS)]
