@@ -51,6 +51,21 @@ def test_what_another_client_has_just_made_is_found(served: tuple[str, Lab]) -> 
     assert (found["unseen"], found["unlocked"]) == (0, 0)
 
 
+def test_a_hold_outlives_a_full_disk_and_who_wants_one_is_told_the_reason(served: tuple[str, Lab]) -> None:
+    name, lab = served
+    found = trials.full(lab, DESCRIPTIONS[name], trials.QUICK)
+    assert (found["kept"], found["released"]) == (True, True)
+    assert found["refused"].startswith("LockPathError")
+    assert "without free space" in found["refused"]
+
+
+def test_joblib_computes_once_and_snakemake_s_jobs_read_the_newest(served: tuple[str, Lab]) -> None:
+    name, lab = served
+    found = trials.adapters(lab, DESCRIPTIONS[name], trials.QUICK)
+    assert found["computed"] == found["values"]
+    assert (found["builds"], found["wrong"]) == (found["versions"], 0), found["examples"]
+
+
 def test_what_a_kernel_server_acknowledged_survives_a_power_cut(served: tuple[str, Lab]) -> None:
     """Of the others this is known not to be so: the table in docs/concepts/file-systems.md."""
     name, lab = served

@@ -7,31 +7,10 @@ import time
 import pytest
 
 from actors import Raised
+from nfs.full_disk import empty, fill
 from nfs.scene import LEASE_S, Scene
 
 pytestmark = pytest.mark.nfs
-
-#: Takes what is left of the file system, down to single blocks, and shows that nothing is.
-FILL = """
-import os, sys
-fd = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)
-size = 1 << 30
-while size >= 1024:
-    try:
-        os.posix_fallocate(fd, os.fstat(fd).st_size, size)
-    except OSError:
-        size >>= 1
-os.fsync(fd)
-try:
-    os.mkdir(sys.argv[1] + ".directory")
-except OSError as error:
-    print(error.strerror)
-"""
-FILLER = "/mnt/disk/export/filler"
-
-
-def fill(scene: Scene) -> None:
-    assert "No space left" in scene.server.check(["/usr/bin/python3", "-c", FILL, FILLER])
 
 
 def test_a_lock_on_a_full_disk_can_be_released_and_not_be_had(scene: Scene) -> None:
@@ -39,12 +18,12 @@ def test_a_lock_on_a_full_disk_can_be_released_and_not_be_had(scene: Scene) -> N
     holder, other = scene.locker(scene.n1, path), scene.locker(scene.n2, path)
     holder.do("lock.acquire_write()")
     try:
-        fill(scene)
+        fill(scene.server)
         time.sleep(LEASE_S * 1.5)
         holder.do("lock.check()")  # heartbeats need no space
         holder.do("lock.release()")
         assert not scene.announcements(path)
-        fill(scene)  # the release has freed a block
+        fill(scene.server)  # the release has freed a block
         for mode in ("read", "write"):
             with pytest.raises(Raised) as raised:
                 other.do(f"lock.acquire_{mode}(timeout=5)")
@@ -54,7 +33,7 @@ def test_a_lock_on_a_full_disk_can_be_released_and_not_be_had(scene: Scene) -> N
             assert "space" in raised.value.message
         assert not scene.announcements(path)
     finally:
-        scene.server.check(["rm", "-rf", FILLER, f"{FILLER}.directory"])
+        empty(scene.server)
     other.do("lock.acquire_write(timeout=10)")
     other.do("lock.release()")
     assert [entry.partition(".")[0] for entry in scene.entries(path)] == ["gen"]

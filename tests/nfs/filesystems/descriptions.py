@@ -40,7 +40,7 @@ class FileSystem:
     options: str = ""
     mind: str = ""
     disk: str = "ext4"
-    mem_mib: int = 256
+    mem_mib: int = 512
     lets_all_users_in: bool = True
 
     @property

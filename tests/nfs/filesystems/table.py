@@ -16,7 +16,7 @@ PAGE: Final = _DOCS / "concepts/file-systems.md"
 
 _HEAD: Final = (
     *("file system, `LANE`", "options", "versions, date", "rounds", "(a)", "(b)", "(c)", "(d)"),
-    *("storm", "faults", "data", "read / write, ms", "to mind"),
+    *("storm", "faults", "full disk", "data", "joblib, Snakemake", "read / write, ms", "to mind"),
 )
 #: The facts of ``doctor``'s checks that count what must not happen.
 _COUNTS: Final = {
@@ -50,13 +50,14 @@ def _line(name: str, row: dict[str, Any]) -> list[str]:
     apart = " / ".join(f"{race['median_apart_ms']:.0f}" for race in raced)
     rounds = f"{raced[0]['rounds']}; {apart} ms" if raced else ""
     versions = ", ".join(filter(None, [row.get("package"), row.get("kernel") and f"Linux {row['kernel']}"]))
-    trials = (row, *(row.get(trial, {}) for trial in ("exclusion", "churn", "names", "demands", "faults", "crashes")))
+    trials = (row, *(found for found in row.values() if isinstance(found, dict)))
     mind = [row["mind"], *(f"**{_one_line(trial['error'])}**" for trial in trials if "error" in trial)]
     return [
         *(f"{row['title']}, `{name}`", f"`{row['options']}`" if row["options"] else "", f"{versions}, {row['date']}"),
         *(rounds, _demand(checks.get("mkdir")), _demand(checks.get("listing")) + _churn(row.get("churn", {}))),
         *(_demand(checks.get("removal")), _crashes(row.get("crashes", {}))),
-        *(_storm(row.get("exclusion", {})), _faults(row.get("faults", {})), _data(row), _cost(checks.get("cost", {}))),
+        *(_storm(row.get("exclusion", {})), _faults(row.get("faults", {})), _full(row.get("full", {})), _data(row)),
+        *(_adapters(row.get("adapters", {})), _cost(checks.get("cost", {}))),
         " ".join(filter(None, mind)),
     ]
 
@@ -95,6 +96,25 @@ def _faults(found: dict[str, Any]) -> str:
     if "holds" not in found:
         return "not tested"
     return f"{_bold(found['overlaps'])} in {found['holds']}, {sum(found['faults'].values())} faults"
+
+
+def _full(found: dict[str, Any]) -> str:
+    if "refused" not in found:
+        return "not tested"
+    kept, released = (
+        ("kept" if found["kept"] else "**lost**"),
+        ("released" if found["released"] else "**not released**"),
+    )
+    told = found["refused"].startswith("LockPathError") and "space" in found["refused"]
+    return f"{kept}, {released}, {'refused' if told else '**refused without the reason**'}"
+
+
+def _adapters(found: dict[str, Any]) -> str:
+    if "values" not in found:
+        return "not tested"
+    twice, builds = found["computed"] - found["values"], found["builds"] - found["versions"]
+    said = f"{_bold(twice)} of {found['values']} values computed twice; {_bold(builds)} of {found['versions']} indexes"
+    return f"{said} built twice, {_bold(found['wrong'])} of {found['uses']} read old"
 
 
 def _data(row: dict[str, Any]) -> str:

@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from actors import Raised
 from nfs.campaign.history import conflicts, disorder
 from nfs.campaign.run import Campaign, document
 from nfs.filesystems import table
 from nfs.filesystems.changes import states
 from nfs.filesystems.descriptions import FileSystem
+from nfs.full_disk import empty, fill
 from nfs.lab import Job, Lab, LabError
 from nfs.lab.node import MOUNTPOINT
 from nfs.lanes import Lane
@@ -43,6 +45,8 @@ _CAUTION: Final = 0.8
 _NAMES: Final = 10
 #: Of what ``doctor`` finds, the worst last.
 _LEVELS: Final = ("ok", "note", "warning", "unfit")
+#: Of a cache of joblib's that both clients fill.
+_KEYS: Final = 100
 _CHANGES: Final = str(Path(__file__).with_name("changes.py"))
 
 
@@ -210,6 +214,106 @@ def faults(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     }
 
 
+def full(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
+    """Take all space on the server's disk: a hold stays and can be released; whoever wants one is told the reason."""
+    path = f"{MOUNTPOINT}/full"
+    settings = f"heartbeat_interval={_LEASE_S / 3}, stale_threshold={_LEASE_S}, poll_interval=0.1"
+    found: dict[str, Any] = {"kept": False, "released": False, "refused": ""}
+    with _processes(lab, 1) as (holder, other):
+        for process in (holder, other):
+            process.do(f"lock = SoftReadWriteLock({path!r}, {settings})")
+        holder.do("lock.acquire_write()")
+        try:
+            fill(lab.server)
+            time.sleep(1.5 * _LEASE_S)
+            found["kept"] = holder.do("check_of(lock)") == ""
+            holder.do("lock.release()")
+            found["released"] = not other.do(f"[name for name in os.listdir('{path}.rwlock') if 'write.' in name]")
+            fill(lab.server)  # the release may have freed a block
+            try:
+                other.do("lock.acquire_write(timeout=10)")
+            except Raised as error:
+                found["refused"] = f"{error.names[0]}: {error.message}"
+        finally:
+            empty(lab.server)
+    return found
+
+
+def adapters(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
+    """Let joblib compute each value once for both clients, and Snakemake publish an index that both use."""
+    return _joblib(lab) | _snakemake(lab)
+
+
+def _joblib(lab: Lab) -> dict[str, Any]:
+    clients = [Remote(node, "from nfs.joblib_client import *") for node in lab.clients]
+    try:
+        for seed, client in enumerate(clients):
+            client.tell(f"call_all({MOUNTPOINT + '/joblib'!r}, {_KEYS}, {seed})")
+        computed = [key for client in clients for key in client.answer(300)]
+    finally:
+        for client in clients:
+            client.end()
+    return {"values": _KEYS, "computed": len(computed)}
+
+
+#: Each build leaves a file of its own; who uses the index copies it.
+_WORKFLOW: Final = """
+rule use:
+    input: ancient(shared_read("../index"))
+    output: "used"
+    shell: "cp {input} {output}"
+rule index:
+    output: exclusive("../index", once=True)
+    shell: "mkdir -p ../built; echo {config[version]} > ../built/$(hostname).$$; "
+        "for n in 1 2 3 4 5; do echo {config[version]} >> {output}; sleep 0.1; done"
+"""
+
+
+#: Who builds each version: both, of whom one finds it built; then one alone, while the other may have the old one cached.
+_VERSIONS: Final = {"one": [0, 1], "two": [1], "three": [0]}
+
+
+def _snakemake(lab: Lab) -> dict[str, Any]:
+    directory = f"{MOUNTPOINT}/snakemake"
+    lab.clients[0].check(["mkdir", directory])
+    clients = [Remote(node) for node in lab.clients]
+    wrong, examples = 0, []
+    try:
+        for client in clients:
+            client.tell("from nfs.snakemake_client import *")
+        for client in clients:
+            client.answer(200)
+        for version, builders in _VERSIONS.items():
+            for part, at_work in ((["index"], builders), (["use"], [0, 1])):
+                force = ["--forcerun", "index"] if part == ["index"] and version != "one" else []
+                arguments = [*part, *force, "--config", f"version={version}"]
+                names = {number: f"{version}-{number}-{part[0]}" for number in at_work}
+                runs = {
+                    number: clients[number].do(f"start('{directory}/{name}', {_WORKFLOW!r}, *{arguments!r})")
+                    for number, name in names.items()
+                }
+                for number, pid in runs.items():
+                    if (code := clients[number].do(f"end({pid})", 200)) != 0:
+                        log = clients[number].node.check(["cat", f"/tmp/{names[number]}.log"])
+                        raise LabError(f"Snakemake ended with {code}: {log}")
+            for number in (0, 1):
+                seen = clients[number].do(f"open('{directory}/{version}-{number}-use/used').read().split()")
+                if seen != [version] * 5:
+                    wrong += 1
+                    examples.append(f"{seen} and not {version}")
+        builds = len(clients[0].do(f"os.listdir('{directory}/built')"))
+    finally:
+        for client in clients:
+            client.end()
+    return {
+        "versions": len(_VERSIONS),
+        "builds": builds,
+        "uses": 2 * len(_VERSIONS),
+        "wrong": wrong,
+        "examples": examples,
+    }
+
+
 def crashes(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     """Cut the server's power while clients make changes; count those that were acknowledged and are undone."""
     chance = random.Random(1)
@@ -258,6 +362,8 @@ TRIALS: Final[dict[str, Callable[[Lab, FileSystem, Extent], dict[str, Any]]]] = 
     "names": names,
     "demands": demands,
     "faults": faults,
+    "full": full,
+    "adapters": adapters,
     "crashes": crashes,
 }
 
