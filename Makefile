@@ -4,7 +4,7 @@
 PYTHON ?= python3
 # Test processes side by side: more than there are cores, for the tests wait more than they compute.
 PYTEST_WORKERS ?= 6
-# Clusters side by side for test-nfs: a server and two clients each, 768 MiB of memory.
+# Clusters side by side for test-nfs: a server and two clients each, 768 MiB of memory, 1.5 GiB for other file systems.
 LABS ?= 2
 # Slurm clusters side by side for test-slurm: most of the time they wait for Snakemake to ask how jobs are.
 CLUSTERS ?= 4

@@ -269,7 +269,7 @@ rule index:
 """
 
 
-#: Who builds each version: both, of whom one finds it built; then one alone, while the other may have the old one cached.
+#: Who builds each version: both, of whom one finds it built; then one alone, after both have read the one before.
 _VERSIONS: Final = {"one": [0, 1], "two": [1], "three": [0]}
 
 
