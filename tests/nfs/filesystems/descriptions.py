@@ -28,6 +28,7 @@ class FileSystem:
     :param mount: a shell script
     :param mind: what a user has to know, beside what the run finds
     :param disk: the file system under the server
+    :param shared_mib: size of a disk that all machines have, at ``/dev/ubdb``; 0: the server serves its own
     :param mem_mib: memory of each machine
     :param lets_all_users_in: whether other users than root can use the mount
     """
@@ -40,6 +41,7 @@ class FileSystem:
     options: str = ""
     mind: str = ""
     disk: str = "ext4"
+    shared_mib: int = 0
     mem_mib: int = 512
     lets_all_users_in: bool = True
 
@@ -390,6 +392,35 @@ exit 1
         mem_mib=1536,
     ),
 }
+DESCRIPTIONS["ocfs2"] = FileSystem(
+    "OCFS2, on a disk that both clients have",
+    packages="ocfs2-tools",
+    programs="mkfs.ocfs2 mount.ocfs2 o2cb",
+    serve="""
+[ -e /mnt/disk/made ] || mkfs.ocfs2 -q -F -N 4 -b 4096 -C 4096 --cluster-stack=o2cb --cluster-name=lab /dev/ubdb
+touch /mnt/disk/made
+sync
+""",
+    # A machine that has written nothing to the disk for 12 s counts as dead.
+    mount=r"""
+if ! mountpoint -q /etc/ocfs2; then
+    mkdir -p /run/ocfs2
+    mount --bind /run/ocfs2 /etc/ocfs2
+    printf 'cluster:\n\tnode_count = 2\n\tname = lab\n' >/etc/ocfs2/cluster.conf
+    for node in n1 n2; do
+        printf '\nnode:\n\tip_port = 7778\n\tip_address = %s\n\tnumber = %s\n\tname = %s\n\tcluster = lab\n' \
+            $(getent hosts $node | cut -d' ' -f1) ${node#n} $node >>/etc/ocfs2/cluster.conf
+    done
+    /run/modprobe -a ocfs2_stack_o2cb ocfs2
+    mount -t configfs none /sys/kernel/config
+    o2cb register-cluster lab
+    echo 7 >/sys/kernel/config/cluster/lab/heartbeat/dead_threshold
+fi
+mount -t ocfs2 /dev/ubdb "$1"
+""",
+    mind="Whoever loses its power takes nothing along that another machine has seen.",
+    shared_mib=512,
+)
 DESCRIPTIONS["smb-default"] = dataclasses.replace(
     DESCRIPTIONS["smb"], options="", mind="No lock can be had without `dir_mode=0700`: see below."
 )

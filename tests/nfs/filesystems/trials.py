@@ -407,5 +407,5 @@ def prepare(lab: Lab, kind: FileSystem, bind: list[Path]) -> None:
     """Bring it up, with two clients."""
     lab.down()
     os.environ["NFSRWLOCK_UNFIT"] = "1"  # what locks refuse is tried all the same
-    lab.up(clients=2, serve=kind.serve, mount=kind.mounting, disk=kind.disk, mem_mib=kind.mem_mib, bind=bind,
-           lease_s=10, grace_s=10)  # fmt: skip
+    lab.up(clients=2, serve=kind.serve, mount=kind.mounting, disk=kind.disk, shared_mib=kind.shared_mib,
+           mem_mib=kind.mem_mib, bind=bind, lease_s=10, grace_s=10)  # fmt: skip

@@ -86,6 +86,7 @@ class Lab:
         lease_s: int = 90,
         grace_s: int = 90,
         disk_mib: int = 1024,
+        shared_mib: int = 0,
         mem_mib: int = 256,
         bind: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
@@ -100,6 +101,7 @@ class Lab:
         :param lease_s: of NFSv4's own state; 90 is Linux's default
         :param grace_s: for how long the server, once restarted, only lets clients reclaim such state
         :param disk_mib: size of the export
+        :param shared_mib: size of a disk that every guest has at ``/dev/ubdb``; 0: there is none
         :param mem_mib: memory of each guest
         :param bind: directories that the guests may see, and write, although they lie where guests have their own
         """
@@ -115,13 +117,17 @@ class Lab:
         for path in (str(self.directory), *visible):
             if "," in path or any(character.isspace() for character in path):
                 raise LabError(f"UML takes no blanks or commas in a path: {path!r}")
-        image = self._disk(disk_mib)
+        image = self._disk("disk", disk_mib)
         self.settings = {"clients": clients, "mem_mib": mem_mib, "disk": str(image), "kernel": kernel}
+        if shared_mib:
+            self.settings["shared"] = str(self._disk("shared", shared_mib))
         try:
             self._prepare(visible, lease_s, grace_s)
             self._write("serve", serve)
-            with open(image, "wb") as file:
-                file.truncate(disk_mib << 20)
+            for path, size_mib in ((image, disk_mib), (self.settings.get("shared"), shared_mib)):
+                if path:
+                    with open(path, "wb") as file:
+                        file.truncate(size_mib << 20)
             sh(f"/usr/sbin/mkfs.{disk}", "-q", *_MKFS.get(disk, ()), str(image))
             self.network.up(len(self.names))
             for name in self.names:
@@ -142,7 +148,9 @@ class Lab:
             if node.pid() is not None:
                 node.kill()
         self.network.down()
-        Path(self.settings["disk"]).unlink(missing_ok=True)
+        for name in ("disk", "shared"):
+            if name in self.settings:
+                Path(self.settings[name]).unlink(missing_ok=True)
         shutil.rmtree(self.directory)
         self.settings = {}
 
@@ -153,14 +161,14 @@ class Lab:
         time.sleep(down_s)
         self.server.check(["sh", script, "start"])
 
-    def _disk(self, size_mib: int) -> Path:
+    def _disk(self, name: str, size_mib: int) -> Path:
         """
-        Where the server's disk lies: in memory where there is room.
+        Where a disk lies: in memory where there is room.
 
-        What a commit costs is then the protocol's cost and not this host's fsync. It outlives a kill of the server.
+        What a commit costs is then the protocol's cost and not this host's fsync. It outlives a kill of the guests.
         """
         roomy = _RAM.is_dir() and shutil.disk_usage(_RAM).free > 2 * size_mib << 20
-        return (_RAM if roomy else self.directory) / f"nfslab-{self.id}.img"
+        return (_RAM if roomy else self.directory) / f"nfslab-{self.id}-{name}.img"
 
     def _prepare(self, visible: list[str], lease_s: int, grace_s: int) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

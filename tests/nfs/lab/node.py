@@ -52,6 +52,8 @@ class Node:
         ]
         if self.name == "srv":
             arguments.append(f"ubd0={lab.settings['disk']}")
+        if shared := lab.settings.get("shared"):
+            arguments.append(f"ubd1c={shared}")  # c: others have it, too
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
         if shutil.disk_usage(_RAM).free > lab.settings["mem_mib"] << 20:
             env["TMPDIR"] = _RAM  # the guest's memory, an unlinked file there
