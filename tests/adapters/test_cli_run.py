@@ -207,8 +207,8 @@ def test_a_wait_ends_soon_after_the_process_that_the_user_started_was_killed(sce
 
 
 def test_a_wait_between_long_looks_is_ended_soon_as_well(scene: Scene) -> None:
-    scene.hold("read")
-    waiter = scene.start("run", "--write", "data", "--poll", "60", "--", "touch", "ran")
+    scene.hold("read", "data", "--heartbeat", "600", "--stale", "3000")  # of a short lease, looks are not far apart
+    waiter = scene.start("run", "--write", "data", "--poll", "600", "--stale", "3000", "--", "touch", "ran")
     scene.wait_for(lambda: len(scene.announced()) == 2)
     time.sleep(0.5)
     waiter.terminate()

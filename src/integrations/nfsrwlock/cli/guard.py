@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from typing import Final, Literal
+from typing import Final
 
 from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
@@ -19,11 +19,11 @@ from nfsrwlock.cli.waiting import FRAME_SECONDS, ODD_SECONDS, Progress
 from nfsrwlock.leash import Leash, now
 from nfsrwlock.processes import Entry
 from nfsrwlock.text import say
-from nfsrwlock_core import HoldStatus, WaitInfo
+from nfsrwlock_core import HoldStatus
 
 #: The engine answers within a few seconds after its time-out, whatever the file server does.
 _ANSWER_SECONDS: Final = 6.0
-_SILENCE: Final = "nothing so far"
+_SILENCE: Final = "the file system answers nothing so far"
 
 
 def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
@@ -53,10 +53,10 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                     raise Interrupted(signum)
             for message in keeper.channel.receive():
                 match message:
-                    case WaitInfo():
+                    case str() if keeper.program is None:
+                        keeper.program = message
+                    case str():
                         progress.update(message)
-                    case str(program):
-                        keeper.program = program
                     case CliError():
                         raise message
                     case signal.Signals() if message != GIVE_BACK:
@@ -71,9 +71,8 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
             if keeper.channel.closed:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
             waited = time.monotonic() - began
-            if waited > ODD_SECONDS and progress.info is None:
-                mode: Literal["read", "write"] = "write" if request.write else "read"
-                progress.update(WaitInfo(lock_file=path, mode=mode, waited=waited, blockers=(), trouble=_SILENCE))
+            if waited > ODD_SECONDS and not progress.wish:
+                progress.update(f"to {'write' if request.write else 'read'} {path}: {_SILENCE}")
             if time.monotonic() > until:
                 keeper.leave()
                 raise CliError(

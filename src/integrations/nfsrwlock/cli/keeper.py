@@ -92,9 +92,9 @@ class Request:
 
 
 # What the keeper tells the guard. First the program that the command's name stands for: then all that there is to look
-# at was looked at. While the locks are not free yet it sends a WaitInfo; if they cannot be had, the CliError to end
-# with; and each of the Signals that somebody sends it, for `status` shows its number. What the guard tells the keeper:
-# the number of the process that it guards, and HoldStatus.FREE when that has ended.
+# at was looked at. While the locks are not free yet, what the wait is for, as text; if they cannot be had, the CliError
+# to end with; and each of the Signals that somebody sends it, for `status` shows its number. What the guard tells the
+# keeper: the number of the process that it guards, and HoldStatus.FREE when that has ended.
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Keeper:
         self.request = request
         #: What the command's name stands for; ``None`` as long as the keeper only looks, and has made nothing.
         self.program: str | None = None
-        self.channel, theirs = map(Channel, socket.socketpair())
+        self.channel, theirs = map(Channel, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         flush()
         self.pid = os.fork()
         if self.pid == 0:
@@ -208,12 +208,12 @@ def _keep(request: Request, channel: Channel) -> None:
     channel.send(program)
     if signals.nobody_waits():  # all this may have taken long
         return
-    locks.acquire(on_wait=signals.nobody_waits, until=signals.nobody_waits)
-    signals.at_once = False
+    locks.acquire(on_wait=lambda info: channel.send(_wish(info)), until=signals.nobody_waits)
+    signals.is_held = True
     lost = ""
     try:
         with locks:
-            _hold(request, locks, signals, channel)
+            _hold(request, locks, channel)
     except LockLostError as error:
         lost = str(error)
     channel.send(Hold(HoldStatus.FREE, 0.0, lost))
@@ -258,39 +258,26 @@ class _Signals:
 
     def __init__(self, channel: Channel, *, can_give_back: bool) -> None:
         self._channel = channel
-        self._arrived: list[int] = []
-        #: Whether a signal is passed on when it comes: not in the middle of a message, nor once the locks are held.
-        self.at_once = True
+        #: Whether the locks are held: then a guard that has gone is another matter.
+        self.is_held = False
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
         signal.signal(GIVE_BACK, self._on_signal if can_give_back else signal.SIG_IGN)
         for signum in (signal.SIGQUIT, signal.SIGUSR2, signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP):
             signal.signal(signum, signal.SIG_DFL)
 
-    def pass_on(self) -> None:
-        """Tell the guard what has arrived."""
-        while self._arrived and self._channel.send(signal.Signals(self._arrived[0])):
-            del self._arrived[0]
-
-    def nobody_waits(self, *reports: WaitInfo) -> bool:
-        """Send the guard ``reports`` and what has arrived; return whether it is gone."""
-        self.at_once = False
-        try:
-            for info in reports:
-                self._channel.send(info)
-            self.pass_on()
-            self._channel.receive()
-            return self._channel.closed
-        finally:
-            self.at_once = True
+    def nobody_waits(self) -> bool:
+        """Return whether the guard is gone."""
+        self._channel.receive()
+        return self._channel.closed
 
     def _on_signal(self, signum: int, _frame: object) -> None:
-        self._arrived.append(signum)
-        if self.at_once and self.nobody_waits():
+        self._channel.send(signal.Signals(signum))
+        if not self.is_held and self.nobody_waits():
             raise SystemExit
 
 
-def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel) -> None:
+def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
     """Report the hold to the guard until it says that the work is done; do its work where it has died."""
     subject: Process | None = None
     reported = Hold(HoldStatus.FREE, 0.0)
@@ -301,7 +288,6 @@ def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel)
         has_changed = hold.status is not reported.status or hold.deadline > reported.deadline + request.tick / 2
         if has_changed and channel.send(hold):
             reported = hold
-        signals.pass_on()
         readable(channel.fileno(), seconds=request.tick)
         for message in channel.receive():
             if isinstance(message, int):
@@ -311,6 +297,11 @@ def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel)
                 return
     if subject is not None:
         _be_the_guard(request, subject)
+
+
+def _wish(info: WaitInfo) -> str:
+    who = info.describe()
+    return f"to {info.mode} {info.lock_file}{f': {who}' if who else ''}"
 
 
 def _look(locks: LockSet) -> Hold:
