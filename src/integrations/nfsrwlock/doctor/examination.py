@@ -66,9 +66,10 @@ def doctor(
 
     :param peer: do it together with a second node
     :param timeout: how long to wait for the second node, or for an answer of the file system, seconds
-    :param to_share: where to write what may be shown to others, as JSON
+    :param to_share: where to write what may be shown to others, as JSON, in place of what is there
     :param rounds: of each race
     :param processes: that race, on each host
+    :raises CliError: ``to_share`` could not be written
     """
     compare = partial(lead, wait_seconds=timeout or _PEER_SECONDS) if peer else alone
     patience = _ANSWER_SECONDS if timeout is None or peer else timeout
@@ -90,9 +91,21 @@ def doctor(
             show(examination.report)
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=2))
-    if to_share is not None:
-        print(json.dumps([report.shareable().to_dict() for report in reports], indent=2), file=to_share, flush=True)
+    if to_share is not None and reports:
+        _replace(to_share, json.dumps([report.shareable().to_dict() for report in reports], indent=2))
     return min(codes - {Exit.OK}, default=Exit.OK)
+
+
+def _replace(file: IO[str], text: str) -> None:
+    try:
+        if os.path.isfile(file.name):  # of a device or a pipe, nothing is there to be replaced
+            file.truncate(0)
+        print(text, file=file, flush=True)
+    except OSError as error:
+        raise CliError(
+            f"the report could not be written to {file.name}: {error.strerror}; name another file with --report",
+            Exit.FAILED,
+        ) from None
 
 
 class _Examination:
