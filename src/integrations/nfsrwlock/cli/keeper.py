@@ -25,7 +25,7 @@ from typing import Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
-from nfsrwlock.cli.preparing import directory_of_lock, find_program
+from nfsrwlock.cli.preparing import find_program, home_of_lock
 from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send
@@ -200,11 +200,11 @@ def _keep(request: Request, channel: Channel) -> None:
         raise CliError(
             "there is no /proc, without which nothing can be stopped if the lock is lost: mount it (proc(5))"
         )
-    if not request.parents:
-        for path in request.paths:
-            directory_of_lock(path, request.settings["lock_dir"])
-    program = find_program(request.command) if request.command else ""
     locks = LockSet(request.read, request.write, limited=request.limited, **request.settings)
+    if not request.parents:
+        for lock in locks.locks:
+            home_of_lock(lock.lock_path)
+    program = find_program(request.command) if request.command else ""
     channel.send(program)
     if signals.nobody_waits():  # all this may have taken long
         return

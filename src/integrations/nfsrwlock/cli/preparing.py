@@ -11,27 +11,20 @@ import shutil
 
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.text import printable
-from nfsrwlock_core import lock_home
 
 
-def directory_of_lock(
-    path: str, lock_dir: str | os.PathLike[str] | None, remedy: str = "correct the path, or have it made with --parents"
-) -> str:
+def home_of_lock(lock_path: str, remedy: str = "correct the path, or have it made with --parents") -> str:
     """
-    Return the directory for the lock on ``path``: a missing one is more often a typing error than a wish.
+    Return the directory in which ``lock_path`` lies: a missing one is more often a typing error than a wish.
 
-    :param lock_dir: where locks are kept, if not beside the data
     :param remedy: what to do if it is missing
     :raises CliError: it is missing, or no directory
-    :raises ValueError: if ``lock_dir`` is no absolute path
     """
-    home = lock_home(lock_dir)
-    directory = home or os.path.dirname(path.rstrip("/")) or os.curdir
-    if not os.path.isdir(directory):
-        subject = "the lock directory" if home else f"the directory of {printable(path)}"
-        problem = "is not a directory; correct the path" if os.path.lexists(directory) else f"does not exist; {remedy}"
-        raise CliError(f"{printable(directory)}, {subject}, {problem}")
-    return directory
+    home = os.path.dirname(lock_path)
+    if not os.path.isdir(home):
+        problem = "is not a directory; correct the path" if os.path.lexists(home) else f"does not exist; {remedy}"
+        raise CliError(f"{printable(home)}, where the lock would be, {problem}")
+    return home
 
 
 def find_program(name: str) -> str:
