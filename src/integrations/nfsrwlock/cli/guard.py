@@ -74,7 +74,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
             if waited > ODD_SECONDS and not progress.wish:
                 progress.update(f"to {'write' if request.write else 'read'} {path}: {_SILENCE}")
             if time.monotonic() > until:
-                keeper.leave()
+                keeper.cancel()
                 raise CliError(
                     f"the lock on {path!r} could not be acquired in time: the file system has not "
                     f"answered for {waited:.0f} s; find out whether its server is up",

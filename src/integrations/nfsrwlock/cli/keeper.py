@@ -135,20 +135,18 @@ class Keeper:
         theirs.close()
 
     def cancel(self) -> None:
-        """Give up waiting: have what was announced withdrawn, and end the keeper."""
+        """
+        Give up waiting: have what was announced withdrawn, and end the keeper.
+
+        One that hangs is not waited for. If it has made something, it stays to withdraw that.
+        """
         self.channel.close()
         # The later ones are for one that sleeps longer than that, and one that the file server hangs.
-        for signum in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
+        signals = [signal.SIGCONT, signal.SIGTERM, *([signal.SIGKILL] if self.program is None else [])]
+        for signum in signals:
             os.kill(self.pid, signum)
             if self._has_ended_within(_CANCEL_GRACE_SECONDS):
                 return
-
-    def leave(self) -> None:
-        """Go without waiting for it: it hangs. If it has made something, it stays to withdraw that."""
-        self.channel.close()
-        if self.program is None:
-            os.kill(self.pid, signal.SIGKILL)
-            self._has_ended_within(_CANCEL_GRACE_SECONDS)
 
     def _has_ended_within(self, seconds: float) -> bool:
         limit = time.monotonic() + seconds
