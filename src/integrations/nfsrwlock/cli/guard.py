@@ -56,7 +56,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                     case str() if keeper.program is None:
                         keeper.program = message
                     case str():
-                        progress.update(message)
+                        progress.wish = message
                     case CliError():
                         raise message
                     case signal.Signals() if message != GIVE_BACK:
@@ -72,7 +72,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
             waited = time.monotonic() - began
             if waited > ODD_SECONDS and not progress.wish:
-                progress.update(f"to {'write' if request.write else 'read'} {path}: {_SILENCE}")
+                progress.wish = f"to {'write' if request.write else 'read'} {path}: {_SILENCE}"
             if time.monotonic() > until:
                 keeper.cancel()
                 raise CliError(

@@ -23,51 +23,42 @@ _SPINNER: Final = "|/-\\"
 
 
 class Progress:
-    """Shows one wait. Nothing is printed before :meth:`update`; :meth:`close` leaves the terminal as it was."""
+    """Shows one wait, once there is a :attr:`wish`; :meth:`close` leaves the terminal as it was."""
 
     def __init__(self) -> None:
-        #: What is waited for, by the latest news; empty as long as there was no reason to show anything.
+        #: What is waited for, by the latest news; empty as long as there is no reason to show anything.
         self.wish = ""
-        self._began = self._line_due = time.monotonic()
-        self._draws = False
-
-    def update(self, wish: str) -> None:
-        """There is (new) reason to wait."""
-        if not self.wish:
-            self._began = self._line_due = time.monotonic()
-            # A spinner disturbs nobody there.
-            can_draw = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-            self._draws = can_draw and Terminal().in_foreground
-        self.wish = wish
-        self.frame()
+        self._began = time.monotonic()
+        #: When the next line is due, in seconds from then; 0: nothing has been said.
+        self._line_due = 0.0
+        # A spinner disturbs nobody there.
+        can_draw = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._draws = can_draw and Terminal().in_foreground
 
     def frame(self) -> None:
         """Show the time that has passed."""
-        if not self.wish:
-            return
         passed = time.monotonic() - self._began
-        if self._draws:
+        if self.wish and self._draws:
             from rich.cells import set_cell_size  # noqa: PLC0415 - a free lock is taken in less time than an import
 
             spinner = _SPINNER[int(passed / FRAME_SECONDS) % len(_SPINNER)]
             text = one_line(f"{spinner} waiting {duration(float(int(passed)))} {self.wish}")
             _draw(set_cell_size(text, (os.get_terminal_size(2).columns or 80) - 1))
-        elif time.monotonic() >= self._line_due:
+        elif self.wish and passed >= self._line_due:
+            say(f"waiting {f'{duration(passed)} ' if self._line_due else ''}{self.wish}")
             self._line_due += _LINE_EVERY_SECONDS
-            say(f"waiting {f'{duration(passed)} ' if passed >= 1 else ''}{self.wish}")
 
     def acquired(self, *, always: bool) -> None:
-        """Report the grant, where a wait was announced or ``always``."""
-        announced = bool(self.wish) and not self._draws
+        """Report the grant, where a line has said that it is waited for, or ``always``."""
         self.close()
-        if always or announced:
+        if always or self._line_due:
             say(f"acquired after {duration(time.monotonic() - self._began)}")
 
     def close(self) -> None:
         """End the display; nothing of the spinner remains."""
-        if self._draws:
+        if self.wish and self._draws:
             _draw("\x1b[K")
-        self._draws, self.wish = False, ""
+        self.wish = ""
 
 
 def _draw(line: str) -> None:
