@@ -6,7 +6,6 @@ What is guarded is the command of ``run``, or the process that ``hold`` was aske
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
@@ -40,15 +39,14 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
     path = request.paths[0]
     progress = Progress()
     began = time.monotonic()
-    timeout = request.settings["timeout"]
-    until = began + (math.inf if timeout < 0 else timeout) + _ANSWER_SECONDS
+    until = began + request.settings["timeout"] + _ANSWER_SECONDS
     try:
         while True:
             for signum in signals.wait(FRAME_SECONDS, keeper.channel):
                 if signum == signal.SIGTSTP:
                     _suspend_the_wait(keeper)
                     until = max(until, time.monotonic() + _ANSWER_SECONDS)  # let the keeper speak first
-                elif signum not in (signal.SIGCHLD, signal.SIGCONT):
+                elif signum != signal.SIGCONT:
                     keeper.cancel()
                     raise Interrupted(signum)
             for message in keeper.channel.receive():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import time
 from collections.abc import Sequence
@@ -97,7 +96,7 @@ class _Guard(Guard):
         return [] if self._process.ended else family([self._process.pid], spare=[self.keeper.pid])
 
     def on_signal(self, signum: int) -> None:
-        if signum != signal.SIGCHLD and not self._process.ended:
+        if not self._process.ended:
             send(self._process.pid, signum)
 
 

@@ -15,6 +15,7 @@ the locks. The keeper is forked before there is a lock or a thread, because a fo
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -25,11 +26,10 @@ from typing import Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
-from nfsrwlock.cli.preparing import find_program, home_of_lock
 from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send
-from nfsrwlock.text import PROGRAM, flush
+from nfsrwlock.text import PROGRAM, flush, printable
 from nfsrwlock_core import (
     HoldStatus,
     LockError,
@@ -202,7 +202,7 @@ def _keep(request: Request, channel: Channel) -> None:
     if not request.parents:
         for lock in locks.locks:
             home_of_lock(lock.lock_path)
-    program = find_program(request.command) if request.command else ""
+    program = _find_program(request.command) if request.command else ""
     channel.send(program)
     if signals.nobody_waits():  # all this may have taken long
         return
@@ -220,6 +220,36 @@ def _keep(request: Request, channel: Channel) -> None:
         # A process that goes on is killed before whoever waits for the end of this one goes on.
         readable(channel.fileno(), seconds=request.tick)
         channel.receive()
+
+
+def home_of_lock(lock_path: str, remedy: str = "correct the path, or have it made with --parents") -> str:
+    """
+    Return the directory in which ``lock_path`` lies: a missing one is more often a typing error than a wish.
+
+    :param remedy: what to do if it is missing
+    :raises CliError: it is missing, or no directory
+    """
+    home = os.path.dirname(lock_path)
+    if not os.path.isdir(home):
+        problem = "is not a directory; correct the path" if os.path.lexists(home) else f"does not exist; {remedy}"
+        raise CliError(f"{printable(home)}, where the lock would be, {problem}")
+    return home
+
+
+def _find_program(name: str) -> str:
+    """
+    Find the command as a shell does, before anybody is made to wait for a lock that it cannot use.
+
+    :raises CliError: with code 127 if it does not exist, 126 if it cannot be executed
+    """
+    if (found := shutil.which(name)) is not None:
+        return found
+    if os.sep in name and os.path.isdir(name):
+        raise CliError(f"{name}: is a directory", Exit.NOT_EXECUTABLE)
+    if name and (unusable := shutil.which(name, mode=os.F_OK)) is not None:
+        raise CliError(f"{unusable}: permission denied (not executable)", Exit.NOT_EXECUTABLE)
+    reason = "no such file or directory" if os.sep in name else "command not found"
+    raise CliError(f"{name}: {reason}", Exit.NOT_FOUND)
 
 
 def outlast_the_server(request: Request) -> None:

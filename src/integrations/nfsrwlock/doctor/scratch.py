@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Self
 
+from nfsrwlock.cli.keeper import home_of_lock
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.cli.preparing import home_of_lock
 from nfsrwlock.doctor.report import Check, Level
 from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.paths import lock_path_of
