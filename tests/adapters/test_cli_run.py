@@ -17,6 +17,7 @@ from adapters.cli_scene import PROGRAM, QUICK, SHORT, TICKING, Scene, scene
 from nfsrwlock import SoftReadWriteLock
 from nfsrwlock.cli import keeper
 from nfsrwlock.cli.keeper import Request
+from nfsrwlock.cli.signals import FORWARDED, Signals
 from nfsrwlock.leash import OnExpiry
 from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME
@@ -252,6 +253,13 @@ def test_a_suspended_wait_is_not_given_the_lock_behind_its_users_back(scene: Sce
 
 
 # Signals
+
+
+def test_the_end_of_a_child_only_wakes() -> None:
+    with Signals(FORWARDED) as signals:
+        os.kill(os.getpid(), signal.SIGCHLD)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.wait(PATIENCE_S) == [signal.SIGUSR1]
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2"])
