@@ -135,7 +135,7 @@ class _Examination:
         with Signals(TERMINATING) as signals:
             end = submit(self._run)
             while not end.done():
-                for signum in TERMINATING.intersection(signals.wait(_LOOK_SECONDS)):
+                for signum in signals.wait(_LOOK_SECONDS):
                     self._stopped.set()
                     wait([end], _CLEAN_UP_SECONDS)
                     if self._scratch is not None:
