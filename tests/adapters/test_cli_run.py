@@ -14,6 +14,7 @@ import pytest
 
 from actors import PATIENCE_S
 from adapters.cli_scene import PROGRAM, QUICK, SHORT, TICKING, Scene, scene
+from adapters.test_cli_doctor import environment_of
 from nfsrwlock import SoftReadWriteLock
 from nfsrwlock.cli import keeper
 from nfsrwlock.cli.keeper import Request
@@ -193,6 +194,25 @@ def test_a_signal_ends_the_wait_and_leaves_nothing_behind(scene: Scene, signum: 
     assert waiter.wait(PATIENCE_S) == 128 + signum
     assert len(scene.announced()) == 1
     assert not scene.exists("ran")
+
+
+@pytest.mark.parametrize("options", [(), ("--timeout", "600")])
+def test_a_wait_that_ends_while_the_server_hangs_is_withdrawn_when_it_is_back(
+    scene: Scene, options: tuple[str, ...]
+) -> None:
+    scene.hold("write")
+    scene.environment |= environment_of("rmdir hangs")
+    waiter = scene.start("run", "--write", "data", *options, "--", "touch", "ran")
+    scene.wait_for(lambda: len(scene.announced()) == 2)
+    keeper = scene.keeper(waiter)
+    (scene.directory / "hangs").touch()
+    waiter.send_signal(signal.SIGINT)
+    assert waiter.wait(PATIENCE_S) == 130
+    time.sleep(3)
+    assert len(scene.announced()) == 2
+    (scene.directory / "hangs").unlink()
+    scene.wait_for(lambda: len(scene.announced()) == 1)
+    scene.wait_for(lambda: keeper not in [entry.pid for entry in scene.processes()])
 
 
 def test_a_wait_ends_soon_after_the_process_that_the_user_started_was_killed(scene: Scene) -> None:

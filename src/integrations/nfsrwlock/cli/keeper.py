@@ -183,6 +183,8 @@ def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
         sys.argv[0] = PROGRAM  # what `status` shows people
         try:
             _keep(request, channel)
+        except SystemExit:
+            pass  # nobody waits any more
         except Exception as error:
             channel.send(as_cli_error(error, request.conflict_code))
         channel.close()
@@ -206,8 +208,10 @@ def _keep(request: Request, channel: Channel) -> None:
     channel.send(program)
     if signals.nobody_waits():  # all this may have taken long
         return
-    locks.acquire(on_wait=lambda info: channel.send(_wish(info)), until=signals.nobody_waits)
-    signals.is_held = True
+    try:
+        locks.acquire(on_wait=lambda info: channel.send(_wish(info)), until=signals.nobody_waits)
+    finally:
+        signals.may_end = False
     lost = ""
     try:
         with locks:
@@ -286,8 +290,8 @@ class _Signals:
 
     def __init__(self, channel: Channel, *, can_give_back: bool) -> None:
         self._channel = channel
-        #: Whether the locks are held: then a guard that has gone is another matter.
-        self.is_held = False
+        #: Whether one ends a keeper whose guard has gone: not once the locks are held, or given up.
+        self.may_end = True
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
         signal.signal(GIVE_BACK, self._on_signal if can_give_back else signal.SIG_IGN)
@@ -301,7 +305,7 @@ class _Signals:
 
     def _on_signal(self, signum: int, _frame: object) -> None:
         self._channel.send(signal.Signals(signum))
-        if not self.is_held and self.nobody_waits():
+        if self.may_end and self.nobody_waits():
             raise SystemExit
 
 
