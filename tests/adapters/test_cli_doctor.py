@@ -411,6 +411,27 @@ def test_a_report_to_share_that_cannot_be_written_is_told_before_the_races(scene
     assert "none/shared.json" in result.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_report_to_share_that_could_not_be_written_says_what_and_what_to_do(scene: Scene) -> None:
+    result = scene.run("doctor", "--json", "--rounds", "10", "--report", "/dev/full", ".")
+    assert (result.returncode, len(json.loads(result.stdout))) == (1, 1)
+    assert result.stderr == (
+        "nfsrwlock: the report could not be written to /dev/full: No space left on device; "
+        "name another file with --report\n"
+    )
+
+
+def test_a_report_to_share_is_replaced_by_a_new_one_and_by_nothing_else(scene: Scene) -> None:
+    shared = scene.directory / "shared.json"
+    shared.write_text("an earlier one")
+    options = ("--rounds", "10", "--report", "shared.json")
+    for refused in (["--peer", ".", "data"], ["--rounds", "0", "."], [], ["missing/data"]):
+        assert scene.run("doctor", *options, *refused).returncode == 2
+        assert shared.read_text() == "an earlier one"
+    assert scene.run("doctor", *options, ".").returncode == 0
+    assert len(json.loads(shared.read_text())) == 1
+
+
 @pytest.mark.parametrize("by", ["directory", "link"])
 def test_what_was_put_in_its_place_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     from nfsrwlock.doctor import scratch as module

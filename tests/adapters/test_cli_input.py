@@ -174,6 +174,15 @@ def test_a_time_out_counts_while_a_mere_look_hangs(
     wait_until(lambda: keepers() == [])
 
 
+@pytest.mark.parametrize("options", [[], ["--timeout", "inf"]])
+def test_without_a_time_out_no_silence_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(guard, "_ANSWER_SECONDS", -1e6)
+    assert main(["run", "--read", "data", *options, "--", "true"]) == 0
+
+
 def test_parents_makes_missing_directories(scene: Scene) -> None:
     assert scene.run("run", "--write", "a/b/data", "--parents", "--", "true").returncode == 0
     assert (scene.directory / "a" / "b" / "data.rwlock").is_dir()

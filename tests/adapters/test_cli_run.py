@@ -14,9 +14,11 @@ import pytest
 
 from actors import PATIENCE_S
 from adapters.cli_scene import PROGRAM, QUICK, SHORT, TICKING, Scene, scene
+from adapters.test_cli_doctor import environment_of
 from nfsrwlock import SoftReadWriteLock
 from nfsrwlock.cli import keeper
 from nfsrwlock.cli.keeper import Request
+from nfsrwlock.cli.signals import FORWARDED, Signals
 from nfsrwlock.leash import OnExpiry
 from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME
@@ -194,6 +196,25 @@ def test_a_signal_ends_the_wait_and_leaves_nothing_behind(scene: Scene, signum: 
     assert not scene.exists("ran")
 
 
+@pytest.mark.parametrize("options", [(), ("--timeout", "600")])
+def test_a_wait_that_ends_while_the_server_hangs_is_withdrawn_when_it_is_back(
+    scene: Scene, options: tuple[str, ...]
+) -> None:
+    scene.hold("write")
+    scene.environment |= environment_of("rmdir hangs")
+    waiter = scene.start("run", "--write", "data", *options, "--", "touch", "ran")
+    scene.wait_for(lambda: len(scene.announced()) == 2)
+    keeper = scene.keeper(waiter)
+    (scene.directory / "hangs").touch()
+    waiter.send_signal(signal.SIGINT)
+    assert waiter.wait(PATIENCE_S) == 130
+    time.sleep(3)
+    assert len(scene.announced()) == 2
+    (scene.directory / "hangs").unlink()
+    scene.wait_for(lambda: len(scene.announced()) == 1)
+    scene.wait_for(lambda: keeper not in [entry.pid for entry in scene.processes()])
+
+
 def test_a_wait_ends_soon_after_the_process_that_the_user_started_was_killed(scene: Scene) -> None:
     scene.hold("read")
     waiter = scene.start("run", "--write", "data", "--poll", "0.1", "--", "touch", "ran")
@@ -207,8 +228,8 @@ def test_a_wait_ends_soon_after_the_process_that_the_user_started_was_killed(sce
 
 
 def test_a_wait_between_long_looks_is_ended_soon_as_well(scene: Scene) -> None:
-    scene.hold("read")
-    waiter = scene.start("run", "--write", "data", "--poll", "60", "--", "touch", "ran")
+    scene.hold("read", "data", "--heartbeat", "600", "--stale", "3000")  # of a short lease, looks are not far apart
+    waiter = scene.start("run", "--write", "data", "--poll", "600", "--stale", "3000", "--", "touch", "ran")
     scene.wait_for(lambda: len(scene.announced()) == 2)
     time.sleep(0.5)
     waiter.terminate()
@@ -252,6 +273,13 @@ def test_a_suspended_wait_is_not_given_the_lock_behind_its_users_back(scene: Sce
 
 
 # Signals
+
+
+def test_the_end_of_a_child_only_wakes() -> None:
+    with Signals(FORWARDED) as signals:
+        os.kill(os.getpid(), signal.SIGCHLD)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.wait(PATIENCE_S) == [signal.SIGUSR1]
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2"])

@@ -342,6 +342,27 @@ def test_a_lock_that_has_gone_since_it_was_found_is_no_error(
     assert (look.found, look.code, capsys.readouterr().err) == ({}, 0, "")
 
 
+@pytest.mark.parametrize("form", [(), ("--json",), ("--metrics",)])
+def test_a_directory_that_cannot_be_listed_does_not_hide_the_others(scene: Scene, form: tuple[str, ...]) -> None:
+    scene.hold("read")
+    here = os.path.realpath(scene.directory)
+    shown = scene.run("status", "-r", *form, "nowhere", ".", "nowhere/else")
+    assert shown.returncode == 2
+    assert [line.partition(" cannot be searched")[0] for line in shown.stderr.splitlines()] == [
+        f"nfsrwlock: '{here}/nowhere'",
+        f"nfsrwlock: '{here}/nowhere/else'",
+    ]
+    assert f"{here}/data" in shown.stdout
+    if form == ("--json",):
+        failed, found, failed_too = json.loads(shown.stdout)
+        assert (failed["lock_file"], found["lock_file"], failed_too["lock_file"]) == (
+            "nowhere",
+            f"{here}/data",
+            "nowhere/else",
+        )
+        assert "cannot be searched" in failed["error"]
+
+
 def test_locks_that_nobody_uses_are_pruned_and_the_others_are_named(scene: Scene) -> None:
     for path in ("data", "idle"):
         assert scene.run("run", "--write", path, "--", "true").returncode == 0

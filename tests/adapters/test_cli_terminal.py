@@ -216,6 +216,10 @@ def test_a_spinner_shows_who_is_in_the_way_and_vanishes(shell: Shell, scene: Sce
     shell.ready()
 
 
+def test_who_need_not_wait_is_shown_nothing(shell: Shell) -> None:
+    assert "\x1b" not in shell.do("nfsrwlock run --read data -- true")
+
+
 def test_a_wait_in_the_background_is_one_line_and_no_spinner(shell: Shell, scene: Scene) -> None:
     scene.hold("write")
     shell.enter("nfsrwlock run --read data -- true &")  # whether the prompt or the message comes first is open

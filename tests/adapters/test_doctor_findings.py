@@ -287,6 +287,8 @@ NFS3 = NFS4.replace("4.2", "3")
         (NFS3.format("hard"), {}),
         (NFS4.format("hard,nocto"), {"option-nocto": "warning"}),
         (NFS3.format("hard,nocto"), {"option-nocto": "unfit"}),
+        (NFS4.format("hard,nordirplus"), {}),
+        (NFS3.format("hard,nordirplus"), {"option-nordirplus": "warning"}),
         (NFS4.format("hard,noac"), {"option-noac": "note"}),
         (NFS4.replace("acdirmax=60", "acdirmax=600").format("hard,lookupcache=none"), {}),
         (NFS4.format("soft"), {"option-soft": "warning"}),

@@ -102,6 +102,12 @@ def mkdir_hangs(path: Any, *args: Any, **kwargs: Any) -> None:
     _mkdir(path, *args, **kwargs)
 
 
+def rmdir_hangs(path: Any, *args: Any, **kwargs: Any) -> None:
+    while os.path.exists(os.path.join(os.environ["NFSRWLOCK_TEST"], "hangs")):
+        time.sleep(0.05)
+    _rmdir(path, *args, **kwargs)
+
+
 _open_file = builtins.open
 
 
@@ -163,6 +169,8 @@ def _tell(lie: str) -> None:
         builtins.open = files_look_empty
     elif lie == "mkdir hangs":
         os.mkdir = mkdir_hangs
+    elif lie == "rmdir hangs":
+        os.rmdir = rmdir_hangs
     elif lie == "it is another host":
         builtins.open = boot_id_of_another_host
     elif lie == "it is another host, where files stay old":

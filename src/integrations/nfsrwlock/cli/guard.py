@@ -6,11 +6,10 @@ What is guarded is the command of ``run``, or the process that ``hold`` was aske
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import time
-from typing import Final, Literal
+from typing import Final
 
 from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted
@@ -19,11 +18,11 @@ from nfsrwlock.cli.waiting import FRAME_SECONDS, ODD_SECONDS, Progress
 from nfsrwlock.leash import Leash, now
 from nfsrwlock.processes import Entry
 from nfsrwlock.text import say
-from nfsrwlock_core import HoldStatus, WaitInfo
+from nfsrwlock_core import HoldStatus
 
 #: The engine answers within a few seconds after its time-out, whatever the file server does.
 _ANSWER_SECONDS: Final = 6.0
-_SILENCE: Final = "nothing so far"
+_SILENCE: Final = "the file system answers nothing so far"
 
 
 def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
@@ -40,23 +39,22 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
     path = request.paths[0]
     progress = Progress()
     began = time.monotonic()
-    timeout = request.settings["timeout"]
-    until = began + (math.inf if timeout < 0 else timeout) + _ANSWER_SECONDS
+    until = began + request.settings["timeout"] + _ANSWER_SECONDS
     try:
         while True:
             for signum in signals.wait(FRAME_SECONDS, keeper.channel):
                 if signum == signal.SIGTSTP:
                     _suspend_the_wait(keeper)
                     until = max(until, time.monotonic() + _ANSWER_SECONDS)  # let the keeper speak first
-                elif signum not in (signal.SIGCHLD, signal.SIGCONT):
+                elif signum != signal.SIGCONT:
                     keeper.cancel()
                     raise Interrupted(signum)
             for message in keeper.channel.receive():
                 match message:
-                    case WaitInfo():
-                        progress.update(message)
-                    case str(program):
-                        keeper.program = program
+                    case str() if keeper.program is None:
+                        keeper.program = message
+                    case str():
+                        progress.wish = message
                     case CliError():
                         raise message
                     case signal.Signals() if message != GIVE_BACK:
@@ -71,11 +69,10 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
             if keeper.channel.closed:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
             waited = time.monotonic() - began
-            if waited > ODD_SECONDS and progress.info is None:
-                mode: Literal["read", "write"] = "write" if request.write else "read"
-                progress.update(WaitInfo(lock_file=path, mode=mode, waited=waited, blockers=(), trouble=_SILENCE))
+            if waited > ODD_SECONDS and not progress.wish:
+                progress.wish = f"to {'write' if request.write else 'read'} {path}: {_SILENCE}"
             if time.monotonic() > until:
-                keeper.leave()
+                keeper.cancel()
                 raise CliError(
                     f"the lock on {path!r} could not be acquired in time: the file system has not "
                     f"answered for {waited:.0f} s; find out whether its server is up",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import time
 from collections.abc import Sequence
@@ -54,17 +53,17 @@ def _find(pid: int, on_expiry: OnExpiry) -> Process:
         )
     try:
         process = Process(pid)
+        if process.ended:
+            raise ProcessLookupError
         if on_expiry is not OnExpiry.IGNORE:
             os.kill(pid, 0)
     except ProcessLookupError:
-        raise CliError(f"--pid {pid}: there is no such process; name one that runs, such as $$ in a shell") from None
+        raise CliError(f"--pid {pid}: no such process runs; name one that does, such as $$ in a shell") from None
     except PermissionError:
         raise CliError(
             f"--pid {pid}: that process is not yours, so it could not be stopped when the hold ends; "
             "name one of yours, or accept that with --on-expiry=ignore"
         ) from None
-    if process.ended:
-        raise CliError(f"--pid {pid}: that process has ended; name one that runs, such as $$ in a shell")
     return process
 
 
@@ -97,7 +96,7 @@ class _Guard(Guard):
         return [] if self._process.ended else family([self._process.pid], spare=[self.keeper.pid])
 
     def on_signal(self, signum: int) -> None:
-        if signum != signal.SIGCHLD and not self._process.ended:
+        if not self._process.ended:
             send(self._process.pid, signum)
 
 

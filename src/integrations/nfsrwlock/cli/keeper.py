@@ -15,6 +15,7 @@ the locks. The keeper is forked before there is a lock or a thread, because a fo
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -25,11 +26,10 @@ from typing import Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
-from nfsrwlock.cli.preparing import directory_of_lock, find_program
 from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send
-from nfsrwlock.text import PROGRAM, flush
+from nfsrwlock.text import PROGRAM, flush, printable
 from nfsrwlock_core import (
     HoldStatus,
     LockError,
@@ -92,9 +92,9 @@ class Request:
 
 
 # What the keeper tells the guard. First the program that the command's name stands for: then all that there is to look
-# at was looked at. While the locks are not free yet it sends a WaitInfo; if they cannot be had, the CliError to end
-# with; and each of the Signals that somebody sends it, for `status` shows its number. What the guard tells the keeper:
-# the number of the process that it guards, and HoldStatus.FREE when that has ended.
+# at was looked at. While the locks are not free yet, what the wait is for, as text; if they cannot be had, the CliError
+# to end with; and each of the Signals that somebody sends it, for `status` shows its number. What the guard tells the
+# keeper: the number of the process that it guards, and HoldStatus.FREE when that has ended.
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Keeper:
         self.request = request
         #: What the command's name stands for; ``None`` as long as the keeper only looks, and has made nothing.
         self.program: str | None = None
-        self.channel, theirs = map(Channel, socket.socketpair())
+        self.channel, theirs = map(Channel, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         flush()
         self.pid = os.fork()
         if self.pid == 0:
@@ -135,20 +135,18 @@ class Keeper:
         theirs.close()
 
     def cancel(self) -> None:
-        """Give up waiting: have what was announced withdrawn, and end the keeper."""
+        """
+        Give up waiting: have what was announced withdrawn, and end the keeper.
+
+        One that hangs is not waited for. If it has made something, it stays to withdraw that.
+        """
         self.channel.close()
         # The later ones are for one that sleeps longer than that, and one that the file server hangs.
-        for signum in (signal.SIGCONT, signal.SIGTERM, signal.SIGKILL):
+        signals = [signal.SIGCONT, signal.SIGTERM, *([signal.SIGKILL] if self.program is None else [])]
+        for signum in signals:
             os.kill(self.pid, signum)
             if self._has_ended_within(_CANCEL_GRACE_SECONDS):
                 return
-
-    def leave(self) -> None:
-        """Go without waiting for it: it hangs. If it has made something, it stays to withdraw that."""
-        self.channel.close()
-        if self.program is None:
-            os.kill(self.pid, signal.SIGKILL)
-            self._has_ended_within(_CANCEL_GRACE_SECONDS)
 
     def _has_ended_within(self, seconds: float) -> bool:
         limit = time.monotonic() + seconds
@@ -185,6 +183,8 @@ def _keep_and_exit(request: Request, channel: Channel) -> NoReturn:
         sys.argv[0] = PROGRAM  # what `status` shows people
         try:
             _keep(request, channel)
+        except SystemExit:
+            pass  # nobody waits any more
         except Exception as error:
             channel.send(as_cli_error(error, request.conflict_code))
         channel.close()
@@ -200,20 +200,22 @@ def _keep(request: Request, channel: Channel) -> None:
         raise CliError(
             "there is no /proc, without which nothing can be stopped if the lock is lost: mount it (proc(5))"
         )
-    if not request.parents:
-        for path in request.paths:
-            directory_of_lock(path, request.settings["lock_dir"])
-    program = find_program(request.command) if request.command else ""
     locks = LockSet(request.read, request.write, limited=request.limited, **request.settings)
+    if not request.parents:
+        for lock in locks.locks:
+            home_of_lock(lock.lock_path)
+    program = _find_program(request.command) if request.command else ""
     channel.send(program)
     if signals.nobody_waits():  # all this may have taken long
         return
-    locks.acquire(on_wait=signals.nobody_waits, until=signals.nobody_waits)
-    signals.at_once = False
+    try:
+        locks.acquire(on_wait=lambda info: channel.send(_wish(info)), until=signals.nobody_waits)
+    finally:
+        signals.may_end = False
     lost = ""
     try:
         with locks:
-            _hold(request, locks, signals, channel)
+            _hold(request, locks, channel)
     except LockLostError as error:
         lost = str(error)
     channel.send(Hold(HoldStatus.FREE, 0.0, lost))
@@ -222,6 +224,36 @@ def _keep(request: Request, channel: Channel) -> None:
         # A process that goes on is killed before whoever waits for the end of this one goes on.
         readable(channel.fileno(), seconds=request.tick)
         channel.receive()
+
+
+def home_of_lock(lock_path: str, remedy: str = "correct the path, or have it made with --parents") -> str:
+    """
+    Return the directory in which ``lock_path`` lies: a missing one is more often a typing error than a wish.
+
+    :param remedy: what to do if it is missing
+    :raises CliError: it is missing, or no directory
+    """
+    home = os.path.dirname(lock_path)
+    if not os.path.isdir(home):
+        problem = "is not a directory; correct the path" if os.path.lexists(home) else f"does not exist; {remedy}"
+        raise CliError(f"{printable(home)}, where the lock would be, {problem}")
+    return home
+
+
+def _find_program(name: str) -> str:
+    """
+    Find the command as a shell does, before anybody is made to wait for a lock that it cannot use.
+
+    :raises CliError: with code 127 if it does not exist, 126 if it cannot be executed
+    """
+    if (found := shutil.which(name)) is not None:
+        return found
+    if os.sep in name and os.path.isdir(name):
+        raise CliError(f"{name}: is a directory", Exit.NOT_EXECUTABLE)
+    if name and (unusable := shutil.which(name, mode=os.F_OK)) is not None:
+        raise CliError(f"{unusable}: permission denied (not executable)", Exit.NOT_EXECUTABLE)
+    reason = "no such file or directory" if os.sep in name else "command not found"
+    raise CliError(f"{name}: {reason}", Exit.NOT_FOUND)
 
 
 def outlast_the_server(request: Request) -> None:
@@ -258,39 +290,26 @@ class _Signals:
 
     def __init__(self, channel: Channel, *, can_give_back: bool) -> None:
         self._channel = channel
-        self._arrived: list[int] = []
-        #: Whether a signal is passed on when it comes: not in the middle of a message, nor once the locks are held.
-        self.at_once = True
+        #: Whether one ends a keeper whose guard has gone: not once the locks are held, or given up.
+        self.may_end = True
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
         signal.signal(GIVE_BACK, self._on_signal if can_give_back else signal.SIG_IGN)
         for signum in (signal.SIGQUIT, signal.SIGUSR2, signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP):
             signal.signal(signum, signal.SIG_DFL)
 
-    def pass_on(self) -> None:
-        """Tell the guard what has arrived."""
-        while self._arrived and self._channel.send(signal.Signals(self._arrived[0])):
-            del self._arrived[0]
-
-    def nobody_waits(self, *reports: WaitInfo) -> bool:
-        """Send the guard ``reports`` and what has arrived; return whether it is gone."""
-        self.at_once = False
-        try:
-            for info in reports:
-                self._channel.send(info)
-            self.pass_on()
-            self._channel.receive()
-            return self._channel.closed
-        finally:
-            self.at_once = True
+    def nobody_waits(self) -> bool:
+        """Return whether the guard is gone."""
+        self._channel.receive()
+        return self._channel.closed
 
     def _on_signal(self, signum: int, _frame: object) -> None:
-        self._arrived.append(signum)
-        if self.at_once and self.nobody_waits():
+        self._channel.send(signal.Signals(signum))
+        if self.may_end and self.nobody_waits():
             raise SystemExit
 
 
-def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel) -> None:
+def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
     """Report the hold to the guard until it says that the work is done; do its work where it has died."""
     subject: Process | None = None
     reported = Hold(HoldStatus.FREE, 0.0)
@@ -301,7 +320,6 @@ def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel)
         has_changed = hold.status is not reported.status or hold.deadline > reported.deadline + request.tick / 2
         if has_changed and channel.send(hold):
             reported = hold
-        signals.pass_on()
         readable(channel.fileno(), seconds=request.tick)
         for message in channel.receive():
             if isinstance(message, int):
@@ -311,6 +329,11 @@ def _hold(request: Request, locks: LockSet, signals: _Signals, channel: Channel)
                 return
     if subject is not None:
         _be_the_guard(request, subject)
+
+
+def _wish(info: WaitInfo) -> str:
+    who = info.describe()
+    return f"to {info.mode} {info.lock_file}{f': {who}' if who else ''}"
 
 
 def _look(locks: LockSet) -> Hold:

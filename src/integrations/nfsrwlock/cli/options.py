@@ -148,7 +148,7 @@ def request(
         limited=limited,
         on_expiry=OnExpiry(on_expiry),
         settings={
-            "timeout": 0.0 if nonblock else -1.0 if timeout is None or math.isinf(timeout) else timeout,
+            "timeout": 0.0 if nonblock else math.inf if timeout is None else timeout,
             "heartbeat_interval": beat,
             "stale_threshold": 3 * beat if stale is None else stale,
             "poll_interval": poll,

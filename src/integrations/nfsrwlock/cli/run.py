@@ -94,8 +94,6 @@ class _Run(Guard):
     # While it runs
 
     def on_signal(self, signum: int) -> None:
-        if signum == signal.SIGCHLD:
-            return  # children are looked at after every signal anyway
         if signum == signal.SIGCONT:
             self._continue()
         elif signum in TERMINATING and self.leash.tight:
@@ -149,7 +147,7 @@ class _Run(Guard):
         """Guard the command to its end, then release the locks; return the exit code of ``run``."""
         self.until_it_ends()
         assert self._status is not None
-        had_terminal = self._terminal.take_back(ended=True, repair=os.WIFSIGNALED(self._status))
+        had_terminal = self._terminal.take_back(self._status)
         code = os.waitstatus_to_exitcode(self._status)
         is_interrupted = code == -signal.SIGINT
         code = 128 - code if code < 0 else code

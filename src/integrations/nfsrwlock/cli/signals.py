@@ -50,11 +50,15 @@ class Signals:
         self._writer.close()
 
     def wait(self, seconds: float, channel: Channel | None = None) -> list[int]:
-        """Sleep until a signal or a message arrives, for at most so long; return the signals as they arrived."""
+        """
+        Sleep until a signal or a message arrives, or a child ends or stops, for at most so long.
+
+        :returns: the signals as they arrived, without SIGCHLD
+        """
         other = None if channel is None or channel.closed else channel.fileno()
         readable(self._reader.fileno(), other, seconds=seconds)
         with suppress(BlockingIOError):
-            return list(self._reader.recv(4096))
+            return [signum for signum in self._reader.recv(4096) if signum != signal.SIGCHLD]
         return []
 
     def for_the_command(self) -> None:

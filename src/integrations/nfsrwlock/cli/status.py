@@ -9,11 +9,10 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
-from nfsrwlock.cli.outcome import Exit
+from nfsrwlock.cli.outcome import Exit, as_cli_error
 from nfsrwlock.text import console, duration, one_line, printable, say
 from nfsrwlock_core import LockError, LockPathError, LockState, PeerInfo, find_locks, inspect
 
@@ -67,7 +66,7 @@ class Look:
         self.searches = find is not None
         self._find = find or (lambda path: [path])
         self._lock_dir = "" if self.searches else lock_dir
-        self._idle = idle or not self.searches
+        self._idle = idle
         self._may_come = may_come
         #: What the latest look has found, by path: the lock's state, or what kept it from that.
         self.found: dict[str, LockState | str] = {}
@@ -76,25 +75,33 @@ class Look:
     def __call__(self, *, aloud: bool = True) -> list[LockState]:
         """Return the states of those locks that could be looked at; ``aloud``: say what has newly gone wrong."""
         former, self.found, self.code = self.found, {}, Exit.OK
-        for path in chain.from_iterable(map(self._find, self._paths)):
-            known = former.get(path)
-            try:
-                state = inspect(path, lock_dir=self._lock_dir, previous=known if isinstance(known, LockState) else None)
-                if not state.exists and self.searches:
-                    continue  # it has been removed since it was found
-                if not (state.exists or self._may_come or os.path.lexists(path)):
-                    raise LockPathError(path, "does not exist, and nobody has ever locked it", "correct the path")
-                if self._idle or state.holders or state.waiters:
-                    self.found[path] = state
-            except (LockError, OSError) as error:
-                self.found[path] = str(error)
-                self.code = max(self.code, Exit.BAD_INPUT if isinstance(error, LockPathError) else Exit.FAILED)
-                if aloud and known != str(error):
-                    say(str(error))
+        for top in self._paths:
+            with self._noted(top, former, aloud):
+                for path in self._find(top):
+                    with self._noted(path, former, aloud):
+                        self._inspect(path, former.get(path))
         states = [found for found in self.found.values() if isinstance(found, LockState)]
         if self.searches:  # the longest wait first
             states.sort(key=lambda state: min((peer.since or math.inf for peer in state.waiters), default=math.inf))
         return states
+
+    def _inspect(self, path: str, known: LockState | str | None) -> None:
+        state = inspect(path, lock_dir=self._lock_dir, previous=known if isinstance(known, LockState) else None)
+        if not (state.exists or self.searches or self._may_come or os.path.lexists(path)):
+            raise LockPathError(path, "does not exist, and nobody has ever locked it", "correct the path")
+        # One that was found and does not exist has been removed since.
+        if not self.searches or state.holders or state.waiters or (self._idle and state.exists):
+            self.found[path] = state
+
+    @contextlib.contextmanager
+    def _noted(self, path: str, former: Mapping[str, LockState | str], aloud: bool) -> Iterator[None]:
+        try:
+            yield
+        except (LockError, OSError) as error:
+            self.found[path] = str(error)
+            self.code = max(self.code, as_cli_error(error).code)
+            if aloud and former.get(path) != str(error):
+                say(str(error))
 
 
 def below(directory: str) -> list[str]:

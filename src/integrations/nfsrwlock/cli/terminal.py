@@ -51,21 +51,21 @@ class Terminal:
             os.tcsetpgrp(self._descriptor, group)
         self._given_to = group
 
-    def take_back(self, ended: bool = False, repair: bool = False) -> bool:
+    def take_back(self, status: int | None = None) -> bool:
         """
         Put our own group into the foreground again, unless the shell that started us has taken it already.
 
-        :param ended: the command has ended, so a group that it put there itself (it was a shell) does not count
-        :param repair: also restore the modes from before; the command was killed and could not do it
+        :param status: with which the command has ended: then a group that it put there itself (it was a shell) does not
+            count, and the modes from before are restored if it was killed and could not do it
         :returns: whether the command had it
         """
         was_given = self.given
         others = (None, self._own_group, os.getsid(0))
-        if was_given or (ended and self._given_to is not None and self._foreground() not in others):
+        if was_given or (status is not None and self._given_to is not None and self._foreground() not in others):
             with suppress(OSError):
                 os.tcsetpgrp(self._descriptor, self._own_group)
             self._given_to = None
-            if repair and self._modes is not None:
+            if status is not None and os.WIFSIGNALED(status) and self._modes is not None:
                 with suppress(termios.error):
                     termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._modes)
         return was_given

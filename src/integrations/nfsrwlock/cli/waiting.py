@@ -10,13 +10,10 @@ import os
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.text import duration, one_line, say
-
-if TYPE_CHECKING:
-    from nfsrwlock_core import WaitInfo
 
 _LINE_EVERY_SECONDS: Final = 60.0
 #: A wait of which nothing is heard for as long as this is odd.
@@ -26,56 +23,42 @@ _SPINNER: Final = "|/-\\"
 
 
 class Progress:
-    """Shows one wait. Nothing is printed before :meth:`update`; :meth:`close` leaves the terminal as it was."""
+    """Shows one wait, once there is a :attr:`wish`; :meth:`close` leaves the terminal as it was."""
 
     def __init__(self) -> None:
-        #: The latest news; without any there was no reason to show anything.
-        self.info: WaitInfo | None = None
-        self._began = self._line_due = time.monotonic()
-        self._draws = False
-
-    def update(self, info: WaitInfo) -> None:
-        """There is (new) reason to wait."""
-        if self.info is None:
-            self._began = self._line_due = time.monotonic()
-            # A spinner disturbs nobody there.
-            can_draw = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-            self._draws = can_draw and Terminal().in_foreground
-        self.info = info
-        self.frame()
+        #: What is waited for, by the latest news; empty as long as there is no reason to show anything.
+        self.wish = ""
+        self._began = time.monotonic()
+        #: When the next line is due, in seconds from then; 0: nothing has been said.
+        self._line_due = 0.0
+        # A spinner disturbs nobody there.
+        can_draw = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._draws = can_draw and Terminal().in_foreground
 
     def frame(self) -> None:
         """Show the time that has passed."""
-        if self.info is None:
-            return
         passed = time.monotonic() - self._began
-        if self._draws:
+        if self.wish and self._draws:
             from rich.cells import set_cell_size  # noqa: PLC0415 - a free lock is taken in less time than an import
 
             spinner = _SPINNER[int(passed / FRAME_SECONDS) % len(_SPINNER)]
-            text = one_line(f"{spinner} waiting {duration(float(int(passed)))} {_text(self.info)}")
+            text = one_line(f"{spinner} waiting {duration(float(int(passed)))} {self.wish}")
             _draw(set_cell_size(text, (os.get_terminal_size(2).columns or 80) - 1))
-        elif time.monotonic() >= self._line_due:
+        elif self.wish and passed >= self._line_due:
+            say(f"waiting {f'{duration(passed)} ' if self._line_due else ''}{self.wish}")
             self._line_due += _LINE_EVERY_SECONDS
-            say(f"waiting {f'{duration(passed)} ' if passed >= 1 else ''}{_text(self.info)}")
 
     def acquired(self, *, always: bool) -> None:
-        """Report the grant, where a wait was announced or ``always``."""
-        announced = self.info is not None and not self._draws
+        """Report the grant, where a line has said that it is waited for, or ``always``."""
         self.close()
-        if always or announced:
+        if always or self._line_due:
             say(f"acquired after {duration(time.monotonic() - self._began)}")
 
     def close(self) -> None:
         """End the display; nothing of the spinner remains."""
-        if self._draws:
+        if self.wish and self._draws:
             _draw("\x1b[K")
-        self._draws, self.info = False, None
-
-
-def _text(info: WaitInfo) -> str:
-    who = info.describe()
-    return f"to {info.mode} {info.lock_file}{f': {who}' if who else ''}"
+        self.wish = ""
 
 
 def _draw(line: str) -> None:

@@ -28,7 +28,7 @@ from nfsrwlock.doctor import filesystems
 from nfsrwlock.doctor.rendezvous import alone, lead
 from nfsrwlock.doctor.report import Check, Level, Report, show
 from nfsrwlock.doctor.scratch import Scratch, home_of, left_behind
-from nfsrwlock.text import flush, printable, say
+from nfsrwlock.text import printable, say
 from nfsrwlock_core import LockError, SoftReadWriteLock
 from nfsrwlock_core.system.mounts import Mount, mount_of, requests_of
 from nfsrwlock_core.system.paths import lock_path_of
@@ -66,19 +66,19 @@ def doctor(
 
     :param peer: do it together with a second node
     :param timeout: how long to wait for the second node, or for an answer of the file system, seconds
-    :param to_share: where to write what may be shown to others, as JSON
+    :param to_share: where to write what may be shown to others, as JSON, in place of what is there
     :param rounds: of each race
     :param processes: that race, on each host
+    :raises CliError: ``to_share`` could not be written
     """
     compare = partial(lead, wait_seconds=timeout or _PEER_SECONDS) if peer else alone
     patience = _ANSWER_SECONDS if timeout is None or peer else timeout
     reports: list[Report] = []
     codes: set[int] = set()
-    hangs = False
     for path in dict.fromkeys(paths):
         examination = _Examination(path, lock_dir, partial(compare, rounds=rounds, processes=processes))
         try:
-            hangs |= examination.hangs(patience)
+            examination.wait(patience)
         except CliError as error:
             codes.add(error.code)
             say(str(error))
@@ -91,13 +91,21 @@ def doctor(
             show(examination.report)
     if as_json:
         print(json.dumps([report.to_dict() for report in reports], indent=2))
-    if to_share is not None:
-        print(json.dumps([report.shareable().to_dict() for report in reports], indent=2), file=to_share, flush=True)
-    code = min(codes - {Exit.OK}, default=Exit.OK)
-    if hangs:  # what hangs would hang the end of this process, too
-        flush()
-        os._exit(code)
-    return code
+    if to_share is not None and reports:
+        _replace(to_share, json.dumps([report.shareable().to_dict() for report in reports], indent=2))
+    return min(codes - {Exit.OK}, default=Exit.OK)
+
+
+def _replace(file: IO[str], text: str) -> None:
+    try:
+        if os.path.isfile(file.name):  # of a device or a pipe, nothing is there to be replaced
+            file.truncate(0)
+        print(text, file=file, flush=True)
+    except OSError as error:
+        raise CliError(
+            f"the report could not be written to {file.name}: {error.strerror}; name another file with --report",
+            Exit.FAILED,
+        ) from None
 
 
 class _Examination:
@@ -117,9 +125,9 @@ class _Examination:
         self._scratch: str | None = None
         self._stopped = threading.Event()
 
-    def hangs(self, patience: float) -> bool:
+    def wait(self, patience: float) -> None:
         """
-        Examine, and return whether the file system has not answered for ``patience`` seconds.
+        Examine, until all is done or the file system has not answered for ``patience`` seconds.
 
         :raises CliError: there is no such directory, the second node did not come or stay, or something failed
         :raises Interrupted: a signal came
@@ -127,7 +135,7 @@ class _Examination:
         with Signals(TERMINATING) as signals:
             end = submit(self._run)
             while not end.done():
-                for signum in TERMINATING.intersection(signals.wait(_LOOK_SECONDS)):
+                for signum in signals.wait(_LOOK_SECONDS):
                     self._stopped.set()
                     wait([end], _CLEAN_UP_SECONDS)
                     if self._scratch is not None:
@@ -140,12 +148,11 @@ class _Examination:
                     text = f"No answer for {silent:.0f} s while {self._doing}.{left}"
                     remedy = "Find out whether the file server is up and can be reached; then try again."
                     self.report.checks.append(Check("answers", Level.UNFIT, text, remedy))
-                    return True
+                    return
         try:
             end.result()
         except Exception as error:  # what did not come to its end must not end in a verdict
             raise as_cli_error(error) from None
-        return False
 
     def _run(self) -> None:
         report = self.report

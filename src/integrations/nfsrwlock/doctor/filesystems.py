@@ -120,6 +120,12 @@ def _options(mount: Mount) -> Iterator[Check]:
             f"{mount.number('acdirmax') or 60} s late (28 s were seen), and {seen} was read in its old version."
         )
         yield _known("option-nocto", Level.UNFIT if old else Level.WARNING, text, "Mount without nocto.", basis="lab")
+    if "nordirplus" in given and mount.text("vers") == "3":
+        text = (
+            "nordirplus: what was looked for in vain may stay missing, although it is listed (7 of 10 new names did). "
+            "Locks hold. But programs, fetch and the adapters may not find what another host has made."
+        )
+        yield _known("option-nordirplus", Level.WARNING, text, "Mount without nordirplus.", basis="lab")
     if "noac" in given or mount.number("acdirmax") == 0:
         text = "noac (or actimeo=0): not needed by the locks, and expensive: 29 requests for a read lock instead of 4."
         yield _known("option-noac", Level.NOTE, text, basis="lab")

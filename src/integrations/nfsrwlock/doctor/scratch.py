@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Self
 
+from nfsrwlock.cli.keeper import home_of_lock
 from nfsrwlock.cli.outcome import CliError, Exit
-from nfsrwlock.cli.preparing import directory_of_lock
 from nfsrwlock.doctor.report import Check, Level
 from nfsrwlock_core.system.directory import LockDirectory
+from nfsrwlock_core.system.paths import lock_path_of
 
 _PREFIX: Final = ".nfsrwlock-doctor-"
 _NAME: Final = re.compile(re.escape(_PREFIX) + "[0-9a-f]{12}")
@@ -37,7 +38,7 @@ def home_of(path: str, lock_dir: str | None) -> str:
     if not path:
         raise CliError("an empty path cannot be examined: check the variable in PATH")
     file = os.path.join(path, "file") if os.path.isdir(path) else path
-    return os.path.realpath(directory_of_lock(file, lock_dir, remedy="correct the path"))
+    return home_of_lock(lock_path_of(file, lock_dir), remedy="correct the path")
 
 
 def scratch_path(home: str, token: str) -> str:
