@@ -136,10 +136,10 @@ def test_a_journal_says_what_is_held_and_awaited(tmp_path: Path) -> None:
             assert waiter.acquire(timeout="50ms") is False
             thread = threading.Thread(target=waiter.acquire)
             thread.start()
-            both = {Entry(True, "write", held.path, None), Entry(False, "read", waiter.path, None)}
+            both = {Entry(True, "write", held.path, ""), Entry(False, "read", waiter.path, "")}
             wait_until(lambda: read_journal(path) == (os.getpid(), True, both))
         thread.join()
-        entries = {Entry(True, "write", held.path, None), Entry(True, "read", waiter.path, None)}
+        entries = {Entry(True, "write", held.path, ""), Entry(True, "read", waiter.path, "")}
         assert read_journal(path) == (os.getpid(), True, entries)
         waiter.release()
         activity.close_journal(path)
@@ -174,7 +174,7 @@ def test_a_zombie_counts_as_dead(tmp_path: Path) -> None:
 def test_who_is_killed_between_the_grant_and_its_note_has_held_the_lock(tmp_path: Path) -> None:
     program = (
         "import sys, time; from nfsrwlock import SoftReadWriteLock; from nfsrwlock.dask.journal import Entry, Journal\n"
-        "journal = Journal(sys.argv[1] + '.journal'); journal.write([Entry(False, 'write', sys.argv[1], None)])\n"
+        "journal = Journal(sys.argv[1] + '.journal'); journal.write([Entry(False, 'write', sys.argv[1], '')])\n"
         "SoftReadWriteLock(sys.argv[1]).acquire_write(); print('held', flush=True); time.sleep(60)\n"
     )
     path = tmp_path / "x"
@@ -192,7 +192,7 @@ def test_who_has_closed_its_files_but_is_not_dead_yet_is_looked_at_again(
     # As a process that is being killed, for a moment.
     program = (
         "import sys, time; from nfsrwlock.dask import Lock; from nfsrwlock.dask.journal import Entry, Journal\n"
-        "journal = Journal(sys.argv[1] + '.journal'); journal.write([Entry(True, 'write', sys.argv[1], None)])\n"
+        "journal = Journal(sys.argv[1] + '.journal'); journal.write([Entry(True, 'write', sys.argv[1], '')])\n"
         "lock = Lock(sys.argv[1]); lock.acquire(); journal.close(); print('held', flush=True); time.sleep(60)\n"
     )
     path, is_looked_at = tmp_path / "x", threading.Event()

@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     is_held: bool
     mode: str
     path: str
-    lock_dir: str | None
+    lock_dir: str
 
 
 class Journal:
