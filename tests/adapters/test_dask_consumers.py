@@ -382,6 +382,37 @@ def test_locks_of_every_shape_are_taken_for_a_time_or_not_at_all(tmp_path: Path,
         together.release()
 
 
+@pytest.mark.parametrize("kind", [filelock.FileLock, FileLock])
+def test_a_file_lock_is_one_member_at_one_place_however_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    for directory, spellings in (
+        (tmp_path, ("here/a", "./here/a", "link/a", str(tmp_path / "here" / "a"), "z")),
+        (tmp_path / "here", ("../z", "a", "./a")),
+    ):
+        monkeypatch.chdir(directory)
+        together = combine(*map(kind, spellings))
+        assert [Path(lock.lock_file).name for lock in together.locks] == ["a", "z"]
+        assert together.acquire(timeout=5) is True
+        together.release()
+
+
+def test_on_the_loop_a_combination_is_asked_like_its_members(client: Any, tmp_path: Path) -> None:
+    import distributed
+
+    async def task(together: Any, member: Any) -> list[Any]:
+        said = [await together.locked()]
+        async with member:
+            said.append(await together.locked())
+        return [*said, await together.locked()]
+
+    lock, theirs = Lock(tmp_path / "x"), distributed.Lock(str(tmp_path / "x"))
+    for member in (lock, theirs):
+        assert client.submit(task, combine(lock, theirs), member).result() == [False, True, False]
+
+
 @pytest.mark.parametrize("members", [(), (None,), ("lock",), (7,), (Lock,), (asyncio.Lock(),), (asyncio.Semaphore(),)])
 def test_what_cannot_be_combined_is_refused(members: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="lock"):

@@ -78,17 +78,14 @@ class Hold:
             try:
                 self._granted = await self._take(self.settings.reschedule_after if starts_over else seconds)
             except Timeout as busy:
-                if starts_over:
+                # A task that was cancelled may be wanted again by the time that this arrives: it starts over, too.
+                if starts_over or self._is_cancelled():
                     raise Reschedule(str(busy)) from None
-                if not self._is_cancelled():
-                    raise
-            else:
-                if not self._is_cancelled():
-                    return
+                raise
+            if self._is_cancelled():
                 with suppress(LockLostError):
                     await self._give_back(self.caller)
-            # Should the task be wanted again by the time that this arrives, it starts over: nobody sees an error.
-            raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
+                raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
 
     async def release(self, caller: Caller) -> None:
         """Give it back once, and with the last time the lock; anybody may. In a forked child nothing is done."""

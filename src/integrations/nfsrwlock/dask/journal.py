@@ -105,16 +105,15 @@ def _evict(entry: Entry, pid: int, held: set[Entry]) -> bool:
         held.add(entry)
     try:
         state = inspect(entry.path, lock_dir=entry.lock_dir)
-        ours = [peer for peer in (*state.holders, *state.waiters) if peer.pid == pid and peer.same_kernel]
-        for peer in ours:
-            if peer in state.holders:
-                held.add(entry)  # it may have been killed before it could write that down
-            if peer.alive is False:
+        for peer in (*state.holders, *state.waiters):
+            if peer.pid == pid and peer.same_kernel:
+                if peer in state.holders:
+                    held.add(entry)  # it may have been killed before it could write that down
                 break_lock(entry.path, token=peer.token, lock_dir=entry.lock_dir)
     except (LockError, OSError) as error:
-        logger.info("the lock on %r cannot be looked at: %s", entry.path, error)
+        logger.info("the lock on %r cannot be freed yet: %s", entry.path, error)
         return False
-    return not any(peer.alive for peer in ours)
+    return True
 
 
 def remove_journal(path: str) -> bool:
