@@ -173,8 +173,9 @@ def test_a_zombie_counts_as_dead(tmp_path: Path) -> None:
 
 def test_who_is_killed_between_the_grant_and_its_note_has_held_the_lock(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from nfsrwlock import SoftReadWriteLock; from nfsrwlock.dask.journal import Entry, Journal\n"
-        "journal = Journal(sys.argv[1] + '.journal'); journal.write([Entry(False, 'write', sys.argv[1], '')])\n"
+        "import sys, time; from nfsrwlock import SoftReadWriteLock\n"
+        "from nfsrwlock.dask.journal import Entry, open_journal, write_journal\n"
+        "write_journal(open_journal(sys.argv[1] + '.journal'), [Entry(False, 'write', sys.argv[1], '')])\n"
         "SoftReadWriteLock(sys.argv[1]).acquire_write(); print('held', flush=True); time.sleep(60)\n"
     )
     path = tmp_path / "x"
@@ -191,9 +192,11 @@ def test_who_has_closed_its_files_but_is_not_dead_yet_is_looked_at_again(
 ) -> None:
     # As a process that is being killed, for a moment.
     program = (
-        "import sys, time; from nfsrwlock.dask import Lock; from nfsrwlock.dask.journal import Entry, Journal\n"
-        "journal = Journal(sys.argv[1] + '.journal'); journal.write([Entry(True, 'write', sys.argv[1], '')])\n"
-        "lock = Lock(sys.argv[1]); lock.acquire(); journal.close(); print('held', flush=True); time.sleep(60)\n"
+        "import os, sys, time; from nfsrwlock.dask import Lock\n"
+        "from nfsrwlock.dask.journal import Entry, open_journal, write_journal\n"
+        "journal = open_journal(sys.argv[1] + '.journal')\n"
+        "write_journal(journal, [Entry(True, 'write', sys.argv[1], '')])\n"
+        "lock = Lock(sys.argv[1]); lock.acquire(); os.close(journal); print('held', flush=True); time.sleep(60)\n"
     )
     path, is_looked_at = tmp_path / "x", threading.Event()
     evicted: list[Any] = []
@@ -292,6 +295,25 @@ def test_held_and_awaited_locks_are_metrics_and_waits_are_measured(client: Any, 
     wait_until(lambda: metrics() == {""})
     wait_until(lambda: any(event["path"] == str(path) for event in events(client, "waited")))
     wait_until(lambda: client.run_on_scheduler(_measured))
+
+
+def test_a_path_that_is_no_text_is_shown_all_the_same(client: Any, tmp_path: Path) -> None:
+    path, go, shown = os.fsencode(tmp_path) + b"/x\xff", tmp_path / "go", f"{tmp_path}/x\\xff"
+    holder = client.submit(hold_until, Lock(path, **LONG), str(go), pure=False)
+    pid = pid_of_holder(os.fsdecode(path))
+    address = worker_of(client, pid)
+
+    def metric() -> str:
+        held: str = client.scheduler_info()["workers"][address]["metrics"]["nfsrwlock held"]
+        return held
+
+    wait_until(lambda: metric() == f"write {shown}")
+    waiter = client.submit(work_alone, Lock(path), str(tmp_path / "y"), "w", pure=False)
+    wait_until(lambda: any(event["path"] == shown for event in events(client, "waiting")))
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: any(event["path"] == shown for event in events(client, "evicted")))
+    go.touch()
+    client.gather([holder, waiter])
 
 
 def _measured(dask_scheduler: Any) -> bool:

@@ -176,8 +176,6 @@ async def _release_all(locks: Any, caller: Caller) -> list[Any]:
 
 
 def _is_locked(lock: Any) -> bool:
-    if isinstance(lock, Lock):
-        return lock._is_locked()
     if hasattr(lock, "locked"):
         return bool(lock.locked())
     if at_once(_take(lock, thread_caller(), 0.0)):

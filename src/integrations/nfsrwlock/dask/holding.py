@@ -27,10 +27,11 @@ from distributed.threadpoolexecutor import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
 from nfsrwlock.driving import done
+from nfsrwlock.text import printable
 from nfsrwlock_core import AsyncSoftReadWriteLock, LockLostError, LockSet, Timeout, WaitInfo, traced_as
 
 from .context import Caller, current_worker
-from .journal import Entry, Journal, remove_journal
+from .journal import Entry, open_journal, remove_journal, write_journal
 from .settings import OnContention, Settings
 
 #: Waits that are shorter are no news, seconds. One that lasts is reported then, and after ten times as long each.
@@ -213,7 +214,10 @@ class Activity:
         self.losses = 0
         #: Called with each event, from any thread.
         self.listeners: list[Callable[[Event], None]] = []
-        self._journals: dict[str, Journal] = {}
+        #: Their descriptors by their paths.
+        self._journals: dict[str, int] = {}
+        #: Those that nobody needs once nothing is held and awaited.
+        self._ending: set[str] = set()
 
     def waited_s(self) -> float:
         """Return how many seconds all callers together have waited, those that wait yet included."""
@@ -248,19 +252,19 @@ class Activity:
     def report(self, action: str, hold: Hold, **more: Any) -> None:
         """Pass on an event to whoever listens."""
         for listener in list(self.listeners):
-            listener({"action": action, "mode": hold.settings.mode, "path": hold.settings.path, **more})
+            listener({"action": action, "mode": hold.settings.mode, "path": printable(hold.settings.path), **more})
 
     def open_journal(self, path: str) -> None:
         """Keep a journal, from now on, of what is held and awaited."""
         with self.changing():
-            if path not in self._journals:
-                self._journals[path] = Journal(path)
-            self._journals[path].is_ending = False
+            self._ending.discard(path)
+            if path not in self._journals and (journal := open_journal(path)) is not None:
+                self._journals[path] = journal
 
     def close_journal(self, path: str) -> None:
         """Remove the journal as soon as nothing is held and awaited: until then somebody may look after our death."""
         with self.changing():
-            self._journals[path].is_ending = True
+            self._ending.add(path)
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -273,15 +277,15 @@ class Activity:
                     for is_held, holds in ((True, self.held), (False, self.awaited))
                     for hold in holds
                 ]
-                journal.write(entries)
-                if journal.is_ending and not entries:
-                    self._journals.pop(path).close()
+                write_journal(journal, entries)
+                if path in self._ending and not entries:
+                    os.close(self._journals.pop(path))
                     remove_journal(path)
 
     def reset_after_fork(self) -> None:
         """Forget all in a forked child: it is the parent's, and another thread of that may have held the lock."""
         for journal in self._journals.values():
-            journal.close()
+            os.close(journal)
         self.__init__()  # type: ignore[misc]
 
 
