@@ -34,9 +34,8 @@ from adapters.dask_tasks import (
 )
 from nfsrwlock import SoftReadWriteLock, inspect
 from nfsrwlock.dask import Lock, RWLock, install
-from nfsrwlock.dask.holding import activity
+from nfsrwlock.dask.holding import TOPIC, activity
 from nfsrwlock.dask.journal import Entry, evict_dead, read_journal
-from nfsrwlock.dask.plugins import TOPIC
 
 #: So long that no test here waits for one: what ends a hold earlier is not the lease.
 LONG: dict[str, Any] = {"heartbeat_interval": "30s", "stale_threshold": "90s", "heartbeat": "thread"}
@@ -324,10 +323,10 @@ def _measured(dask_scheduler: Any) -> bool:
 def _tell_of_a_wait() -> str:
     from distributed import get_worker
 
-    from nfsrwlock.dask.holding import activity
+    from nfsrwlock.dask.context import thread_caller
+    from nfsrwlock.dask.holding import Hold, activity
 
-    for listener in activity.listeners:
-        listener({"action": "waited", "mode": "read", "path": "/x", "seconds": 1.0})
+    activity.report("waited", Hold(Lock("/x")._settings, thread_caller()), seconds=1.0)
     return get_worker().address
 
 
@@ -364,7 +363,7 @@ def _installed(dask_worker: Any) -> list[int]:
     named = [name for name in (*dask_worker.metrics, *dask_worker.handlers) if "nfsrwlock" in name]
     journal = f"{dask_worker.local_directory}.nfsrwlock"
     metrics = {family.name for family in REGISTRY.collect() if "nfsrwlock" in family.name}
-    return [len(named), len(activity.listeners), len(metrics), os.path.exists(journal)]
+    return [len(named), len(activity.workers), len(metrics), os.path.exists(journal)]
 
 
 def _nanny_handlers(dask_worker: Any) -> int:

@@ -15,7 +15,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -38,8 +38,8 @@ from .settings import OnContention, Settings
 _LONG_WAIT_S: Final = 1.0
 #: How often it is looked whether a task that holds a lock has ended, seconds.
 _LOOK_S: Final = 1.0
-
-Event = dict[str, Any]
+#: The topic of ``client.get_events``.
+TOPIC: Final = "nfsrwlock"
 
 
 class Hold:
@@ -212,8 +212,8 @@ class Activity:
         self._waited_s = 0.0
         #: How many holds were lost.
         self.losses = 0
-        #: Called with each event, from any thread.
-        self.listeners: list[Callable[[Event], None]] = []
+        #: Those of this process that have the plugin.
+        self.workers: list[Worker] = []
         #: Their descriptors by their paths.
         self._journals: dict[str, int] = {}
         #: Those that nobody needs once nothing is held and awaited.
@@ -250,9 +250,12 @@ class Activity:
         return next((hold for hold in mine if hold.times), None)
 
     def report(self, action: str, hold: Hold, **more: Any) -> None:
-        """Pass on an event to whoever listens."""
-        for listener in list(self.listeners):
-            listener({"action": action, "mode": hold.settings.mode, "path": printable(hold.settings.path), **more})
+        """Log an event: at the worker whose task the calling code is part of, outside of tasks at all workers here."""
+        event = {"action": action, "mode": hold.settings.mode, "path": printable(hold.settings.path), **more}
+        here = current_worker()
+        for worker in list(self.workers):
+            if here in (None, worker):
+                worker.log_event(TOPIC, event)
 
     def open_journal(self, path: str) -> None:
         """Keep a journal, from now on, of what is held and awaited."""
