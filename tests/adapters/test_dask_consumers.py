@@ -198,10 +198,18 @@ def test_a_file_that_is_given_up_on_the_loop_is_not_closed_under_another_s_lock(
     def give_up(guard: Any) -> bool:
         return True if guard.acquire(False) else False  # noqa: SIM210 - as xarray asks
 
-    async def on_loop() -> list[bool]:
+    def give_up_each() -> list[bool]:
         return [give_up(guard) for guard in (lock, combine(lock), RWLock(tmp_path / "y").read)]
 
-    for _ in range(2):
+    async def in_task() -> list[bool]:
+        return give_up_each()
+
+    async def outside_of_tasks() -> list[bool]:
+        given_up: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(lambda: given_up.set_result(give_up_each()))
+        return await given_up
+
+    for on_loop in (in_task, outside_of_tasks):
         with lock as held:
             assert client.sync(on_loop) == [False] * 3
             held.check()

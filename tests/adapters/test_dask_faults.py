@@ -296,6 +296,29 @@ def test_held_and_awaited_locks_are_metrics_and_waits_are_measured(client: Any, 
     wait_until(lambda: client.run_on_scheduler(_measured))
 
 
+def test_what_a_task_keeps_is_not_held_by_the_next_one_in_its_thread(client: Any, tmp_path: Path) -> None:
+    def keep(rw: Any) -> list[Any]:
+        from distributed import get_worker
+
+        get_worker().kept = rw
+        return [threading.get_ident(), rw.write.acquire(), RWLock(rw.path).read.acquire(blocking=False)]
+
+    def ask(rw: Any) -> list[Any]:
+        return [threading.get_ident(), rw.read.acquire(blocking=False)]
+
+    def give_up() -> None:
+        from distributed import get_worker
+
+        del get_worker().kept
+
+    where = {"workers": next(iter(client.scheduler_info()["workers"])), "pure": False}
+    thread, *kept = client.submit(keep, RWLock(tmp_path / "x"), **where).result(timeout=PATIENCE_S)
+    assert kept == [True, True]
+    assert client.submit(ask, RWLock(tmp_path / "x"), **where).result(timeout=PATIENCE_S) == [thread, False]
+    client.submit(give_up, **where).result(timeout=PATIENCE_S)
+    wait_until(lambda: not is_held(tmp_path / "x"))
+
+
 def test_a_path_that_is_no_text_is_shown_all_the_same(client: Any, tmp_path: Path) -> None:
     path, go, shown = os.fsencode(tmp_path) + b"/x\xff", tmp_path / "go", f"{tmp_path}/x\\xff"
     holder = client.submit(hold_until, Lock(path, **LONG), str(go), pure=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from distributed import Client, Nanny, Scheduler, Worker, get_worker
-from distributed.utils import thread_state  # type: ignore[attr-defined]
+from distributed.utils import in_async_call, thread_state  # type: ignore[attr-defined]
 
 _R = TypeVar("_R")
 
@@ -76,11 +76,7 @@ def is_on_dask_loop(loop: Any = None) -> bool:
 
     :param loop: the Tornado loop that a lock was made with, if any
     """
-    try:
-        running = asyncio.get_running_loop()
-    except RuntimeError:
-        return False
     loops = [loop, *(server.loop for kind in (Worker, Nanny, Scheduler) for server in list(kind._instances))]
     with suppress(ValueError):  # no client
         loops.append(Client.current().loop)  # type: ignore[no-untyped-call]
-    return any(getattr(candidate, "asyncio_loop", None) is running for candidate in loops)
+    return any(in_async_call(candidate) for candidate in loops if candidate is not None)  # type: ignore[no-untyped-call]

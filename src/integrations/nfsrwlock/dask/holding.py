@@ -126,8 +126,7 @@ class Hold:
         The error of a task refers to its variables, and Dask's report of the error to itself, so that only the garbage
         collector ends them, and with them the lock's object. In a worker that has nothing to do it does not run.
         """
-        worker = self._worker
-        if worker is None:
+        if (worker := self._worker) is None:
             return
 
         def look() -> None:
