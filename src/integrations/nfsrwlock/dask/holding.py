@@ -66,16 +66,15 @@ class Hold:
         """Raise what is wrong with the hold, if anything is; costs no file-system call."""
         self._granted.check()
 
-    async def take(self, seconds: float, owner: list[Hold]) -> None:
+    async def take(self, seconds: float) -> None:
         """
         Take the lock as the settings say.
 
         :param seconds: 0: do not wait; -1: no limit
-        :param owner: where it is listed once it is granted
         :raises distributed.Reschedule: if the task is to start over, or was cancelled
         """
         starts_over = seconds < 0 and self._does("reschedule")
-        with activity.waiting(self, owner), context_meter.meter("nfsrwlock-wait"):
+        with activity.waiting(self), context_meter.meter("nfsrwlock-wait"):
             try:
                 self._granted = await self._take(self.settings.reschedule_after if starts_over else seconds)
             except Timeout as busy:
@@ -224,8 +223,8 @@ class Activity:
             return self._waited_s + sum(hold.waited_s() for hold in self.awaited)
 
     @contextmanager
-    def waiting(self, hold: Hold, owner: list[Hold]) -> Iterator[None]:
-        """Count ``hold`` as awaited in the block, and then as held, also by ``owner``, unless the block raises."""
+    def waiting(self, hold: Hold) -> Iterator[None]:
+        """Count ``hold`` as awaited in the block, and then as held, unless the block raises."""
         with self.changing():
             self.awaited.append(hold)
         is_granted = False
@@ -239,7 +238,6 @@ class Activity:
                 self.awaited.remove(hold)
                 if is_granted:
                     self.held.append(hold)
-                    owner.append(hold)
             if seconds >= _LONG_WAIT_S:
                 self.report("waited", hold, seconds=round(seconds, 3))
 

@@ -346,7 +346,8 @@ class Lock(LockMethods):
                 "release the read lock first"
             )
         hold = Hold(self._settings, caller)
-        await hold.take(wanted, self._holds)
+        await hold.take(wanted)
+        self._holds.append(hold)
         hold.collect_after_task()
 
     async def _release(self, caller: Caller) -> bool:
