@@ -129,7 +129,7 @@ def _flat(locks: Any) -> Generator[Any, None, None]:
 
 
 def _strength(lock: Lock) -> tuple[bool, bool]:
-    return lock.mode == "write", lock._settings.at_most is not None
+    return lock.mode == "write", lock._settings.at_most > 0
 
 
 def _name_of(lock: Any) -> tuple[str, bytes]:

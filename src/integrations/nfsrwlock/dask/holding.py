@@ -157,7 +157,7 @@ class Hold:
                     settings.path, is_singleton=False, heartbeat=heartbeat, **settings.core_arguments()
                 )
             )
-            read = partial(lock.acquire_read, at_most=settings.at_most)
+            read = partial(lock.acquire_read, at_most=settings.at_most or None)
             acquire = lock.acquire_write if settings.mode == "write" else read
         with traced_as(key=self.caller.key):
             return await done(

@@ -335,7 +335,7 @@ class Lock(LockMethods):
         with activity.lock:
             own = activity.hold_of(caller, self.lock_path)
             # A reader who waits behind a writer who waits for it would never end, and nobody overlaps with himself.
-            if own is not None and self.mode == "read" and self._settings.at_most is None:
+            if own is not None and self.mode == "read" and not self._settings.at_most:
                 own.check()
                 own.times += 1
                 self._holds.append(own)

@@ -73,8 +73,8 @@ class Settings:
     #: Empty: the lock lives beside the path, whatever the environment says where it arrives.
     lock_dir: str
     mode: Mode
-    #: How many may hold it shared at a time; ``None``: no limit.
-    at_most: int | None = None
+    #: How many may hold it shared at a time; 0: no limit.
+    at_most: int = 0
     timeout: float
     heartbeat: Heartbeat
     heartbeat_interval: float
@@ -92,7 +92,7 @@ class Settings:
     def lock_set(self, **more: Any) -> LockSet:
         """Return the lock as a set of one, with ``more`` arguments. It has resolved the path."""
         wanted: dict[str, Any] = {self.mode: self.path}
-        if self.at_most is not None:
+        if self.at_most:
             wanted = {"limited": {self.path: self.at_most}}
         return LockSet(**wanted, **self.core_arguments(), **more)
 
