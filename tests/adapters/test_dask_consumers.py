@@ -25,8 +25,8 @@ from dask.dataframe.io.utils import SupportsLock
 from dask.utils import SerializableLock
 
 from actors import in_forked_child
-from adapters.dask_tasks import add_one, is_held, read_both, run_program
-from nfsrwlock import FileLock, LockLostError, LockNotHeldError, break_lock
+from adapters.dask_tasks import add_one, is_held, read_both, run_program, wait_until
+from nfsrwlock import FileLock, LockLostError, LockNotHeldError, break_lock, inspect
 from nfsrwlock.dask import CombinedLock, Lock, RWLock, combine
 
 # -- stores -----------------------------------------------------------------------------------------------------------
@@ -290,8 +290,6 @@ def test_who_reads_again_joins_itself_even_past_a_waiting_writer(tmp_path: Path)
     with rw.read:
         writer = threading.Thread(target=lambda: rw.write.acquire(timeout="30s"))
         writer.start()
-        from nfsrwlock import inspect
-
         while not inspect(rw.path).waiters:
             assert writer.is_alive()
         assert again.read.acquire(timeout=5)
@@ -523,6 +521,35 @@ def test_check_speaks_of_the_caller_s_hold(tmp_path: Path) -> None:
         lock.check()
     with pytest.raises(LockNotHeldError):
         lock.check()
+
+
+def test_check_in_a_notebook_speaks_of_the_cell_s_hold_not_of_that_of_a_thread(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    lock = RWLock(tmp_path / "x", heartbeat_interval="100ms", stale_threshold="20s").read
+
+    def is_lost() -> bool:
+        try:
+            lock.check()
+        except LockLostError:
+            return True
+        return False
+
+    def lose() -> None:
+        lock.acquire()
+        (peer,) = inspect(tmp_path / "x").holders
+        assert break_lock(tmp_path / "x", token=peer.token, force=True)
+        wait_until(is_lost)
+
+    async def cell() -> bool:
+        with lock:
+            return is_lost()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lose).result()
+        assert asyncio.run(cell()) is False
+        with pytest.raises(LockLostError):
+            thread.submit(lock.release).result()
 
 
 def test_a_forked_child_holds_nothing_and_takes_nothing_away(tmp_path: Path) -> None:

@@ -308,13 +308,12 @@ class Lock(LockMethods):
         :raises LeaseExpiredError: if the lease has run out, so that somebody may have
         :raises LockNotHeldError: if the lock is not held through this object
         """
-        try:
-            caller = task_caller()
-        except RuntimeError:  # no event loop runs here
-            caller = thread_caller()
+        callers = [thread_caller()]
+        with suppress(RuntimeError):  # no event loop runs here
+            callers.append(task_caller())
         if not (holds := list(self._holds)):
             raise LockNotHeldError(f"the lock on {self.path!r} is not held through this object")
-        for hold in [hold for hold in holds if hold.caller == caller] or holds:
+        for hold in [hold for hold in holds if hold.caller in callers] or holds:
             hold.check()
 
     def __del__(self) -> None:
