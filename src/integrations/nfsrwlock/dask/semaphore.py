@@ -36,7 +36,8 @@ class Semaphore(Lock):
     ) -> None:
         name = f"semaphore-{uuid.uuid4().hex}" if name is None else name
         super().__init__(name, scheduler_rpc, loop, mode="read", **options)  # type: ignore[misc]
-        SoftSemaphore(self.path, max_leases)  # raises what is wrong with the number
+        # Raises what is wrong with the number.
+        SoftSemaphore(self.path, max_leases, lock_dir=self._settings.lock_dir)
         self._settings = replace(self._settings, at_most=max_leases)
 
     @property
