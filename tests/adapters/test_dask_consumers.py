@@ -25,8 +25,8 @@ from dask.dataframe.io.utils import SupportsLock
 from dask.utils import SerializableLock
 
 from actors import in_forked_child
-from adapters.dask_tasks import add_one, is_held, read_both, run_program
-from nfsrwlock import FileLock, LockLostError, LockNotHeldError, break_lock
+from adapters.dask_tasks import add_one, is_held, read_both, run_program, wait_until
+from nfsrwlock import FileLock, LockLostError, LockNotHeldError, break_lock, inspect
 from nfsrwlock.dask import CombinedLock, Lock, RWLock, combine
 
 # -- stores -----------------------------------------------------------------------------------------------------------
@@ -198,10 +198,18 @@ def test_a_file_that_is_given_up_on_the_loop_is_not_closed_under_another_s_lock(
     def give_up(guard: Any) -> bool:
         return True if guard.acquire(False) else False  # noqa: SIM210 - as xarray asks
 
-    async def on_loop() -> list[bool]:
+    def give_up_each() -> list[bool]:
         return [give_up(guard) for guard in (lock, combine(lock), RWLock(tmp_path / "y").read)]
 
-    for _ in range(2):
+    async def in_task() -> list[bool]:
+        return give_up_each()
+
+    async def outside_of_tasks() -> list[bool]:
+        given_up: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(lambda: given_up.set_result(give_up_each()))
+        return await given_up
+
+    for on_loop in (in_task, outside_of_tasks):
         with lock as held:
             assert client.sync(on_loop) == [False] * 3
             held.check()
@@ -282,8 +290,6 @@ def test_who_reads_again_joins_itself_even_past_a_waiting_writer(tmp_path: Path)
     with rw.read:
         writer = threading.Thread(target=lambda: rw.write.acquire(timeout="30s"))
         writer.start()
-        from nfsrwlock import inspect
-
         while not inspect(rw.path).waiters:
             assert writer.is_alive()
         assert again.read.acquire(timeout=5)
@@ -380,6 +386,37 @@ def test_locks_of_every_shape_are_taken_for_a_time_or_not_at_all(tmp_path: Path,
         assert together.acquire(*arguments) is True
         assert together.locked() is True
         together.release()
+
+
+@pytest.mark.parametrize("kind", [filelock.FileLock, FileLock])
+def test_a_file_lock_is_one_member_at_one_place_however_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    for directory, spellings in (
+        (tmp_path, ("here/a", "./here/a", "link/a", str(tmp_path / "here" / "a"), "z")),
+        (tmp_path / "here", ("../z", "a", "./a")),
+    ):
+        monkeypatch.chdir(directory)
+        together = combine(*map(kind, spellings))
+        assert [Path(lock.lock_file).name for lock in together.locks] == ["a", "z"]
+        assert together.acquire(timeout=5) is True
+        together.release()
+
+
+def test_on_the_loop_a_combination_is_asked_like_its_members(client: Any, tmp_path: Path) -> None:
+    import distributed
+
+    async def task(together: Any, member: Any) -> list[Any]:
+        said = [await together.locked()]
+        async with member:
+            said.append(await together.locked())
+        return [*said, await together.locked()]
+
+    lock, theirs = Lock(tmp_path / "x"), distributed.Lock(str(tmp_path / "x"))
+    for member in (lock, theirs):
+        assert client.submit(task, combine(lock, theirs), member).result() == [False, True, False]
 
 
 @pytest.mark.parametrize("members", [(), (None,), ("lock",), (7,), (Lock,), (asyncio.Lock(),), (asyncio.Semaphore(),)])
@@ -484,6 +521,35 @@ def test_check_speaks_of_the_caller_s_hold(tmp_path: Path) -> None:
         lock.check()
     with pytest.raises(LockNotHeldError):
         lock.check()
+
+
+def test_check_in_a_notebook_speaks_of_the_cell_s_hold_not_of_that_of_a_thread(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    lock = RWLock(tmp_path / "x", heartbeat_interval="100ms", stale_threshold="20s").read
+
+    def is_lost() -> bool:
+        try:
+            lock.check()
+        except LockLostError:
+            return True
+        return False
+
+    def lose() -> None:
+        lock.acquire()
+        (peer,) = inspect(tmp_path / "x").holders
+        assert break_lock(tmp_path / "x", token=peer.token, force=True)
+        wait_until(is_lost)
+
+    async def cell() -> bool:
+        with lock:
+            return is_lost()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lose).result()
+        assert asyncio.run(cell()) is False
+        with pytest.raises(LockLostError):
+            thread.submit(lock.release).result()
 
 
 def test_a_forked_child_holds_nothing_and_takes_nothing_away(tmp_path: Path) -> None:

@@ -439,6 +439,23 @@ def test_without_distributed_the_import_says_what_to_install() -> None:
     assert "pip install 'nfsrwlock[dask]'" in done.stderr.splitlines()[-1]
 
 
+def test_a_lock_lives_where_its_maker_s_environment_says_wherever_it_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = nfsrwlock.dask.Lock(tmp_path / "x")
+    monkeypatch.setenv("NFSRWLOCK_DIR", str(tmp_path / "there"))
+    there = nfsrwlock.dask.Lock(tmp_path / "x")
+    monkeypatch.setenv("NFSRWLOCK_DIR", str(tmp_path / "elsewhere"))
+    for lock in (beside, there):
+        with pickle.loads(pickle.dumps(lock)) as arrived:
+            assert Path(arrived.lock_path).is_dir()
+            assert arrived.locked()
+            assert lock.acquire(blocking=False) is False
+    assert not (tmp_path / "elsewhere").exists()
+    assert beside.lock_path == f"{beside.path}.rwlock"
+    assert Path(there.lock_path).parent == tmp_path / "there"
+
+
 def test_settings_come_from_dasks_configuration_and_travel_with_the_lock(tmp_path: Path) -> None:
     with dask.config.set({"nfsrwlock.stale-threshold": "6s", "nfsrwlock.heartbeat-interval": "2s"}):
         lock = nfsrwlock.dask.Lock(tmp_path / "x")

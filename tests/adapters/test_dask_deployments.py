@@ -33,7 +33,7 @@ from adapters.dask_tasks import (
 )
 from nfsrwlock import LockLostError, break_lock
 from nfsrwlock.dask import Lock, RWLock, install
-from nfsrwlock.dask.plugins import TOPIC
+from nfsrwlock.dask.holding import TOPIC
 
 TESTS = str(Path(__file__).parents[1])
 #: So long that no test here waits for one: what ends a hold earlier is not the lease, nor the heartbeat's process.

@@ -34,9 +34,8 @@ from adapters.dask_tasks import (
 )
 from nfsrwlock import SoftReadWriteLock, inspect
 from nfsrwlock.dask import Lock, RWLock, install
-from nfsrwlock.dask.holding import activity
+from nfsrwlock.dask.holding import TOPIC, activity
 from nfsrwlock.dask.journal import Entry, evict_dead, read_journal
-from nfsrwlock.dask.plugins import TOPIC
 
 #: So long that no test here waits for one: what ends a hold earlier is not the lease.
 LONG: dict[str, Any] = {"heartbeat_interval": "30s", "stale_threshold": "90s", "heartbeat": "thread"}
@@ -136,10 +135,10 @@ def test_a_journal_says_what_is_held_and_awaited(tmp_path: Path) -> None:
             assert waiter.acquire(timeout="50ms") is False
             thread = threading.Thread(target=waiter.acquire)
             thread.start()
-            both = {Entry(True, "write", held.path, None), Entry(False, "read", waiter.path, None)}
+            both = {Entry(True, "write", held.path, ""), Entry(False, "read", waiter.path, "")}
             wait_until(lambda: read_journal(path) == (os.getpid(), True, both))
         thread.join()
-        entries = {Entry(True, "write", held.path, None), Entry(True, "read", waiter.path, None)}
+        entries = {Entry(True, "write", held.path, ""), Entry(True, "read", waiter.path, "")}
         assert read_journal(path) == (os.getpid(), True, entries)
         waiter.release()
         activity.close_journal(path)
@@ -173,8 +172,9 @@ def test_a_zombie_counts_as_dead(tmp_path: Path) -> None:
 
 def test_who_is_killed_between_the_grant_and_its_note_has_held_the_lock(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from nfsrwlock import SoftReadWriteLock; from nfsrwlock.dask.journal import Entry, Journal\n"
-        "journal = Journal(sys.argv[1] + '.journal'); journal.write([Entry(False, 'write', sys.argv[1], None)])\n"
+        "import sys, time; from nfsrwlock import SoftReadWriteLock\n"
+        "from nfsrwlock.dask.journal import Entry, open_journal, write_journal\n"
+        "write_journal(open_journal(sys.argv[1] + '.journal'), [Entry(False, 'write', sys.argv[1], '')])\n"
         "SoftReadWriteLock(sys.argv[1]).acquire_write(); print('held', flush=True); time.sleep(60)\n"
     )
     path = tmp_path / "x"
@@ -191,9 +191,11 @@ def test_who_has_closed_its_files_but_is_not_dead_yet_is_looked_at_again(
 ) -> None:
     # As a process that is being killed, for a moment.
     program = (
-        "import sys, time; from nfsrwlock.dask import Lock; from nfsrwlock.dask.journal import Entry, Journal\n"
-        "journal = Journal(sys.argv[1] + '.journal'); journal.write([Entry(True, 'write', sys.argv[1], None)])\n"
-        "lock = Lock(sys.argv[1]); lock.acquire(); journal.close(); print('held', flush=True); time.sleep(60)\n"
+        "import os, sys, time; from nfsrwlock.dask import Lock\n"
+        "from nfsrwlock.dask.journal import Entry, open_journal, write_journal\n"
+        "journal = open_journal(sys.argv[1] + '.journal')\n"
+        "write_journal(journal, [Entry(True, 'write', sys.argv[1], '')])\n"
+        "lock = Lock(sys.argv[1]); lock.acquire(); os.close(journal); print('held', flush=True); time.sleep(60)\n"
     )
     path, is_looked_at = tmp_path / "x", threading.Event()
     evicted: list[Any] = []
@@ -294,19 +296,60 @@ def test_held_and_awaited_locks_are_metrics_and_waits_are_measured(client: Any, 
     wait_until(lambda: client.run_on_scheduler(_measured))
 
 
+def test_what_a_task_keeps_is_not_held_by_the_next_one_in_its_thread(client: Any, tmp_path: Path) -> None:
+    def keep(rw: Any) -> list[Any]:
+        from distributed import get_worker
+
+        get_worker().kept = rw
+        return [threading.get_ident(), rw.write.acquire(), RWLock(rw.path).read.acquire(blocking=False)]
+
+    def ask(rw: Any) -> list[Any]:
+        return [threading.get_ident(), rw.read.acquire(blocking=False)]
+
+    def give_up() -> None:
+        from distributed import get_worker
+
+        del get_worker().kept
+
+    where = {"workers": next(iter(client.scheduler_info()["workers"])), "pure": False}
+    thread, *kept = client.submit(keep, RWLock(tmp_path / "x"), **where).result(timeout=PATIENCE_S)
+    assert kept == [True, True]
+    assert client.submit(ask, RWLock(tmp_path / "x"), **where).result(timeout=PATIENCE_S) == [thread, False]
+    client.submit(give_up, **where).result(timeout=PATIENCE_S)
+    wait_until(lambda: not is_held(tmp_path / "x"))
+
+
+def test_a_path_that_is_no_text_is_shown_all_the_same(client: Any, tmp_path: Path) -> None:
+    path, go, shown = os.fsencode(tmp_path) + b"/x\xff", tmp_path / "go", f"{tmp_path}/x\\xff"
+    holder = client.submit(hold_until, Lock(path, **LONG), str(go), pure=False)
+    pid = pid_of_holder(os.fsdecode(path))
+    address = worker_of(client, pid)
+
+    def metric() -> str:
+        held: str = client.scheduler_info()["workers"][address]["metrics"]["nfsrwlock held"]
+        return held
+
+    wait_until(lambda: metric() == f"write {shown}")
+    waiter = client.submit(work_alone, Lock(path), str(tmp_path / "y"), "w", pure=False)
+    wait_until(lambda: any(event["path"] == shown for event in events(client, "waiting")))
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: any(event["path"] == shown for event in events(client, "evicted")))
+    go.touch()
+    client.gather([holder, waiter])
+
+
 def _measured(dask_scheduler: Any) -> bool:
     spent = dask_scheduler.cumulative_worker_metrics
     return any("nfsrwlock-wait" in key for key in spent)
 
 
-def _tell_of_a_wait() -> str:
-    from distributed import get_worker
+def _tell_of_a_wait() -> Any:
+    from nfsrwlock.dask.context import current_worker, thread_caller
+    from nfsrwlock.dask.holding import Hold, activity
 
-    from nfsrwlock.dask.holding import activity
-
-    for listener in activity.listeners:
-        listener({"action": "waited", "mode": "read", "path": "/x", "seconds": 1.0})
-    return get_worker().address
+    activity.report("waited", Hold(Lock("/x")._settings, thread_caller()), seconds=1.0)
+    worker = current_worker()
+    return worker and worker.address
 
 
 def _tell_the_end(dask_worker: Any) -> None:
@@ -319,11 +362,15 @@ def test_of_several_workers_in_one_process_the_one_whose_task_waited_tells_of_it
         Client(cluster, set_as_default=False) as client,
     ):
         install(client)
+        _tell_of_a_wait()  # by none of their tasks: both tell of it
+        wait_until(lambda: len(events(client, "waited")) == 2)
+        workers = {event["worker"] for event in events(client, "waited")}
+        assert workers == set(client.scheduler_info()["workers"])
         address = client.submit(_tell_of_a_wait).result()
         # What each worker tells after that arrives after what it told before.
         client.run(_tell_the_end)
         wait_until(lambda: len(events(client, "end")) == 2)
-        assert [event["worker"] for event in events(client, "waited")] == [address]
+        assert [event["worker"] for event in events(client, "waited")[2:]] == [address]
 
 
 def test_locks_that_are_just_taken_are_no_events(client: Any, tmp_path: Path) -> None:
@@ -342,7 +389,7 @@ def _installed(dask_worker: Any) -> list[int]:
     named = [name for name in (*dask_worker.metrics, *dask_worker.handlers) if "nfsrwlock" in name]
     journal = f"{dask_worker.local_directory}.nfsrwlock"
     metrics = {family.name for family in REGISTRY.collect() if "nfsrwlock" in family.name}
-    return [len(named), len(activity.listeners), len(metrics), os.path.exists(journal)]
+    return [len(named), len(activity.workers), len(metrics), os.path.exists(journal)]
 
 
 def _nanny_handlers(dask_worker: Any) -> int:

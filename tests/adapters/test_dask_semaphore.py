@@ -243,7 +243,9 @@ def test_a_name_that_is_no_path_lives_below_the_root(tmp_path: Path) -> None:
         assert repr(semaphore) == "<Semaphore 'licences' of 1>"
 
 
-@pytest.mark.parametrize(("number", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError)])
+@pytest.mark.parametrize(
+    ("number", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (None, TypeError)]
+)
 def test_a_number_that_is_none_is_refused(tmp_path: Path, number: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="must be"):
         Semaphore(number, tmp_path / "data")

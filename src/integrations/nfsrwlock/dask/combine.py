@@ -46,8 +46,7 @@ class CombinedLock(LockMethods):
     def _key(self) -> object:
         return tuple(lock if isinstance(lock, Lock) else _name_of(lock) for lock in self.locks)
 
-    def locked(self) -> bool:
-        """Whether any of the members is locked. Takes file-system calls."""
+    def _is_locked(self) -> bool:
         return bool(self._holds) or any(map(_is_locked, self.locks))
 
     def check(self) -> None:
@@ -56,7 +55,7 @@ class CombinedLock(LockMethods):
             if isinstance(lock, Lock):
                 lock.check()
 
-    async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
+    async def _acquire(self, caller: Caller, seconds: float | None) -> None:
         for lock in self.locks:
             if caller.is_coroutine and not isinstance(lock, Lock | DistributedLock):
                 raise TypeError(
@@ -70,23 +69,20 @@ class CombinedLock(LockMethods):
                 if not await _take(lock, caller, deadline):
                     raise Timeout(repr(lock), "its acquire() returned False although it was to wait")
                 taken.append(lock)
-        except BaseException as error:
+        except BaseException:
             await _release_all(taken, caller)
-            # dask.array.store and others do not look at the result of an acquire that may wait.
-            if isinstance(error, Timeout) and seconds is not None:
-                return False
             raise
         self._holds.append(True)
-        return True
 
     async def _release(self, caller: Caller) -> bool:
         try:
             self._holds.pop()
         except IndexError:
             raise LockNotHeldError(f"Released too often: {self!r} is not held through this object") from None
-        results, error = await _release_all(self.locks, caller)
-        if error is not None:
-            raise error
+        results = await _release_all(self.locks, caller)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
         return all(result is not False for result in results)
 
 
@@ -105,19 +101,15 @@ def combine(*locks: Any) -> CombinedLock:
     :raises TypeError: if one is no lock
     :raises ValueError: if there is none
     """
-    files: dict[str, Lock] = {}
-    others: dict[tuple[str, str], Any] = {}
+    members: dict[tuple[str, bytes], Any] = {}
     for lock in _flat(locks):
-        if isinstance(lock, Lock):
-            known = files.setdefault(lock.lock_path, lock)
-            if _strength(lock) > _strength(known):
-                files[lock.lock_path] = lock
-        else:
-            others.setdefault(_name_of(lock), lock)
-    if not files and not others:
+        name = _name_of(lock)
+        known = members.setdefault(name, lock)
+        if isinstance(lock, Lock) and _strength(lock) > _strength(known):
+            members[name] = lock
+    if not members:
         raise ValueError("there is nothing to combine: give at least one lock")
-    in_order = [files[path] for path in sorted(files, key=os.fsencode)]
-    return CombinedLock((*in_order, *(others[key] for key in sorted(others))))
+    return CombinedLock(tuple(members[name] for name in sorted(members)))
 
 
 def _flat(locks: Any) -> Generator[Any, None, None]:
@@ -137,25 +129,29 @@ def _flat(locks: Any) -> Generator[Any, None, None]:
 
 
 def _strength(lock: Lock) -> tuple[bool, bool]:
-    return lock.mode == "write", lock._settings.at_most is not None
+    return lock.mode == "write", lock._settings.at_most > 0
 
 
-def _name_of(lock: Any) -> tuple[str, str]:
-    # What names a lock in every process; one that no other process can have has only its identity.
+def _name_of(lock: Any) -> tuple[str, bytes]:
+    # What names a lock in every process, in the order in which they are taken: those of this module come first. One
+    # that no other process can have has only its identity.
+    if isinstance(lock, Lock):
+        return "", os.fsencode(lock.lock_path)
     name = f"{id(lock):x}"
     if isinstance(lock, SerializableLock):
         name = str(lock.token)
     elif isinstance(lock, DistributedLock):
         name = repr(lock.name)
     elif isinstance(lock, _FILE_LOCKS):
-        name = os.fsdecode(lock.lock_file)
-    return f"{type(lock).__module__}.{type(lock).__qualname__}", name
+        directory, file = os.path.split(os.fsdecode(lock.lock_file))
+        name = os.path.join(os.path.realpath(directory), file)
+    return f"{type(lock).__module__}.{type(lock).__qualname__}", name.encode(errors="surrogateescape")
 
 
 async def _take(lock: Any, caller: Caller, deadline: float | None) -> bool:
     seconds = None if deadline is None else max(deadline - time.monotonic(), 0.0)
     if isinstance(lock, Lock):
-        return await lock._acquire(caller, seconds)
+        return await lock._try(caller, seconds)
     if isinstance(lock, _FILE_LOCKS):  # their time-out comes first, and its end is an exception
         try:
             lock.acquire(seconds)
@@ -167,21 +163,19 @@ async def _take(lock: Any, caller: Caller, deadline: float | None) -> bool:
     return await done(result) is not False
 
 
-async def _release_all(locks: Any, caller: Caller) -> tuple[list[Any], Exception | None]:
+async def _release_all(locks: Any, caller: Caller) -> list[Any]:
+    # Returns the result, or the error, of each.
     results: list[Any] = []
-    first: Exception | None = None
     for lock in reversed(locks):
         try:
             result = lock._release(caller) if isinstance(lock, Lock) else lock.release()
             results.append(await done(result))
         except Exception as error:
-            first = first or error
-    return results, first
+            results.append(error)
+    return results
 
 
 def _is_locked(lock: Any) -> bool:
-    if isinstance(lock, Lock):
-        return lock._is_locked()
     if hasattr(lock, "locked"):
         return bool(lock.locked())
     if at_once(_take(lock, thread_caller(), 0.0)):

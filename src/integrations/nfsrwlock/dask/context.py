@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from distributed import Client, Nanny, Scheduler, Worker, get_worker
-from distributed.utils import thread_state  # type: ignore[attr-defined]
+from distributed.utils import in_async_call, thread_state  # type: ignore[attr-defined]
 
 _R = TypeVar("_R")
 
@@ -22,11 +22,13 @@ class Caller:
 
     Pools use threads again, so a thread alone would mix up a task with those that ran in it before.
 
+    :param who: a thread, an asyncio task, or, for code that the event loop calls outside of tasks, nobody else
+    :param started: when the run of a task began in the thread, by the worker's clock
     :param key: of the Dask task that it is, ``None`` if it is none, or a method of an actor
     """
 
-    who: threading.Thread | asyncio.Task[Any]
-    run: tuple[Any, float] | None = None
+    who: object
+    started: float | None = None
     key: Any = field(default=None, compare=False)
 
     @property
@@ -41,31 +43,20 @@ class Caller:
 
 def thread_caller() -> Caller:
     """Return who calls here, in synchronous code."""
-    key = getattr(thread_state, "key", None)
-    run = None if key is None else (key, getattr(thread_state, "start_time", 0.0))
+    state = vars(thread_state)
     # What stands there during an actor's method is no task's key: it can be neither cancelled nor rescheduled.
-    is_task = not getattr(thread_state, "actor", False)
-    return Caller(threading.current_thread(), run, key if is_task else None)
+    key = None if state.get("actor") else state.get("key")
+    return Caller(threading.current_thread(), state.get("start_time"), key)
 
 
 def task_caller() -> Caller:
-    """Return who calls here, in an asyncio task."""
-    task = asyncio.current_task()
+    """Return who calls here, on an event loop; raise RuntimeError if none runs here."""
+    task, worker = asyncio.current_task(), current_worker()
     if task is None:
-        raise RuntimeError("an awaitable lock must be used in an asyncio task")
-    key, worker = None, current_worker()
-    if worker is not None:
-        # Nothing else tells: distributed sets no key for coroutines, but names the asyncio task by it.
-        key = next((key for key in list(worker.active_keys) if f"execute({key!r})" == task.get_name()), None)
-    return Caller(task, key=key)
-
-
-def caller_here() -> Caller:
-    """Return who calls here: the asyncio task if it is one, else the thread."""
-    try:
-        return task_caller()
-    except RuntimeError:
-        return thread_caller()
+        return Caller(object())
+    # Nothing else tells: distributed sets no key for coroutines, but names the asyncio task by it.
+    keys = () if worker is None else list(worker.active_keys)
+    return Caller(task, key=next((key for key in keys if f"execute({key!r})" == task.get_name()), None))
 
 
 def current_worker() -> Worker | None:
@@ -85,11 +76,7 @@ def is_on_dask_loop(loop: Any = None) -> bool:
 
     :param loop: the Tornado loop that a lock was made with, if any
     """
-    try:
-        running = asyncio.get_running_loop()
-    except RuntimeError:
-        return False
     loops = [loop, *(server.loop for kind in (Worker, Nanny, Scheduler) for server in list(kind._instances))]
     with suppress(ValueError):  # no client
         loops.append(Client.current().loop)  # type: ignore[no-untyped-call]
-    return any(getattr(candidate, "asyncio_loop", None) is running for candidate in loops)
+    return any(in_async_call(candidate) for candidate in loops if candidate is not None)  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -27,18 +27,19 @@ from distributed.threadpoolexecutor import thread_state
 from distributed.worker_state_machine import SecedeEvent
 
 from nfsrwlock.driving import done
+from nfsrwlock.text import printable
 from nfsrwlock_core import AsyncSoftReadWriteLock, LockLostError, LockSet, Timeout, WaitInfo, traced_as
 
 from .context import Caller, current_worker
-from .journal import Entry, Journal, remove_journal
+from .journal import Entry, open_journal, remove_journal, write_journal
 from .settings import OnContention, Settings
 
 #: Waits that are shorter are no news, seconds. One that lasts is reported then, and after ten times as long each.
 _LONG_WAIT_S: Final = 1.0
 #: How often it is looked whether a task that holds a lock has ended, seconds.
 _LOOK_S: Final = 1.0
-
-Event = dict[str, Any]
+#: The topic of ``client.get_events``.
+TOPIC: Final = "nfsrwlock"
 
 
 class Hold:
@@ -65,30 +66,26 @@ class Hold:
         """Raise what is wrong with the hold, if anything is; costs no file-system call."""
         self._granted.check()
 
-    async def take(self, seconds: float, owner: list[Hold]) -> None:
+    async def take(self, seconds: float) -> None:
         """
         Take the lock as the settings say.
 
         :param seconds: 0: do not wait; -1: no limit
-        :param owner: where it is listed once it is granted
         :raises distributed.Reschedule: if the task is to start over, or was cancelled
         """
         starts_over = seconds < 0 and self._does("reschedule")
-        with activity.waiting(self, owner), context_meter.meter("nfsrwlock-wait"):
+        with activity.waiting(self), context_meter.meter("nfsrwlock-wait"):
             try:
                 self._granted = await self._take(self.settings.reschedule_after if starts_over else seconds)
             except Timeout as busy:
-                if starts_over:
+                # A task that was cancelled may be wanted again by the time that this arrives: it starts over, too.
+                if starts_over or self._is_cancelled():
                     raise Reschedule(str(busy)) from None
-                if not self._is_cancelled():
-                    raise
-            else:
-                if not self._is_cancelled():
-                    return
+                raise
+            if self._is_cancelled():
                 with suppress(LockLostError):
                     await self._give_back(self.caller)
-            # Should the task be wanted again by the time that this arrives, it starts over: nobody sees an error.
-            raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
+                raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
 
     async def release(self, caller: Caller) -> None:
         """Give it back once, and with the last time the lock; anybody may. In a forked child nothing is done."""
@@ -128,8 +125,7 @@ class Hold:
         The error of a task refers to its variables, and Dask's report of the error to itself, so that only the garbage
         collector ends them, and with them the lock's object. In a worker that has nothing to do it does not run.
         """
-        worker = self._worker
-        if worker is None:
+        if (worker := self._worker) is None:
             return
 
         def look() -> None:
@@ -161,7 +157,7 @@ class Hold:
                     settings.path, is_singleton=False, heartbeat=heartbeat, **settings.core_arguments()
                 )
             )
-            read = partial(lock.acquire_read, at_most=settings.at_most)
+            read = partial(lock.acquire_read, at_most=settings.at_most or None)
             acquire = lock.acquire_write if settings.mode == "write" else read
         with traced_as(key=self.caller.key):
             return await done(
@@ -214,9 +210,12 @@ class Activity:
         self._waited_s = 0.0
         #: How many holds were lost.
         self.losses = 0
-        #: Called with each event, from any thread.
-        self.listeners: list[Callable[[Event], None]] = []
-        self._journals: dict[str, Journal] = {}
+        #: Those of this process that have the plugin.
+        self.workers: list[Worker] = []
+        #: Their descriptors by their paths.
+        self._journals: dict[str, int] = {}
+        #: Those that nobody needs once nothing is held and awaited.
+        self._ending: set[str] = set()
 
     def waited_s(self) -> float:
         """Return how many seconds all callers together have waited, those that wait yet included."""
@@ -224,8 +223,8 @@ class Activity:
             return self._waited_s + sum(hold.waited_s() for hold in self.awaited)
 
     @contextmanager
-    def waiting(self, hold: Hold, owner: list[Hold]) -> Iterator[None]:
-        """Count ``hold`` as awaited in the block, and then as held, also by ``owner``, unless the block raises."""
+    def waiting(self, hold: Hold) -> Iterator[None]:
+        """Count ``hold`` as awaited in the block, and then as held, unless the block raises."""
         with self.changing():
             self.awaited.append(hold)
         is_granted = False
@@ -239,7 +238,6 @@ class Activity:
                 self.awaited.remove(hold)
                 if is_granted:
                     self.held.append(hold)
-                    owner.append(hold)
             if seconds >= _LONG_WAIT_S:
                 self.report("waited", hold, seconds=round(seconds, 3))
 
@@ -249,21 +247,24 @@ class Activity:
         return next((hold for hold in mine if hold.times), None)
 
     def report(self, action: str, hold: Hold, **more: Any) -> None:
-        """Pass on an event to whoever listens."""
-        for listener in list(self.listeners):
-            listener({"action": action, "mode": hold.settings.mode, "path": hold.settings.path, **more})
+        """Log an event: at the worker whose task the calling code is part of, outside of tasks at all workers here."""
+        event = {"action": action, "mode": hold.settings.mode, "path": printable(hold.settings.path), **more}
+        here = current_worker()
+        for worker in list(self.workers):
+            if here in (None, worker):
+                worker.log_event(TOPIC, event)
 
     def open_journal(self, path: str) -> None:
         """Keep a journal, from now on, of what is held and awaited."""
         with self.changing():
-            if path not in self._journals:
-                self._journals[path] = Journal(path)
-            self._journals[path].is_ending = False
+            self._ending.discard(path)
+            if path not in self._journals and (journal := open_journal(path)) is not None:
+                self._journals[path] = journal
 
     def close_journal(self, path: str) -> None:
         """Remove the journal as soon as nothing is held and awaited: until then somebody may look after our death."""
         with self.changing():
-            self._journals[path].is_ending = True
+            self._ending.add(path)
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -276,15 +277,15 @@ class Activity:
                     for is_held, holds in ((True, self.held), (False, self.awaited))
                     for hold in holds
                 ]
-                journal.write(entries)
-                if journal.is_ending and not entries:
-                    self._journals.pop(path).close()
+                write_journal(journal, entries)
+                if path in self._ending and not entries:
+                    os.close(self._journals.pop(path))
                     remove_journal(path)
 
     def reset_after_fork(self) -> None:
         """Forget all in a forked child: it is the parent's, and another thread of that may have held the lock."""
         for journal in self._journals.values():
-            journal.close()
+            os.close(journal)
         self.__init__()  # type: ignore[misc]
 
 

@@ -29,33 +29,25 @@ class Entry(NamedTuple):
     is_held: bool
     mode: str
     path: str
-    lock_dir: str | None
+    lock_dir: str
 
 
-class Journal:
-    """The file, written by the process that it is about. Where it cannot be written, locks are taken all the same."""
+def open_journal(path: str) -> int | None:
+    """Return the journal of this process, to be written; ``None`` where it cannot be: locks are taken all the same."""
+    try:
+        journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return journal
+    except OSError as error:
+        logger.warning("cannot write %r, so that the locks of this process end by their leases: %s", path, error)
+        return None
 
-    def __init__(self, path: str) -> None:
-        self._file: int | None = None
-        #: Nobody writes it any more once nothing is held and awaited.
-        self.is_ending = False
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            logger.warning("cannot write %r, so that the locks of this process end by their leases: %s", path, error)
 
-    def write(self, entries: Iterable[Entry]) -> None:
-        """Replace what it says."""
-        if self._file is not None:
-            # What is left of a longer text comes after the end of the line.
-            with suppress(OSError):
-                os.pwrite(self._file, json.dumps([os.getpid(), *entries]).encode() + b"\n", 0)
-
-    def close(self) -> None:
-        """Write it no more."""
-        if self._file is not None:
-            os.close(self._file)
+def write_journal(journal: int, entries: Iterable[Entry]) -> None:
+    """Replace what a journal says."""
+    # What is left of a longer text comes after the end of the line.
+    with suppress(OSError):
+        os.pwrite(journal, json.dumps([os.getpid(), *entries]).encode() + b"\n", 0)
 
 
 def evict_dead(path: str, patience: float) -> list[Entry]:
@@ -105,16 +97,15 @@ def _evict(entry: Entry, pid: int, held: set[Entry]) -> bool:
         held.add(entry)
     try:
         state = inspect(entry.path, lock_dir=entry.lock_dir)
-        ours = [peer for peer in (*state.holders, *state.waiters) if peer.pid == pid and peer.same_kernel]
-        for peer in ours:
-            if peer in state.holders:
-                held.add(entry)  # it may have been killed before it could write that down
-            if peer.alive is False:
+        for peer in (*state.holders, *state.waiters):
+            if peer.pid == pid and peer.same_kernel:
+                if peer in state.holders:
+                    held.add(entry)  # it may have been killed before it could write that down
                 break_lock(entry.path, token=peer.token, lock_dir=entry.lock_dir)
     except (LockError, OSError) as error:
-        logger.info("the lock on %r cannot be looked at: %s", entry.path, error)
+        logger.info("the lock on %r cannot be freed yet: %s", entry.path, error)
         return False
-    return not any(peer.alive for peer in ours)
+    return True
 
 
 def remove_journal(path: str) -> bool:

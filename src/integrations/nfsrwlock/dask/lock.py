@@ -22,7 +22,7 @@ from typing import Any, Self, Unpack
 from nfsrwlock.driving import at_once
 from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
-from .context import Caller, caller_here, is_on_dask_loop, task_caller, thread_caller
+from .context import Caller, is_on_dask_loop, task_caller, thread_caller
 from .holding import Hold, activity
 from .journal import logger
 from .settings import Mode, Options, Settings, Time, encoded, limit, path_of, settings_of
@@ -40,12 +40,24 @@ class LockMethods:
         # What two of them agree on that are equal.
         raise NotImplementedError
 
-    async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
-        # ``seconds``: the limit; -1: none; ``None``: the lock's own, and whoever calls does not look at the result.
+    async def _acquire(self, caller: Caller, seconds: float | None) -> None:
+        # ``seconds``: the limit; -1: none; ``None``: the lock's own. Raises Timeout.
         raise NotImplementedError
 
     async def _release(self, caller: Caller) -> bool:
         raise NotImplementedError
+
+    def _is_locked(self) -> bool:
+        raise NotImplementedError
+
+    async def _try(self, caller: Caller, seconds: float | None) -> bool:
+        try:
+            await self._acquire(caller, seconds)
+        except Timeout:
+            if seconds is None:  # dask.array.store and others do not look at the result of an acquire that may wait
+                raise
+            return False
+        return True
 
     async def _leave(self, caller: Caller, error: BaseException | None) -> None:
         # The end of a block; an error that is on its way already says why the work is void.
@@ -71,8 +83,7 @@ class LockMethods:
         if not self._is_async():
             return at_once(steps(thread_caller()))
         # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
-        caller = caller_here() if is_try else task_caller()
-        return _Awaitable(steps(caller), f"{name}() of {self!r}", is_try=is_try)
+        return _Awaitable(steps(task_caller()), f"{name}() of {self!r}", is_try=is_try)
 
     def acquire(self, blocking: bool = True, timeout: Time | None = None) -> Any:
         """
@@ -91,7 +102,7 @@ class LockMethods:
         if not blocking and timeout is not None:
             raise ValueError("can't specify a timeout for a non-blocking call")
         seconds = limit("timeout", timeout) if timeout is not None else None if blocking else 0.0
-        return self._run(lambda caller: self._acquire(caller, seconds), "acquire", is_try=not blocking)
+        return self._run(lambda caller: self._try(caller, seconds), "acquire", is_try=not blocking)
 
     def release(self) -> Any:
         """
@@ -104,6 +115,14 @@ class LockMethods:
         :raises LockLostError: if the hold was lost before, so that what was done under it may overlap with others
         """
         return self._run(self._release, "release")
+
+    def locked(self) -> Any:
+        """
+        Whether anybody anywhere holds the lock, or a member of the combination, in a way that excludes this one.
+
+        A snapshot, for people: by the time it is returned it may be wrong. On Dask's loop, await the result.
+        """
+        return self._run(lambda caller: caller.call(self._is_locked), "locked")
 
     def __await__(self) -> Generator[Any, None, Self]:
         yield from ()
@@ -259,14 +278,6 @@ class Lock(LockMethods):
 
     # -- distributed.Lock's methods -----------------------------------------------------------------------------------
 
-    def locked(self) -> Any:
-        """
-        Whether anybody anywhere holds the lock in a way that excludes this one. On Dask's loop, await the result.
-
-        A snapshot, for people: by the time it is returned it may be wrong.
-        """
-        return self._run(lambda caller: caller.call(self._is_locked), "locked")
-
     def get_value(self) -> Any:
         """
         Return how many hold the lock, readers included, wherever they are. On Dask's loop, await the result.
@@ -297,10 +308,12 @@ class Lock(LockMethods):
         :raises LeaseExpiredError: if the lease has run out, so that somebody may have
         :raises LockNotHeldError: if the lock is not held through this object
         """
-        caller, holds = caller_here(), list(self._holds)
-        if not holds:
+        callers = [thread_caller()]
+        with suppress(RuntimeError):  # no event loop runs here
+            callers.append(task_caller())
+        if not (holds := list(self._holds)):
             raise LockNotHeldError(f"the lock on {self.path!r} is not held through this object")
-        for hold in [hold for hold in holds if hold.caller == caller] or holds:
+        for hold in [hold for hold in holds if hold.caller in callers] or holds:
             hold.check()
 
     def __del__(self) -> None:
@@ -316,30 +329,25 @@ class Lock(LockMethods):
 
     # -- how: one story, of which nothing suspends for a caller in a thread -------------------------------------------
 
-    async def _acquire(self, caller: Caller, seconds: float | None) -> bool:
+    async def _acquire(self, caller: Caller, seconds: float | None) -> None:
         wanted = self._settings.timeout if seconds is None else seconds
         with activity.lock:
             own = activity.hold_of(caller, self.lock_path)
             # A reader who waits behind a writer who waits for it would never end, and nobody overlaps with himself.
-            if own is not None and self.mode == "read" and self._settings.at_most is None:
+            if own is not None and self.mode == "read" and not self._settings.at_most:
                 own.check()
                 own.times += 1
                 self._holds.append(own)
-                return True
+                return
         if own is not None and own.settings.mode == "read" and self.mode == "write" and wanted < 0:
             raise DeadlockError(
                 f"cannot take the write lock on {self.path!r}: the caller holds it shared, and would wait for itself; "
                 "release the read lock first"
             )
         hold = Hold(self._settings, caller)
-        try:
-            await hold.take(wanted, self._holds)
-        except Timeout:
-            if seconds is None:
-                raise
-            return False
+        await hold.take(wanted)
+        self._holds.append(hold)
         hold.collect_after_task()
-        return True
 
     async def _release(self, caller: Caller) -> bool:
         with activity.lock:

@@ -10,7 +10,6 @@ nobody can look, and the lease decides.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -19,18 +18,12 @@ from distributed.core import rpc
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import WorkerState
 
-from .context import current_worker
-from .holding import Event, Hold, activity
+from nfsrwlock.text import printable
+
+from .holding import TOPIC, Hold, activity
 from .journal import evict_dead, logger
 from .settings import configured_time
 
-#: The topic of ``client.get_events``.
-TOPIC: Final = "nfsrwlock"
-#: Strings, for the table of workers on the dashboard shows no others.
-_METRICS: Final[dict[str, Callable[[Worker], str]]] = {
-    "nfsrwlock held": lambda _: _shown(activity.held),
-    "nfsrwlock awaited": lambda _: _shown(activity.awaited),
-}
 #: How much longer than its looks an answer may take.
 _ANSWER_S: Final = 5.0
 #: Whoever cannot be reached for so many seconds is passed over.
@@ -67,28 +60,19 @@ class _WorkerLocks(WorkerPlugin):
     idempotent = True
 
     def setup(self, worker: Worker) -> None:
-        self._worker = worker
-        worker.metrics.update(_METRICS)
+        worker.metrics["nfsrwlock held"] = lambda _: _shown(activity.held)
+        worker.metrics["nfsrwlock awaited"] = lambda _: _shown(activity.awaited)
         activity.open_journal(_journal_of(worker.local_directory))
         with suppress(ImportError):  # there is no prometheus_client
             from . import prometheus  # noqa: F401, PLC0415 - registers
-        activity.listeners.append(self._log)
+        activity.workers.append(worker)
 
     def teardown(self, worker: Worker) -> None:
         # Tasks may be running yet, and hold locks.
-        for name in _METRICS:
-            worker.metrics.pop(name, None)
+        for name in ("held", "awaited"):
+            worker.metrics.pop(f"nfsrwlock {name}", None)
         activity.close_journal(_journal_of(worker.local_directory))
-        activity.listeners.remove(self._log)
-
-    def _log(self, event: Event) -> None:
-        # Workers of one process have one record of it, and one of them waited.
-        if current_worker() not in (None, self._worker):
-            return
-        try:
-            self._worker.log_event(TOPIC, event)
-        except Exception:  # the loop has ended: nobody listens any more, and the lock is not concerned
-            logger.debug("the event %r was not delivered", event, exc_info=True)
+        activity.workers.remove(worker)
 
 
 class _SchedulerEviction(SchedulerPlugin):
@@ -133,10 +117,10 @@ class _SchedulerEviction(SchedulerPlugin):
             return
 
 
-async def _evict(journal: str, patience: float) -> list[Event]:
+async def _evict(journal: str, patience: float) -> list[dict[str, str]]:
     # In a thread: this process's loop must not wait for a file server.
     evicted = await asyncio.to_thread(evict_dead, journal, patience)
-    return [{"mode": entry.mode, "path": entry.path} for entry in evicted]
+    return [{"mode": entry.mode, "path": printable(entry.path)} for entry in evicted]
 
 
 def _journal_of(local_directory: str) -> str:
@@ -145,4 +129,6 @@ def _journal_of(local_directory: str) -> str:
 
 
 def _shown(holds: list[Hold]) -> str:
-    return ", ".join(sorted({f"{hold.settings.mode} {hold.settings.path}" for hold in list(holds)}))
+    # A string, for the table of workers on the dashboard shows nothing else; and one that Dask's messages can carry: a
+    # worker whose heartbeat is none ends.
+    return ", ".join(sorted({f"{hold.settings.mode} {printable(hold.settings.path)}" for hold in list(holds)}))

@@ -17,7 +17,7 @@ from .holding import activity
 
 class _Collector(Collector):
     def collect(self) -> Iterator[Metric]:
-        if not activity.listeners:  # no worker has the plugin
+        if not activity.workers:  # no worker has the plugin
             return
         namespace = dask.config.get("distributed.dashboard.prometheus.namespace")
         prefix = f"{namespace}_worker_nfsrwlock_" if namespace else "worker_nfsrwlock_"

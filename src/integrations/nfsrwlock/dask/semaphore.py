@@ -6,6 +6,8 @@ import uuid
 from dataclasses import replace
 from typing import Any, Unpack
 
+from nfsrwlock_core import SoftSemaphore
+
 from .lock import Lock
 from .settings import Options, Time
 
@@ -34,12 +36,13 @@ class Semaphore(Lock):
     ) -> None:
         name = f"semaphore-{uuid.uuid4().hex}" if name is None else name
         super().__init__(name, scheduler_rpc, loop, mode="read", **options)  # type: ignore[misc]
-        self._settings = replace(self._settings, at_most=max_leases).at(self.path)
+        # Raises what is wrong with the number.
+        SoftSemaphore(self.path, max_leases, lock_dir=self._settings.lock_dir)
+        self._settings = replace(self._settings, at_most=max_leases)
 
     @property
     def max_leases(self) -> int:
         """How many may be held at a time."""
-        assert self._settings.at_most is not None
         return self._settings.at_most
 
     def __repr__(self) -> str:

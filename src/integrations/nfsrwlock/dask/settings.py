@@ -70,10 +70,11 @@ class Settings:
 
     path: str
     lock_path: str = ""
-    lock_dir: str | None
+    #: Empty: the lock lives beside the path, whatever the environment says where it arrives.
+    lock_dir: str
     mode: Mode
-    #: How many may hold it shared at a time; ``None``: no limit.
-    at_most: int | None = None
+    #: How many may hold it shared at a time; 0: no limit.
+    at_most: int = 0
     timeout: float
     heartbeat: Heartbeat
     heartbeat_interval: float
@@ -91,7 +92,7 @@ class Settings:
     def lock_set(self, **more: Any) -> LockSet:
         """Return the lock as a set of one, with ``more`` arguments. It has resolved the path."""
         wanted: dict[str, Any] = {self.mode: self.path}
-        if self.at_most is not None:
+        if self.at_most:
             wanted = {"limited": {self.path: self.at_most}}
         return LockSet(**wanted, **self.core_arguments(), **more)
 
@@ -104,8 +105,27 @@ class Settings:
 def settings_of(path: str, options: Options) -> Settings:
     """Return the settings, or raise what is wrong with them. ``None`` stands for what Dask's configuration says."""
     refuse_unknown(options, "Lock", sorted(Options.__annotations__))
+
+    def chosen(name: str) -> Any:
+        given = options.get(name)
+        return configured(name.replace("_", "-")) if given is None else given
+
+    timeout, stale, directory = options.get("timeout"), chosen("stale_threshold"), options.get("lock_dir")
     try:
-        return _settings_of(path, options)
+        home = lock_home(configured_directory("lock-dir") if directory is None else directory)
+        return Settings(
+            path=path,
+            lock_dir="" if home is None else os.path.abspath(home),
+            mode=_one_of("mode", options.get("mode", "write"), Mode),
+            timeout=-1.0 if timeout is None else limit("timeout", timeout),
+            heartbeat=_one_of("heartbeat", chosen("heartbeat"), Heartbeat),
+            heartbeat_interval=seconds("heartbeat_interval", chosen("heartbeat_interval")),
+            stale_threshold=None if stale is None else seconds("stale_threshold", stale),
+            poll_interval=seconds("poll_interval", chosen("poll_interval")),
+            share=chosen("share"),
+            on_contention=_one_of("on_contention", chosen("on_contention"), OnContention),
+            reschedule_after=configured_time("reschedule-after"),
+        ).at(path)
     except (TypeError, ValueError) as error:
         # It names an argument; whoever gave none must learn where the value comes from.
         own = {key: value for key in DEFAULTS if (value := configured(key)) != DEFAULTS[key]}
@@ -113,30 +133,6 @@ def settings_of(path: str, options: Options) -> Settings:
             said = ", ".join(f"nfsrwlock.{key}: {value!r}" for key, value in own.items())
             error.add_note(f"Where the lock's arguments leave it open, Dask's configuration counts, which says {said}")
         raise
-
-
-def _settings_of(path: str, options: Options) -> Settings:
-    def chosen(name: str) -> Any:
-        given = options.get(name)
-        return configured(name.replace("_", "-")) if given is None else given
-
-    timeout, stale, directory = options.get("timeout"), chosen("stale_threshold"), options.get("lock_dir")
-    if directory is None and configured("lock-dir") is not None:
-        directory = configured_directory("lock-dir")
-    home = lock_home(directory)  # what this process's environment says now holds wherever the lock is unpickled
-    return Settings(
-        path=path,
-        lock_dir=None if home is None else os.path.abspath(home),
-        mode=_one_of("mode", options.get("mode", "write"), Mode),
-        timeout=-1.0 if timeout is None else limit("timeout", timeout),
-        heartbeat=_one_of("heartbeat", chosen("heartbeat"), Heartbeat),
-        heartbeat_interval=seconds("heartbeat_interval", chosen("heartbeat_interval")),
-        stale_threshold=None if stale is None else seconds("stale_threshold", stale),
-        poll_interval=seconds("poll_interval", chosen("poll_interval")),
-        share=chosen("share"),
-        on_contention=_one_of("on_contention", chosen("on_contention"), OnContention),
-        reschedule_after=configured_time("reschedule-after"),
-    ).at(path)
 
 
 def path_of(name: Any) -> str:
@@ -148,13 +144,14 @@ def path_of(name: Any) -> str:
     value = _plain(name)
     # What is no string has a file name that no string has, for "." is quoted.
     file_name = encoded(value) if isinstance(value, str) else f"{type(value).__name__}.{encoded(repr(value))}"
-    if configured("root") is None:
+    root = configured_directory("root")
+    if root is None:
         raise ValueError(
             f"the lock's name {name!r} is no path, and there is no directory for such locks; write ./{name} if a file "
             "is meant, or let 'nfsrwlock.root' in Dask's configuration (DASK_NFSRWLOCK__ROOT) name a directory that "
             "all workers share"
         )
-    return os.path.join(configured_directory("root"), file_name)
+    return os.path.join(root, file_name)
 
 
 def _plain(name: Any) -> Any:
@@ -185,9 +182,10 @@ def configured(key: str) -> Any:
     return dask.config.get(f"nfsrwlock.{key}", DEFAULTS[key])
 
 
-def configured_directory(key: str) -> str:
-    """Return a directory that Dask's configuration names, ``~`` expanded."""
-    value = configured(key)
+def configured_directory(key: str) -> str | None:
+    """Return the directory that Dask's configuration names, ``~`` expanded; ``None`` if it names none."""
+    if (value := configured(key)) is None:
+        return None
     # A path that is not absolute would be another directory in every process.
     path = os.path.expanduser(os.fsdecode(value)) if isinstance(value, str | os.PathLike) else ""
     if not os.path.isabs(path):
