@@ -1,4 +1,4 @@
-"""A file server whose disk is full to the last block."""
+"""A disk that is full to the last block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from nfs.lab import Node
 
-#: Takes what is left of the file system, down to single blocks, and shows that nothing is.
+#: Takes what is left of the file system, down to single blocks, and shows whether nothing is.
 _FILL: Final = """
 import os, sys
 fd = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)
@@ -22,14 +22,18 @@ try:
 except OSError as error:
     print(error.strerror)
 """
-_FILLER: Final = "/mnt/disk/filler"
+_DISK: Final = "/mnt/disk"
 
 
-def fill(server: Node) -> None:
-    """Take all blocks that are left, also those that something has freed since the last time."""
-    assert "No space left" in server.check(["/usr/bin/python3", "-c", _FILL, _FILLER])
+def fill(machine: Node, disk: str = _DISK) -> bool:
+    """
+    Take all blocks that are left, also those that something has freed since the last time.
+
+    :return: whether no directory can be made any more: some file systems keep room for that
+    """
+    return "No space left" in machine.check(["/usr/bin/python3", "-c", _FILL, f"{disk}/filler"])
 
 
-def empty(server: Node) -> None:
+def empty(machine: Node, disk: str = _DISK) -> None:
     """Give the blocks back."""
-    server.check(["rm", "-rf", _FILLER, f"{_FILLER}.directory"])
+    machine.check(["rm", "-rf", f"{disk}/filler", f"{disk}/filler.directory"])

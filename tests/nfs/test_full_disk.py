@@ -18,12 +18,12 @@ def test_a_lock_on_a_full_disk_can_be_released_and_not_be_had(scene: Scene) -> N
     holder, other = scene.locker(scene.n1, path), scene.locker(scene.n2, path)
     holder.do("lock.acquire_write()")
     try:
-        fill(scene.server)
+        assert fill(scene.server)
         time.sleep(LEASE_S * 1.5)
         holder.do("lock.check()")  # heartbeats need no space
         holder.do("lock.release()")
         assert not scene.announcements(path)
-        fill(scene.server)  # the release has freed a block
+        assert fill(scene.server)  # the release has freed a block
         for mode in ("read", "write"):
             with pytest.raises(Raised) as raised:
                 other.do(f"lock.acquire_{mode}(timeout=5)")

@@ -125,7 +125,7 @@ DESCRIPTIONS: Final = {
         mind="What was looked for in vain stays missing, though it is listed, if it was made within the tick of the "
         "server's clock (10 ms here) in which the directory was changed before.",
     ),
-    "xfs": _linux_over("xfs", "xfsprogs"),
+    "xfs": _linux_over("xfs", "xfsprogs", "A full disk has no inode for a first heartbeat: a younger hold is lost."),
     "btrfs": _linux_over("btrfs", "btrfs-progs", "The server acknowledges what is not on its disk, so it breaks (d)."),
     "tmpfs": dataclasses.replace(
         _LINUX,
@@ -418,7 +418,7 @@ if ! mountpoint -q /etc/ocfs2; then
 fi
 mount -t ocfs2 /dev/ubdb "$1"
 """,
-    mind="Whoever loses its power takes nothing along that another machine has seen.",
+    mind="A power cut of a machine takes its latest changes along, so a grant's number may come again: see below.",
     shared_mib=512,
 )
 DESCRIPTIONS["smb-default"] = dataclasses.replace(

@@ -106,7 +106,8 @@ def _full(found: dict[str, Any]) -> str:
         ("released" if found["released"] else "**not released**"),
     )
     told = found["refused"].startswith("LockPathError") and "space" in found["refused"]
-    return f"{kept}, {released}, {'refused' if told else '**refused without the reason**'}"
+    refused = "refused" if told else "**refused without the reason**" if found["full"] else "to be had"
+    return f"{kept}, {released}, {refused}"
 
 
 def _adapters(found: dict[str, Any]) -> str:

@@ -218,24 +218,25 @@ def full(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     """Take all space on the server's disk: a hold stays and can be released; whoever wants one is told the reason."""
     path = f"{MOUNTPOINT}/full"
     settings = f"heartbeat_interval={_LEASE_S / 3}, stale_threshold={_LEASE_S}, poll_interval=0.1"
+    disk = (lab.clients[1], MOUNTPOINT) if kind.shared_mib else (lab.server,)
     found: dict[str, Any] = {"kept": False, "released": False, "refused": ""}
     with _processes(lab, 1) as (holder, other):
         for process in (holder, other):
             process.do(f"lock = SoftReadWriteLock({path!r}, {settings})")
         holder.do("lock.acquire_write()")
         try:
-            fill(lab.server)
+            fill(*disk)
             time.sleep(1.5 * _LEASE_S)
             found["kept"] = holder.do("check_of(lock)") == ""
             holder.do("lock.release()")
             found["released"] = not other.do(f"[name for name in os.listdir('{path}.rwlock') if 'write.' in name]")
-            fill(lab.server)  # the release may have freed a block
+            found["full"] = fill(*disk)  # the release may have freed a block
             try:
                 other.do("lock.acquire_write(timeout=10)")
             except Raised as error:
                 found["refused"] = f"{error.names[0]}: {error.message}"
         finally:
-            empty(lab.server)
+            empty(*disk)
     return found
 
 
@@ -315,7 +316,12 @@ def _snakemake(lab: Lab) -> dict[str, Any]:
 
 
 def crashes(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
-    """Cut the server's power while clients make changes; count those that were acknowledged and are undone."""
+    """
+    Cut the power while clients make changes; count those that were acknowledged and are undone.
+
+    The server's power; where there is none, that of a client, which has acknowledged them itself.
+    """
+    victim, others = (lab.clients[0], []) if kind.shared_mib else (lab.server, lab.clients)
     chance = random.Random(1)
     acknowledged = undone = 0
     examples: list[str] = []
@@ -323,7 +329,7 @@ def crashes(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     while made < extent.crashes and (not made or (time.monotonic() - began) * (made + 1) / made < extent.share_s):
         directory = f"{MOUNTPOINT}/crash-{made}"
         jobs: dict[str, Job] = {}
-        for node in lab.clients:
+        for node in others or [victim]:
             for number in range(extent.processes):
                 name = f"{node.name}-{number}"
                 jobs[name] = node.popen([sys.executable, _CHANGES, directory, name], env={"PYTHONPATH": str(TESTS)})
@@ -332,14 +338,14 @@ def crashes(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
                 if not job.wait_until(lambda job=job: job.out.count(b"\n") > 50, 60):  # type: ignore[misc]
                     raise LabError(f"{name}: {job.err.decode(errors='replace') or 'no change was acknowledged'}")
             time.sleep(chance.uniform(0, 1.0))
-            lab.server.kill()
+            victim.kill()
             _until_silent(list(jobs.values()))
             counts = {name: job.out.count(b"\n") for name, job in jobs.items()}
         finally:
             for job in jobs.values():
                 job.kill()
-        lab.server.start()
-        for node in lab.clients:
+        victim.start()
+        for node in others:
             node.run(["umount", "-l", "-i", MOUNTPOINT], timeout=60)
             node.remount()
         there = set(lab.clients[0].check(["sh", "-c", '! cd "$1" || find . -mindepth 1', "sh", directory]).split())

@@ -201,7 +201,7 @@ def _space(home: str) -> Check:
     left = min(free / 2**20 if found.f_blocks else 1, 1 if inodes is None else inodes / 100)
     level = Level.UNFIT if not left else Level.WARNING if left < 1 else Level.OK
     known = "an unknown number of" if inodes is None else inodes
-    text = f"{free / 2**20:,.0f} MiB and {known} inodes free. Acquiring a lock needs one inode, releasing it none."
+    text = f"{free / 2**20:,.0f} MiB and {known} inodes free. A hold needs one inode, from its first heartbeat on two."
     remedy = "" if level is Level.OK else _FREE_SOME
     return Check("space", level, text, remedy, facts={"free_bytes": free, "free_inodes": inodes})
 
