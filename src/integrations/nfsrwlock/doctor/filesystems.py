@@ -53,7 +53,7 @@ _TYPES: Final[dict[str, Check]] = {
     **dict.fromkeys(("cifs", "smb3"), _SMB),
     "ocfs2": _type(
         Level.WARNING,
-        "locks hold; but a machine that loses its power takes its latest changes along, so a grant's number may come again.",
+        "locks hold; but a power cut of a machine takes its latest changes along: a grant's number may come again.",
         "Do not let storage go by the numbers of grants here.",
         basis="lab",
     ),
