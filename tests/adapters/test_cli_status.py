@@ -381,6 +381,14 @@ def test_locks_that_nobody_uses_are_pruned_and_the_others_are_named(scene: Scene
     assert not (scene.directory / "idle.rwlock").exists()
 
 
+def test_a_directory_that_cannot_be_listed_keeps_prune_from_none_of_the_others(scene: Scene) -> None:
+    assert scene.run("run", "--write", "idle", "--", "true").returncode == 0
+    pruned = scene.run("prune", "--unused-for", "0", "nowhere", ".")
+    assert pruned.returncode == 2
+    assert "nowhere" in pruned.stderr
+    assert pruned.stdout.splitlines() == [f"{os.path.realpath(scene.directory)}/idle: removed", "1 lock directory removed"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

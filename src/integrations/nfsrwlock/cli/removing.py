@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import click
 
-from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.cli.status import Look, below
 from nfsrwlock.text import one_line, printable, say
 from nfsrwlock_core import LockError, break_lock, prune
@@ -61,12 +61,18 @@ def prune_below(directories: Iterable[str], unused_s: float) -> int:
     """Remove what was not used for so many seconds, and say what was kept and why; return the exit code."""
     code, removed = Exit.OK, 0
     for directory in directories:
-        for path in below(directory):
+        try:
+            paths = below(directory)
+        except LockError as error:
+            say(str(error))
+            code = as_cli_error(error).code
+            continue
+        for path in paths:
             try:
                 reason = prune(path, unused_s=unused_s, lock_dir="")
             except (LockError, OSError) as error:
                 say(str(error))
-                code = Exit.FAILED
+                code = max(code, Exit.FAILED)
                 continue
             removed += reason is None
             click.echo(f"{printable(path)}: {'removed' if reason is None else f'kept, {reason}'}")
