@@ -386,7 +386,8 @@ def test_a_directory_that_cannot_be_listed_keeps_prune_from_none_of_the_others(s
     pruned = scene.run("prune", "--unused-for", "0", "nowhere", ".")
     assert pruned.returncode == 2
     assert "nowhere" in pruned.stderr
-    assert pruned.stdout.splitlines() == [f"{os.path.realpath(scene.directory)}/idle: removed", "1 lock directory removed"]
+    idle = os.path.realpath(scene.directory / "idle")
+    assert pruned.stdout.splitlines() == [f"{idle}: removed", "1 lock directory removed"]
 
 
 @pytest.mark.parametrize(
