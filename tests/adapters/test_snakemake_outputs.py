@@ -350,7 +350,16 @@ def test_workflows_that_share_a_cache_compute_what_is_missing_once(scene: Scene)
     compute_at_once(scene, "abc", "-c4")
 
 
-def test_a_job_takes_its_entry_in_the_cache_before_its_files(scene: Scene) -> None:
+PIPED = """
+rule pour:
+    input: shared_read("a_ref/in")
+    output: pipe("pipe")
+    shell: "cat {input} > {output}"
+"""
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["alone", "at the end of a pipe"])
+def test_a_job_takes_its_entry_in_the_cache_before_its_files(scene: Scene, piped: bool) -> None:
     # As is done for a `run:` block, whose files are locked by a process of its own. In another order the two wait for
     # each other: one has the entry and queues for a file behind a writer, who waits for the other, who has the file.
     scene.write("cache/.keep", "")
@@ -362,11 +371,14 @@ def test_a_job_takes_its_entry_in_the_cache_before_its_files(scene: Scene) -> No
             input: shared_read("a_ref/in")
             output: "out"
             cache: True
-            shell: "cp {input} {output}"
+            shell: "cat {input} > {output}"
         """
     )
+    if piped:
+        text = scene.read("Snakefile").replace('shared_read("a_ref/in")', '"pipe"')
+        scene.write("Snakefile", text + PIPED)
     with SoftReadWriteLock(scene.directory / "a_ref/in").write_lock():
-        run = scene.start("--cache", SNAKEMAKE_OUTPUT_CACHE=str(scene.directory / "cache"))
+        run = scene.start("--cache", "--", "out", SNAKEMAKE_OUTPUT_CACHE=str(scene.directory / "cache"))
         scene.wait_for(lambda: "waits to read" in run.text)
         assert len([name for name in scene.locks() if name.startswith("cache/")]) == 1
     run.end(0)

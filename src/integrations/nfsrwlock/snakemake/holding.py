@@ -19,7 +19,7 @@ from typing import Any, Final
 from nfsrwlock.freshness import look_afresh
 from nfsrwlock.leash import why_not_held
 from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, note, say
-from nfsrwlock.snakemake.plan import Plan, plan_of
+from nfsrwlock.snakemake.plan import Plan, lock_set, plan_of, with_cache
 from nfsrwlock.snakemake.unfinished import record_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout, traced_as
@@ -69,7 +69,7 @@ def held(job: Any, plan: Plan, on_compromise: Listener = lambda _: None, *, alon
     joint = _joined(job, key, on_compromise)
     try:
         with joint.turn:
-            locks = joint.locks = joint.locks or _take(joint, job, plan, [job] if is_alone else _group_of(job))
+            locks = joint.locks = joint.locks or _take(joint, job, [(job, plan)] if is_alone else _group_of(job))
         look_afresh([*plan.files, *map(record_of, locks.locks)])
         yield locks
     finally:
@@ -95,36 +95,35 @@ def _joined(job: Any, key: object, listener: Listener) -> _Joint:
         time.sleep(_LOOK_S)  # those whose locks they were have yet to leave
 
 
-def _take(joint: _Joint, job: Any, plan: Plan, members: list[Any]) -> LockSet:
+def _take(joint: _Joint, job: Any, members: list[tuple[Any, Plan]]) -> LockSet:
     if joint.error is not None:
         raise LockingError(joint.error)
     try:
-        plans = [(one, its) for one in members if (its := plan if one is job else plan_of(one)) is not None]
-        locks = _set_of(job, plans, joint.tell)
-        _acquire(job, locks, min(its.timeout for _, its in plans))
+        locks = _set_of(job, members, joint.tell)
+        _acquire(job, locks, min(plan.timeout for _, plan in members))
         return locks
     except BaseException as error:
         joint.error = str(error) or type(error).__name__
         raise
 
 
-def _set_of(job: Any, plans: list[tuple[Any, Plan]], listener: Listener) -> LockSet:
+def _set_of(job: Any, members: list[tuple[Any, Plan]], listener: Listener) -> LockSet:
     try:
-        sets = [(one, its.lock_set(listener)) for one, its in plans]
-        for (one, mine), (other, theirs) in combinations(sets, 2):
-            _refuse_conflict(one, mine, other, theirs)
-        return sets[0][1] if len(sets) == 1 else LockSet.joined(locks for _, locks in sets)
+        for (one, mine), (other, theirs) in combinations(members, 2):
+            _refuse_conflict(one, lock_set(mine.wanted), other, lock_set(theirs.wanted))
+        return lock_set((want for _, plan in members for want in plan.wanted), listener)
     except ValueError as error:
         raise LockingError(f"the files of {job_name(job)} cannot be locked: {error}", rule=job.rule) from None
 
 
-def _group_of(job: Any) -> list[Any]:
+def _group_of(job: Any) -> list[tuple[Any, Plan]]:
     # Those with shadow: run in processes of their own, and take their locks there.
-    return [
+    members = (
         one
         for one in list(job.dag.jobs)  # which may grow meanwhile
         if one is job or (one.pipe_group == job.pipe_group and job.dag.needrun(one) and not one.is_shadow)
-    ]
+    )
+    return [(one, plan) for one in members if (plan := with_cache(one, plan_of(one))) is not None]
 
 
 def _acquire(job: Any, locks: LockSet, timeout: float) -> None:

@@ -24,7 +24,7 @@ from nfsrwlock.snakemake import cache, holding, once, unfinished
 from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.internals import place_of, shell_module
 from nfsrwlock.snakemake.messages import job_name, note_waits, say, say_longest_waits
-from nfsrwlock.snakemake.plan import check_rules, plan_of, plan_of_cache, warn_of_unguarded_reads
+from nfsrwlock.snakemake.plan import check_rules, plan_of, warn_of_unguarded_reads, with_cache
 from nfsrwlock.snakemake.processes import JobProcesses, start_process
 from nfsrwlock.snakemake.publish import Workspace
 from nfsrwlock_core import LockError
@@ -71,7 +71,7 @@ def _hooked(original: Original, hook: Callable[..., Any]) -> Original:
 
 def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *args: Any) -> Any:
     is_spawned = run_func == self.spawn_job
-    plan = None if job.is_norun else plan_of_cache(job) if is_spawned else plan_of(job)
+    plan = with_cache(job, None if is_spawned else plan_of(job))
     if plan is None:
         return original(self, job, run_func, *args)
     if is_spawned:

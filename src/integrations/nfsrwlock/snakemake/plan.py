@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
 from snakemake.exceptions import WorkflowError
@@ -41,6 +41,8 @@ class Want(NamedTuple):
     mode: Mode
     settings: tuple[tuple[str, Any], ...]
     at_most: int = 0
+    #: Whether it is the one on the job's entry in the cache.
+    is_entry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +59,24 @@ class Plan:
     exclusive: Mapping[int, str]
     #: Whether it may be skipped if others have made its outputs.
     once: bool
-    #: What it needs of the cache.
-    cached: Plan | None = None
 
-    def lock_set(self, on_compromise: Callable[[object], None] | None = None) -> LockSet:
-        """Return all its locks, not held; ``ValueError`` if one is wanted with different settings."""
-        sets = []
-        for want in self.wanted:
-            asked: dict[str, Any] = {"limited": {want.path: want.at_most}} if want.at_most else {want.mode: want.path}
-            sets.append(LockSet(**asked, on_compromise=on_compromise, **dict(want.settings)))
-        kinds = [LockSet.joined(sets)] if sets else []
-        if self.cached is not None:
-            # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
-            kinds.insert(0, self.cached.lock_set(on_compromise))
-        return LockSet.joined(kinds, one_after_another=True)
+
+def lock_set(wanted: Iterable[Want], on_compromise: Callable[[object], None] | None = None) -> LockSet:
+    """Return all these locks, not held; ``ValueError`` if one is wanted with different settings."""
+    entries: list[LockSet] = []
+    others: list[LockSet] = []
+    for want in wanted:
+        asked: dict[str, Any] = {"limited": {want.path: want.at_most}} if want.at_most else {want.mode: want.path}
+        one = LockSet(**asked, on_compromise=on_compromise, **dict(want.settings))
+        (entries if want.is_entry else others).append(one)
+    # Entries first, as where one process holds that for a job that takes the others in a process of its own.
+    return LockSet.joined((LockSet.joined(kind) for kind in (entries, others) if kind), one_after_another=True)
 
 
 def plan_of(job: Any) -> Plan | None:
-    """Return what ``job`` needs, ``None`` if nothing of it is flagged."""
+    """Return what ``job`` needs for its files and permits, ``None`` if nothing of it is flagged, or it runs nothing."""
+    if job.is_norun:
+        return None
     wanted: list[Want] = []
     files: list[str] = []
     timeouts: list[float] = []
@@ -98,24 +100,22 @@ def plan_of(job: Any) -> Plan | None:
             exclusive[index] = add("write", wish, file)
     for wish in permits_of(job.rule):
         add("read", wish, wish.lock)
-    cached = plan_of_cache(job)
-    if cached is not None:
-        files += cached.files
-        timeouts.append(cached.timeout)
     if not timeouts:
         return None
     # Who is at one end of a pipe must not leave the other one waiting.
     once = any(map(is_once, job.output)) and job.pipe_group is None
-    return Plan(tuple(wanted), tuple(files), min(timeouts), exclusive, once, cached)
+    return Plan(tuple(wanted), tuple(files), min(timeouts), exclusive, once)
 
 
-def plan_of_cache(job: Any) -> Plan | None:
-    """Return what Snakemake needs to look into its cache for ``job``, and to fill it; ``None`` if it does not."""
+def with_cache(job: Any, plan: Plan | None) -> Plan | None:
+    """Return ``plan`` and what Snakemake needs to look into its cache for ``job``, and to fill it, if it does."""
     if (entry := cache_entry(job)) is None:
-        return None
+        return plan
     path, options = entry
     timeout, settings = _resolved(job.rule, options)
-    return Plan((Want(path, "write", settings),), (path,), timeout, {}, once=False)
+    plan = plan or Plan((), (), timeout, {}, once=False)
+    wanted = (*plan.wanted, Want(path, "write", settings, is_entry=True))
+    return replace(plan, wanted=wanted, files=(*plan.files, path), timeout=min(plan.timeout, timeout))
 
 
 def _check_input(job: Any, file: Any) -> None:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from nfsrwlock.snakemake.messages import LockingError, job_name, warn
-from nfsrwlock.snakemake.plan import Mode, Plan, plan_of
+from nfsrwlock.snakemake.plan import Mode, Plan, lock_set, plan_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockSet, SoftReadWriteLock
 
@@ -136,7 +136,8 @@ def is_cut_off(job: Any, file: Any) -> bool:
     plan, path = plan_of(job), _real(file)
     if plan is None:
         return False
-    return any(path in _load(record_of(lock)).get("before", {}) for lock in _locks_of(plan, plan.lock_set(), "write"))
+    mine = _locks_of(plan, lock_set(plan.wanted), "write")
+    return any(path in _load(record_of(lock)).get("before", {}) for lock in mine)
 
 
 def _locks_of(plan: Plan, locks: LockSet, mode: Mode) -> list[SoftReadWriteLock]:
