@@ -337,13 +337,13 @@ def test_two_ends_of_a_pipe_that_read_the_same_do_not_wait_for_a_writer_between_
     scene.snakefile(
         """
         import os, time
-        from nfsrwlock.snakemake import hook
-        cached_or_run = hook.local.Executor.cached_or_run
+        from snakemake.executors import local
+        cached_or_run = local.Executor.cached_or_run
         def one_after_the_other(self, job, *args):
             while job.rule.name == "pour" and not os.path.exists("writer"):
                 time.sleep(0.05)
             return cached_or_run(self, job, *args)
-        hook.local.Executor.cached_or_run = one_after_the_other
+        local.Executor.cached_or_run = one_after_the_other
         rule drink:
             input: "pipe", also=shared_read("ref/in")
             output: exclusive("ref/out")

@@ -17,7 +17,6 @@ from nfsrwlock.snakemake.messages import LockingError, warn
 from nfsrwlock.snakemake.settings import Options, checked
 
 _options: Options | None = None
-_has_warned = False
 
 
 def lock_cache(**options: Unpack[Options]) -> None:
@@ -51,18 +50,16 @@ def cache_entry(job: Any) -> tuple[str, Options] | None:
     return os.path.join(path, str(entry)), _options
 
 
-def warn_if_ignored(job: Any) -> None:
-    """Say so, once, if ``job``, which is about to be submitted, will not use the cache."""
-    global _has_warned  # noqa: PLW0603
-    workflow = job.rule.workflow
+def warn_if_ignored(workflow: Any) -> None:
+    """Say so if jobs that are going to be submitted will not use the cache."""
     # Snakemake drops options with empty values, such as --cache without names, from the command of a job.
-    is_dropped = workflow.is_main_process and not workflow.local_exec and workflow.workflow_settings.cache == []
-    if is_dropped and _options is not None and not _has_warned and has_cache_directive(job.rule):
-        _has_warned = True
+    is_dropped = workflow.workflow_settings.cache == []
+    names = [rule.name for rule in workflow.rules if has_cache_directive(rule) and not workflow.is_local(rule)]
+    if is_dropped and _options is not None and names:
         warn(
-            job,
-            f"jobs on a cluster do not use the cache, as Snakemake does not tell them to: name the rules, as in "
-            f"--cache {job.rule.name}",
+            next(iter(workflow.dag.jobs)),
+            "jobs on a cluster do not use the cache, as Snakemake does not tell them to: name the rules, as in "
+            f"--cache {' '.join(names)}",
         )
 
 

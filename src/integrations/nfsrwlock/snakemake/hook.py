@@ -15,10 +15,9 @@ import os
 from collections.abc import Callable, Iterator
 from functools import wraps
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any
 
 from snakemake import io
-from snakemake.executors import local
 
 from nfsrwlock.snakemake import cache, holding, once, unfinished
 from nfsrwlock.snakemake.flags import is_exclusive
@@ -29,15 +28,11 @@ from nfsrwlock.snakemake.processes import JobProcesses, start_process
 from nfsrwlock.snakemake.publish import Workspace
 from nfsrwlock_core import LockError
 
-_INSTALLED: Final = "_nfsrwlock_installed"
 Original = Callable[..., Any]
 
 
 def install() -> None:
-    """Put the hook in place, once per process."""
-    if getattr(local.Executor, _INSTALLED, False):
-        return
-    setattr(local.Executor, _INSTALLED, True)
+    """Put the hook in place. To be called once per process."""
     shell = shell_module()
     # These modules, as Snakemake knows them, with another function in each.
     shell.sp = SimpleNamespace(**vars(shell.sp) | {"Popen": start_process})
@@ -109,8 +104,6 @@ def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *ar
 
 
 def _tell_the_job(original: Original, self: Any, job: Any) -> Any:
-    for one in job if job.is_group() else [job]:
-        cache.warn_if_ignored(one)
     return once.with_message(job, original(self, job))
 
 
@@ -134,6 +127,7 @@ def _give_up_waiting_after(original: Original, self: Any) -> Any:
     holding.ending.clear()  # one process may run several workflows, one after the other
     if self.workflow.is_main_process:
         warn_of_unguarded_reads(self.workflow.dag)
+        cache.warn_if_ignored(self.workflow)
         note_waits(self.workflow)
     try:
         return original(self)
