@@ -296,6 +296,32 @@ def test_an_output_that_is_not_what_the_rule_says_is_not_published(scene: Scene)
     assert scene.read("ref/empty") == "old"
 
 
+def test_what_was_no_directory_may_become_one_and_the_other_way_round(scene: Scene) -> None:
+    scene.snakefile(
+        """
+        rule all:
+            input: "ref/file", "ref/dir", "ref/link"
+        rule file:
+            output: exclusive("ref/file")
+            shell: "echo new > {output}"
+        rule dir:
+            output: exclusive(directory("ref/dir"))
+            shell: "mkdir {output}; echo new > {output}/x"
+        rule link:
+            output: exclusive(directory("ref/link"))
+            shell: "mkdir {output}; echo new > {output}/x"
+        """
+    )
+    for path in ("ref/file/x", "ref/dir", "other/x"):
+        scene.write(path, "old\n")
+    (scene.directory / "ref/link").symlink_to("../other")
+    scene.run("-F")
+    assert [scene.read(path) for path in ("ref/file", "ref/dir/x", "ref/link/x")] == ["new\n"] * 3
+    assert scene.read("other/x") == "old\n"
+    assert not (scene.directory / "ref/link").is_symlink()
+    assert scene.litter() == []
+
+
 def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it_again(scene: Scene) -> None:
     scene.write("ref/in", "data")
     for name in ("a", "b", "c"):
