@@ -255,11 +255,13 @@ def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene
         """
     )
     with SoftReadWriteLock(scene.directory / "ref/in").write_lock():
-        runs = [scene.start("--nolock", "--config", f"timeout={timeout}") for timeout in (3, 900, 901)]
+        runs = [scene.start("--nolock", "--config", f"timeout={timeout}") for timeout in (3, 900, "inf")]
         quiet = scene.start("--nolock", "--quiet", "all", "--config", "timeout=902")
         for run in runs[1:]:  # the first may have no time to tell it
             scene.wait_for(lambda run=run: "waits to read" in run.text)
             assert f"pid {os.getpid()}, writing since" in run.text
+        assert "so far, at most 15 min: " in runs[1].text
+        assert "so far, without limit: " in runs[2].text
         runs[0].end(1)
         assert "gave up waiting for its locks" in runs[0].text
         holder = re.escape(inspect(scene.directory / "ref/in").holders[0].user or "")

@@ -7,7 +7,6 @@ Each with locks of its own, one might have its locks and the other queue behind 
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,7 +126,6 @@ def _group_of(job: Any) -> list[tuple[Any, Plan]]:
 
 
 def _acquire(job: Any, locks: LockSet, timeout: float) -> None:
-    timeout = -1.0 if math.isinf(timeout) else timeout
     waiting = Waiting(job, timeout)
     try:
         with traced_as(rule=job.rule.name, job=job.jobid, wildcards=job.wildcards_dict or None):

@@ -74,12 +74,13 @@ def check_snakemake() -> None:
     :raises ImportError: if it is missing, too old, or built differently
     """
     try:
+        from packaging.version import Version  # noqa: PLC0415
         from snakemake.common import __version__ as version  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(f"nfsrwlock.snakemake needs Snakemake: install 'nfsrwlock[snakemake]' ({error})") from error
     try:
         _refuse_what_differs()
-        if _numbers(version) < _numbers(TESTED[0]):
+        if Version(version) < Version(TESTED[0]):
             raise ImportError("it is too old")
     except (ImportError, AttributeError, TypeError) as error:
         raise ImportError(
@@ -114,10 +115,6 @@ def _first_block(lines: list[str]) -> Iterator[str]:
             return
         has_begun = has_begun or line.lstrip().startswith(("def ", "async def "))
         yield line
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def _refuse_what_differs() -> None:
