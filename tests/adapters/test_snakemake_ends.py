@@ -403,6 +403,44 @@ def test_of_two_ends_of_a_pipe_one_asks_for_the_locks_and_if_it_gives_up_so_does
     assert "Error in rule pour" in text
 
 
+def test_a_job_at_a_pipe_that_is_tried_again_waits_for_the_end_of_its_first_attempt(scene: Scene) -> None:
+    # Snakemake kills the shell commands at the other ends of the pipe, and does not wait for the jobs.
+    scene.snakefile(
+        """
+        import os, time
+        from nfsrwlock.snakemake import holding
+        settle = holding.settle
+        def note(text):
+            with open("notes", "a") as file:
+                print(text, file=file)
+        def slow_to_end(job, locks):
+            if job.rule.name == "drink" and not os.path.exists("slept"):
+                open("slept", "w").close()
+                until = time.monotonic() + 4
+                while open("notes").read().count("begins") < 2 and time.monotonic() < until:
+                    time.sleep(0.05)
+                note("ends")
+            settle(job, locks)
+        holding.settle = slow_to_end
+        rule drink:
+            input: "pipe"
+            output: exclusive("ref/out")
+            retries: 1
+            shell: "echo begins >> notes; cat {input} > {output}"
+        rule pour:
+            output: pipe("pipe")
+            retries: 1
+            shell:
+                "[ -e tried ] && echo data > {output}"
+                " || {{ until [ -e notes ]; do sleep 0.05; done; touch tried; exit 1; }}"
+        """
+    )
+    scene.run("drink")
+    assert scene.read("notes").split() == ["begins", "ends", "begins"]
+    assert scene.read("ref/out") == "data\n"
+    assert scene.litter() == []
+
+
 def test_what_runs_no_job_takes_no_lock(scene: Scene) -> None:
     scene.write("in", "data")
     scene.write("out", "made")

@@ -34,8 +34,8 @@ Listener = Callable[[object], None]
 class _Joint:
     """The locks of a job, or of several that run at the same time."""
 
-    #: Whom to tell when they are lost: one of each job that holds them, or asks for them.
-    listeners: list[Listener] = field(default_factory=list)
+    #: By job that holds them, or asks for them: whom to tell when they are lost.
+    listeners: dict[Any, Listener] = field(default_factory=dict)
     #: Of the job that takes them for all; the others wait for that.
     turn: threading.Lock = field(default_factory=threading.Lock)
     #: Held, or ``None`` as long as they are not.
@@ -44,7 +44,7 @@ class _Joint:
     error: str | None = None
 
     def tell(self, compromise: object) -> None:
-        for listener in tuple(self.listeners):
+        for listener in tuple(self.listeners.values()):
             listener(compromise)
 
 
@@ -73,7 +73,7 @@ def held(job: Any, plan: Plan, on_compromise: Listener = lambda _: None, *, alon
         yield locks
     finally:
         with _mutex:
-            joint.listeners.remove(on_compromise)
+            del joint.listeners[job]
             is_last = not joint.listeners
             if is_last:
                 del _joints[key]
@@ -87,11 +87,11 @@ def _joined(job: Any, key: object, listener: Listener) -> _Joint:
         with _mutex:
             joint = _joints.setdefault(key, _Joint())
             is_over = joint.error is not None or (joint.locks is not None and joint.locks.status is HoldStatus.LOST)
-            if not is_over:
-                joint.listeners.append(listener)
+            if not is_over and job not in joint.listeners:
+                joint.listeners[job] = listener
                 return joint
         refuse_if_ending(job)
-        time.sleep(_LOOK_S)  # those whose locks they were have yet to leave
+        time.sleep(_LOOK_S)  # those whose locks they were have yet to leave, or this job's own last attempt has
 
 
 def _take(joint: _Joint, job: Any, members: list[tuple[Any, Plan]]) -> LockSet:
