@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -36,12 +37,8 @@ class _Joint:
 
     #: By job that holds them, or asks for them: whom to tell when they are lost.
     listeners: dict[Any, Listener] = field(default_factory=dict)
-    #: Of the job that takes them for all; the others wait for that.
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    #: Held, or ``None`` as long as they are not.
-    locks: LockSet | None = None
-    #: Why they could not be had.
-    error: str | None = None
+    #: Held, or why they could not be had. The first of the jobs takes them for all; the others wait for that.
+    locks: Future[LockSet] = field(default_factory=Future)
 
     def tell(self, compromise: object) -> None:
         for listener in tuple(self.listeners.values()):
@@ -65,10 +62,11 @@ def held(job: Any, plan: Plan, on_compromise: Listener = lambda _: None, *, alon
     """
     is_alone = alone or job.pipe_group is None
     key: object = object() if is_alone else str(job.pipe_group.id)
-    joint = _joined(job, key, on_compromise)
+    joint, is_first = _joined(job, key, on_compromise)
     try:
-        with joint.turn:
-            locks = joint.locks = joint.locks or _take(joint, job, [(job, plan)] if is_alone else _group_of(job))
+        if is_first:
+            _take(joint, job, plan if is_alone else None)
+        locks = joint.locks.result()
         look_afresh([*plan.files, *map(record_of, locks.locks)])
         yield locks
     finally:
@@ -77,33 +75,33 @@ def held(job: Any, plan: Plan, on_compromise: Listener = lambda _: None, *, alon
             is_last = not joint.listeners
             if is_last:
                 del _joints[key]
-        if is_last and joint.locks is not None:
+        if is_last and joint.locks.exception() is None:
             with suppress(LockNotHeldError):
-                joint.locks.release()  # which may take as long as a file server does, so nobody waits for it
+                joint.locks.result().release()  # which may take as long as a file server does, so nobody waits for it
 
 
-def _joined(job: Any, key: object, listener: Listener) -> _Joint:
+def _joined(job: Any, key: object, listener: Listener) -> tuple[_Joint, bool]:
     while True:
         with _mutex:
             joint = _joints.setdefault(key, _Joint())
-            is_over = joint.error is not None or (joint.locks is not None and joint.locks.status is HoldStatus.LOST)
+            taken = joint.locks
+            is_over = taken.done() and (taken.exception() or taken.result().status is HoldStatus.LOST)
             if not is_over and job not in joint.listeners:
                 joint.listeners[job] = listener
-                return joint
+                return joint, len(joint.listeners) == 1
         refuse_if_ending(job)
         time.sleep(_LOOK_S)  # those whose locks they were have yet to leave, or this job's own last attempt has
 
 
-def _take(joint: _Joint, job: Any, members: list[tuple[Any, Plan]]) -> LockSet:
-    if joint.error is not None:
-        raise LockingError(joint.error)
+def _take(joint: _Joint, job: Any, plan: Plan | None) -> None:
+    # With ``plan``, for this job alone.
     try:
+        members = _group_of(job) if plan is None else [(job, plan)]
         locks = _set_of(job, members, joint.tell)
         _acquire(job, locks, min(plan.timeout for _, plan in members))
-        return locks
+        joint.locks.set_result(locks)
     except BaseException as error:
-        joint.error = str(error) or type(error).__name__
-        raise
+        joint.locks.set_exception(error)
 
 
 def _set_of(job: Any, members: list[tuple[Any, Plan]], listener: Listener) -> LockSet:
