@@ -476,6 +476,7 @@ REFUSED = {
     'output: shared_read("x")': "'x': shared_read() is for inputs",
     'input: exclusive("in")\n    output: "x"': "'in': exclusive() is for outputs",
     'output: exclusive("x", once=True), "y"': "once=True needs every output of the rule to be exclusive()",
+    'output: exclusive("x", once=True)\n    benchmark: "b.tsv"': "once=True does not go with benchmark:",
     'output: exclusive("x")\n    shadow: "minimal"': "exclusive() outputs do not go with shadow:",
     'output: exclusive("x")\n    cache: True': "exclusive() outputs do not go with cache:",
     'output: exclusive("x", timeout="soon")': "exclusive: timeout must be a number of seconds, 0 or more, not 'soon'",
@@ -524,6 +525,10 @@ def test_a_flag_is_its_rule_s_own(scene: Scene) -> None:
             input: shared_read(rules.first.output[0])
             output: exclusive("second")
             shell: "{see} {rule} first second; touch {output}"
+        rule many:
+            input: "second"
+            output: "many.{n}"
+            shell: "touch {output}"
         rule third:
             input: rules.first.output[0], ancient(rules.second.output[0])
             output: "third"
@@ -543,9 +548,10 @@ def test_a_flag_is_its_rule_s_own(scene: Scene) -> None:
     scene.snakefile(
         'rule deep:\n    output: exclusive("deep")\n    shell: "{see} deep other/deep; touch {output}"', "other.smk"
     )
-    text = scene.run("-c1", "third", "other/deep")
-    unguarded = "rule third reads second, an exclusive() output of rule second, without shared_read()"
-    assert text.count(unguarded) == text.count("without shared_read()") == 1
+    text = scene.run("-c1", "third", "other/deep", "many.1", "many.2")
+    unguarded = "rule {} reads second, an exclusive() output of rule second, without shared_read()"
+    assert text.count(unguarded.format("third")) == text.count(unguarded.format("many")) == 1
+    assert text.count("without shared_read()") == 2
     scene.run("-c1", "fourth")  # by itself, or Snakemake 9.13.0 may run it beside the third, one core or not
     assert scene.seen("second") == {"first": ["read"], "second": ["write"]}
     assert scene.seen("third") == {"first": [], "second": []}

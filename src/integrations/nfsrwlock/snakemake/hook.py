@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import wraps
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from snakemake import io
 
 from nfsrwlock.snakemake import cache, holding, once, unfinished
 from nfsrwlock.snakemake.flags import is_exclusive
-from nfsrwlock.snakemake.internals import place_of, shell_module
+from nfsrwlock.snakemake.internals import place_of
 from nfsrwlock.snakemake.messages import job_name, note_waits, say, say_longest_waits
 from nfsrwlock.snakemake.plan import check_rules, plan_of, warn_of_unguarded_reads, with_cache
 from nfsrwlock.snakemake.processes import JobProcesses, start_process
@@ -33,7 +34,7 @@ Original = Callable[..., Any]
 
 def install() -> None:
     """Put the hook in place. To be called once per process."""
-    shell = shell_module()
+    shell: Any = import_module("snakemake.shell")  # not the class of that name
     # These modules, as Snakemake knows them, with another function in each.
     shell.sp = SimpleNamespace(**vars(shell.sp) | {"Popen": start_process})
     io.os = SimpleNamespace(**vars(os) | {"walk": _walk})

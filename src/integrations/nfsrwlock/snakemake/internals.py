@@ -14,7 +14,7 @@ import linecache
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any, Final, NamedTuple
@@ -119,7 +119,7 @@ def _first_block(lines: list[str]) -> Iterator[str]:
 
 def _refuse_what_differs() -> None:
     import_module("snakemake.api")  # first, for the others import each other in a circle
-    if shell_module().sp is not subprocess:
+    if import_module("snakemake.shell").sp is not subprocess:  # not the class of that name
         raise ImportError("snakemake.shell does not start processes by subprocess")
     if import_module("snakemake.io").os is not os:
         raise ImportError("snakemake.io does not use the module os")
@@ -130,7 +130,7 @@ def _refuse_what_differs() -> None:
         if not re.fullmatch(pattern, " ".join(found)):
             raise ImportError(f"{function.__qualname__} takes {found}")
         for called in known.calls.split():
-            if not _mentions(function, called):
+            if called not in function.__code__.co_names:
                 raise ImportError(f"{function.__qualname__} does not call {called}")
 
 
@@ -142,21 +142,6 @@ def _find(name: str) -> Any:
         if not others:
             raise
     return _find(others)
-
-
-def _mentions(function: Callable[..., Any], name: str) -> bool:
-    # In its own code, or in that of functions defined in it.
-    codes = [function.__code__]
-    for code in codes:  # grows while it is walked
-        if name in code.co_names:
-            return True
-        codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
-    return False
-
-
-def shell_module() -> Any:
-    """Return the module that runs shell commands; ``snakemake.shell`` may also be a class of that name in it."""
-    return import_module("snakemake.shell")
 
 
 def place_of(name: str) -> tuple[Any, str]:

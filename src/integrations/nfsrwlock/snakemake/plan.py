@@ -186,20 +186,20 @@ def _refuse_flags(rule: Any, section: str, value: Any) -> None:
 
 def warn_of_unguarded_reads(dag: Any) -> None:
     """Say, once for each rule and file, which jobs read an exclusive output without a lock."""
-    found: dict[tuple[str, str], tuple[Any, str]] = {}
+    said = set()
     for job in dag.needrun_jobs():
         flagged = {str(file) for file in job.input if wish_of(file, READ) is not None}
         for producer, files in dag.dependencies[job].items():
             exclusive = {str(file) for file in producer.output if is_exclusive(file)}
-            for file in sorted(exclusive.intersection(map(str, files)) - flagged):
-                if not job.is_norun:
-                    found.setdefault((job.rule.name, producer.rule.name), (job, file))
-    for (reader, writer), (job, file) in found.items():
-        warn(
-            job,
-            f"rule {reader} reads {printable(file)}, an exclusive() output of rule {writer}, without shared_read(): "
-            "it may be replaced meanwhile",
-        )
+            unguarded = sorted(exclusive.intersection(map(str, files)) - flagged)
+            reader, writer = rules = job.rule.name, producer.rule.name
+            if unguarded and not job.is_norun and rules not in said:
+                said.add(rules)
+                warn(
+                    job,
+                    f"rule {reader} reads {printable(unguarded[0])}, an exclusive() output of rule {writer}, without "
+                    "shared_read(): it may be replaced meanwhile",
+                )
 
 
 def _check_wildcards(rule: Any, file: Any, wish: Wish, known: Iterable[str]) -> None:
@@ -217,26 +217,24 @@ def _check_rule(rule: Any, exclusive: list[Any]) -> None:
                 if kind == "temp" and rule.workflow.storage_settings.all_temp:
                     name = "temp(), by --all-temp,"
                 raise LockingError(f"{_name(file)}: an exclusive() output cannot be {name}: {reason}", rule=rule)
+    once = any(map(is_once, exclusive))
     if rule.shadow_depth is not None:
-        raise LockingError(
+        problem = (
             "exclusive() outputs do not go with shadow:, whose results Snakemake moves after the lock is released; "
-            "the job writes to a private directory anyway",
-            rule=rule,
+            "the job writes to a private directory anyway"
         )
-    if has_cache_directive(rule):
-        raise LockingError(
+    elif has_cache_directive(rule):
+        problem = (
             "exclusive() outputs do not go with cache:, which puts links in their place; use lock_cache() to make "
-            "workflows share the cache safely",
-            rule=rule,
+            "workflows share the cache safely"
         )
-    if any(map(is_once, exclusive)):
-        if len(exclusive) < len(rule.output):
-            raise LockingError(
-                "once=True needs every output of the rule to be exclusive(): a job that is skipped makes none of them",
-                rule=rule,
-            )
-        if rule.benchmark:
-            raise LockingError("once=True does not go with benchmark:, which a skipped job cannot make", rule=rule)
+    elif once and len(exclusive) < len(rule.output):
+        problem = "once=True needs every output of the rule to be exclusive(): a skipped job makes none of them"
+    elif once and rule.benchmark:
+        problem = "once=True does not go with benchmark:, which a skipped job cannot make"
+    else:
+        return
+    raise LockingError(problem, rule=rule)
 
 
 def _name(file: Any) -> str:

@@ -70,9 +70,8 @@ class JobProcesses:
         """Start one of the job's processes; in the place of :class:`subprocess.Popen`."""
         refuse_if_ending(self._job)
         environment = dict(os.environ if settings.get("env") is None else settings["env"])
-        outer = environment.get(watchdog.VARIABLE)
-        mark = f"{_dog.token()}.{self._token} {job_name(self._job)}"
-        environment[watchdog.VARIABLE] = f"{outer}:{mark}" if outer else mark
+        outer = environment.get(watchdog.VARIABLE, "")
+        environment[watchdog.VARIABLE] = f"{outer}:{_dog.token()}.{self._token} {job_name(self._job)}"
         if self._locks is not None:
             with suppress(LockError):  # they are lost, and the job will hear of that
                 for lock in self._locks.locks:

@@ -210,13 +210,9 @@ class Workspace:
                 way = os.path.normpath(os.path.join(os.path.relpath(os.path.dirname(path), directory), target))
                 now, then = (os.path.realpath(os.path.join(place, way)) for place in (directory, parent))
                 real = os.path.join(os.path.realpath(directory), "")
-                if os.path.isabs(target):
-                    is_lost = now.startswith(real)
-                elif way.startswith(os.pardir):
-                    is_lost = now != then and os.path.exists(now)
-                else:
-                    is_lost = False  # it moves together with what it leads to
-                    then = now if os.path.lexists(os.path.join(directory, way)) else then
+                if not way.startswith((os.sep, os.pardir)) and os.path.lexists(os.path.join(directory, way)):
+                    then = now  # it moves together with what it leads to
+                is_lost = (os.path.isabs(target) and now.startswith(real)) or (now != then and os.path.exists(now))
                 if is_lost or (path in self._outputs and not os.path.exists(then)):
                     name = os.path.join(parent, os.path.relpath(path, directory))
                     raise LockingError(
