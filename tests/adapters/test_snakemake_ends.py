@@ -242,6 +242,30 @@ def test_the_end_of_a_process_that_was_forked_stops_no_job_of_its_parent() -> No
     assert (done.stdout, done.stderr) == ("goes on\n", "")
 
 
+SURVIVED = """
+import os, subprocess, time
+from types import SimpleNamespace
+from nfsrwlock.snakemake import watchdog
+from nfsrwlock.snakemake.processes import JobProcesses
+rule = SimpleNamespace(name="a", workflow=SimpleNamespace())
+os.environ[watchdog.VARIABLE] = "mark of an outer workflow"
+job = JobProcesses(SimpleNamespace(jobid=1, rule=rule, is_run=False, is_template_engine=False)).start(["sleep", "300"])
+if os.fork() == 0:  # a worker of multiprocessing, say, that outlives its parent
+    while os.path.exists(f"/proc/{job.pid}"):
+        time.sleep(0.05)
+    print("was stopped", flush=True)
+    os._exit(0)
+print(job.pid in watchdog.marked(b"mark of an outer workflow"), flush=True)
+os._exit(1)  # as if it were killed
+"""
+
+
+def test_a_job_is_stopped_when_its_process_is_killed_though_a_fork_of_that_goes_on() -> None:
+    done = subprocess.run([sys.executable, "-c", SURVIVED], capture_output=True, text=True, timeout=110)
+    assert done.stdout == "True\nwas stopped\n"
+    assert done.stderr == "nfsrwlock: job 1 (rule a) was stopped: Snakemake, which held its locks, was killed\n"
+
+
 def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene) -> None:
     scene.write("ref/in", "data")
     scene.snakefile(

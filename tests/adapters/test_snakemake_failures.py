@@ -165,7 +165,8 @@ rule tree:
     shell:
         "mkdir {output[0]}; ln -s ../right {output[0]}/up; ln -s up {output[0]}/two;"
         " ln -s $(realpath ref/in) {output[0]}/in;"
-        " ln -s gone {output[0]}/gone; ln -s ../real {output[0]}/moved; ln -s ../ref/in {output[1]}; echo real > {output[2]}"
+        " ln -s gone {output[0]}/gone; ln -s ../real {output[0]}/moved;"
+        " ln -s ../ref/in {output[1]}; echo real > {output[2]}"
 """
 
 

@@ -143,16 +143,18 @@ class _Dog:
     """The watchdog of this process, started when it is first needed."""
 
     def __init__(self) -> None:
+        self._reset()
+        # The parent's jobs are not to be stopped when a forked child ends, nor to go on until it does.
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
         self._mutex = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
-        self._token = ""
+        self._token = secrets.token_hex(16)
 
     def token(self) -> str:
         """Return what the processes of jobs carry, so that they are stopped if this process dies from now on."""
         with self._mutex:
-            if self._owner != os.getpid():  # or the parent's jobs would be stopped when a forked child ends
-                self._owner, self._token, self._process = os.getpid(), secrets.token_hex(16), None
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", watchdog.__file__, self._token],
