@@ -339,7 +339,7 @@ def test_a_command_is_not_started_after_the_signal_that_ends_the_workflow(scene:
     assert scene.litter() == []
 
 
-def test_two_ends_of_a_pipe_that_exclude_each_other_are_told_so(scene: Scene) -> None:
+def test_locks_that_a_job_or_the_two_ends_of_a_pipe_cannot_hold_together_are_told(scene: Scene) -> None:
     scene.write("ref/in", "data")
     scene.snakefile(
         """
@@ -351,10 +351,15 @@ def test_two_ends_of_a_pipe_that_exclude_each_other_are_told_so(scene: Scene) ->
             input: shared_read("ref/in", lock="ref/set")
             output: pipe("pipe")
             shell: "cat {input} > {output}"
+        rule differ:
+            input: shared_read("ref/in", lock="ref/set"), shared_read("ref/in", lock="ref/set", share="group")
+            output: "differ"
+            shell: "cat {input} > {output}"
         """
     )
-    text = scene.run("drink", code=1)  # not after the day for which a job waits
+    text = scene.run("-k", "drink", "differ", code=1)  # not after the day for which a job waits
     assert "connected by a pipe, but exclude each other" in text
+    assert re.search(r"the files of job \d+ \(rule differ\) cannot be locked: .* with two different settings", text)
     assert scene.locks() == []
 
 

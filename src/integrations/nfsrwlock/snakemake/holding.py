@@ -97,20 +97,16 @@ def _take(joint: _Joint, job: Any, plan: Plan | None) -> None:
     # With ``plan``, for this job alone.
     try:
         members = _group_of(job) if plan is None else [(job, plan)]
-        locks = _set_of(job, members, joint.tell)
-        _acquire(job, locks, min(plan.timeout for _, plan in members))
-        joint.locks.set_result(locks)
-    except BaseException as error:
-        joint.locks.set_exception(error)
-
-
-def _set_of(job: Any, members: list[tuple[Any, Plan]], listener: Listener) -> LockSet:
-    try:
         for (one, mine), (other, theirs) in combinations(members, 2):
             _refuse_conflict(one, lock_set(mine.wanted), other, lock_set(theirs.wanted))
-        return lock_set((want for _, plan in members for want in plan.wanted), listener)
+        locks = lock_set((want for _, plan in members for want in plan.wanted), joint.tell)
+        _acquire(job, locks, min(plan.timeout for _, plan in members))
+        joint.locks.set_result(locks)
     except ValueError as error:
-        raise LockingError(f"the files of {job_name(job)} cannot be locked: {error}", rule=job.rule) from None
+        refusal = LockingError(f"the files of {job_name(job)} cannot be locked: {error}", rule=job.rule)
+        joint.locks.set_exception(refusal)
+    except BaseException as error:
+        joint.locks.set_exception(error)
 
 
 def _group_of(job: Any) -> list[tuple[Any, Plan]]:

@@ -142,7 +142,8 @@ class Workspace:
         self._examine()
         check = self._locks.check
         check()
-        unfinished.forget(self._plan, self._locks)
+        for lock in unfinished.written(self._plan, self._locks):
+            unfinished.forget(lock)
         undo: list[tuple[str, str]] = []
 
         def rename(source: str, target: str) -> None:
