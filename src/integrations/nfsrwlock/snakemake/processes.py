@@ -125,10 +125,9 @@ class JobProcesses:
             if self._locks is None:
                 return
             status = self._locks.status
-            if self._in_process and status is not HoldStatus.HELD:
-                status = HoldStatus.LOST  # it cannot stop itself, and be continued
-            self._leash.apply(status, why_not_held(self._locks))
-            if self._in_process and self._leash.killed:
+            is_over = self._in_process and status is not HoldStatus.HELD  # it cannot stop itself, and be continued
+            self._leash.apply(HoldStatus.LOST if is_over else status, why_not_held(self._locks))
+            if is_over:
                 flush()
                 os._exit(1)
 

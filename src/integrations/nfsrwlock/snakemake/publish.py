@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final, Self
 
+from snakemake.common import async_run
 from snakemake.io import IOFile, is_flagged
 
 from nfsrwlock.snakemake import unfinished
-from nfsrwlock.snakemake.cache import run_async
 from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.messages import LockingError, job_name, say, warn
 from nfsrwlock.snakemake.plan import Plan
@@ -235,9 +235,8 @@ class Workspace:
             file = IOFile(private, rule=self._job.rule)
             file.clone_flags(final)
             files.append(file)
-        dag, workflow = self._job.dag, self._job.rule.workflow
-        run_async(workflow, dag.handle_ensure(self._job, files))
-        run_async(workflow, dag.check_output_mtime(self._job, files[-len(self._outputs) :]))
+        async_run(self._job.dag.handle_ensure(self._job, files))
+        async_run(self._job.dag.check_output_mtime(self._job, files[-len(self._outputs) :]))
 
     def _replace_in_one_step(self) -> bool:
         ((private, final),) = self._outputs.items()
