@@ -323,8 +323,8 @@ class Scene:
 #: Begins a Snakefile: a job of the rule ``each`` says that it has begun, and takes its locks once there is ``go``.
 SLOW_TO_BEGIN: Final = """
 import os, time
-from nfsrwlock.snakemake import hook
-cached_or_run = hook.local.Executor.cached_or_run
+from snakemake.executors import local
+cached_or_run = local.Executor.cached_or_run
 def slow_to_take_its_locks(self, job, *args):
     if job.rule.name == "each":
         with open("begun", "a") as file:
@@ -332,7 +332,7 @@ def slow_to_take_its_locks(self, job, *args):
         while not os.path.exists("go"):
             time.sleep(0.05)
     return cached_or_run(self, job, *args)
-hook.local.Executor.cached_or_run = slow_to_take_its_locks
+local.Executor.cached_or_run = slow_to_take_its_locks
 """
 
 #: For tests that start Snakemake many times. Like the patience of a scene, it only ends what would never end.

@@ -242,6 +242,30 @@ def test_the_end_of_a_process_that_was_forked_stops_no_job_of_its_parent() -> No
     assert (done.stdout, done.stderr) == ("goes on\n", "")
 
 
+SURVIVED = """
+import os, subprocess, time
+from types import SimpleNamespace
+from nfsrwlock.snakemake import watchdog
+from nfsrwlock.snakemake.processes import JobProcesses
+rule = SimpleNamespace(name="a", workflow=SimpleNamespace())
+os.environ[watchdog.VARIABLE] = "mark of an outer workflow"
+job = JobProcesses(SimpleNamespace(jobid=1, rule=rule, is_run=False, is_template_engine=False)).start(["sleep", "300"])
+if os.fork() == 0:  # a worker of multiprocessing, say, that outlives its parent
+    while os.path.exists(f"/proc/{job.pid}"):
+        time.sleep(0.05)
+    print("was stopped", flush=True)
+    os._exit(0)
+print(job.pid in watchdog.marked(b"mark of an outer workflow"), flush=True)
+os._exit(1)  # as if it were killed
+"""
+
+
+def test_a_job_is_stopped_when_its_process_is_killed_though_a_fork_of_that_goes_on() -> None:
+    done = subprocess.run([sys.executable, "-c", SURVIVED], capture_output=True, text=True, timeout=110)
+    assert done.stdout == "True\nwas stopped\n"
+    assert done.stderr == "nfsrwlock: job 1 (rule a) was stopped: Snakemake, which held its locks, was killed\n"
+
+
 def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene) -> None:
     scene.write("ref/in", "data")
     scene.snakefile(
@@ -255,11 +279,13 @@ def test_a_wait_is_told_bounded_and_given_up_when_the_workflow_ends(scene: Scene
         """
     )
     with SoftReadWriteLock(scene.directory / "ref/in").write_lock():
-        runs = [scene.start("--nolock", "--config", f"timeout={timeout}") for timeout in (3, 900, 901)]
+        runs = [scene.start("--nolock", "--config", f"timeout={timeout}") for timeout in (3, 900, "inf")]
         quiet = scene.start("--nolock", "--quiet", "all", "--config", "timeout=902")
         for run in runs[1:]:  # the first may have no time to tell it
             scene.wait_for(lambda run=run: "waits to read" in run.text)
             assert f"pid {os.getpid()}, writing since" in run.text
+        assert "so far, at most 15 min: " in runs[1].text
+        assert "so far, without limit: " in runs[2].text
         runs[0].end(1)
         assert "gave up waiting for its locks" in runs[0].text
         holder = re.escape(inspect(scene.directory / "ref/in").holders[0].user or "")
@@ -313,7 +339,7 @@ def test_a_command_is_not_started_after_the_signal_that_ends_the_workflow(scene:
     assert scene.litter() == []
 
 
-def test_two_ends_of_a_pipe_that_exclude_each_other_are_told_so(scene: Scene) -> None:
+def test_locks_that_a_job_or_the_two_ends_of_a_pipe_cannot_hold_together_are_told(scene: Scene) -> None:
     scene.write("ref/in", "data")
     scene.snakefile(
         """
@@ -325,10 +351,15 @@ def test_two_ends_of_a_pipe_that_exclude_each_other_are_told_so(scene: Scene) ->
             input: shared_read("ref/in", lock="ref/set")
             output: pipe("pipe")
             shell: "cat {input} > {output}"
+        rule differ:
+            input: shared_read("ref/in", lock="ref/set"), shared_read("ref/in", lock="ref/set", share="group")
+            output: "differ"
+            shell: "cat {input} > {output}"
         """
     )
-    text = scene.run("drink", code=1)  # not after the day for which a job waits
+    text = scene.run("-k", "drink", "differ", code=1)  # not after the day for which a job waits
     assert "connected by a pipe, but exclude each other" in text
+    assert re.search(r"the files of job \d+ \(rule differ\) cannot be locked: .* with two different settings", text)
     assert scene.locks() == []
 
 
@@ -337,13 +368,13 @@ def test_two_ends_of_a_pipe_that_read_the_same_do_not_wait_for_a_writer_between_
     scene.snakefile(
         """
         import os, time
-        from nfsrwlock.snakemake import hook
-        cached_or_run = hook.local.Executor.cached_or_run
+        from snakemake.executors import local
+        cached_or_run = local.Executor.cached_or_run
         def one_after_the_other(self, job, *args):
             while job.rule.name == "pour" and not os.path.exists("writer"):
                 time.sleep(0.05)
             return cached_or_run(self, job, *args)
-        hook.local.Executor.cached_or_run = one_after_the_other
+        local.Executor.cached_or_run = one_after_the_other
         rule drink:
             input: "pipe", also=shared_read("ref/in")
             output: exclusive("ref/out")
@@ -401,6 +432,44 @@ def test_of_two_ends_of_a_pipe_one_asks_for_the_locks_and_if_it_gives_up_so_does
     assert "Error in rule pour" in text
 
 
+def test_a_job_at_a_pipe_that_is_tried_again_waits_for_the_end_of_its_first_attempt(scene: Scene) -> None:
+    # Snakemake kills the shell commands at the other ends of the pipe, and does not wait for the jobs.
+    scene.snakefile(
+        """
+        import os, time
+        from nfsrwlock.snakemake import holding
+        settle = holding.settle
+        def note(text):
+            with open("notes", "a") as file:
+                print(text, file=file)
+        def slow_to_end(job, locks):
+            if job.rule.name == "drink" and not os.path.exists("slept"):
+                open("slept", "w").close()
+                until = time.monotonic() + 4
+                while open("notes").read().count("begins") < 2 and time.monotonic() < until:
+                    time.sleep(0.05)
+                note("ends")
+            settle(job, locks)
+        holding.settle = slow_to_end
+        rule drink:
+            input: "pipe"
+            output: exclusive("ref/out")
+            retries: 1
+            shell: "echo begins >> notes; cat {input} > {output}"
+        rule pour:
+            output: pipe("pipe")
+            retries: 1
+            shell:
+                "[ -e tried ] && echo data > {output}"
+                " || {{ until [ -e notes ]; do sleep 0.05; done; touch tried; exit 1; }}"
+        """
+    )
+    scene.run("drink")
+    assert scene.read("notes").split() == ["begins", "ends", "begins"]
+    assert scene.read("ref/out") == "data\n"
+    assert scene.litter() == []
+
+
 def test_what_runs_no_job_takes_no_lock(scene: Scene) -> None:
     scene.write("in", "data")
     scene.write("out", "made")
@@ -436,6 +505,7 @@ REFUSED = {
     'output: shared_read("x")': "'x': shared_read() is for inputs",
     'input: exclusive("in")\n    output: "x"': "'in': exclusive() is for outputs",
     'output: exclusive("x", once=True), "y"': "once=True needs every output of the rule to be exclusive()",
+    'output: exclusive("x", once=True)\n    benchmark: "b.tsv"': "once=True does not go with benchmark:",
     'output: exclusive("x")\n    shadow: "minimal"': "exclusive() outputs do not go with shadow:",
     'output: exclusive("x")\n    cache: True': "exclusive() outputs do not go with cache:",
     'output: exclusive("x", timeout="soon")': "exclusive: timeout must be a number of seconds, 0 or more, not 'soon'",
@@ -484,6 +554,10 @@ def test_a_flag_is_its_rule_s_own(scene: Scene) -> None:
             input: shared_read(rules.first.output[0])
             output: exclusive("second")
             shell: "{see} {rule} first second; touch {output}"
+        rule many:
+            input: "second"
+            output: "many.{n}"
+            shell: "touch {output}"
         rule third:
             input: rules.first.output[0], ancient(rules.second.output[0])
             output: "third"
@@ -503,9 +577,10 @@ def test_a_flag_is_its_rule_s_own(scene: Scene) -> None:
     scene.snakefile(
         'rule deep:\n    output: exclusive("deep")\n    shell: "{see} deep other/deep; touch {output}"', "other.smk"
     )
-    text = scene.run("-c1", "third", "other/deep")
-    unguarded = "rule third reads second, an exclusive() output of rule second, without shared_read()"
-    assert text.count(unguarded) == text.count("without shared_read()") == 1
+    text = scene.run("-c1", "third", "other/deep", "many.1", "many.2")
+    unguarded = "rule {} reads second, an exclusive() output of rule second, without shared_read()"
+    assert text.count(unguarded.format("third")) == text.count(unguarded.format("many")) == 1
+    assert text.count("without shared_read()") == 2
     scene.run("-c1", "fourth")  # by itself, or Snakemake 9.13.0 may run it beside the third, one core or not
     assert scene.seen("second") == {"first": ["read"], "second": ["write"]}
     assert scene.seen("third") == {"first": [], "second": []}
@@ -601,7 +676,7 @@ def test_the_scheduler_looks_at_each_lock_once_and_tells_of_it_in_one_line(scene
     assert run.text.count("to start: ") == 1
     assert re.search(r"20 jobs wait for the lock on .*/ref/busy to start: .*writing since", run.text)
     looks, plans, of_busy, seconds = map(int, scene.read("counts").split())
-    assert plans == 40, "one for each job"
+    assert plans == 41, "one for each job"
     assert of_busy <= seconds + 3, "at most once a second"
     # The lock of each job before it starts; each of the 40 if one is found busy, but none twice within a second.
     assert looks <= 42 + 21 * (time.monotonic() - began)

@@ -165,7 +165,8 @@ rule tree:
     shell:
         "mkdir {output[0]}; ln -s ../right {output[0]}/up; ln -s up {output[0]}/two;"
         " ln -s $(realpath ref/in) {output[0]}/in;"
-        " ln -s gone {output[0]}/gone; ln -s ../ref/in {output[1]}; echo real > {output[2]}"
+        " ln -s gone {output[0]}/gone; ln -s ../real {output[0]}/moved;"
+        " ln -s ../ref/in {output[1]}; echo real > {output[2]}"
 """
 
 
@@ -185,6 +186,7 @@ def test_an_output_that_would_lead_nowhere_from_its_place_is_refused_before_anyt
     assert "has not made its output 'out/three'" in text, "a job whose other outputs are missing fails, too"
     assert [scene.read(f"out/{name}") for name in old] == ["old\n"] * len(old)
     assert scene.read("out/tree/two") == scene.read("out/right") == scene.read("out/tree/in") == "data\n"
+    assert scene.read("out/tree/moved") == "real\n"
     assert scene.litter() == []
 
 

@@ -296,10 +296,36 @@ def test_an_output_that_is_not_what_the_rule_says_is_not_published(scene: Scene)
     assert scene.read("ref/empty") == "old"
 
 
+def test_what_was_no_directory_may_become_one_and_the_other_way_round(scene: Scene) -> None:
+    scene.snakefile(
+        """
+        rule all:
+            input: "ref/file", "ref/dir", "ref/link"
+        rule file:
+            output: exclusive("ref/file")
+            shell: "echo new > {output}"
+        rule dir:
+            output: exclusive(directory("ref/dir"))
+            shell: "mkdir {output}; echo new > {output}/x"
+        rule link:
+            output: exclusive(directory("ref/link"))
+            shell: "mkdir {output}; echo new > {output}/x"
+        """
+    )
+    for path in ("ref/file/x", "ref/dir", "other/x"):
+        scene.write(path, "old\n")
+    (scene.directory / "ref/link").symlink_to("../other")
+    scene.run("-F")
+    assert [scene.read(path) for path in ("ref/file", "ref/dir/x", "ref/link/x")] == ["new\n"] * 3
+    assert scene.read("other/x") == "old\n"
+    assert not (scene.directory / "ref/link").is_symlink()
+    assert scene.litter() == []
+
+
 def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it_again(scene: Scene) -> None:
     scene.write("ref/in", "data")
     for name in ("a", "b", "c"):
-        scene.snakefile(ONCE.replace("{kind}", BY_SHELL if name == "a" else BY_RUN), f"{name}/Snakefile")
+        scene.snakefile(ONCE.replace("{kind}", BY_RUN if name == "b" else BY_SHELL), f"{name}/Snakefile")
     with SoftReadWriteLock(scene.directory / "ref/idx").write_lock():  # so that all of them have planned to build it
         runs = [scene.start(directory=name) for name in ("a", "b", "c")]
         scene.wait_for(lambda: all("waits to write" in run.text for run in runs))
@@ -329,9 +355,10 @@ def test_workflows_that_start_together_build_it_once_and_can_be_made_to_build_it
 
 
 def test_many_outputs_are_made_once_and_anew_if_forced_in_a_process_of_its_own(scene: Scene) -> None:
+    # Their names alone are longer than an argument of a command can be, 128 KiB.
     scene.snakefile(
         """
-        PARTS = expand("ref/a_rather_long_name_for_one_of_many_parts.{n}.vcf.gz", n=range(1500))
+        PARTS = expand("ref/" + "a_rather_long_name_for_one_of_many_parts" * 5 + ".{n}.vcf.gz", n=range(650))
         rule make:
             output: exclusive(PARTS, once=True, lock="ref/parts")
             run:
@@ -350,7 +377,16 @@ def test_workflows_that_share_a_cache_compute_what_is_missing_once(scene: Scene)
     compute_at_once(scene, "abc", "-c4")
 
 
-def test_a_job_takes_its_entry_in_the_cache_before_its_files(scene: Scene) -> None:
+PIPED = """
+rule pour:
+    input: shared_read("a_ref/in")
+    output: pipe("pipe")
+    shell: "cat {input} > {output}"
+"""
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["alone", "at the end of a pipe"])
+def test_a_job_takes_its_entry_in_the_cache_before_its_files(scene: Scene, piped: bool) -> None:
     # As is done for a `run:` block, whose files are locked by a process of its own. In another order the two wait for
     # each other: one has the entry and queues for a file behind a writer, who waits for the other, who has the file.
     scene.write("cache/.keep", "")
@@ -362,11 +398,14 @@ def test_a_job_takes_its_entry_in_the_cache_before_its_files(scene: Scene) -> No
             input: shared_read("a_ref/in")
             output: "out"
             cache: True
-            shell: "cp {input} {output}"
+            shell: "cat {input} > {output}"
         """
     )
+    if piped:
+        text = scene.read("Snakefile").replace('shared_read("a_ref/in")', '"pipe"')
+        scene.write("Snakefile", text + PIPED)
     with SoftReadWriteLock(scene.directory / "a_ref/in").write_lock():
-        run = scene.start("--cache", SNAKEMAKE_OUTPUT_CACHE=str(scene.directory / "cache"))
+        run = scene.start("--cache", "--", "out", SNAKEMAKE_OUTPUT_CACHE=str(scene.directory / "cache"))
         scene.wait_for(lambda: "waits to read" in run.text)
         assert len([name for name in scene.locks() if name.startswith("cache/")]) == 1
     run.end(0)

@@ -18,7 +18,6 @@ from typing import Any, Final
 from snakemake.exceptions import WorkflowError
 
 from nfsrwlock.processes import family
-from nfsrwlock.snakemake.flags import READ, WRITE, permits_of, wish_of
 from nfsrwlock.snakemake.messages import job_name, note, say, warn
 from nfsrwlock.snakemake.plan import Mode, Plan, Want, plan_of
 from nfsrwlock.text import duration, printable
@@ -153,11 +152,9 @@ def _members(job: Any) -> Iterable[Any]:
 def _plans(job: Any) -> list[Plan]:
     plans = []
     for one in _members(job):
-        flags = (one.input, READ), (one.output, WRITE)
-        if permits_of(one.rule) or any(wish_of(file, flag) for files, flag in flags for file in files):
-            with suppress(WorkflowError):  # the job will say it
-                plan = None if one.is_norun else plan_of(one)
-                plans += [] if plan is None else [plan]
+        with suppress(WorkflowError):  # the job will say it
+            plan = plan_of(one)
+            plans += [] if plan is None else [plan]
     return plans
 
 

@@ -11,13 +11,12 @@ import inspect
 import os
 from typing import Any, Unpack
 
-from snakemake.common import async_run as run_by_itself
+from snakemake.common import async_run
 
 from nfsrwlock.snakemake.messages import LockingError, warn
 from nfsrwlock.snakemake.settings import Options, checked
 
 _options: Options | None = None
-_has_warned = False
 
 
 def lock_cache(**options: Unpack[Options]) -> None:
@@ -47,22 +46,19 @@ def cache_entry(job: Any) -> tuple[str, Options] | None:
     arguments = [job] if len(inspect.signature(find).parameters) == 1 else [job, workflow.get_cache_mode(job.rule)]
     entry = find(*arguments)
     if inspect.isawaitable(entry):
-        entry = run_async(workflow, entry)
+        entry = async_run(entry)
     return os.path.join(path, str(entry)), _options
 
 
-def warn_if_ignored(job: Any) -> None:
-    """Say so, once, if ``job``, which is about to be submitted, will not use the cache."""
-    global _has_warned  # noqa: PLW0603
-    workflow = job.rule.workflow
+def warn_if_ignored(workflow: Any) -> None:
+    """Say so if jobs that are going to be submitted will not use the cache."""
+    names = [rule.name for rule in workflow.rules if has_cache_directive(rule) and not workflow.is_local(rule)]
     # Snakemake drops options with empty values, such as --cache without names, from the command of a job.
-    is_dropped = workflow.is_main_process and not workflow.local_exec and workflow.workflow_settings.cache == []
-    if is_dropped and _options is not None and not _has_warned and has_cache_directive(job.rule):
-        _has_warned = True
+    if _options is not None and names and workflow.workflow_settings.cache == []:
         warn(
-            job,
-            f"jobs on a cluster do not use the cache, as Snakemake does not tell them to: name the rules, as in "
-            f"--cache {job.rule.name}",
+            next(iter(workflow.dag.jobs)),
+            "jobs on a cluster do not use the cache, as Snakemake does not tell them to: name the rules, as in "
+            f"--cache {' '.join(names)}",
         )
 
 
@@ -72,9 +68,3 @@ def has_cache_directive(rule: Any) -> bool:
     if cache is not None:
         return bool(cache.output)
     return bool(getattr(rule.workflow, "cache_rules", {}).get(rule.name))  # before 9.20
-
-
-def run_async(workflow: Any, coroutine: Any) -> Any:
-    """Run one of Snakemake's coroutines to its end, in a thread that runs none."""
-    runner = getattr(workflow, "async_run", None)
-    return run_by_itself(coroutine) if runner is None else runner(coroutine)

@@ -156,8 +156,7 @@ def _own_copy(value: Any) -> Any:
     # consumers must not inherit the flag.
     if isinstance(value, _IOFile):
         other = IOFile(value._file, rule=value.rule)
-        other.set_flags({})
-        other._file.flags = dict(value.flags)
+        other.set_flags(dict(value.flags))
         return other
     if isinstance(value, AnnotatedString):
         other = copy.copy(value)

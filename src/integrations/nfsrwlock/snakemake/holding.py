@@ -7,10 +7,10 @@ Each with locks of its own, one might have its locks and the other queue behind 
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -19,7 +19,7 @@ from typing import Any, Final
 from nfsrwlock.freshness import look_afresh
 from nfsrwlock.leash import why_not_held
 from nfsrwlock.snakemake.messages import LockingError, Waiting, job_name, note, say
-from nfsrwlock.snakemake.plan import Plan, plan_of
+from nfsrwlock.snakemake.plan import Plan, lock_set, plan_of, with_cache
 from nfsrwlock.snakemake.unfinished import record_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockError, LockNotHeldError, LockSet, Timeout, traced_as
@@ -35,17 +35,13 @@ Listener = Callable[[object], None]
 class _Joint:
     """The locks of a job, or of several that run at the same time."""
 
-    #: Whom to tell when they are lost: one of each job that holds them, or asks for them.
-    listeners: list[Listener] = field(default_factory=list)
-    #: Of the job that takes them for all; the others wait for that.
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    #: Held, or ``None`` as long as they are not.
-    locks: LockSet | None = None
-    #: Why they could not be had.
-    error: str | None = None
+    #: By job that holds them, or asks for them: whom to tell when they are lost.
+    listeners: dict[Any, Listener] = field(default_factory=dict)
+    #: Held, or why they could not be had. The first of the jobs takes them for all; the others wait for that.
+    locks: Future[LockSet] = field(default_factory=Future)
 
     def tell(self, compromise: object) -> None:
-        for listener in tuple(self.listeners):
+        for listener in tuple(self.listeners.values()):
             listener(compromise)
 
 
@@ -66,69 +62,64 @@ def held(job: Any, plan: Plan, on_compromise: Listener = lambda _: None, *, alon
     """
     is_alone = alone or job.pipe_group is None
     key: object = object() if is_alone else str(job.pipe_group.id)
-    joint = _joined(job, key, on_compromise)
+    joint, is_first = _joined(job, key, on_compromise)
     try:
-        with joint.turn:
-            locks = joint.locks = joint.locks or _take(joint, job, plan, [job] if is_alone else _group_of(job))
+        if is_first:
+            _take(joint, job, plan if is_alone else None)
+        locks = joint.locks.result()
         look_afresh([*plan.files, *map(record_of, locks.locks)])
         yield locks
     finally:
         with _mutex:
-            joint.listeners.remove(on_compromise)
+            del joint.listeners[job]
             is_last = not joint.listeners
             if is_last:
                 del _joints[key]
-        if is_last and joint.locks is not None:
+        if is_last and joint.locks.exception() is None:
             with suppress(LockNotHeldError):
-                joint.locks.release()  # which may take as long as a file server does, so nobody waits for it
+                joint.locks.result().release()  # which may take as long as a file server does, so nobody waits for it
 
 
-def _joined(job: Any, key: object, listener: Listener) -> _Joint:
+def _joined(job: Any, key: object, listener: Listener) -> tuple[_Joint, bool]:
     while True:
         with _mutex:
             joint = _joints.setdefault(key, _Joint())
-            is_over = joint.error is not None or (joint.locks is not None and joint.locks.status is HoldStatus.LOST)
-            if not is_over:
-                joint.listeners.append(listener)
-                return joint
+            taken = joint.locks
+            is_over = taken.done() and (taken.exception() or taken.result().status is HoldStatus.LOST)
+            if not is_over and job not in joint.listeners:
+                joint.listeners[job] = listener
+                return joint, len(joint.listeners) == 1
         refuse_if_ending(job)
-        time.sleep(_LOOK_S)  # those whose locks they were have yet to leave
+        time.sleep(_LOOK_S)  # those whose locks they were have yet to leave, or this job's own last attempt has
 
 
-def _take(joint: _Joint, job: Any, plan: Plan, members: list[Any]) -> LockSet:
-    if joint.error is not None:
-        raise LockingError(joint.error)
+def _take(joint: _Joint, job: Any, plan: Plan | None) -> None:
+    # With ``plan``, for this job alone.
     try:
-        plans = [(one, its) for one in members if (its := plan if one is job else plan_of(one)) is not None]
-        locks = _set_of(job, plans, joint.tell)
-        _acquire(job, locks, min(its.timeout for _, its in plans))
-        return locks
-    except BaseException as error:
-        joint.error = str(error) or type(error).__name__
-        raise
-
-
-def _set_of(job: Any, plans: list[tuple[Any, Plan]], listener: Listener) -> LockSet:
-    try:
-        sets = [(one, its.lock_set(listener)) for one, its in plans]
-        for (one, mine), (other, theirs) in combinations(sets, 2):
-            _refuse_conflict(one, mine, other, theirs)
-        return sets[0][1] if len(sets) == 1 else LockSet.joined(locks for _, locks in sets)
+        members = _group_of(job) if plan is None else [(job, plan)]
+        for (one, mine), (other, theirs) in combinations(members, 2):
+            _refuse_conflict(one, lock_set(mine.wanted), other, lock_set(theirs.wanted))
+        locks = lock_set((want for _, plan in members for want in plan.wanted), joint.tell)
+        _acquire(job, locks, min(plan.timeout for _, plan in members))
+        joint.locks.set_result(locks)
     except ValueError as error:
-        raise LockingError(f"the files of {job_name(job)} cannot be locked: {error}", rule=job.rule) from None
+        refusal = LockingError(f"the files of {job_name(job)} cannot be locked: {error}", rule=job.rule)
+        joint.locks.set_exception(refusal)
+    except BaseException as error:
+        joint.locks.set_exception(error)
 
 
-def _group_of(job: Any) -> list[Any]:
+def _group_of(job: Any) -> list[tuple[Any, Plan]]:
     # Those with shadow: run in processes of their own, and take their locks there.
-    return [
+    members = (
         one
         for one in list(job.dag.jobs)  # which may grow meanwhile
         if one is job or (one.pipe_group == job.pipe_group and job.dag.needrun(one) and not one.is_shadow)
-    ]
+    )
+    return [(one, plan) for one in members if (plan := with_cache(one, plan_of(one))) is not None]
 
 
 def _acquire(job: Any, locks: LockSet, timeout: float) -> None:
-    timeout = -1.0 if math.isinf(timeout) else timeout
     waiting = Waiting(job, timeout)
     try:
         with traced_as(rule=job.rule.name, job=job.jobid, wildcards=job.wildcards_dict or None):

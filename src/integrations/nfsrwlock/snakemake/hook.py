@@ -14,31 +14,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import wraps
+from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any
 
 from snakemake import io
-from snakemake.executors import local
 
 from nfsrwlock.snakemake import cache, holding, once, unfinished
 from nfsrwlock.snakemake.flags import is_exclusive
-from nfsrwlock.snakemake.internals import place_of, shell_module
+from nfsrwlock.snakemake.internals import place_of
 from nfsrwlock.snakemake.messages import job_name, note_waits, say, say_longest_waits
-from nfsrwlock.snakemake.plan import check_rules, plan_of, plan_of_cache, warn_of_unguarded_reads
+from nfsrwlock.snakemake.plan import check_rules, plan_of, warn_of_unguarded_reads, with_cache
 from nfsrwlock.snakemake.processes import JobProcesses, start_process
 from nfsrwlock.snakemake.publish import Workspace
 from nfsrwlock_core import LockError
 
-_INSTALLED: Final = "_nfsrwlock_installed"
 Original = Callable[..., Any]
 
 
 def install() -> None:
-    """Put the hook in place, once per process."""
-    if getattr(local.Executor, _INSTALLED, False):
-        return
-    setattr(local.Executor, _INSTALLED, True)
-    shell = shell_module()
+    """Put the hook in place. To be called once per process."""
+    shell: Any = import_module("snakemake.shell")  # not the class of that name
     # These modules, as Snakemake knows them, with another function in each.
     shell.sp = SimpleNamespace(**vars(shell.sp) | {"Popen": start_process})
     io.os = SimpleNamespace(**vars(os) | {"walk": _walk})
@@ -71,7 +67,7 @@ def _hooked(original: Original, hook: Callable[..., Any]) -> Original:
 
 def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *args: Any) -> Any:
     is_spawned = run_func == self.spawn_job
-    plan = None if job.is_norun else plan_of_cache(job) if is_spawned else plan_of(job)
+    plan = with_cache(job, None if is_spawned else plan_of(job))
     if plan is None:
         return original(self, job, run_func, *args)
     if is_spawned:
@@ -109,8 +105,6 @@ def _run_under_locks(original: Original, self: Any, job: Any, run_func: Any, *ar
 
 
 def _tell_the_job(original: Original, self: Any, job: Any) -> Any:
-    for one in job if job.is_group() else [job]:
-        cache.warn_if_ignored(one)
     return once.with_message(job, original(self, job))
 
 
@@ -134,6 +128,7 @@ def _give_up_waiting_after(original: Original, self: Any) -> Any:
     holding.ending.clear()  # one process may run several workflows, one after the other
     if self.workflow.is_main_process:
         warn_of_unguarded_reads(self.workflow.dag)
+        cache.warn_if_ignored(self.workflow)
         note_waits(self.workflow)
     try:
         return original(self)

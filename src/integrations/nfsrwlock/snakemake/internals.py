@@ -14,7 +14,7 @@ import linecache
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any, Final, NamedTuple
@@ -74,12 +74,13 @@ def check_snakemake() -> None:
     :raises ImportError: if it is missing, too old, or built differently
     """
     try:
+        from packaging.version import Version  # noqa: PLC0415
         from snakemake.common import __version__ as version  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(f"nfsrwlock.snakemake needs Snakemake: install 'nfsrwlock[snakemake]' ({error})") from error
     try:
         _refuse_what_differs()
-        if _numbers(version) < _numbers(TESTED[0]):
+        if Version(version) < Version(TESTED[0]):
             raise ImportError("it is too old")
     except (ImportError, AttributeError, TypeError) as error:
         raise ImportError(
@@ -116,13 +117,9 @@ def _first_block(lines: list[str]) -> Iterator[str]:
         yield line
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-
-
 def _refuse_what_differs() -> None:
     import_module("snakemake.api")  # first, for the others import each other in a circle
-    if shell_module().sp is not subprocess:
+    if import_module("snakemake.shell").sp is not subprocess:  # not the class of that name
         raise ImportError("snakemake.shell does not start processes by subprocess")
     if import_module("snakemake.io").os is not os:
         raise ImportError("snakemake.io does not use the module os")
@@ -133,7 +130,7 @@ def _refuse_what_differs() -> None:
         if not re.fullmatch(pattern, " ".join(found)):
             raise ImportError(f"{function.__qualname__} takes {found}")
         for called in known.calls.split():
-            if not _mentions(function, called):
+            if called not in function.__code__.co_names:
                 raise ImportError(f"{function.__qualname__} does not call {called}")
 
 
@@ -145,21 +142,6 @@ def _find(name: str) -> Any:
         if not others:
             raise
     return _find(others)
-
-
-def _mentions(function: Callable[..., Any], name: str) -> bool:
-    # In its own code, or in that of functions defined in it.
-    codes = [function.__code__]
-    for code in codes:  # grows while it is walked
-        if name in code.co_names:
-            return True
-        codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
-    return False
-
-
-def shell_module() -> Any:
-    """Return the module that runs shell commands; ``snakemake.shell`` may also be a class of that name in it."""
-    return import_module("snakemake.shell")
 
 
 def place_of(name: str) -> tuple[Any, str]:

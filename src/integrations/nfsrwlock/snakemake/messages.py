@@ -9,10 +9,10 @@ names to all jobs, reads, and removes. What cannot be written there is left out;
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import shutil
-import sys
 import time
 from contextlib import suppress
 from functools import partial
@@ -25,6 +25,7 @@ from snakemake.logging import logger
 from snakemake.settings.types import Quietness
 
 from nfsrwlock.text import duration, one_line, printable
+from nfsrwlock.text import say as print_line
 
 if TYPE_CHECKING:
     from nfsrwlock_core import WaitInfo
@@ -44,15 +45,13 @@ def job_name(job: Any) -> str:
 
 def say(job: Any, text: str, level: int = logging.INFO) -> None:
     """Write one line to Snakemake's log."""
-    line = one_line(f"nfsrwlock: {text}")
     workflow = job.rule.workflow
     hides_all = Quietness.ALL in (workflow.output_settings.quiet or ())
     if workflow.is_main_process and not (hides_all and level >= logging.WARNING):
-        logger.log(level, line)
+        logger.log(level, one_line(f"nfsrwlock: {text}"))
     else:
         # A process that runs one job logs errors only, later than it may live, and its stderr is where they go.
-        with suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+        print_line(text)
 
 
 #: For what is more than news: with ``--quiet all``, too.
@@ -80,7 +79,7 @@ class Waiting:
 
     def __init__(self, job: Any, timeout: float) -> None:
         self._job = job
-        self._limit = "without limit" if timeout < 0 else f"at most {duration(timeout)}"
+        self._limit = "without limit" if math.isinf(timeout) else f"at most {duration(timeout)}"
         self._began = time.monotonic()
         self._due = _SILENT_S
         self._shown: tuple[str, ...] = ()

@@ -15,10 +15,10 @@ import hashlib
 import os
 from typing import Any, Final
 
+from snakemake.common import async_run
 from snakemake.io import is_flagged
 
 from nfsrwlock.freshness import look_afresh
-from nfsrwlock.snakemake.cache import run_async
 from nfsrwlock.snakemake.flags import is_once
 from nfsrwlock.snakemake.unfinished import identity
 
@@ -36,12 +36,10 @@ _COMPELLING: Final = (
 
 def to_replace(job: Any) -> frozenset[str]:
     """Return digests of outputs that must not count as made. To be asked before the lock."""
-    if not any(map(is_once, job.output)):
-        return frozenset()
     if not job.rule.workflow.is_main_process:
         return frozenset(os.environ.get(_VARIABLE, "").split(","))
     reason = job.dag.reason(job)
-    if not any(getattr(reason, name, None) for name in _COMPELLING):
+    if not any(map(is_once, job.output)) or not any(getattr(reason, name, None) for name in _COMPELLING):
         return frozenset()
     look_afresh(job.output)
     return frozenset([_digest(job)])
@@ -50,10 +48,10 @@ def to_replace(job: Any) -> frozenset[str]:
 def is_made(job: Any, replace: frozenset[str]) -> bool:
     """Whether all outputs are there, current, and not the ones to ``replace``. To be asked under the lock."""
     look_afresh(file for file in job.input if _counts(file))
-    if not job.output or any(not os.path.lexists(file) for file in job.output) or _digest(job) in replace:
+    if any(not os.path.lexists(file) for file in job.output) or _digest(job) in replace:
         return False
     try:
-        return bool(run_async(job.rule.workflow, _is_current(job)))
+        return bool(async_run(_is_current(job)))
     except OSError:
         return False  # an input is missing, which is for the job to say
 

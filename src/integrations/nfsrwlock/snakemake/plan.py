@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
 from snakemake.exceptions import WorkflowError
@@ -41,6 +41,8 @@ class Want(NamedTuple):
     mode: Mode
     settings: tuple[tuple[str, Any], ...]
     at_most: int = 0
+    #: Whether it is the one on the job's entry in the cache.
+    is_entry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +59,24 @@ class Plan:
     exclusive: Mapping[int, str]
     #: Whether it may be skipped if others have made its outputs.
     once: bool
-    #: What it needs of the cache.
-    cached: Plan | None = None
 
-    def lock_set(self, on_compromise: Callable[[object], None] | None = None) -> LockSet:
-        """Return all its locks, not held; ``ValueError`` if one is wanted with different settings."""
-        sets = []
-        for want in self.wanted:
-            asked: dict[str, Any] = {"limited": {want.path: want.at_most}} if want.at_most else {want.mode: want.path}
-            sets.append(LockSet(**asked, on_compromise=on_compromise, **dict(want.settings)))
-        kinds = [LockSet.joined(sets)] if sets else []
-        if self.cached is not None:
-            # Its entry first, as where one process holds that for a job that takes the others in a process of its own.
-            kinds.insert(0, self.cached.lock_set(on_compromise))
-        return LockSet.joined(kinds, one_after_another=True)
+
+def lock_set(wanted: Iterable[Want], on_compromise: Callable[[object], None] | None = None) -> LockSet:
+    """Return all these locks, not held; ``ValueError`` if one is wanted with different settings."""
+    entries: list[LockSet] = []
+    others: list[LockSet] = []
+    for want in wanted:
+        asked: dict[str, Any] = {"limited": {want.path: want.at_most}} if want.at_most else {want.mode: want.path}
+        one = LockSet(**asked, on_compromise=on_compromise, **dict(want.settings))
+        (entries if want.is_entry else others).append(one)
+    # Entries first, as where one process holds that for a job that takes the others in a process of its own.
+    return LockSet.joined((LockSet.joined(kind) for kind in (entries, others) if kind), one_after_another=True)
 
 
 def plan_of(job: Any) -> Plan | None:
-    """Return what ``job`` needs, ``None`` if nothing of it is flagged."""
+    """Return what ``job`` needs for its files and permits, ``None`` if nothing of it is flagged, or it runs nothing."""
+    if job.is_norun:
+        return None
     wanted: list[Want] = []
     files: list[str] = []
     timeouts: list[float] = []
@@ -98,24 +100,22 @@ def plan_of(job: Any) -> Plan | None:
             exclusive[index] = add("write", wish, file)
     for wish in permits_of(job.rule):
         add("read", wish, wish.lock)
-    cached = plan_of_cache(job)
-    if cached is not None:
-        files += cached.files
-        timeouts.append(cached.timeout)
     if not timeouts:
         return None
     # Who is at one end of a pipe must not leave the other one waiting.
     once = any(map(is_once, job.output)) and job.pipe_group is None
-    return Plan(tuple(wanted), tuple(files), min(timeouts), exclusive, once, cached)
+    return Plan(tuple(wanted), tuple(files), min(timeouts), exclusive, once)
 
 
-def plan_of_cache(job: Any) -> Plan | None:
-    """Return what Snakemake needs to look into its cache for ``job``, and to fill it; ``None`` if it does not."""
+def with_cache(job: Any, plan: Plan | None) -> Plan | None:
+    """Return ``plan`` and what Snakemake needs to look into its cache for ``job``, and to fill it, if it does."""
     if (entry := cache_entry(job)) is None:
-        return None
+        return plan
     path, options = entry
     timeout, settings = _resolved(job.rule, options)
-    return Plan((Want(path, "write", settings),), (path,), timeout, {}, once=False)
+    plan = plan or Plan((), (), timeout, {}, once=False)
+    wanted = (*plan.wanted, Want(path, "write", settings, is_entry=True))
+    return replace(plan, wanted=wanted, files=(*plan.files, path), timeout=min(plan.timeout, timeout))
 
 
 def _check_input(job: Any, file: Any) -> None:
@@ -186,20 +186,20 @@ def _refuse_flags(rule: Any, section: str, value: Any) -> None:
 
 def warn_of_unguarded_reads(dag: Any) -> None:
     """Say, once for each rule and file, which jobs read an exclusive output without a lock."""
-    found: dict[tuple[str, str], tuple[Any, str]] = {}
+    said = set()
     for job in dag.needrun_jobs():
         flagged = {str(file) for file in job.input if wish_of(file, READ) is not None}
         for producer, files in dag.dependencies[job].items():
             exclusive = {str(file) for file in producer.output if is_exclusive(file)}
-            for file in sorted(exclusive.intersection(map(str, files)) - flagged):
-                if not job.is_norun:
-                    found.setdefault((job.rule.name, producer.rule.name), (job, file))
-    for (reader, writer), (job, file) in found.items():
-        warn(
-            job,
-            f"rule {reader} reads {printable(file)}, an exclusive() output of rule {writer}, without shared_read(): "
-            "it may be replaced meanwhile",
-        )
+            unguarded = sorted(exclusive.intersection(map(str, files)) - flagged)
+            reader, writer = rules = job.rule.name, producer.rule.name
+            if unguarded and not job.is_norun and rules not in said:
+                said.add(rules)
+                warn(
+                    job,
+                    f"rule {reader} reads {printable(unguarded[0])}, an exclusive() output of rule {writer}, without "
+                    "shared_read(): it may be replaced meanwhile",
+                )
 
 
 def _check_wildcards(rule: Any, file: Any, wish: Wish, known: Iterable[str]) -> None:
@@ -217,26 +217,24 @@ def _check_rule(rule: Any, exclusive: list[Any]) -> None:
                 if kind == "temp" and rule.workflow.storage_settings.all_temp:
                     name = "temp(), by --all-temp,"
                 raise LockingError(f"{_name(file)}: an exclusive() output cannot be {name}: {reason}", rule=rule)
+    once = any(map(is_once, exclusive))
     if rule.shadow_depth is not None:
-        raise LockingError(
+        problem = (
             "exclusive() outputs do not go with shadow:, whose results Snakemake moves after the lock is released; "
-            "the job writes to a private directory anyway",
-            rule=rule,
+            "the job writes to a private directory anyway"
         )
-    if has_cache_directive(rule):
-        raise LockingError(
+    elif has_cache_directive(rule):
+        problem = (
             "exclusive() outputs do not go with cache:, which puts links in their place; use lock_cache() to make "
-            "workflows share the cache safely",
-            rule=rule,
+            "workflows share the cache safely"
         )
-    if any(map(is_once, exclusive)):
-        if len(exclusive) < len(rule.output):
-            raise LockingError(
-                "once=True needs every output of the rule to be exclusive(): a job that is skipped makes none of them",
-                rule=rule,
-            )
-        if rule.benchmark:
-            raise LockingError("once=True does not go with benchmark:, which a skipped job cannot make", rule=rule)
+    elif once and len(exclusive) < len(rule.output):
+        problem = "once=True needs every output of the rule to be exclusive(): a skipped job makes none of them"
+    elif once and rule.benchmark:
+        problem = "once=True does not go with benchmark:, which a skipped job cannot make"
+    else:
+        return
+    raise LockingError(problem, rule=rule)
 
 
 def _name(file: Any) -> str:

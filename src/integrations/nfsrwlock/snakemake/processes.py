@@ -70,9 +70,8 @@ class JobProcesses:
         """Start one of the job's processes; in the place of :class:`subprocess.Popen`."""
         refuse_if_ending(self._job)
         environment = dict(os.environ if settings.get("env") is None else settings["env"])
-        outer = environment.get(watchdog.VARIABLE)
-        mark = f"{_dog.token()}.{self._token} {job_name(self._job)}"
-        environment[watchdog.VARIABLE] = f"{outer}:{mark}" if outer else mark
+        outer = environment.get(watchdog.VARIABLE, "")
+        environment[watchdog.VARIABLE] = f"{outer}:{_dog.token()}.{self._token} {job_name(self._job)}"
         if self._locks is not None:
             with suppress(LockError):  # they are lost, and the job will hear of that
                 for lock in self._locks.locks:
@@ -126,10 +125,9 @@ class JobProcesses:
             if self._locks is None:
                 return
             status = self._locks.status
-            if self._in_process and status is not HoldStatus.HELD:
-                status = HoldStatus.LOST  # it cannot stop itself, and be continued
-            self._leash.apply(status, why_not_held(self._locks))
-            if self._in_process and self._leash.killed:
+            is_over = self._in_process and status is not HoldStatus.HELD  # it cannot stop itself, and be continued
+            self._leash.apply(HoldStatus.LOST if is_over else status, why_not_held(self._locks))
+            if is_over:
                 flush()
                 os._exit(1)
 
@@ -144,16 +142,18 @@ class _Dog:
     """The watchdog of this process, started when it is first needed."""
 
     def __init__(self) -> None:
+        self._reset()
+        # The parent's jobs are not to be stopped when a forked child ends, nor to go on until it does.
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
         self._mutex = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
-        self._token = ""
+        self._token = secrets.token_hex(16)
 
     def token(self) -> str:
         """Return what the processes of jobs carry, so that they are stopped if this process dies from now on."""
         with self._mutex:
-            if self._owner != os.getpid():  # or the parent's jobs would be stopped when a forked child ends
-                self._owner, self._token, self._process = os.getpid(), secrets.token_hex(16), None
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", watchdog.__file__, self._token],

@@ -19,13 +19,12 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from snakemake.common import async_run
 from snakemake.io import IOFile, is_flagged
 
 from nfsrwlock.snakemake import unfinished
-from nfsrwlock.snakemake.cache import run_async
 from nfsrwlock.snakemake.flags import is_exclusive
 from nfsrwlock.snakemake.messages import LockingError, job_name, say, warn
 from nfsrwlock.snakemake.plan import Plan
@@ -39,13 +38,6 @@ _TRIES: Final = 3
 _OUTPUT, _PARAMS = 2, 3  # of run_wrapper's arguments
 #: Flags of outputs that are not there, or need not be, when the job's work is done.
 _NOT_YET_THERE: Final = ("touch", "temp", "pipe", "service", "storage_object")
-
-
-@dataclass(frozen=True, slots=True)
-class _Output:
-    file: Any
-    final: str
-    private: str
 
 
 class Workspace:
@@ -66,10 +58,12 @@ class Workspace:
         self._remnants: list[str] = []
         names = (hashlib.sha256(os.fsencode(lock)).hexdigest()[:8] for lock in locks.paths_write)
         self._mine = "-".join(sorted(names))[:80]
-        self._outputs: list[_Output] = []
+        #: By path in a private directory: the exclusive output that is made there.
+        self._outputs: dict[str, Any] = {}
         try:
             for index in plan.exclusive:
-                self._outputs.append(self._output(job.output[index]))
+                file = job.output[index]
+                self._outputs[self._private_path(file)] = file
             unfinished.remember(job, plan, locks)
         except OSError as error:
             self.__exit__()
@@ -77,8 +71,7 @@ class Workspace:
                 f"{job_name(job)} cannot make a private directory for its exclusive outputs: {error}"
             ) from None
 
-    def _output(self, file: Any) -> _Output:
-        final = str(file)
+    def _private_path(self, final: str) -> str:
         parent, name = os.path.split(final)
         if parent not in self._directories:
             place = unfinished.private_place(final)
@@ -86,30 +79,28 @@ class Workspace:
                 self._directories[parent] = self._private_directory(place)
             except PermissionError:  # another member of the group has left one here
                 self._directories[parent] = self._private_directory(f"{place}.{os.geteuid()}")
-        return _Output(file, final, os.path.join(self._directories[parent], name))
+        return os.path.join(self._directories[parent], name)
 
     def _private_directory(self, place: str) -> str:
         directory = os.path.join(place, f"{self._mine}.{secrets.token_hex(8)}")
         for left in reversed(range(_TRIES)):
-            os.makedirs(place, exist_ok=True)
-            self._remove_leftovers(place)
             try:
-                os.mkdir(directory)
+                os.makedirs(directory)
                 break
             except FileNotFoundError:  # a holder before us, whose lock was lost, has just left
                 if not left:
                     raise
+        self._remove_leftovers(place, directory)
         return directory
 
-    def _remove_leftovers(self, place: str) -> None:
+    def _remove_leftovers(self, place: str, mine: str) -> None:
         # Of those who held these same locks before us; they hold them no more.
         for entry in os.listdir(place):
-            if entry.rpartition(".")[0] == self._mine:
-                directory = os.path.join(place, entry)
+            directory = os.path.join(place, entry)
+            if entry.rpartition(".")[0] == self._mine and directory != mine:
                 if _holds_old_outputs(directory):
-                    if directory not in self._remnants:
-                        self._remnants.append(directory)
-                        self._tell_of_old_outputs(directory)
+                    self._remnants.append(directory)
+                    self._tell_of_old_outputs(directory)
                 else:
                     say(self._job, f"removing what an earlier run left unfinished: {printable(directory)}")
                     shutil.rmtree(directory, ignore_errors=True)
@@ -124,7 +115,7 @@ class Workspace:
         if not self._outputs:
             return args
         outputs, params = args[_OUTPUT], args[_PARAMS]
-        private = dict(zip(self._plan.exclusive, (output.private for output in self._outputs), strict=True))
+        private = dict(zip(self._plan.exclusive, self._outputs, strict=True))
         counter = iter(range(len(outputs)))
         outputs = type(outputs)(toclone=outputs, custom_map=lambda file: private.get(next(counter), file))
         job = self._job
@@ -151,7 +142,8 @@ class Workspace:
         self._examine()
         check = self._locks.check
         check()
-        unfinished.forget(self._plan, self._locks)
+        for lock in unfinished.written(self._plan, self._locks):
+            unfinished.forget(lock)
         undo: list[tuple[str, str]] = []
 
         def rename(source: str, target: str) -> None:
@@ -169,11 +161,11 @@ class Workspace:
             for path, final in others:
                 set_aside(final)
                 rename(path, final)
-            if len(self._outputs) > 1 or not self._replace_in_one_step(self._outputs[0]):
-                for output in self._outputs:  # the old ones first: there is never one of them beside a new one
-                    set_aside(output.final)
-                for output in self._outputs:
-                    rename(output.private, output.final)
+            if len(self._outputs) > 1 or not self._replace_in_one_step():
+                for final in self._outputs.values():  # the old ones first: there is never one of them beside a new one
+                    set_aside(final)
+                for private, final in self._outputs.items():
+                    rename(private, final)
         except BaseException:
             for target, source in reversed(undo):
                 check()  # not ours any more: whoever has the lock now decides what is there
@@ -186,48 +178,43 @@ class Workspace:
             shutil.rmtree(directory, ignore_errors=True)
 
     def _examine(self) -> None:
-        for output in self._outputs:
-            if not os.path.isdir(os.path.dirname(output.private)):
+        for private, final in self._outputs.items():
+            if not os.path.isdir(os.path.dirname(private)):
                 raise LockingError(
-                    f"what {job_name(self._job)} made of its output {output.final!r} is gone. Either "
-                    f"{os.path.dirname(output.final)!r} was removed or replaced meanwhile: if it is an exclusive "
+                    f"what {job_name(self._job)} made of its output {final!r} is gone. Either "
+                    f"{os.path.dirname(final)!r} was removed or replaced meanwhile: if it is an exclusive "
                     "output itself, let both rules name one lock, by lock=. Or the code of the rule has changed the "
                     "working directory and not gone back"
                 )
-            if is_flagged(output.file, "touch") and not os.path.lexists(output.private):
-                with open(output.private, "x", encoding="ascii"):  # follows no link that came meanwhile
+            if is_flagged(final, "touch") and not os.path.lexists(private):
+                with open(private, "x", encoding="ascii"):  # follows no link that came meanwhile
                     pass
-            if not os.path.lexists(output.private):
+            if not os.path.lexists(private):
                 raise LockingError(
-                    f"{job_name(self._job)} has not made its output {output.final!r}. An exclusive output must be "
+                    f"{job_name(self._job)} has not made its output {final!r}. An exclusive output must be "
                     "written to the path that {output} (or snakemake.output) gives, which is a private one: here "
-                    f"{output.private!r}. A name beside it must be made from that path, not from the input's"
+                    f"{private!r}. A name beside it must be made from that path, not from the input's"
                 )
         self._refuse_links()
-        for output in self._outputs:
-            if os.path.isdir(output.private) != output.file.is_directory:
-                problem = "no directory, although marked" if output.file.is_directory else "a directory; mark it"
-                raise LockingError(f"the output {output.final!r} is {problem} directory()")
-            _touch(output.private, is_directory=output.file.is_directory)
+        for private, final in self._outputs.items():
+            if os.path.isdir(private) != final.is_directory:
+                problem = "no directory, although marked" if final.is_directory else "a directory; mark it"
+                raise LockingError(f"the output {final!r} is {problem} directory()")
+            _touch(private, is_directory=final.is_directory)
         self._examine_as_snakemake_does()
 
     def _refuse_links(self) -> None:
         # A relative link was made for the private directory or for the real one; only the second will do.
         for parent, directory in self._directories.items():
-            outputs = {output.private for output in self._outputs}
             for path in _links(directory):
                 target = os.readlink(path)
                 way = os.path.normpath(os.path.join(os.path.relpath(os.path.dirname(path), directory), target))
                 now, then = (os.path.realpath(os.path.join(place, way)) for place in (directory, parent))
                 real = os.path.join(os.path.realpath(directory), "")
-                if os.path.isabs(target):
-                    is_lost = now.startswith(real)
-                elif way.startswith(os.pardir):
-                    is_lost = now != then and os.path.exists(now)
-                else:
-                    is_lost = False  # it moves together with what it leads to
-                    then = now if os.path.lexists(os.path.join(directory, way)) else then
-                if is_lost or (path in outputs and not os.path.exists(then)):
+                if not way.startswith((os.sep, os.pardir)) and os.path.lexists(os.path.join(directory, way)):
+                    then = now  # it moves together with what it leads to
+                is_lost = (os.path.isabs(target) and now.startswith(real)) or (now != then and os.path.exists(now))
+                if is_lost or (path in self._outputs and not os.path.exists(then)):
                     name = os.path.join(parent, os.path.relpath(path, directory))
                     raise LockingError(
                         f"{job_name(self._job)} has made {name!r} a symbolic link to {target!r}, which would lead "
@@ -244,32 +231,29 @@ class Workspace:
                 if not os.path.lexists(file):
                     raise LockingError(f"{job_name(self._job)} has not made its output {str(file)!r}")
                 files.append(file)
-        for output in self._outputs:
-            file = IOFile(output.private, rule=self._job.rule)
-            file.clone_flags(output.file)
+        for private, final in self._outputs.items():
+            file = IOFile(private, rule=self._job.rule)
+            file.clone_flags(final)
             files.append(file)
-        dag, workflow = self._job.dag, self._job.rule.workflow
-        run_async(workflow, dag.handle_ensure(self._job, files))
-        run_async(workflow, dag.check_output_mtime(self._job, files[-len(self._outputs) :]))
+        async_run(self._job.dag.handle_ensure(self._job, files))
+        async_run(self._job.dag.check_output_mtime(self._job, files[-len(self._outputs) :]))
 
-    def _replace_in_one_step(self, output: _Output) -> bool:
+    def _replace_in_one_step(self) -> bool:
+        ((private, final),) = self._outputs.items()
         self._locks.check()
-        if _is_directory(output.final):
-            return output.file.is_directory and _exchange(output.private, output.final)
-        if output.file.is_directory and os.path.lexists(output.final):
-            return False
-        os.replace(output.private, output.final)
+        if _is_directory(final) or (final.is_directory and os.path.lexists(final)):
+            return _exchange(private, final)
+        os.replace(private, final)
         return True
 
     def _others(self) -> list[tuple[str, str]]:
         # What a program writes beside its output (an index, a log) would be beside it without the flag, too. It comes
         # first, so that the outputs are there only if all is.
-        outputs = {output.private for output in self._outputs}
         found = []
         for parent, directory in self._directories.items():
             for name in sorted(os.listdir(directory)):
                 path, final = os.path.join(directory, name), os.path.join(parent, name)
-                if path not in outputs:
+                if path not in self._outputs:
                     kept = os.path.join(parent, f".{name}.{secrets.token_hex(4)}")
                     found.append((path, kept if _is_directory(final) else final))
         return found
@@ -296,7 +280,7 @@ class Workspace:
 
     def __exit__(self, exc_type: type[BaseException] | None = None, *_: object) -> None:
         if exc_type is not None:
-            private = {os.path.abspath(output.final): output.private for output in self._outputs}
+            private = {os.path.abspath(final): path for path, final in self._outputs.items()}
             unfinished.undo(self._job, self._plan, self._locks, private)
         for directory in self._directories.values():
             if exc_type is not None and self._job.rule.workflow.execution_settings.keep_incomplete:

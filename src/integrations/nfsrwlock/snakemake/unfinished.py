@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from nfsrwlock.snakemake.messages import LockingError, job_name, warn
-from nfsrwlock.snakemake.plan import Mode, Plan, plan_of
+from nfsrwlock.snakemake.plan import Plan, lock_set, plan_of
 from nfsrwlock.text import printable
 from nfsrwlock_core import HoldStatus, LockSet, SoftReadWriteLock
 
@@ -64,7 +64,7 @@ def record_of(lock: SoftReadWriteLock) -> str:
 
 def remember(job: Any, plan: Plan, locks: LockSet) -> None:
     """Write down what the exclusive outputs are, under their locks and before the job changes them."""
-    for lock in _locks_of(plan, locks, "write"):
+    for lock in written(plan, locks):
         before = {
             _real(job.output[index]): identity(str(job.output[index]))
             for index, path in plan.exclusive.items()
@@ -74,13 +74,8 @@ def remember(job: Any, plan: Plan, locks: LockSet) -> None:
             json.dump({"generation": lock.generation, "before": before}, file)
 
 
-def forget(plan: Plan, locks: LockSet) -> None:
-    """Remove the records: the outputs are about to be published, or are as they were."""
-    for lock in _locks_of(plan, locks, "write"):
-        _forget(lock)
-
-
-def _forget(lock: SoftReadWriteLock) -> None:
+def forget(lock: SoftReadWriteLock) -> None:
+    """Remove the record for one lock: its outputs are about to be published, or are as they were."""
     with suppress(OSError):
         os.unlink(record_of(lock))
 
@@ -92,23 +87,26 @@ def undo(job: Any, plan: Plan, locks: LockSet, private: Mapping[str, str]) -> No
     It goes to its ``private`` path, or is removed. If that cannot be done, the record stays, for the next holder.
     """
     try:
-        for lock in _locks_of(plan, locks, "write"):
+        for lock in written(plan, locks):
             if lock.status is HoldStatus.HELD:  # else it is for the next holder to do
                 _undo(job, lock, lock.generation, private)
-                _forget(lock)
+                forget(lock)
     except OSError as error:
         warn(job, f"what {job_name(job)} left unfinished cannot be removed: {error}")
 
 
 def undo_earlier(job: Any, plan: Plan, locks: LockSet) -> None:
     """Do the same for the last writer before this job, if it was cut off; what it reads must not be unfinished."""
+    wanted, exclusive = {want.path for want in plan.wanted}, set(plan.exclusive.values())
     try:
-        for lock in _locks_of(plan, locks, "write"):
-            if os.path.exists(record_of(lock)):
-                _undo(job, lock, (lock.generation or 0) - 1, {})
-                _forget(lock)
-        for lock in _locks_of(plan, locks, "read"):
-            if os.path.exists(record_of(lock)) and (paths := _undo(job, lock, lock.generation, {})):
+        for lock in locks.locks:
+            if lock.lock_file not in wanted or not os.path.exists(record_of(lock)):
+                continue
+            is_ours = lock.lock_file in exclusive
+            paths = _undo(job, lock, (lock.generation or 0) - is_ours, {})
+            if is_ours:
+                forget(lock)
+            elif paths:
                 raise LockingError(
                     f"{job_name(job)} cannot read {printable(', '.join(paths))}: an earlier job was cut off while it "
                     "wrote there. Run the workflow again to make it anew"
@@ -136,13 +134,14 @@ def is_cut_off(job: Any, file: Any) -> bool:
     plan, path = plan_of(job), _real(file)
     if plan is None:
         return False
-    return any(path in _load(record_of(lock)).get("before", {}) for lock in _locks_of(plan, plan.lock_set(), "write"))
+    locks = written(plan, lock_set(plan.wanted))
+    return any(path in _load(record_of(lock)).get("before", {}) for lock in locks)
 
 
-def _locks_of(plan: Plan, locks: LockSet, mode: Mode) -> list[SoftReadWriteLock]:
-    written = set(plan.exclusive.values())
-    paths = written if mode == "write" else {want.path for want in plan.wanted} - written
-    return [lock for lock in locks.locks if lock.lock_file in paths]
+def written(plan: Plan, locks: LockSet) -> list[SoftReadWriteLock]:
+    """Return the locks on exclusive outputs of a job."""
+    exclusive = set(plan.exclusive.values())
+    return [lock for lock in locks.locks if lock.lock_file in exclusive]
 
 
 def _real(file: Any) -> str:
