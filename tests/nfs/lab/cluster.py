@@ -124,9 +124,9 @@ class Lab:
         try:
             self._prepare(visible, lease_s, grace_s)
             self._write("serve", serve)
-            for path, size_mib in ((image, disk_mib), (self.settings.get("shared"), shared_mib)):
-                if path:
-                    with open(path, "wb") as file:
+            for name, size_mib in (("disk", disk_mib), ("shared", shared_mib)):
+                if name in self.settings:
+                    with open(self.settings[name], "wb") as file:
                         file.truncate(size_mib << 20)
             sh(f"/usr/sbin/mkfs.{disk}", "-q", *_MKFS.get(disk, ()), str(image))
             self.network.up(len(self.names))

@@ -59,7 +59,7 @@ def _confirmed(count: int) -> bool:
 
 def prune_below(directories: Iterable[str], unused_s: float) -> int:
     """Remove what was not used for so many seconds, and say what was kept and why; return the exit code."""
-    code, removed = Exit.OK, 0
+    code, removed = int(Exit.OK), 0
     for directory in directories:
         try:
             paths = below(directory)
