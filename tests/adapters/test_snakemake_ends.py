@@ -507,6 +507,7 @@ REFUSED = {
     'output: exclusive("x", once=True), "y"': "once=True needs every output of the rule to be exclusive()",
     'output: exclusive("x", once=True)\n    benchmark: "b.tsv"': "once=True does not go with benchmark:",
     'output: exclusive("x")\n    shadow: "minimal"': "exclusive() outputs do not go with shadow:",
+    'output: exclusive("x"), service("y")': "exclusive() outputs do not go with service()",
     'output: exclusive("x")\n    cache: True': "exclusive() outputs do not go with cache:",
     'output: exclusive("x", timeout="soon")': "exclusive: timeout must be a number of seconds, 0 or more, not 'soon'",
     'output: "x"\n    log: exclusive("x.log")': "'x.log': shared_read() and exclusive() do nothing in log:",

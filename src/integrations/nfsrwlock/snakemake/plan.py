@@ -228,6 +228,8 @@ def _check_rule(rule: Any, exclusive: list[Any]) -> None:
             "exclusive() outputs do not go with cache:, which puts links in their place; use lock_cache() to make "
             "workflows share the cache safely"
         )
+    elif any(is_flagged(file, "service") for file in rule.output):
+        problem = "exclusive() outputs do not go with service(), whose job Snakemake ends before it could publish them"
     elif once and len(exclusive) < len(rule.output):
         problem = "once=True needs every output of the rule to be exclusive(): a skipped job makes none of them"
     elif once and rule.benchmark:
