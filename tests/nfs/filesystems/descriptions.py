@@ -29,6 +29,7 @@ class FileSystem:
     :param mind: what a user has to know, beside what the run finds
     :param disk: the file system under the server
     :param shared_mib: size of a disk that all machines have, at ``/dev/ubdb``; 0: the server serves its own
+    :param in_memory: whether the server keeps the files in its memory, not on its disk
     :param mem_mib: memory of each machine
     :param lets_all_users_in: whether other users than root can use the mount
     """
@@ -42,6 +43,7 @@ class FileSystem:
     mind: str = ""
     disk: str = "ext4"
     shared_mib: int = 0
+    in_memory: bool = False
     mem_mib: int = 512
     lets_all_users_in: bool = True
 
@@ -132,6 +134,7 @@ DESCRIPTIONS: Final = {
         title="Linux NFS server over tmpfs",
         serve=f"{_SERVED}mount -t tmpfs tmpfs /mnt/disk/export\n{KERNEL_SERVER}",
         mind="A crash of the server loses everything, so it breaks (d).",
+        in_memory=True,
     ),
     "async": dataclasses.replace(
         _LINUX,
@@ -389,6 +392,7 @@ for try in 1 2 3 4 5; do
 done
 exit 1
 """,
+        in_memory=True,
         mem_mib=1536,
     ),
 }

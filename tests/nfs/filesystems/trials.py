@@ -218,6 +218,8 @@ def full(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     """Take all space on the server's disk: a hold stays and can be released; whoever wants one is told the reason."""
     path = f"{MOUNTPOINT}/full"
     settings = f"heartbeat_interval={_LEASE_S / 3}, stale_threshold={_LEASE_S}, poll_interval=0.1"
+    if kind.in_memory:
+        return {}
     disk = (lab.clients[1], MOUNTPOINT) if kind.shared_mib else (lab.server,)
     found: dict[str, Any] = {"kept": False, "released": False, "refused": ""}
     with _processes(lab, 1) as (holder, other):
