@@ -467,12 +467,12 @@ END
     mount -t configfs none /sys/kernel/config
     ln -s . /dev/misc
     corosync -c /run/corosync.conf
-    until corosync-quorumtool; do  # both have found each other
+    until corosync-quorumtool; do  # fails until both have found each other
         sleep 0.2
     done
     dlm_controld --enable_fencing 0
 fi
-until mount -t gfs2 /dev/ubdb "$1"; do  # it has told the kernel the addresses
+until mount -t gfs2 /dev/ubdb "$1"; do  # the kernel learns the addresses from the daemon
     sleep 0.2
 done
 """,

@@ -41,7 +41,7 @@ _SMB: Final = _type(
 )
 _SHARED_DISK: Final = _type(
     Level.WARNING,
-    "locks hold; but a machine that loses its power takes its latest changes along, so a grant's number may come again.",
+    "locks hold; but a power cut of a machine takes its latest changes along, so a grant's number may come again.",
     "Do not let storage go by the numbers of grants here.",
     basis="lab",
 )
