@@ -257,6 +257,8 @@ def test_without_proc_nothing_is_known_and_that_is_said(tmp_path: Path, monkeypa
         ("nfs4", "ok", "hosts"),
         ("lustre", "ok", "hosts"),
         ("gpfs", "ok", "hosts"),
+        ("gfs2", "warning", "hosts"),
+        ("ocfs2", "warning", "hosts"),
         ("cifs", "unfit", "hosts"),
         ("fuse.sshfs", "warning", "hosts"),
         ("fuse.glusterfs", "unfit", "hosts"),
@@ -273,7 +275,8 @@ def test_a_type_says_what_to_expect(fstype: str, level: str, scope: str) -> None
     found = mount(fstype)
     (check,) = explain(found)
     assert (check.level, scope_of(found)) == (level, scope)
-    assert check.basis == ("lab" if fstype in ("nfs4", "cifs", "fuse.sshfs", "fuse.glusterfs") else "documented")
+    tried = ("nfs4", "cifs", "gfs2", "ocfs2", "fuse.sshfs", "fuse.glusterfs")
+    assert check.basis == ("lab" if fstype in tried else "documented")
 
 
 NFS4 = "rw,vers=4.2,acregmin=3,acregmax=60,acdirmin=30,acdirmax=60,{},timeo=600,retrans=2,local_lock=none"

@@ -39,6 +39,12 @@ _SMB: Final = _type(
     f"{ELSEWHERE} Or take the risk with NFSRWLOCK_UNFIT=1, on a mount with dir_mode=0700.",
     basis="lab",
 )
+_SHARED_DISK: Final = _type(
+    Level.WARNING,
+    "locks hold; but a power cut of a machine takes its latest changes along, so a grant's number may come again.",
+    "Do not let storage go by the numbers of grants here.",
+    basis="lab",
+)
 _UNKNOWN: Final = _type(Level.WARNING, "little is known about its caches, or nothing.", _TRY)
 
 #: By the kernel's name for it; NFS with its version.
@@ -49,14 +55,9 @@ _TYPES: Final[dict[str, Check]] = {
     "overlay": _OVERLAY,
     "nfs2": _type(Level.WARNING, "NFSv2 was never tried.", "Mount with vers=4.2 or vers=3."),
     "nfs3": replace(_NFS4, text=f"keeps demands (a) to (c). {_NFS3_CACHE} {_CRASH}"),
-    **dict.fromkeys(("beegfs", "ceph", "fuse.ceph", "fuse.ceph-fuse", "gfs2", "gpfs", "lustre"), _CLUSTER),
+    **dict.fromkeys(("beegfs", "ceph", "fuse.ceph", "fuse.ceph-fuse", "gpfs", "lustre"), _CLUSTER),
     **dict.fromkeys(("cifs", "smb3"), _SMB),
-    "ocfs2": _type(
-        Level.WARNING,
-        "locks hold; but a power cut of a machine takes its latest changes along: a grant's number may come again.",
-        "Do not let storage go by the numbers of grants here.",
-        basis="lab",
-    ),
+    **dict.fromkeys(("gfs2", "ocfs2"), _SHARED_DISK),
     "fuse.sshfs": _type(
         Level.WARNING,
         "caches for 20 s by default: locks hold, but 28 of 177 files read under them were old, and updates were lost.",
