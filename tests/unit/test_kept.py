@@ -526,7 +526,7 @@ def test_an_interrupt_at_any_moment_leaves_nothing_behind(path: Path) -> None:
 def test_an_interrupt_while_a_kept_hold_makes_way_for_a_writer_leaves_nothing_behind(
     path: Path, module: ModuleType
 ) -> None:
-    lock, number = reader(path, linger=LONG_S), 0
+    lock, number = reader(path, linger=1.0), 0  # before it is known whose the hold is, that is all that ends it
 
     def write() -> None:
         with lock.write_lock():
