@@ -142,8 +142,7 @@ class Keeper:
         """
         self.channel.close()
         # The later ones are for one that sleeps longer than that, and one that the file server hangs.
-        signals = [signal.SIGCONT, signal.SIGTERM, *([signal.SIGKILL] if self.program is None else [])]
-        for signum in signals:
+        for signum in (signal.SIGCONT, signal.SIGTERM, *([signal.SIGKILL] if self.program is None else [])):
             os.kill(self.pid, signum)
             if self._has_ended_within(_CANCEL_GRACE_SECONDS):
                 return
@@ -209,7 +208,7 @@ def _keep(request: Request, channel: Channel) -> None:
     if signals.nobody_waits():  # all this may have taken long
         return
     try:
-        locks.acquire(on_wait=lambda info: channel.send(_wish(info)), until=signals.nobody_waits)
+        locks.acquire(on_wait=lambda info: channel.send_news(_wish(info)), until=signals.nobody_waits)
     finally:
         signals.may_end = False
     lost = ""
@@ -318,7 +317,7 @@ def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
     while not channel.closed:
         hold = replace(_look(locks), generations=numbers)
         has_changed = hold.status is not reported.status or hold.deadline > reported.deadline + request.tick / 2
-        if has_changed and channel.send(hold):
+        if has_changed and channel.send_news(hold):
             reported = hold
         readable(channel.fileno(), seconds=request.tick)
         for message in channel.receive():
