@@ -61,7 +61,8 @@ def test_readers_share_and_a_path_in_both_lists_is_written(scene: Scene) -> None
 
 
 @pytest.mark.parametrize(
-    ("command", "code"), [("no-such-command", 127), ("./no-such-file", 127), ("./plain-file", 126), ("./", 126)]
+    ("command", "code"),
+    [("no-such-command", 127), ("./no-such-file", 127), ("./plain-file", 126), ("./", 126), ("", 127)],
 )
 def test_what_cannot_run_is_refused_before_the_lock_is_asked_for(scene: Scene, command: str, code: int) -> None:
     (scene.directory / "plain-file").touch(mode=0o600)

@@ -58,7 +58,7 @@ class Request:
     :param limited: paths to hold shared, with how many may hold each at a time
     :param parents: whether missing directories are to be made
     :param settings: of the locks
-    :param command: the name of a program that must be found before the locks are asked for; "" for none
+    :param command: the name of a program that must be found before the locks are asked for, unless there is a subject
     :param conflict_code: the exit code when the locks could not be had in time
     :param verbose: whether to report the grant
     :param subject: the process that the locks are held for, with all that it starts; 0: the guard
@@ -203,7 +203,7 @@ def _keep(request: Request, channel: Channel) -> None:
     if not request.parents:
         for lock in locks.locks:
             home_of_lock(lock.lock_path)
-    program = _find_program(request.command) if request.command else ""
+    program = "" if request.subject else _find_program(request.command)
     channel.send(program)
     if signals.nobody_waits():  # all this may have taken long
         return
