@@ -28,7 +28,7 @@ from nfsrwlock.cli.channel import Channel
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
-from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send
+from nfsrwlock.processes import KEEPER_NAME, WAKE_ALONE, Process, family, kill, leave_the_caller, prctl, readable, send
 from nfsrwlock.text import PROGRAM, flush, printable
 from nfsrwlock_core import (
     HoldStatus,
@@ -207,8 +207,13 @@ def _keep(request: Request, channel: Channel) -> None:
     channel.send(program)
     if signals.nobody_waits():  # all this may have taken long
         return
+
+    def on_wait(info: WaitInfo) -> None:
+        prctl(*WAKE_ALONE)  # the guard may be killed while the wait is suspended
+        channel.send_news(f"to {info.mode} {info.lock_file}: {info.describe()}".removesuffix(": "))
+
     try:
-        locks.acquire(on_wait=lambda info: channel.send_news(_wish(info)), until=signals.nobody_waits)
+        locks.acquire(on_wait=on_wait, until=signals.nobody_waits)
     finally:
         signals.may_end = False
     lost = ""
@@ -328,11 +333,6 @@ def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
                 return
     if subject is not None:
         _be_the_guard(request, subject)
-
-
-def _wish(info: WaitInfo) -> str:
-    who = info.describe()
-    return f"to {info.mode} {info.lock_file}{f': {who}' if who else ''}"
 
 
 def _look(locks: LockSet) -> Hold:
