@@ -31,6 +31,15 @@ def test_what_finds_no_room_is_not_sent_and_all_else_arrives_whole_and_in_order(
     assert there.receive() == ["there is room again"]
 
 
+def test_news_leave_room_for_what_is_said_only_once(pair: tuple[Channel, Channel]) -> None:
+    here, there = pair
+    while here.send_news("news"):
+        pass
+    assert all(here.send(number) for number in range(100))
+    assert [said for said in there.receive() if said != "news"] == [*range(100)]
+    assert here.send_news("news")
+
+
 def test_the_last_words_of_one_that_has_gone_are_heard_although_it_left_something_unread(
     pair: tuple[Channel, Channel],
 ) -> None:

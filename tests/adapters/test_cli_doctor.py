@@ -183,6 +183,18 @@ def test_calls_that_fail_are_told(scene: Scene) -> None:
     assert "There are warnings" in report["verdict"]
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_report_to_where_stdout_goes_comes_after_what_is_said_there(scene: Scene, form: tuple[str, ...]) -> None:
+    log = scene.directory / "log"
+    log.write_text("kept\n")
+    with log.open("a") as file:
+        options = ("--rounds", "10", "--report", "/dev/stdout", *form)
+        assert scene.start("doctor", ".", *options, stdout=file).wait(PATIENCE_S) == 0
+    assert log.read_text().startswith("kept\n[" if form else "kept\n.: locks live in")
+    assert log.read_text().count('"verdict"') == len(form) + 1
+    assert log.read_text().endswith('"\n    }\n  }\n]\n')
+
+
 def test_a_file_system_that_hangs_is_given_up_on(scene: Scene) -> None:
     code, report = lying(scene, "mkdir hangs", "--timeout", "4")
     assert (code, level(report, "answers")) == (1, "unfit")

@@ -19,6 +19,7 @@ from nfsrwlock import SoftReadWriteLock
 from nfsrwlock.cli import keeper
 from nfsrwlock.cli.keeper import Request
 from nfsrwlock.cli.signals import FORWARDED, Signals
+from nfsrwlock.cli.waiting import Progress
 from nfsrwlock.leash import OnExpiry
 from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME
@@ -60,7 +61,8 @@ def test_readers_share_and_a_path_in_both_lists_is_written(scene: Scene) -> None
 
 
 @pytest.mark.parametrize(
-    ("command", "code"), [("no-such-command", 127), ("./no-such-file", 127), ("./plain-file", 126), ("./", 126)]
+    ("command", "code"),
+    [("no-such-command", 127), ("./no-such-file", 127), ("./plain-file", 126), ("./", 126), ("", 127)],
 )
 def test_what_cannot_run_is_refused_before_the_lock_is_asked_for(scene: Scene, command: str, code: int) -> None:
     (scene.directory / "plain-file").touch(mode=0o600)
@@ -183,6 +185,34 @@ def test_a_time_out_ends_with_75_and_names_the_holder(scene: Scene) -> None:
     assert result.returncode == 75
     assert f"pid {scene.keeper(holder)}, writing since" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("ends_by_signal", [False, True])
+def test_how_a_wait_ended_is_said_also_after_the_process_that_the_user_started_stood_still(
+    scene: Scene, ends_by_signal: bool
+) -> None:
+    scene.hold("read")
+    waiter = scene.start("run", "--write", "data", "--poll", "0.01", "--timeout", "12", "--", "touch", "ran")
+    scene.wait_for(lambda: len(scene.announced()) == 2)
+    keeper = scene.keeper(waiter)
+    waiter.send_signal(signal.SIGSTOP)
+    time.sleep(8)  # the keeper has more to tell by now than the channel takes
+    if ends_by_signal:
+        os.kill(keeper, signal.SIGTERM)
+    else:
+        scene.wait_for(lambda: len(scene.announced()) == 1)
+    waiter.send_signal(signal.SIGCONT)
+    assert waiter.wait(PATIENCE_S) == (143 if ends_by_signal else 75)
+
+
+def test_after_a_long_standstill_a_wait_is_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress()
+    progress.wish = "to read data"
+    progress.frame()
+    progress._began -= 600
+    progress.frame()
+    progress.frame()
+    assert capsys.readouterr().err.count("waiting") == 2
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

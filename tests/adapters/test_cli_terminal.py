@@ -16,6 +16,7 @@ from contextlib import suppress
 import pytest
 
 from adapters.cli_scene import PROGRAM, QUICK, SHORT, TICKING, Scene, scene
+from nfsrwlock.processes import KEEPER_NAME
 
 __all__ = ["scene"]
 
@@ -131,6 +132,20 @@ def test_ctrl_c_ends_the_script_around_it(shell: Shell) -> None:
     shell.expect("begun")
     shell.type(INTERRUPT)
     assert "went on" not in shell.ready()
+
+
+def test_a_suspended_wait_that_is_killed_leaves_nothing_behind(shell: Shell, scene: Scene) -> None:
+    scene.hold("write")
+    shell.enter(f"{RUN} touch ran")
+    scene.wait_for(lambda: len(scene.announced()) == 2)
+    shell.expect("waiting")
+    shell.type(SUSPEND)
+    assert "Stopped" in shell.ready()
+    assert len(scene.announced()) == 2
+    shell.do("kill -KILL %1")
+    scene.wait_for(lambda: len(scene.announced()) == 1)
+    scene.wait_for(lambda: [entry.name for entry in scene.processes()].count(KEEPER_NAME) == 1)
+    assert not scene.exists("ran")
 
 
 def test_ctrl_z_suspends_the_job_and_fg_continues_it(shell: Shell, scene: Scene) -> None:

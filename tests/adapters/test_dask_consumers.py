@@ -419,6 +419,22 @@ def test_on_the_loop_a_combination_is_asked_like_its_members(client: Any, tmp_pa
         assert client.submit(task, combine(lock, theirs), member).result() == [False, True, False]
 
 
+def test_a_coroutine_that_is_cancelled_while_it_gives_a_combination_back_gives_all_back(
+    client: Any, tmp_path: Path
+) -> None:
+    async def task(one: Any, other: Any) -> list[Any]:
+        together = combine(one, other)
+        await together.acquire()
+        release = asyncio.ensure_future(together.release())
+        await asyncio.sleep(0)
+        release.cancel()
+        said = await asyncio.gather(release, return_exceptions=True)
+        return [*map(type, said), await one.locked(), await other.locked()]
+
+    said = client.submit(task, Lock(tmp_path / "x"), Lock(tmp_path / "y")).result()
+    assert said == [asyncio.CancelledError, False, False]
+
+
 @pytest.mark.parametrize("members", [(), (None,), ("lock",), (7,), (Lock,), (asyncio.Lock(),), (asyncio.Semaphore(),)])
 def test_what_cannot_be_combined_is_refused(members: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="lock"):

@@ -22,6 +22,11 @@ from typing import Final
 #: the outer one's command stands still, and must see the inner command's end to release its lock.
 KEEPER_NAME: Final = "nfsrwlock-keep"
 GUARD_NAME: Final = "nfsrwlock-guard"
+#: For :func:`prctl`: become the parent of descendants whose own parent ends, so that a daemon below the command is
+#: still found. Without it such processes are found only while they stay in the command's process group.
+ADOPT_ORPHANS: Final = (36, 1)
+#: For :func:`prctl`: go on, if stopped, when the parent ends.
+WAKE_ALONE: Final = (1, signal.SIGCONT)
 #: A bound for "until nobody new turns up", against a command that forks faster than the table can be read.
 _ROUNDS: Final = 50
 
@@ -157,17 +162,12 @@ def send(pid: int, signum: int) -> bool:
     return True
 
 
-def adopt_orphans() -> None:
-    """
-    Become the parent of descendants whose own parent ends, so that a daemon below the command is still found.
-
-    Without it (a hardened kernel) such processes are found only while they stay in the command's process group.
-    """
-    pr_set_child_subreaper = 36
+def prctl(option: int, value: int) -> None:
+    """Ask the kernel for one of these. Where it refuses (a hardened kernel), nothing happens."""
     with suppress(ImportError, OSError, AttributeError):
         import ctypes  # noqa: PLC0415 - for this alone
 
-        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _close_descriptors(keep: Iterable[int | None]) -> None:

@@ -36,7 +36,6 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
     :raises Interrupted: a signal came first
     """
     request = keeper.request
-    path = request.paths[0]
     progress = Progress()
     began = time.monotonic()
     until = began + request.settings["timeout"] + _ANSWER_SECONDS
@@ -70,18 +69,15 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
             waited = time.monotonic() - began
             if waited > ODD_SECONDS and not progress.wish:
-                progress.wish = f"to {'write' if request.write else 'read'} {path}: {_SILENCE}"
+                progress.wish = f"to {'write' if request.write else 'read'} {request.paths[0]}: {_SILENCE}"
             if time.monotonic() > until:
                 keeper.cancel()
                 raise CliError(
-                    f"the lock on {path!r} could not be acquired in time: the file system has not "
+                    f"the lock on {request.paths[0]!r} could not be acquired in time: the file system has not "
                     f"answered for {waited:.0f} s; find out whether its server is up",
                     request.conflict_code,
                 )
             progress.frame()
-    except BaseException:
-        keeper.channel.close()
-        raise
     finally:
         progress.close()
 

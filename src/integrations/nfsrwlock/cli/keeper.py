@@ -28,7 +28,7 @@ from nfsrwlock.cli.channel import Channel
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.leash import OnExpiry, now, why_not_held
 from nfsrwlock.options import LockOptions
-from nfsrwlock.processes import KEEPER_NAME, Process, family, kill, leave_the_caller, readable, send
+from nfsrwlock.processes import KEEPER_NAME, WAKE_ALONE, Process, family, kill, leave_the_caller, prctl, readable, send
 from nfsrwlock.text import PROGRAM, flush, printable
 from nfsrwlock_core import (
     HoldStatus,
@@ -58,7 +58,7 @@ class Request:
     :param limited: paths to hold shared, with how many may hold each at a time
     :param parents: whether missing directories are to be made
     :param settings: of the locks
-    :param command: the name of a program that must be found before the locks are asked for; "" for none
+    :param command: the name of a program that must be found before the locks are asked for, unless there is a subject
     :param conflict_code: the exit code when the locks could not be had in time
     :param verbose: whether to report the grant
     :param subject: the process that the locks are held for, with all that it starts; 0: the guard
@@ -142,8 +142,7 @@ class Keeper:
         """
         self.channel.close()
         # The later ones are for one that sleeps longer than that, and one that the file server hangs.
-        signals = [signal.SIGCONT, signal.SIGTERM, *([signal.SIGKILL] if self.program is None else [])]
-        for signum in signals:
+        for signum in (signal.SIGCONT, signal.SIGTERM, *([signal.SIGKILL] if self.program is None else [])):
             os.kill(self.pid, signum)
             if self._has_ended_within(_CANCEL_GRACE_SECONDS):
                 return
@@ -204,12 +203,17 @@ def _keep(request: Request, channel: Channel) -> None:
     if not request.parents:
         for lock in locks.locks:
             home_of_lock(lock.lock_path)
-    program = _find_program(request.command) if request.command else ""
+    program = "" if request.subject else _find_program(request.command)
     channel.send(program)
     if signals.nobody_waits():  # all this may have taken long
         return
+
+    def on_wait(info: WaitInfo) -> None:
+        prctl(*WAKE_ALONE)  # the guard may be killed while the wait is suspended
+        channel.send_news(f"to {info.mode} {info.lock_file}: {info.describe()}".removesuffix(": "))
+
     try:
-        locks.acquire(on_wait=lambda info: channel.send(_wish(info)), until=signals.nobody_waits)
+        locks.acquire(on_wait=on_wait, until=signals.nobody_waits)
     finally:
         signals.may_end = False
     lost = ""
@@ -318,7 +322,7 @@ def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
     while not channel.closed:
         hold = replace(_look(locks), generations=numbers)
         has_changed = hold.status is not reported.status or hold.deadline > reported.deadline + request.tick / 2
-        if has_changed and channel.send(hold):
+        if has_changed and channel.send_news(hold):
             reported = hold
         readable(channel.fileno(), seconds=request.tick)
         for message in channel.receive():
@@ -329,11 +333,6 @@ def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
                 return
     if subject is not None:
         _be_the_guard(request, subject)
-
-
-def _wish(info: WaitInfo) -> str:
-    who = info.describe()
-    return f"to {info.mode} {info.lock_file}{f': {who}' if who else ''}"
 
 
 def _look(locks: LockSet) -> Hold:

@@ -14,7 +14,7 @@ from nfsrwlock.cli.keeper import Hold, Keeper, Request
 from nfsrwlock.cli.outcome import Exit
 from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, take_default_action
 from nfsrwlock.cli.terminal import Terminal
-from nfsrwlock.processes import Entry, adopt_orphans, family, send
+from nfsrwlock.processes import ADOPT_ORPHANS, Entry, family, prctl, send
 from nfsrwlock.text import flush, say
 
 _SHELL: Final = "/bin/sh"
@@ -32,7 +32,7 @@ def run(request: Request, command: tuple[str, ...]) -> int:
     with Signals(FORWARDED) as signals:
         keeper = Keeper(replace(request, command=command[0]))
         hold = wait_until_held(keeper, signals)
-        adopt_orphans()
+        prctl(*ADOPT_ORPHANS)
         return _Run(keeper, hold, signals, terminal, command).conclude()
 
 

@@ -46,7 +46,7 @@ class Progress:
             _draw(set_cell_size(text, (os.get_terminal_size(2).columns or 80) - 1))
         elif self.wish and passed >= self._line_due:
             say(f"waiting {f'{duration(passed)} ' if self._line_due else ''}{self.wish}")
-            self._line_due += _LINE_EVERY_SECONDS
+            self._line_due = passed + _LINE_EVERY_SECONDS
 
     def acquired(self, *, always: bool) -> None:
         """Report the grant, where a line has said that it is waited for, or ``always``."""

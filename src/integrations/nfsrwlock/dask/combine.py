@@ -81,7 +81,7 @@ class CombinedLock(LockMethods):
             raise LockNotHeldError(f"Released too often: {self!r} is not held through this object") from None
         results = await _release_all(self.locks, caller)
         for result in results:
-            if isinstance(result, Exception):
+            if isinstance(result, BaseException):
                 raise result
         return all(result is not False for result in results)
 
@@ -170,7 +170,7 @@ async def _release_all(locks: Any, caller: Caller) -> list[Any]:
         try:
             result = lock._release(caller) if isinstance(lock, Lock) else lock.release()
             results.append(await done(result))
-        except Exception as error:
+        except BaseException as error:
             results.append(error)
     return results
 

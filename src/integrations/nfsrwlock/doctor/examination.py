@@ -90,7 +90,7 @@ def doctor(
                 print()
             show(examination.report)
     if as_json:
-        print(json.dumps([report.to_dict() for report in reports], indent=2))
+        print(json.dumps([report.to_dict() for report in reports], indent=2), flush=True)
     if to_share is not None and reports:
         _replace(to_share, json.dumps([report.shareable().to_dict() for report in reports], indent=2))
     return min(codes - {Exit.OK}, default=Exit.OK)
@@ -98,7 +98,7 @@ def doctor(
 
 def _replace(file: IO[str], text: str) -> None:
     try:
-        if os.path.isfile(file.name):  # of a device or a pipe, nothing is there to be replaced
+        if os.path.isfile(file.name) and not os.path.sameopenfile(file.fileno(), 1):  # else it gets all that is said
             file.truncate(0)
         print(text, file=file, flush=True)
     except OSError as error:
