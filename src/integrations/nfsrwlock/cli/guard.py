@@ -78,6 +78,9 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                     request.conflict_code,
                 )
             progress.frame()
+    except BaseException:
+        keeper.channel.close()
+        raise
     finally:
         progress.close()
 
