@@ -232,6 +232,7 @@ class TestAsAnotherUser:
         """The lock lies beside the file; `flock` has to open what it locks, this does not."""
         with directory_of(ALICE) as place:
             (place / "data").touch(mode=0)
+            main(["status", "--json", str(place)])  # loads what another user may not be able to read
             assert as_user(ALICE, lambda: main(["status", "--json", str(place / "data")])) == 0
 
 
