@@ -73,7 +73,7 @@ def come_and_go(path: str, seconds: float, timeout: float, numbered: bool = Fals
         with lock.read_lock():
             pass
         if numbered:
-            time.sleep(random.random())  # or it is never free
+            time.sleep(2 * random.random())  # or it is seldom free
     return writes
 
 
