@@ -32,8 +32,8 @@ def test_the_record_tells_which_job_of_which_rule_held_what_on_which_node(scene:
     run = scene.start("--jobs", "5")
     scene.wait_for(lambda: scene.locks() != [])
     # Until Snakemake has submitted more jobs, which wait for it.
-    with scene.on("node2", *PROGRAM, "run", "--write", "ref/genome.fa", "--", "sleep", "20") as update:
-        assert update.wait(100) == 0
+    with scene.on("node2", *PROGRAM, "run", "--write", "ref/genome.fa", "--", "sleep", "50") as update:
+        assert update.wait(150) == 0
     run.end(0)
     picture = Path(os.environ.get("NFSRWLOCK_SVG", scene.directory / "run.svg")).resolve()
     subprocess.run([*PROGRAM, "timeline", trace, "-o", picture], cwd=scene.directory, check=True)
