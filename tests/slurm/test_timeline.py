@@ -33,7 +33,7 @@ def test_the_record_tells_which_job_of_which_rule_held_what_on_which_node(scene:
     scene.wait_for(lambda: scene.locks() != [])
     # Until Snakemake has submitted more jobs, which wait for it.
     with scene.on("node2", *PROGRAM, "run", "--write", "ref/genome.fa", "--", "sleep", "50") as update:
-        assert update.wait(150) == 0
+        assert update.wait(130) == 0
     run.end(0)
     picture = Path(os.environ.get("NFSRWLOCK_SVG", scene.directory / "run.svg")).resolve()
     subprocess.run([*PROGRAM, "timeline", trace, "-o", picture], cwd=scene.directory, check=True)
