@@ -6,6 +6,7 @@ import errno
 import os
 import pwd
 import shutil
+import signal
 import socket
 import stat
 import threading
@@ -346,6 +347,15 @@ def test_a_group_lock_that_comes_and_goes_may_be_met_half_made_many_times(lock_p
     monkeypatch.setattr(directory.time, "sleep", another)
     opened(lock_path, "group")
     assert next(anew, None) is None
+
+
+def test_what_is_no_half_made_group_lock_is_not_removed(lock_path, monkeypatch):
+    """A half-made one is empty."""
+    monkeypatch.setattr(directory, "_HALF_MADE_S", 0.1)
+    os.mkdir(lock_path, 0o1700)
+    Path(lock_path, "precious").touch()
+    assert "share='user'" in refusal(lock_path, "group")
+    assert os.listdir(lock_path) == ["precious"]
 
 
 def test_a_directory_that_is_removed_while_its_owner_is_looked_at_is_nobody_elses(lock_path, monkeypatch):
@@ -760,6 +770,24 @@ class TestSeveralUsers:
             finish.start()
             as_user(BOB, lambda: opened(place / "new" / "data.rwlock", "group") and None, groups=[BOB, TEAM])
             finish.join()
+
+    @pytest.mark.parametrize("heir", [ALICE, BOB], ids=["its owner", "another member"])
+    def test_a_lock_whose_maker_was_killed_before_it_was_the_groups_is_made_again(self, monkeypatch, heir):
+        monkeypatch.setattr(directory, "_HALF_MADE_S", 0.2)
+        with directory_of(0, gid=TEAM, mode=0o2770) as place:
+            path = place / "data.rwlock"
+
+            def alice() -> None:
+                with suppress(OSError):
+                    opened(path, "group")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fchmod", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+                with pytest.raises(EOFError):
+                    as_user(ALICE, alice, groups=[ALICE, TEAM])
+            assert path.stat().st_mode & 0o1777 == 0o1700
+            as_user(heir, lambda: participant(opened(path, "group")).advance(), groups=[heir, TEAM])
+            assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (0o2770, heir)
 
     def test_a_directory_that_is_not_the_groups_is_no_reason_to_wait(self, monkeypatch):
         monkeypatch.setattr(directory, "_HALF_MADE_S", 1e6)

@@ -73,6 +73,7 @@ TABLE = {
         "os.mkdir(name, _GROUP_MODE if self.share == 'group' else _USER_MODE, dir_fd=here)": INSIDE,
         "os.rmdir(name, dir_fd=here)": INSIDE,
         "os.rmdir(self.path)": NAME,
+        "self.rmdir()": NAME,
         "_open(name, flags, here)": INSIDE,
         "_open(self.path, _LIST_FLAGS)": LAST,
         "os.rename(last, new.rpartition('/')[2], src_dir_fd=parent, dst_dir_fd=parent)": INSIDE,

@@ -38,7 +38,8 @@ _BEING_SHARED: Final = 0o1700
 #: O_PATH makes the open itself cost no round trip on NFS. Elsewhere an ordinary descriptor does.
 _OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
 _LIST_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-#: How long a group's lock directory may be seen half made (made, but its group and mode not set yet).
+#: How long a group's lock directory may be seen half made (made, but its group and mode not set yet). After that
+#: whoever comes next removes it, and makes another.
 _HALF_MADE_S: Final = 2.0
 #: How often a listing that the server has broken off is made anew; it breaks off one in a thousand.
 _LISTINGS_MOST: Final = 5
@@ -123,7 +124,13 @@ class LockDirectory:
                     raise
                 deadline = deadline or time.monotonic() + _HALF_MADE_S
                 # What is finished by now may not have been when it was looked at: it is tried once more.
-                is_last = not self._is_half_made(found) or time.monotonic() > deadline
+                is_last = not self._is_half_made(found)
+                if not is_last and time.monotonic() > deadline:  # its maker was killed, or cut off, before it was done
+                    deadline = 0.0
+                    try:
+                        self.rmdir()
+                    except OSError:  # not empty, so not just made, or not ours to remove
+                        is_last = True
                 time.sleep(0 if is_last else 0.05)
             except BaseException:
                 self.close()
