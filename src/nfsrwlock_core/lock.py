@@ -279,7 +279,7 @@ class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
         :param at_most: wait until fewer than that hold the lock with a limit, on all hosts; all must state the same.
             ``None``: no limit
         :param blocking: ``False``: do not wait; ``None``: as the instance says
-        :param on_wait: called before each pause while waiting
+        :param on_wait: called before each pause while waiting, unless another thread waits by this instance already
         :param until: asked before each pause; once it returns true, the waiting ends with :class:`Timeout`
         :returns: a proxy that releases the lock at the end of a ``with`` block
         :raises Timeout: if it could not be had in time; says who holds it
@@ -418,12 +418,15 @@ class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
 
     def _wait_for_turn(self, level: AcquireReturnProxy, wait: Wait) -> None:
         while self._asking[0] is not level:
-            try:
-                level._called.get(timeout=wait.left())
-            except queue.Empty:
+            left, is_over = wait.left(), wait.until is not None and wait.until()
+            pause = 0.0 if is_over else self.poll_interval
+            with suppress(queue.Empty):
+                level._called.get(timeout=pause if left is None else min(pause, left))
+                continue
+            if is_over or left == 0:
                 from .compat import Timeout  # noqa: PLC0415 - not needed while all goes well
 
-                raise Timeout(self.lock_file, "another thread of this process is waiting for it already") from None
+                raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
 
     def _end_turn(self, level: AcquireReturnProxy) -> None:
         with self._internal:

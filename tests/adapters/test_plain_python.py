@@ -9,6 +9,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,22 @@ def test_a_file_lock_excludes_other_processes_and_raises_filelocks_timeout(stage
         lock.acquire(timeout=20, cancel_check=lambda: True)
     with pytest.raises(filelock.Timeout):
         lock.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("timeout", [-1, 60])
+def test_a_check_ends_also_a_wait_behind_another_thread_on_one_file_lock(tmp_path: Path, timeout: float) -> None:
+    lock, stop = FileLock(tmp_path / "x.lock", thread_local=False, poll_interval=0.02), threading.Event()
+    with FileLock(tmp_path / "x.lock"), ThreadPoolExecutor(2) as threads:
+        first = threads.submit(lock.acquire, timeout=60, cancel_check=stop.is_set)
+        wait_until(lambda: len(announcements(tmp_path / "x.lock")) == 2)  # it waits on disk
+        asked = threading.Event()
+        second = threads.submit(lock.acquire, timeout=timeout, cancel_check=lambda: asked.set() or stop.is_set())
+        assert asked.wait(30)
+        stop.set()
+        for waiting in (second, first):
+            with pytest.raises(filelock.Timeout):
+                waiting.result(30)
+    assert not lock.is_locked
 
 
 def test_a_file_lock_is_re_entrant_a_decorator_and_forgiving_at_release(tmp_path: Path) -> None:

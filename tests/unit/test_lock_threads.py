@@ -162,6 +162,23 @@ def test_a_thread_waits_no_longer_than_its_timeout_for_its_turn_behind_another_o
     lock.release(force=True)
 
 
+@pytest.mark.parametrize("timeout", [-1, 60])
+def test_until_ends_also_a_wait_for_its_turn_behind_another_thread(path: Path, thread: Thread, timeout: float) -> None:
+    lock, other, stop = SoftReadWriteLock(path, poll_interval=0.02), Thread(), threading.Event()
+    with single(path).write_lock():
+        first = thread.tell(lock.acquire_read, 60)
+        wait_until(lambda: len(lock._asking) == 1)
+        second = other.tell(lock.acquire_read, timeout, until=stop.is_set)
+        wait_until(lambda: len(lock._asking) == 2)
+        stop.set()
+        with pytest.raises(Timeout, match="another thread"):
+            second.result(30)
+        assert not first.done()
+    assert first.result(30).lock is lock
+    thread.do(lock.release)
+    other.end()
+
+
 def test_a_thread_that_waited_for_its_turn_joins_the_hold_that_another_one_got(path: Path, thread: Thread) -> None:
     lock = SoftReadWriteLock(path, poll_interval=0.02)
     other = Thread()

@@ -203,12 +203,16 @@ class FileLock(ContextDecorator):
         if self._is_thread_local:
             return self._taken(context, limit, blocking, cancel_check)
         # One thread at a time waits on disk; another one that comes meanwhile shares what it gets.
-        started = time.monotonic()
-        patience = min(limit, threading.TIMEOUT_MAX) if limit >= 0 else -1
-        if not self._mutex.acquire(timeout=patience if blocking else 0):
-            raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
+        deadline, left = time.monotonic() + limit, limit
+        while True:
+            is_over = left == 0 or not blocking or (cancel_check is not None and cancel_check())
+            pause = 0.0 if is_over else context.lock.poll_interval
+            if self._mutex.acquire(timeout=pause if left < 0 else min(pause, left)):
+                break
+            if is_over:
+                raise Timeout(self.lock_file, "another thread of this process is waiting for it already")
+            left = limit if limit < 0 else max(deadline - time.monotonic(), 0.0)
         try:
-            left = limit if limit < 0 else max(limit - (time.monotonic() - started), 0.0)
             return self._taken(context, left, blocking, cancel_check)
         finally:
             self._mutex.release()
