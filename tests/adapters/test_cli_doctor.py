@@ -444,6 +444,33 @@ def test_a_report_to_share_is_replaced_by_a_new_one_and_by_nothing_else(scene: S
     assert len(json.loads(shared.read_text())) == 1
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_run_that_fails_leaves_no_report_behind_where_there_was_none(scene: Scene, linked: bool) -> None:
+    if linked:
+        (scene.directory / "shared.json").symlink_to("new.json")
+    for fails in (["--rounds", "0", "."], ["missing/data"], ["--peer", ".", "data"]):
+        assert scene.run("doctor", "--rounds", "10", "--report", "shared.json", *fails).returncode == 2
+        assert os.listdir(scene.directory) == ["shared.json"] * linked
+    leader, _ = start_peer(scene, "--report", "shared.json", ".")
+    leader.terminate()
+    assert leader.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert os.listdir(scene.directory) == ["shared.json"] * linked
+    assert scene.run("doctor", "--rounds", "10", "--report", "shared.json", ".").returncode == 0
+    assert len(json.loads((scene.directory / "shared.json").read_text())) == 1
+
+
+def test_a_report_goes_into_a_fifo_that_somebody_reads(scene: Scene) -> None:
+    os.mkfifo(scene.directory / "fifo")
+    reader = scene.start("fifo", program=["cat"])
+    for fails in (["missing/data"], ["."]):
+        result = scene.run("doctor", "--rounds", "10", "--report", "fifo", *fails)
+        assert result.returncode == (2 if fails == ["missing/data"] else 0)
+        shown, _ = reader.communicate(timeout=PATIENCE_S)
+        assert shown.count('"verdict"') == (fails == ["."])
+        reader = scene.start("fifo", program=["cat"])
+    reader.kill()
+
+
 @pytest.mark.parametrize("by", ["directory", "link"])
 def test_what_was_put_in_its_place_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     from nfsrwlock.doctor import scratch as module

@@ -390,6 +390,17 @@ def test_a_directory_that_cannot_be_listed_keeps_prune_from_none_of_the_others(s
     assert pruned.stdout.splitlines() == [f"{idle}: removed", "1 lock directory removed"]
 
 
+def test_a_lock_that_cannot_be_pruned_is_named_and_keeps_none_of_the_others(scene: Scene) -> None:
+    for path in ("a", "c"):
+        assert scene.run("run", "--write", path, "--", "true").returncode == 0
+    (scene.directory / "b.rwlock").symlink_to(scene.directory)
+    pruned = scene.run("prune", "--unused-for", "0", ".")
+    assert (pruned.returncode, pruned.stderr.count("\n")) == (2, 1)
+    assert "b.rwlock' is a symbolic link" in pruned.stderr
+    assert pruned.stdout.splitlines()[-1] == "2 lock directories removed"
+    assert scene.run("status", "-r", ".").returncode == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -219,7 +219,7 @@ def _timeline(arguments: tuple[str, ...]) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
 @click.option(
     *("--report", "to_share"),
-    type=click.File("a", lazy=False),  # what is there is replaced when there is something new
+    type=click.File("a", lazy=True),  # what is there is replaced when there is something new
     metavar="FILE",
     help="Write to FILE, as JSON, what others may know: no names of hosts, users or paths, no addresses.",
 )

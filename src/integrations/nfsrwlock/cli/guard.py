@@ -41,13 +41,15 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
     until = began + request.settings["timeout"] + _ANSWER_SECONDS
     try:
         while True:
+            looked = time.monotonic()
             for signum in signals.wait(FRAME_SECONDS, keeper.channel):
                 if signum == signal.SIGTSTP:
                     _suspend_the_wait(keeper)
-                    until = max(until, time.monotonic() + _ANSWER_SECONDS)  # let the keeper speak first
                 elif signum != signal.SIGCONT:
                     keeper.cancel()
                     raise Interrupted(signum)
+                # Stopped until now, perhaps together with the keeper: let that speak first.
+                until = max(until, time.monotonic() + _ANSWER_SECONDS)
             for message in keeper.channel.receive():
                 match message:
                     case str() if keeper.program is None:
@@ -67,10 +69,10 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                         raise CliError(f"{reason}; the command was not started, run it again", Exit.LOST)
             if keeper.channel.closed:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
-            waited = time.monotonic() - began
+            waited = looked - began
             if waited > ODD_SECONDS and not progress.wish:
                 progress.wish = f"to {'write' if request.write else 'read'} {request.paths[0]}: {_SILENCE}"
-            if time.monotonic() > until:
+            if looked > until:
                 keeper.cancel()
                 raise CliError(
                     f"the lock on {request.paths[0]!r} could not be acquired in time: the file system has not "

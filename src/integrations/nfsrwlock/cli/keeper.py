@@ -22,6 +22,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
@@ -208,8 +209,10 @@ def _keep(request: Request, channel: Channel) -> None:
     if signals.nobody_waits():  # all this may have taken long
         return
 
+    wake_alone = cache(lambda: prctl(*WAKE_ALONE))  # the guard may be killed while the wait is suspended
+
     def on_wait(info: WaitInfo) -> None:
-        prctl(*WAKE_ALONE)  # the guard may be killed while the wait is suspended
+        wake_alone()  # once, and not for a free lock
         channel.send_news(f"to {info.mode} {info.lock_file}: {info.describe()}".removesuffix(": "))
 
     try:

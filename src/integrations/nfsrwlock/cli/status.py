@@ -9,10 +9,10 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeVar
 
-from nfsrwlock.cli.outcome import Exit, as_cli_error
+from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.text import console, duration, one_line, printable, say
 from nfsrwlock_core import LockError, LockPathError, LockState, PeerInfo, find_locks, inspect
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 Form = Literal["text", "json", "metrics"]
+Done = TypeVar("Done")
 
 _REFRESH_SECONDS: Final = 1.0
 _WIDTH_WITHOUT_TERMINAL: Final = 160
@@ -69,39 +70,54 @@ class Look:
         self._idle = idle
         self._may_come = may_come
         #: What the latest look has found, by path: the lock's state, or what kept it from that.
-        self.found: dict[str, LockState | str] = {}
-        self.code: int = Exit.OK
+        self.found: dict[str, LockState | CliError] = {}
+
+    @property
+    def errors(self) -> list[CliError]:
+        """What has kept the latest look from what it did not find."""
+        return [found for found in self.found.values() if isinstance(found, CliError)]
+
+    @property
+    def code(self) -> int:
+        """The exit code for it."""
+        return max((error.code for error in self.errors), default=Exit.OK)
 
     def __call__(self, *, aloud: bool = True) -> list[LockState]:
         """Return the states of those locks that could be looked at; ``aloud``: say what has newly gone wrong."""
-        former, self.found, self.code = self.found, {}, Exit.OK
-        for top in self._paths:
-            with self._noted(top, former, aloud):
-                for path in self._find(top):
-                    with self._noted(path, former, aloud):
-                        self._inspect(path, former.get(path))
+        former, self.found = self.found, {}
+        for path, found in each(self._paths, self._find, lambda path: self._inspect(path, former.get(path))):
+            if found is not None:
+                self.found[path] = found
+            if aloud and isinstance(found, CliError) and str(former.get(path)) != str(found):
+                say(str(found))
         states = [found for found in self.found.values() if isinstance(found, LockState)]
         if self.searches:  # the longest wait first
             states.sort(key=lambda state: min((peer.since or math.inf for peer in state.waiters), default=math.inf))
         return states
 
-    def _inspect(self, path: str, known: LockState | str | None) -> None:
+    def _inspect(self, path: str, known: LockState | CliError | None) -> LockState | None:
         state = inspect(path, lock_dir=self._lock_dir, previous=known if isinstance(known, LockState) else None)
         if not (state.exists or self.searches or self._may_come or os.path.lexists(path)):
             raise LockPathError(path, "does not exist, and nobody has ever locked it", "correct the path")
         # One that was found and does not exist has been removed since.
-        if not self.searches or state.holders or state.waiters or (self._idle and state.exists):
-            self.found[path] = state
+        matters = not self.searches or state.holders or state.waiters or (self._idle and state.exists)
+        return state if matters else None
 
-    @contextlib.contextmanager
-    def _noted(self, path: str, former: Mapping[str, LockState | str], aloud: bool) -> Iterator[None]:
+
+def each(
+    tops: Iterable[str], find: Callable[[str], Iterable[str]], do: Callable[[str], Done]
+) -> Iterator[tuple[str, Done | CliError]]:
+    """Do something with each path that ``find`` finds; one with which it fails keeps none of the others from it."""
+    for top in tops:
         try:
-            yield
+            for path in find(top):
+                try:
+                    done: Done | CliError = do(path)
+                except (LockError, OSError) as error:
+                    done = as_cli_error(error)
+                yield path, done
         except (LockError, OSError) as error:
-            self.found[path] = str(error)
-            self.code = max(self.code, as_cli_error(error).code)
-            if aloud and former.get(path) != str(error):
-                say(str(error))
+            yield top, as_cli_error(error)
 
 
 def below(directory: str) -> list[str]:
@@ -118,7 +134,7 @@ def _show(look: Look, states: Sequence[LockState], to: Console | None, indent: i
         # Plain ASCII: a byte of a path that is no UTF-8 appears as the escape of the lone surrogate that stands for it
         # in Python.
         objects = [
-            {"lock_file": path, "error": found} if isinstance(found, str) else found.to_dict()
+            {"lock_file": path, "error": str(found)} if isinstance(found, CliError) else found.to_dict()
             for path, found in look.found.items()
         ]
         print(json.dumps(objects, indent=indent))
@@ -151,7 +167,7 @@ def _watch(look: Look, to: Console | None) -> NoReturn:
         while True:
             began = time.monotonic()
             states = look(aloud=live is None)
-            errors = [found for found in look.found.values() if isinstance(found, str)]
+            errors = [str(error) for error in look.errors]
             if live is not None:
                 live.update(_view(look, states, live.console.width, errors), refresh=True)
             elif (facts := [[_facts(state) for state in states], errors]) != shown:

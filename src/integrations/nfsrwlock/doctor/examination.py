@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import IO, Any, Final
@@ -75,32 +75,42 @@ def doctor(
     patience = _ANSWER_SECONDS if timeout is None or peer else timeout
     reports: list[Report] = []
     codes: set[int] = set()
-    for path in dict.fromkeys(paths):
-        examination = _Examination(path, lock_dir, partial(compare, rounds=rounds, processes=processes))
-        try:
-            examination.wait(patience)
-        except CliError as error:
-            codes.add(error.code)
-            say(str(error))
-            continue
-        reports.append(examination.report)
-        codes.add(Exit.OK if examination.report.fit else Exit.FAILED)
-        if not as_json:
-            if len(reports) > 1:
-                print()
-            show(examination.report)
-    if as_json:
-        print(json.dumps([report.to_dict() for report in reports], indent=2), flush=True)
-    if to_share is not None and reports:
-        _replace(to_share, json.dumps([report.shareable().to_dict() for report in reports], indent=2))
+    with ExitStack() as if_it_fails:
+        if to_share is not None:
+            is_new = not os.path.exists(to_share.name)
+            to_share.fileno()  # opens it: what cannot be written is named before all that takes long
+            if is_new and os.path.exists(to_share.name):
+                if_it_fails.callback(os.unlink, os.path.realpath(to_share.name))
+        for path in dict.fromkeys(paths):
+            examination = _Examination(path, lock_dir, partial(compare, rounds=rounds, processes=processes))
+            try:
+                examination.wait(patience)
+            except CliError as error:
+                codes.add(error.code)
+                say(str(error))
+                continue
+            reports.append(examination.report)
+            codes.add(Exit.OK if examination.report.fit else Exit.FAILED)
+            if not as_json:
+                if len(reports) > 1:
+                    print()
+                show(examination.report)
+        if as_json:
+            print(json.dumps([report.to_dict() for report in reports], indent=2), flush=True)
+        if to_share is not None and reports:
+            _replace(to_share, json.dumps([report.shareable().to_dict() for report in reports], indent=2))
+            if_it_fails.pop_all()
     return min(codes - {Exit.OK}, default=Exit.OK)
 
 
 def _replace(file: IO[str], text: str) -> None:
     try:
-        if os.path.isfile(file.name) and not os.path.sameopenfile(file.fileno(), 1):  # else it gets all that is said
-            file.truncate(0)
-        print(text, file=file, flush=True)
+        with file:
+            if os.path.isfile(file.name) and not os.path.sameopenfile(
+                file.fileno(), 1
+            ):  # else it gets all that is said
+                file.truncate(0)
+            print(text, file=file)
     except OSError as error:
         raise CliError(
             f"the report could not be written to {file.name}: {error.strerror}; name another file with --report",
