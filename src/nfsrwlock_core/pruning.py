@@ -31,7 +31,7 @@ def find_locks(directory: str | os.PathLike[str]) -> Iterator[str]:
 
     :raises LockPathError: if ``directory`` cannot be listed
     """
-    top = os.path.realpath(directory)
+    top = os.fspath(directory) and os.path.realpath(directory)  # nothing is no other name of the working directory
     try:
         os.scandir(top).close()
     except OSError as error:

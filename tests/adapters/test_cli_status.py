@@ -404,6 +404,9 @@ def test_a_lock_that_cannot_be_pruned_is_named_and_keeps_none_of_the_others(scen
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (("prune", ""), "'' cannot be searched for locks: no such file or directory; name a directory"),
+        (("status", "-r", ""), "'' cannot be searched for locks: no such file or directory; name a directory"),
+        (("status", "share=eu"), "'share=eu' does not exist"),
         (("prune", "nowhere"), "cannot be searched for locks: no such file or directory; name a directory"),
         (("status", "-r", "nowhere"), "cannot be searched for locks: no such file or directory; name a directory"),
         (("status", "--watch", "--metrics", "data"), "--metrics prints once, so it cannot be used with --watch"),

@@ -22,7 +22,6 @@ from nfsrwlock_core import HoldStatus
 
 #: The engine answers within a few seconds after its time-out, whatever the file server does.
 _ANSWER_SECONDS: Final = 6.0
-_SILENCE: Final = "the file system answers nothing so far"
 
 
 def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
@@ -71,7 +70,8 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
             waited = looked - began
             if waited > ODD_SECONDS and not progress.wish:
-                progress.wish = f"to {'write' if request.write else 'read'} {request.paths[0]}: {_SILENCE}"
+                doing = f"to {'write' if request.write else 'read'} {request.paths[0]}"
+                progress.wish = f"{doing}: the file system answers nothing so far"
             if looked > until:
                 keeper.cancel()
                 raise CliError(

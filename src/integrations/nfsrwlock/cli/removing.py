@@ -42,20 +42,17 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
         )
     for peer in wanted:
         click.echo(f"{printable(path)}: {one_line(peer.describe())} [token {printable(peer.token)}]")
-    if not yes and not _confirmed(len(wanted)):
+    if not yes and not sys.stdin.isatty():
+        raise CliError("refused: there is no terminal to ask for a confirmation at; use --yes if you are sure")
+    question = "Is it certain that nobody uses the lock any more?"
+    these = "this hold" if len(wanted) == 1 else f"these {len(wanted)}"
+    if not yes and not click.confirm(f"{question} Remove {these}?", default=False):
         click.echo("nothing was removed")
         return Exit.FAILED
     for peer in wanted:
         removed = break_lock(path, token=peer.token, force=force, lock_dir=lock_dir)
         click.echo(f"{'removed' if removed else 'had left by itself'}: token {printable(peer.token)}")
     return Exit.OK
-
-
-def _confirmed(count: int) -> bool:
-    if not sys.stdin.isatty():
-        raise CliError("refused: there is no terminal to ask for a confirmation at; use --yes if you are sure")
-    question = "Is it certain that nobody uses the lock any more?"
-    return click.confirm(f"{question} Remove {'this hold' if count == 1 else f'these {count}'}?", default=False)
 
 
 def prune_below(directories: Iterable[str], unused_s: float) -> int:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.text import console, duration, one_line, printable, say
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 Form = Literal["text", "json", "metrics"]
-Done = TypeVar("Done")
 
 _REFRESH_SECONDS: Final = 1.0
 _WIDTH_WITHOUT_TERMINAL: Final = 160
@@ -86,7 +85,7 @@ class Look:
         """Return the states of those locks that could be looked at; ``aloud``: say what has newly gone wrong."""
         former, self.found = self.found, {}
         for path, found in each(self._paths, self._find, lambda path: self._inspect(path, former.get(path))):
-            if found is not None:
+            if isinstance(found, LockState | CliError):
                 self.found[path] = found
             if aloud and isinstance(found, CliError) and str(former.get(path)) != str(found):
                 say(str(found))
@@ -105,14 +104,14 @@ class Look:
 
 
 def each(
-    tops: Iterable[str], find: Callable[[str], Iterable[str]], do: Callable[[str], Done]
-) -> Iterator[tuple[str, Done | CliError]]:
+    tops: Iterable[str], find: Callable[[str], Iterable[str]], do: Callable[[str], object]
+) -> Iterator[tuple[str, object]]:
     """Do something with each path that ``find`` finds; one with which it fails keeps none of the others from it."""
     for top in tops:
         try:
             for path in find(top):
                 try:
-                    done: Done | CliError = do(path)
+                    done = do(path)
                 except (LockError, OSError) as error:
                     done = as_cli_error(error)
                 yield path, done

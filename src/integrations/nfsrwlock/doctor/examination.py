@@ -130,7 +130,9 @@ class _Examination:
         self.report = Report(path=path, home="", host=current_identity().host)
         self._lock_dir = lock_dir
         self._compare = compare
-        self._doing, self._since = "looking for the directory", time.monotonic()
+        self._doing = "looking for the directory"
+        #: Seconds without progress, counted in looks: while this process stood still, nobody was silent.
+        self._silent = 0.0
         #: The directory it has made, until it is removed.
         self._scratch: str | None = None
         self._stopped = threading.Event()
@@ -151,11 +153,11 @@ class _Examination:
                     if self._scratch is not None:
                         say(f"could not clean up; remove the directory {printable(self._scratch)}")
                     raise Interrupted(signum)
-                silent = time.monotonic() - self._since
-                if silent > patience:
+                self._silent += _LOOK_SECONDS
+                if self._silent > patience:
                     self._stopped.set()
                     left = f" {printable(self._scratch)} is left behind." if self._scratch is not None else ""
-                    text = f"No answer for {silent:.0f} s while {self._doing}.{left}"
+                    text = f"No answer for {self._silent:.0f} s while {self._doing}.{left}"
                     remedy = "Find out whether the file server is up and can be reached; then try again."
                     self.report.checks.append(Check("answers", Level.UNFIT, text, remedy))
                     return
@@ -199,7 +201,7 @@ class _Examination:
     def _progress(self, doing: str) -> None:
         if self._stopped.is_set():
             raise CancelledError
-        self._doing, self._since = doing, time.monotonic()
+        self._doing, self._silent = doing, 0.0
 
 
 def _space(home: str) -> Check:
