@@ -206,16 +206,16 @@ def test_a_file_system_that_hangs_is_given_up_on(scene: Scene) -> None:
 
 
 def test_a_doctor_that_stood_still_takes_no_file_system_for_hung(scene: Scene) -> None:
-    doctor = scene.start("doctor", "--json", "--timeout", "6", "--rounds", "800", ".")
+    doctor = scene.start("doctor", "--json", "--timeout", "15", ".")
     wait_until(lambda: list(scene.directory.glob(".nfs*/list-0/0.2")))
     os.killpg(doctor.pid, signal.SIGSTOP)
-    time.sleep(7)
+    time.sleep(16)
     doctor.send_signal(signal.SIGCONT)
     time.sleep(0.5)  # the others go on a little later
     os.killpg(doctor.pid, signal.SIGCONT)
     stdout, _ = doctor.communicate(timeout=2 * PATIENCE_S)
     (report,) = json.loads(stdout)
-    assert (doctor.returncode, [check["name"] for check in report["checks"] if check["level"] == "unfit"]) == (0, [])
+    assert (doctor.returncode, [check for check in report["checks"] if check["level"] == "unfit"]) == (0, [])
 
 
 def test_a_second_process_that_dies_is_no_reason_to_call_it_fit(scene: Scene) -> None:

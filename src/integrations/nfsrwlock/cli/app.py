@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -253,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :returns: the exit code, see :mod:`nfsrwlock.cli.outcome`
     """
     _fill_standard_streams()
+    if isinstance(sys.stdout, TextIOWrapper):  # what its encoding lacks must not end the command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = cli.main(args=None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()

@@ -43,7 +43,10 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
             looked = time.monotonic()
             for signum in signals.wait(FRAME_SECONDS, keeper.channel):
                 if signum == signal.SIGTSTP:
-                    _suspend_the_wait(keeper)
+                    # A job that its user has suspended must not be given the lock behind their back.
+                    os.kill(keeper.pid, signal.SIGSTOP)
+                    take_default_action(signal.SIGTSTP, everyone=False)
+                    os.kill(keeper.pid, signal.SIGCONT)
                 elif signum != signal.SIGCONT:
                     keeper.cancel()
                     raise Interrupted(signum)
@@ -85,13 +88,6 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
         raise
     finally:
         progress.close()
-
-
-def _suspend_the_wait(keeper: Keeper) -> None:
-    """A job that its user has suspended must not be given the lock behind their back."""
-    os.kill(keeper.pid, signal.SIGSTOP)
-    take_default_action(signal.SIGTSTP, everyone=False)
-    os.kill(keeper.pid, signal.SIGCONT)
 
 
 class Guard:

@@ -10,7 +10,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, Literal, NoReturn
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.text import console, duration, one_line, printable, say
@@ -19,15 +20,13 @@ from nfsrwlock_core import LockError, LockPathError, LockState, PeerInfo, find_l
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-Form = Literal["text", "json", "metrics"]
-
 _REFRESH_SECONDS: Final = 1.0
 _WIDTH_WITHOUT_TERMINAL: Final = 160
 #: How much of a token is shown: enough to name one of a lock's participants.
 _TOKEN_DIGITS: Final = 8
 
 
-def status(paths: Sequence[str], lock_dir: str | None, *, recursive: bool, idle: bool, form: Form, watch: bool) -> int:
+def status(paths: Sequence[str], lock_dir: str | None, *, recursive: bool, idle: bool, form: str, watch: bool) -> int:
     """Show the state of the locks on ``paths``, once or until interrupted; return the exit code."""
     find = None if not recursive else find_locks if watch else below
     look = Look(paths, lock_dir, find, idle=idle, may_come=watch)
@@ -44,6 +43,7 @@ def status(paths: Sequence[str], lock_dir: str | None, *, recursive: bool, idle:
     return look.code
 
 
+@dataclass
 class Look:
     """
     Looks at all the locks; each look builds on the one before, by which it can tell holders from waiters better.
@@ -53,23 +53,13 @@ class Look:
     :param may_come: whether a path that does not exist may come yet; otherwise it is more often a typing error
     """
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        lock_dir: str | None,
-        find: Callable[[str], Iterable[str]] | None = None,
-        *,
-        idle: bool = False,
-        may_come: bool = False,
-    ) -> None:
-        self._paths = tuple(dict.fromkeys(paths))
-        self.searches = find is not None
-        self._find = find or (lambda path: [path])
-        self._lock_dir = "" if self.searches else lock_dir
-        self._idle = idle
-        self._may_come = may_come
-        #: What the latest look has found, by path: the lock's state, or what kept it from that.
-        self.found: dict[str, LockState | CliError] = {}
+    paths: Sequence[str]
+    lock_dir: str | None
+    find: Callable[[str], Iterable[str]] | None = None
+    idle: bool = False
+    may_come: bool = False
+    #: What the latest look has found, by path: the lock's state, or what kept it from that.
+    found: dict[str, LockState | CliError] = field(default_factory=dict)
 
     @property
     def errors(self) -> list[CliError]:
@@ -84,22 +74,25 @@ class Look:
     def __call__(self, *, aloud: bool = True) -> list[LockState]:
         """Return the states of those locks that could be looked at; ``aloud``: say what has newly gone wrong."""
         former, self.found = self.found, {}
-        for path, found in each(self._paths, self._find, lambda path: self._inspect(path, former.get(path))):
+        find = self.find or (lambda path: [path])
+        for path, found in each(dict.fromkeys(self.paths), find, lambda path: self._inspect(path, former.get(path))):
             if isinstance(found, LockState | CliError):
                 self.found[path] = found
             if aloud and isinstance(found, CliError) and str(former.get(path)) != str(found):
                 say(str(found))
         states = [found for found in self.found.values() if isinstance(found, LockState)]
-        if self.searches:  # the longest wait first
+        if self.find:  # the longest wait first
             states.sort(key=lambda state: min((peer.since or math.inf for peer in state.waiters), default=math.inf))
         return states
 
     def _inspect(self, path: str, known: LockState | CliError | None) -> LockState | None:
-        state = inspect(path, lock_dir=self._lock_dir, previous=known if isinstance(known, LockState) else None)
-        if not (state.exists or self.searches or self._may_come or os.path.lexists(path)):
+        state = inspect(
+            path, lock_dir="" if self.find else self.lock_dir, previous=known if isinstance(known, LockState) else None
+        )
+        if not (state.exists or self.find or self.may_come or os.path.lexists(path)):
             raise LockPathError(path, "does not exist, and nobody has ever locked it", "correct the path")
         # One that was found and does not exist has been removed since.
-        matters = not self.searches or state.holders or state.waiters or (self._idle and state.exists)
+        matters = not self.find or state.holders or state.waiters or (self.idle and state.exists)
         return state if matters else None
 
 
@@ -193,20 +186,20 @@ def _view(look: Look, states: Sequence[LockState], width: int, errors: Sequence[
 
     hosts = Counter(printable(peer.host or "unknown") for state in states for peer in state.holders)
     by_host = ", ".join(f"{host} {count}" for host, count in hosts.most_common()) or "none"
-    below = [Text(f"holders by host: {by_host}", style="dim")] if look.searches else []
+    below = [Text(f"holders by host: {by_host}", style="dim")] if look.find else []
     red = (Text(one_line(message), style="red") for message in errors)
-    return Group(*(_report(state, width) for state in states), *below, *red)
+    return Group(*(part for state in states for part in _report(state, width)), *below, *red)
 
 
-def _report(state: LockState, width: int) -> RenderableType:
-    from rich.console import Group  # noqa: PLC0415
+def _report(state: LockState, width: int) -> Iterator[RenderableType]:
     from rich.text import Text  # noqa: PLC0415
 
     headline = Text(printable(state.lock_file), style="bold").append(f": {_summary(state)}", style="not bold")
     if os.path.basename(state.lock_path) != f"{os.path.basename(state.lock_file.rstrip('/'))}.rwlock":
         headline.append(f", kept in {printable(state.lock_path)}", style="not bold")
-    peers = (*state.holders, *state.waiters)
-    return Group(headline, *_table(peers, width)) if peers else headline
+    yield headline
+    if peers := (*state.holders, *state.waiters):
+        yield from _table(peers, width)
 
 
 def _summary(state: LockState) -> str:

@@ -153,7 +153,6 @@ class _Examination:
                     if self._scratch is not None:
                         say(f"could not clean up; remove the directory {printable(self._scratch)}")
                     raise Interrupted(signum)
-                self._silent += _LOOK_SECONDS
                 if self._silent > patience:
                     self._stopped.set()
                     left = f" {printable(self._scratch)} is left behind." if self._scratch is not None else ""
@@ -161,6 +160,7 @@ class _Examination:
                     remedy = "Find out whether the file server is up and can be reached; then try again."
                     self.report.checks.append(Check("answers", Level.UNFIT, text, remedy))
                     return
+                self._silent += _LOOK_SECONDS
         try:
             end.result()
         except Exception as error:  # what did not come to its end must not end in a verdict
