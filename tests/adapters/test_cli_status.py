@@ -194,7 +194,7 @@ def test_break_names_what_it_removes_and_removes_it(scene: Scene) -> None:
     announce(scene, ELSEWHERE)
     result = scene.run("break", "data", "--yes")
     assert result.returncode == 0
-    assert "far-away pid 4711, writing since" in result.stdout
+    assert "far-away pid 4711, writing since 2023-11-1" in result.stdout, "not of today"
     assert f"removed: token {TOKEN}" in result.stdout
     assert scene.announced() == []
 

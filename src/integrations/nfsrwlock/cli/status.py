@@ -265,16 +265,6 @@ def _what(peer: PeerInfo) -> str:
     return job + (peer.command or "")
 
 
-def _clock(moment: float) -> str:
-    try:
-        then = time.localtime(moment)
-    except (OverflowError, OSError, ValueError):  # a name may state any time
-        return "?"
-    today = time.localtime()
-    same_day = (then.tm_year, then.tm_yday) == (today.tm_year, today.tm_yday)
-    return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M", then)
-
-
 def _does(peer: PeerInfo) -> str:
     verb = {"read": "read", "write": "write", "unknown": "hold"}[peer.mode]
     return f"{verb}s" if peer.state == "holding" else f"waits to {verb}"
@@ -284,7 +274,7 @@ _COLUMNS: Final[dict[str, Callable[[PeerInfo], str]]] = {
     "": _does,
     "who": lambda peer: f"{peer.user}@{peer.host}" if peer.understood else "unknown format",
     "pid": lambda peer: "" if peer.pid is None else f"{peer.pid}{' (dead)' if peer.alive is False else ''}",
-    "since": lambda peer: "" if peer.since is None else _clock(peer.since),
+    "since": PeerInfo.began,
     "silent": lambda peer: duration(round(peer.silent_for)),
     "evictable": lambda peer: "now" if peer.evictable_in <= 0 else f"in {duration(round(peer.evictable_in))}",
     "token": lambda peer: peer.token[:_TOKEN_DIGITS],
