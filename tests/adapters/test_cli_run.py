@@ -221,6 +221,27 @@ def test_a_time_out_behind_a_pause_of_all_processes_names_the_holder_and_no_sile
     assert "has not answered" not in scene.said()[-1]
 
 
+def test_a_standstill_is_no_silence_of_the_file_system(scene: Scene) -> None:
+    (scene.directory / "hangs.py").write_text(
+        "import os, signal\n"
+        "from nfsrwlock.cli import main\n"
+        "os.path.isdir = lambda path: signal.pause()\n"
+        "raise SystemExit(main())\n"
+    )
+    program = [PROGRAM[0], str(scene.directory / "hangs.py")]
+    waiter = scene.start("run", "--read", "data", "--", "true", program=program, to_file=True)
+    scene.wait_for(lambda: KEEPER_NAME in [child.name for child in scene.children(waiter.pid)])
+    waiter.send_signal(signal.SIGSTOP)
+    time.sleep(6)  # longer than a silence that is told of
+    assert scene.said() == []
+    began = time.monotonic()
+    waiter.send_signal(signal.SIGCONT)
+    scene.wait_until_said("answers nothing so far")
+    assert time.monotonic() - began > 4
+    waiter.terminate()
+    assert waiter.wait(PATIENCE_S) == 143
+
+
 def test_a_wait_asks_once_to_be_woken_if_its_guard_dies_and_a_free_lock_never(scene: Scene) -> None:
     (scene.directory / "prctl.py").write_text(
         "from nfsrwlock.cli import keeper, main\n"

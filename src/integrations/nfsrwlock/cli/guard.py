@@ -36,8 +36,8 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
     """
     request = keeper.request
     progress = Progress()
-    began = time.monotonic()
-    until = began + request.settings["timeout"] + _ANSWER_SECONDS
+    awake = time.monotonic()
+    until = awake + request.settings["timeout"] + _ANSWER_SECONDS
     try:
         while True:
             looked = time.monotonic()
@@ -50,8 +50,7 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                 elif signum != signal.SIGCONT:
                     keeper.cancel()
                     raise Interrupted(signum)
-                # Stopped until now, perhaps together with the keeper: let that speak first.
-                until = max(until, time.monotonic() + _ANSWER_SECONDS)
+                awake = time.monotonic()  # stopped until now, perhaps together with the keeper: let that speak first
             for message in keeper.channel.receive():
                 match message:
                     case str() if keeper.program is None:
@@ -71,15 +70,14 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                         raise CliError(f"{reason}; the command was not started, run it again", Exit.LOST)
             if keeper.channel.closed:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
-            waited = looked - began
-            if waited > ODD_SECONDS and not progress.wish:
+            if looked - awake > ODD_SECONDS and not progress.wish:
                 doing = f"to {'write' if request.write else 'read'} {request.paths[0]}"
                 progress.wish = f"{doing}: the file system answers nothing so far"
-            if looked > until:
+            if looked > max(until, awake + _ANSWER_SECONDS):
                 keeper.cancel()
                 raise CliError(
                     f"the lock on {request.paths[0]!r} could not be acquired in time: the file system has not "
-                    f"answered for {waited:.0f} s; find out whether its server is up",
+                    f"answered for {looked - awake:.0f} s; find out whether its server is up",
                     request.conflict_code,
                 )
             progress.frame()

@@ -86,9 +86,8 @@ class Look:
         return states
 
     def _inspect(self, path: str, known: LockState | CliError | None) -> LockState | None:
-        state = inspect(
-            path, lock_dir="" if self.find else self.lock_dir, previous=known if isinstance(known, LockState) else None
-        )
+        lock_dir = "" if self.find else self.lock_dir
+        state = inspect(path, lock_dir=lock_dir, previous=known if isinstance(known, LockState) else None)
         if not (state.exists or self.find or self.may_come or os.path.lexists(path)):
             raise LockPathError(path, "does not exist, and nobody has ever locked it", "correct the path")
         # One that was found and does not exist has been removed since.

@@ -106,9 +106,8 @@ def doctor(
 def _replace(file: IO[str], text: str) -> None:
     try:
         with file:
-            if os.path.isfile(file.name) and not os.path.sameopenfile(
-                file.fileno(), 1
-            ):  # else it gets all that is said
+            gets_all_that_is_said = os.path.sameopenfile(file.fileno(), 1)
+            if os.path.isfile(file.name) and not gets_all_that_is_said:
                 file.truncate(0)
             print(text, file=file)
     except OSError as error:
