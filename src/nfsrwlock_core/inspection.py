@@ -78,6 +78,17 @@ class PeerInfo:
         above = {pid for pid, _ in ancestors()} - {os.getpid()} if self.same_kernel and self.alive else ()
         return self.pid in above
 
+    def began(self) -> str:
+        """Return ``since`` as people write it: the time of day, or the day if that is not today; empty if unknown."""
+        if self.since is None:
+            return ""
+        try:
+            then, today = time.localtime(self.since), time.localtime()
+        except (OverflowError, ValueError, OSError):  # a name may state any time
+            return "an impossible time"
+        same_day = (then.tm_year, then.tm_yday) == (today.tm_year, today.tm_yday)
+        return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M", then)
+
     def describe(self) -> str:
         """Return one line about this participant, for messages."""
         if not self.understood:
@@ -88,7 +99,7 @@ class PeerInfo:
         doing = {"read": "reading", "write": "writing", "unknown": "holding"}[self.mode]
         if self.state == "waiting":
             doing = f"waiting for {doing}"
-        since = "" if self.since is None else f" since {_clock_time(self.since)}"
+        since = f" since {self.began()}" if self.began() else ""
         job = f" (job {self.job})" if self.job else ""
         ended = ", its process has ended" if self.alive is False else ""
         return f"{self.user}@{self.host} pid {self.pid}{job}, {doing}{since}, silent for {self.silent_for:.0f} s{ended}"
@@ -266,13 +277,6 @@ def peer_info(announcement: Announcement, *, silent_for: float, record: dict[str
 def _text(value: object) -> str | None:
     # Others wrote it, and it is shown in one line on a terminal.
     return "".join(c if c.isprintable() else "?" for c in value[:300]) if isinstance(value, str) else None
-
-
-def _clock_time(since: float) -> str:
-    try:
-        return time.strftime("%H:%M:%S", time.localtime(since))
-    except (OverflowError, ValueError, OSError):
-        return "an impossible time"
 
 
 def watched_peers(others: tuple[Announcement, ...], watch: Watch, now: float) -> tuple[PeerInfo, ...]:

@@ -31,8 +31,9 @@ def find_locks(directory: str | os.PathLike[str]) -> Iterator[str]:
 
     :raises LockPathError: if ``directory`` cannot be listed
     """
-    top = os.path.realpath(directory)
+    top = os.fspath(directory)
     try:
+        top = top and os.path.realpath(top)  # nothing is no other name of the working directory
         os.scandir(top).close()
     except OSError as error:
         why = f"cannot be searched for locks: {os.strerror(error.errno or 0).lower()}"

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,19 @@ def test_a_file_system_that_hangs_is_given_up_on(scene: Scene) -> None:
     assert len(left) == 1
     assert left[0] in report["checks"][-1]["text"]
     assert "file server is up" in report["checks"][-1]["remedy"]
+
+
+def test_a_doctor_that_stood_still_takes_no_file_system_for_hung(scene: Scene) -> None:
+    doctor = scene.start("doctor", "--json", "--timeout", "15", ".")
+    wait_until(lambda: list(scene.directory.glob(".nfs*/list-0/0.2")))
+    os.killpg(doctor.pid, signal.SIGSTOP)
+    time.sleep(16)
+    doctor.send_signal(signal.SIGCONT)
+    time.sleep(0.5)  # the others go on a little later
+    os.killpg(doctor.pid, signal.SIGCONT)
+    stdout, _ = doctor.communicate(timeout=2 * PATIENCE_S)
+    (report,) = json.loads(stdout)
+    assert (doctor.returncode, [check for check in report["checks"] if check["level"] == "unfit"]) == (0, [])
 
 
 def test_a_second_process_that_dies_is_no_reason_to_call_it_fit(scene: Scene) -> None:
@@ -442,6 +456,33 @@ def test_a_report_to_share_is_replaced_by_a_new_one_and_by_nothing_else(scene: S
         assert shared.read_text() == "an earlier one"
     assert scene.run("doctor", *options, ".").returncode == 0
     assert len(json.loads(shared.read_text())) == 1
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_run_that_fails_leaves_no_report_behind_where_there_was_none(scene: Scene, linked: bool) -> None:
+    if linked:
+        (scene.directory / "shared.json").symlink_to("new.json")
+    for fails in (["--rounds", "0", "."], ["missing/data"], ["--peer", ".", "data"]):
+        assert scene.run("doctor", "--rounds", "10", "--report", "shared.json", *fails).returncode == 2
+        assert os.listdir(scene.directory) == ["shared.json"] * linked
+    leader, _ = start_peer(scene, "--report", "shared.json", ".")
+    leader.terminate()
+    assert leader.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert os.listdir(scene.directory) == ["shared.json"] * linked
+    assert scene.run("doctor", "--rounds", "10", "--report", "shared.json", ".").returncode == 0
+    assert len(json.loads((scene.directory / "shared.json").read_text())) == 1
+
+
+def test_a_report_goes_into_a_fifo_that_somebody_reads(scene: Scene) -> None:
+    os.mkfifo(scene.directory / "fifo")
+    reader = scene.start("fifo", program=["cat"])
+    for fails in (["missing/data"], ["."]):
+        result = scene.run("doctor", "--rounds", "10", "--report", "fifo", *fails)
+        assert result.returncode == (2 if fails == ["missing/data"] else 0)
+        shown, _ = reader.communicate(timeout=PATIENCE_S)
+        assert shown.count('"verdict"') == (fails == ["."])
+        reader = scene.start("fifo", program=["cat"])
+    reader.kill()
 
 
 @pytest.mark.parametrize("by", ["directory", "link"])

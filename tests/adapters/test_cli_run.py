@@ -205,6 +205,61 @@ def test_how_a_wait_ended_is_said_also_after_the_process_that_the_user_started_s
     assert waiter.wait(PATIENCE_S) == (143 if ends_by_signal else 75)
 
 
+def test_a_time_out_behind_a_pause_of_all_processes_names_the_holder_and_no_silent_file_system(scene: Scene) -> None:
+    """As `scontrol suspend` pauses them."""
+    holder = scene.hold("write")
+    waiter = scene.start("run", "--read", "data", "--poll", "0.1", "--timeout", "5", "--", "touch", "ran", to_file=True)
+    scene.wait_until_said("writing since")
+    both = [waiter.pid, scene.keeper(waiter)]
+    for pid in both:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(11.5)  # past the time-out, and the time that the keeper has to tell of it
+    for pid in both:
+        os.kill(pid, signal.SIGCONT)
+    assert waiter.wait(PATIENCE_S) == 75
+    assert f"pid {scene.keeper(holder)}, writing since" in scene.said()[-1]
+    assert "has not answered" not in scene.said()[-1]
+
+
+def test_a_standstill_is_no_silence_of_the_file_system(scene: Scene) -> None:
+    (scene.directory / "hangs.py").write_text(
+        "import os, signal\n"
+        "from nfsrwlock.cli import main\n"
+        "os.path.isdir = lambda path: signal.pause()\n"
+        "raise SystemExit(main())\n"
+    )
+    program = [PROGRAM[0], str(scene.directory / "hangs.py")]
+    waiter = scene.start("run", "--read", "data", "--", "true", program=program, to_file=True)
+    scene.wait_for(lambda: KEEPER_NAME in [child.name for child in scene.children(waiter.pid)])
+    waiter.send_signal(signal.SIGSTOP)
+    time.sleep(6)  # longer than a silence that is told of
+    assert scene.said() == []
+    began = time.monotonic()
+    waiter.send_signal(signal.SIGCONT)
+    scene.wait_until_said("answers nothing so far")
+    assert time.monotonic() - began > 4
+    waiter.terminate()
+    assert waiter.wait(PATIENCE_S) == 143
+
+
+def test_a_wait_asks_once_to_be_woken_if_its_guard_dies_and_a_free_lock_never(scene: Scene) -> None:
+    (scene.directory / "prctl.py").write_text(
+        "from nfsrwlock.cli import keeper, main\n"
+        "keeper.prctl = lambda *asked: print(*asked, file=open('asked', 'a'))\n"
+        "raise SystemExit(main())\n"
+    )
+    program = [PROGRAM[0], str(scene.directory / "prctl.py")]
+    assert scene.run("run", "--read", "data", "--", "true", program=program).returncode == 0
+    assert not scene.exists("asked")
+    holder = scene.hold("write")
+    waiter = scene.start("run", "--read", "data", *QUICK, "--", "true", program=program, to_file=True)
+    scene.wait_until_said("writing since")
+    time.sleep(1)  # several looks
+    holder.terminate()
+    assert waiter.wait(PATIENCE_S) == 0
+    assert (scene.directory / "asked").read_text().count("\n") == 1
+
+
 def test_after_a_long_standstill_a_wait_is_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress()
     progress.wish = "to read data"

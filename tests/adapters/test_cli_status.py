@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from actors import PATIENCE_S
-from adapters.cli_scene import QUICK, Scene, scene
+from adapters.cli_scene import PROGRAM, QUICK, Scene, scene
 from nfsrwlock.cli.status import Look
 from nfsrwlock.text import duration
 
@@ -102,6 +103,13 @@ def test_what_runs_is_cut_before_a_column_is_left_out(scene: Scene) -> None:
     assert row.rstrip().endswith("…")
 
 
+def test_what_the_terminal_s_encoding_lacks_is_shown_escaped(scene: Scene) -> None:
+    announce(scene, ELSEWHERE, "€")
+    result = scene.run("status", "€", PYTHONIOENCODING="latin-1", COLUMNS="60")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("\\u20ac: held by a writer")
+
+
 def test_json_is_always_an_array_with_the_fields_of_the_state(scene: Scene) -> None:
     announce(scene, ELSEWHERE)
     (state,) = json.loads(scene.run("status", "--json", "data").stdout)
@@ -186,7 +194,7 @@ def test_break_names_what_it_removes_and_removes_it(scene: Scene) -> None:
     announce(scene, ELSEWHERE)
     result = scene.run("break", "data", "--yes")
     assert result.returncode == 0
-    assert "far-away pid 4711, writing since" in result.stdout
+    assert "far-away pid 4711, writing since 2023-11-1" in result.stdout, "not of today"
     assert f"removed: token {TOKEN}" in result.stdout
     assert scene.announced() == []
 
@@ -390,9 +398,31 @@ def test_a_directory_that_cannot_be_listed_keeps_prune_from_none_of_the_others(s
     assert pruned.stdout.splitlines() == [f"{idle}: removed", "1 lock directory removed"]
 
 
+@pytest.mark.parametrize("command", ["prune", "status -r"])
+def test_a_directory_that_was_removed_is_no_place_to_look(scene: Scene, command: str) -> None:
+    line = f"mkdir gone && cd gone && rmdir ../gone && {shlex.join(PROGRAM)} {command} ."
+    result = scene.run("-c", line, program=["sh"])
+    assert result.returncode == 2
+    assert result.stderr.startswith("nfsrwlock: '.' cannot be searched for locks: no such file or directory; name a")
+
+
+def test_a_lock_that_cannot_be_pruned_is_named_and_keeps_none_of_the_others(scene: Scene) -> None:
+    for path in ("a", "c"):
+        assert scene.run("run", "--write", path, "--", "true").returncode == 0
+    (scene.directory / "b.rwlock").symlink_to(scene.directory)
+    pruned = scene.run("prune", "--unused-for", "0", ".")
+    assert (pruned.returncode, pruned.stderr.count("\n")) == (2, 1)
+    assert "b.rwlock' is a symbolic link" in pruned.stderr
+    assert pruned.stdout.splitlines()[-1] == "2 lock directories removed"
+    assert scene.run("status", "-r", ".").returncode == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (("prune", ""), "'' cannot be searched for locks: no such file or directory; name a directory"),
+        (("status", "-r", ""), "'' cannot be searched for locks: no such file or directory; name a directory"),
+        (("status", "share=eu"), "'share=eu' does not exist"),
         (("prune", "nowhere"), "cannot be searched for locks: no such file or directory; name a directory"),
         (("status", "-r", "nowhere"), "cannot be searched for locks: no such file or directory; name a directory"),
         (("status", "--watch", "--metrics", "data"), "--metrics prints once, so it cannot be used with --watch"),

@@ -108,6 +108,7 @@ TABLE = {
     "integrations/nfsrwlock/cli/app.py": {
         "open(descriptor, 'w' if descriptor else 'r', closefd=False)": "nothing: a descriptor",
     },
+    "integrations/nfsrwlock/doctor/examination.py": {"os.unlink": NAME},
     "integrations/nfsrwlock/doctor/scratch.py": {
         "os.mkdir(path, 448)": MADE,
         "os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,

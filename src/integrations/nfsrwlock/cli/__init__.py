@@ -13,13 +13,12 @@ moment when the process you started is killed, and anything the command leaves r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nfsrwlock_core.lazy import lazily
+
+if TYPE_CHECKING:
+    from nfsrwlock.cli.app import main
 
 __all__ = ["main"]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; see :func:`nfsrwlock.cli.app.main`."""
-    from nfsrwlock.cli.app import main as run_command_line  # noqa: PLC0415 - needs click, which only the command line needs
-
-    return run_command_line(arguments)
+__getattr__, __dir__ = lazily(__name__, {"main": ".app"})  # needs click, which only the command line needs

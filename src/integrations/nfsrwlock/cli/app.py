@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -219,7 +220,7 @@ def _timeline(arguments: tuple[str, ...]) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array with one object per PATH.")
 @click.option(
     *("--report", "to_share"),
-    type=click.File("a", lazy=False),  # what is there is replaced when there is something new
+    type=click.File("a", lazy=True),  # what is there is replaced when there is something new
     metavar="FILE",
     help="Write to FILE, as JSON, what others may know: no names of hosts, users or paths, no addresses.",
 )
@@ -253,6 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :returns: the exit code, see :mod:`nfsrwlock.cli.outcome`
     """
     _fill_standard_streams()
+    if isinstance(sys.stdout, TextIOWrapper):  # what its encoding lacks must not end the command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = cli.main(args=None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()

@@ -22,7 +22,6 @@ from nfsrwlock_core import HoldStatus
 
 #: The engine answers within a few seconds after its time-out, whatever the file server does.
 _ANSWER_SECONDS: Final = 6.0
-_SILENCE: Final = "the file system answers nothing so far"
 
 
 def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
@@ -37,17 +36,21 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
     """
     request = keeper.request
     progress = Progress()
-    began = time.monotonic()
-    until = began + request.settings["timeout"] + _ANSWER_SECONDS
+    awake = time.monotonic()
+    until = awake + request.settings["timeout"] + _ANSWER_SECONDS
     try:
         while True:
+            looked = time.monotonic()
             for signum in signals.wait(FRAME_SECONDS, keeper.channel):
                 if signum == signal.SIGTSTP:
-                    _suspend_the_wait(keeper)
-                    until = max(until, time.monotonic() + _ANSWER_SECONDS)  # let the keeper speak first
+                    # A job that its user has suspended must not be given the lock behind their back.
+                    os.kill(keeper.pid, signal.SIGSTOP)
+                    take_default_action(signal.SIGTSTP, everyone=False)
+                    os.kill(keeper.pid, signal.SIGCONT)
                 elif signum != signal.SIGCONT:
                     keeper.cancel()
                     raise Interrupted(signum)
+                awake = time.monotonic()  # stopped until now, perhaps together with the keeper: let that speak first
             for message in keeper.channel.receive():
                 match message:
                     case str() if keeper.program is None:
@@ -67,14 +70,14 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
                         raise CliError(f"{reason}; the command was not started, run it again", Exit.LOST)
             if keeper.channel.closed:
                 raise CliError("the process that waited for the lock was killed; run the command again", Exit.FAILED)
-            waited = time.monotonic() - began
-            if waited > ODD_SECONDS and not progress.wish:
-                progress.wish = f"to {'write' if request.write else 'read'} {request.paths[0]}: {_SILENCE}"
-            if time.monotonic() > until:
+            if looked - awake > ODD_SECONDS and not progress.wish:
+                doing = f"to {'write' if request.write else 'read'} {request.paths[0]}"
+                progress.wish = f"{doing}: the file system answers nothing so far"
+            if looked > max(until, awake + _ANSWER_SECONDS):
                 keeper.cancel()
                 raise CliError(
                     f"the lock on {request.paths[0]!r} could not be acquired in time: the file system has not "
-                    f"answered for {waited:.0f} s; find out whether its server is up",
+                    f"answered for {looked - awake:.0f} s; find out whether its server is up",
                     request.conflict_code,
                 )
             progress.frame()
@@ -83,13 +86,6 @@ def wait_until_held(keeper: Keeper, signals: Signals) -> Hold:
         raise
     finally:
         progress.close()
-
-
-def _suspend_the_wait(keeper: Keeper) -> None:
-    """A job that its user has suspended must not be given the lock behind their back."""
-    os.kill(keeper.pid, signal.SIGSTOP)
-    take_default_action(signal.SIGTSTP, everyone=False)
-    os.kill(keeper.pid, signal.SIGCONT)
 
 
 class Guard:

@@ -21,7 +21,8 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
@@ -208,8 +209,10 @@ def _keep(request: Request, channel: Channel) -> None:
     if signals.nobody_waits():  # all this may have taken long
         return
 
+    wake_alone = cache(lambda: prctl(*WAKE_ALONE))  # the guard may be killed while the wait is suspended
+
     def on_wait(info: WaitInfo) -> None:
-        prctl(*WAKE_ALONE)  # the guard may be killed while the wait is suspended
+        wake_alone()  # once, and not for a free lock
         channel.send_news(f"to {info.mode} {info.lock_file}: {info.describe()}".removesuffix(": "))
 
     try:
@@ -320,7 +323,11 @@ def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
     by_path = {lock.lock_file: lock for lock in locks.locks}
     numbers = tuple(by_path[path].generation or 0 for path in request.write if path in by_path)
     while not channel.closed:
-        hold = replace(_look(locks), generations=numbers)
+        moment = now()  # before the lease is read, so that the deadline errs on the early side
+        status, remaining = locks.status, locks.lease_remaining or 0.0
+        hold = Hold(status, moment + remaining, "", numbers)
+        if status is not HoldStatus.HELD:
+            hold = Hold(status, 0.0, why_not_held(locks))
         has_changed = hold.status is not reported.status or hold.deadline > reported.deadline + request.tick / 2
         if has_changed and channel.send_news(hold):
             reported = hold
@@ -333,14 +340,6 @@ def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
                 return
     if subject is not None:
         _be_the_guard(request, subject)
-
-
-def _look(locks: LockSet) -> Hold:
-    moment = now()  # before the lease is read, so that the deadline errs on the early side
-    status, remaining = locks.status, locks.lease_remaining
-    if status is HoldStatus.HELD:
-        return Hold(status, moment + (remaining or 0.0))
-    return Hold(status, 0.0, why_not_held(locks))
 
 
 def _be_the_guard(request: Request, subject: Process) -> None:

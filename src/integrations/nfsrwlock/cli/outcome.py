@@ -45,7 +45,7 @@ _OPTIONS: Final = {
     "stale_threshold": "--stale",
     "heartbeat_interval": "--heartbeat",
     "poll_interval": "--poll",
-    "share=": "--share ",
+    "share='": "--share '",
     "lock_dir=": "--lock-dir",
     "lock_dir must": "--lock-dir must",
     "use force": "use --force",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from functools import partial
 
 import click
 
-from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
-from nfsrwlock.cli.status import Look, below
+from nfsrwlock.cli.outcome import CliError, Exit
+from nfsrwlock.cli.status import Look, below, each
 from nfsrwlock.text import one_line, printable, say
-from nfsrwlock_core import LockError, break_lock, prune
+from nfsrwlock_core import break_lock, prune
 
 
 def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bool, force: bool) -> int:
@@ -41,7 +42,11 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
         )
     for peer in wanted:
         click.echo(f"{printable(path)}: {one_line(peer.describe())} [token {printable(peer.token)}]")
-    if not yes and not _confirmed(len(wanted)):
+    if not yes and not sys.stdin.isatty():
+        raise CliError("refused: there is no terminal to ask for a confirmation at; use --yes if you are sure")
+    question = "Is it certain that nobody uses the lock any more?"
+    these = "this hold" if len(wanted) == 1 else f"these {len(wanted)}"
+    if not yes and not click.confirm(f"{question} Remove {these}?", default=False):
         click.echo("nothing was removed")
         return Exit.FAILED
     for peer in wanted:
@@ -50,30 +55,14 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
     return Exit.OK
 
 
-def _confirmed(count: int) -> bool:
-    if not sys.stdin.isatty():
-        raise CliError("refused: there is no terminal to ask for a confirmation at; use --yes if you are sure")
-    question = "Is it certain that nobody uses the lock any more?"
-    return click.confirm(f"{question} Remove {'this hold' if count == 1 else f'these {count}'}?", default=False)
-
-
 def prune_below(directories: Iterable[str], unused_s: float) -> int:
     """Remove what was not used for so many seconds, and say what was kept and why; return the exit code."""
     code, removed = int(Exit.OK), 0
-    for directory in directories:
-        try:
-            paths = below(directory)
-        except LockError as error:
-            say(str(error))
-            code = as_cli_error(error).code
-            continue
-        for path in paths:
-            try:
-                reason = prune(path, unused_s=unused_s, lock_dir="")
-            except (LockError, OSError) as error:
-                say(str(error))
-                code = max(code, Exit.FAILED)
-                continue
+    for path, reason in each(directories, below, partial(prune, unused_s=unused_s, lock_dir="")):
+        if isinstance(reason, CliError):
+            say(str(reason))
+            code = max(code, reason.code)
+        else:
             removed += reason is None
             click.echo(f"{printable(path)}: {'removed' if reason is None else f'kept, {reason}'}")
     click.echo(f"{removed} lock director{'y' if removed == 1 else 'ies'} removed")

@@ -9,17 +9,16 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from nfsrwlock.cli.outcome import Exit, as_cli_error
+from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.text import console, duration, one_line, printable, say
 from nfsrwlock_core import LockError, LockPathError, LockState, PeerInfo, find_locks, inspect
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-
-Form = Literal["text", "json", "metrics"]
 
 _REFRESH_SECONDS: Final = 1.0
 _WIDTH_WITHOUT_TERMINAL: Final = 160
@@ -27,7 +26,7 @@ _WIDTH_WITHOUT_TERMINAL: Final = 160
 _TOKEN_DIGITS: Final = 8
 
 
-def status(paths: Sequence[str], lock_dir: str | None, *, recursive: bool, idle: bool, form: Form, watch: bool) -> int:
+def status(paths: Sequence[str], lock_dir: str | None, *, recursive: bool, idle: bool, form: str, watch: bool) -> int:
     """Show the state of the locks on ``paths``, once or until interrupted; return the exit code."""
     find = None if not recursive else find_locks if watch else below
     look = Look(paths, lock_dir, find, idle=idle, may_come=watch)
@@ -44,6 +43,7 @@ def status(paths: Sequence[str], lock_dir: str | None, *, recursive: bool, idle:
     return look.code
 
 
+@dataclass
 class Look:
     """
     Looks at all the locks; each look builds on the one before, by which it can tell holders from waiters better.
@@ -53,55 +53,62 @@ class Look:
     :param may_come: whether a path that does not exist may come yet; otherwise it is more often a typing error
     """
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        lock_dir: str | None,
-        find: Callable[[str], Iterable[str]] | None = None,
-        *,
-        idle: bool = False,
-        may_come: bool = False,
-    ) -> None:
-        self._paths = tuple(dict.fromkeys(paths))
-        self.searches = find is not None
-        self._find = find or (lambda path: [path])
-        self._lock_dir = "" if self.searches else lock_dir
-        self._idle = idle
-        self._may_come = may_come
-        #: What the latest look has found, by path: the lock's state, or what kept it from that.
-        self.found: dict[str, LockState | str] = {}
-        self.code: int = Exit.OK
+    paths: Sequence[str]
+    lock_dir: str | None
+    find: Callable[[str], Iterable[str]] | None = None
+    idle: bool = False
+    may_come: bool = False
+    #: What the latest look has found, by path: the lock's state, or what kept it from that.
+    found: dict[str, LockState | CliError] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> list[CliError]:
+        """What has kept the latest look from what it did not find."""
+        return [found for found in self.found.values() if isinstance(found, CliError)]
+
+    @property
+    def code(self) -> int:
+        """The exit code for it."""
+        return max((error.code for error in self.errors), default=Exit.OK)
 
     def __call__(self, *, aloud: bool = True) -> list[LockState]:
         """Return the states of those locks that could be looked at; ``aloud``: say what has newly gone wrong."""
-        former, self.found, self.code = self.found, {}, Exit.OK
-        for top in self._paths:
-            with self._noted(top, former, aloud):
-                for path in self._find(top):
-                    with self._noted(path, former, aloud):
-                        self._inspect(path, former.get(path))
+        former, self.found = self.found, {}
+        find = self.find or (lambda path: [path])
+        for path, found in each(dict.fromkeys(self.paths), find, lambda path: self._inspect(path, former.get(path))):
+            if isinstance(found, LockState | CliError):
+                self.found[path] = found
+            if aloud and isinstance(found, CliError) and str(former.get(path)) != str(found):
+                say(str(found))
         states = [found for found in self.found.values() if isinstance(found, LockState)]
-        if self.searches:  # the longest wait first
+        if self.find:  # the longest wait first
             states.sort(key=lambda state: min((peer.since or math.inf for peer in state.waiters), default=math.inf))
         return states
 
-    def _inspect(self, path: str, known: LockState | str | None) -> None:
-        state = inspect(path, lock_dir=self._lock_dir, previous=known if isinstance(known, LockState) else None)
-        if not (state.exists or self.searches or self._may_come or os.path.lexists(path)):
+    def _inspect(self, path: str, known: LockState | CliError | None) -> LockState | None:
+        lock_dir = "" if self.find else self.lock_dir
+        state = inspect(path, lock_dir=lock_dir, previous=known if isinstance(known, LockState) else None)
+        if not (state.exists or self.find or self.may_come or os.path.lexists(path)):
             raise LockPathError(path, "does not exist, and nobody has ever locked it", "correct the path")
         # One that was found and does not exist has been removed since.
-        if not self.searches or state.holders or state.waiters or (self._idle and state.exists):
-            self.found[path] = state
+        matters = not self.find or state.holders or state.waiters or (self.idle and state.exists)
+        return state if matters else None
 
-    @contextlib.contextmanager
-    def _noted(self, path: str, former: Mapping[str, LockState | str], aloud: bool) -> Iterator[None]:
+
+def each(
+    tops: Iterable[str], find: Callable[[str], Iterable[str]], do: Callable[[str], object]
+) -> Iterator[tuple[str, object]]:
+    """Do something with each path that ``find`` finds; one with which it fails keeps none of the others from it."""
+    for top in tops:
         try:
-            yield
+            for path in find(top):
+                try:
+                    done = do(path)
+                except (LockError, OSError) as error:
+                    done = as_cli_error(error)
+                yield path, done
         except (LockError, OSError) as error:
-            self.found[path] = str(error)
-            self.code = max(self.code, as_cli_error(error).code)
-            if aloud and former.get(path) != str(error):
-                say(str(error))
+            yield top, as_cli_error(error)
 
 
 def below(directory: str) -> list[str]:
@@ -118,7 +125,7 @@ def _show(look: Look, states: Sequence[LockState], to: Console | None, indent: i
         # Plain ASCII: a byte of a path that is no UTF-8 appears as the escape of the lone surrogate that stands for it
         # in Python.
         objects = [
-            {"lock_file": path, "error": found} if isinstance(found, str) else found.to_dict()
+            {"lock_file": path, "error": str(found)} if isinstance(found, CliError) else found.to_dict()
             for path, found in look.found.items()
         ]
         print(json.dumps(objects, indent=indent))
@@ -151,7 +158,7 @@ def _watch(look: Look, to: Console | None) -> NoReturn:
         while True:
             began = time.monotonic()
             states = look(aloud=live is None)
-            errors = [found for found in look.found.values() if isinstance(found, str)]
+            errors = [str(error) for error in look.errors]
             if live is not None:
                 live.update(_view(look, states, live.console.width, errors), refresh=True)
             elif (facts := [[_facts(state) for state in states], errors]) != shown:
@@ -178,20 +185,20 @@ def _view(look: Look, states: Sequence[LockState], width: int, errors: Sequence[
 
     hosts = Counter(printable(peer.host or "unknown") for state in states for peer in state.holders)
     by_host = ", ".join(f"{host} {count}" for host, count in hosts.most_common()) or "none"
-    below = [Text(f"holders by host: {by_host}", style="dim")] if look.searches else []
+    below = [Text(f"holders by host: {by_host}", style="dim")] if look.find else []
     red = (Text(one_line(message), style="red") for message in errors)
-    return Group(*(_report(state, width) for state in states), *below, *red)
+    return Group(*(part for state in states for part in _report(state, width)), *below, *red)
 
 
-def _report(state: LockState, width: int) -> RenderableType:
-    from rich.console import Group  # noqa: PLC0415
+def _report(state: LockState, width: int) -> Iterator[RenderableType]:
     from rich.text import Text  # noqa: PLC0415
 
     headline = Text(printable(state.lock_file), style="bold").append(f": {_summary(state)}", style="not bold")
     if os.path.basename(state.lock_path) != f"{os.path.basename(state.lock_file.rstrip('/'))}.rwlock":
         headline.append(f", kept in {printable(state.lock_path)}", style="not bold")
-    peers = (*state.holders, *state.waiters)
-    return Group(headline, *_table(peers, width)) if peers else headline
+    yield headline
+    if peers := (*state.holders, *state.waiters):
+        yield from _table(peers, width)
 
 
 def _summary(state: LockState) -> str:
@@ -257,16 +264,6 @@ def _what(peer: PeerInfo) -> str:
     return job + (peer.command or "")
 
 
-def _clock(moment: float) -> str:
-    try:
-        then = time.localtime(moment)
-    except (OverflowError, OSError, ValueError):  # a name may state any time
-        return "?"
-    today = time.localtime()
-    same_day = (then.tm_year, then.tm_yday) == (today.tm_year, today.tm_yday)
-    return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M", then)
-
-
 def _does(peer: PeerInfo) -> str:
     verb = {"read": "read", "write": "write", "unknown": "hold"}[peer.mode]
     return f"{verb}s" if peer.state == "holding" else f"waits to {verb}"
@@ -276,7 +273,7 @@ _COLUMNS: Final[dict[str, Callable[[PeerInfo], str]]] = {
     "": _does,
     "who": lambda peer: f"{peer.user}@{peer.host}" if peer.understood else "unknown format",
     "pid": lambda peer: "" if peer.pid is None else f"{peer.pid}{' (dead)' if peer.alive is False else ''}",
-    "since": lambda peer: "" if peer.since is None else _clock(peer.since),
+    "since": PeerInfo.began,
     "silent": lambda peer: duration(round(peer.silent_for)),
     "evictable": lambda peer: "now" if peer.evictable_in <= 0 else f"in {duration(round(peer.evictable_in))}",
     "token": lambda peer: peer.token[:_TOKEN_DIGITS],

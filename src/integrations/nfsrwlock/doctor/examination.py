@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from typing import IO, Any, Final
@@ -75,32 +75,41 @@ def doctor(
     patience = _ANSWER_SECONDS if timeout is None or peer else timeout
     reports: list[Report] = []
     codes: set[int] = set()
-    for path in dict.fromkeys(paths):
-        examination = _Examination(path, lock_dir, partial(compare, rounds=rounds, processes=processes))
-        try:
-            examination.wait(patience)
-        except CliError as error:
-            codes.add(error.code)
-            say(str(error))
-            continue
-        reports.append(examination.report)
-        codes.add(Exit.OK if examination.report.fit else Exit.FAILED)
-        if not as_json:
-            if len(reports) > 1:
-                print()
-            show(examination.report)
-    if as_json:
-        print(json.dumps([report.to_dict() for report in reports], indent=2), flush=True)
-    if to_share is not None and reports:
-        _replace(to_share, json.dumps([report.shareable().to_dict() for report in reports], indent=2))
+    with ExitStack() as if_it_fails:
+        if to_share is not None:
+            is_new = not os.path.exists(to_share.name)
+            to_share.fileno()  # opens it: what cannot be written is named before all that takes long
+            if is_new and os.path.exists(to_share.name):
+                if_it_fails.callback(os.unlink, os.path.realpath(to_share.name))
+        for path in dict.fromkeys(paths):
+            examination = _Examination(path, lock_dir, partial(compare, rounds=rounds, processes=processes))
+            try:
+                examination.wait(patience)
+            except CliError as error:
+                codes.add(error.code)
+                say(str(error))
+                continue
+            reports.append(examination.report)
+            codes.add(Exit.OK if examination.report.fit else Exit.FAILED)
+            if not as_json:
+                if len(reports) > 1:
+                    print()
+                show(examination.report)
+        if as_json:
+            print(json.dumps([report.to_dict() for report in reports], indent=2), flush=True)
+        if to_share is not None and reports:
+            _replace(to_share, json.dumps([report.shareable().to_dict() for report in reports], indent=2))
+            if_it_fails.pop_all()
     return min(codes - {Exit.OK}, default=Exit.OK)
 
 
 def _replace(file: IO[str], text: str) -> None:
     try:
-        if os.path.isfile(file.name) and not os.path.sameopenfile(file.fileno(), 1):  # else it gets all that is said
-            file.truncate(0)
-        print(text, file=file, flush=True)
+        with file:
+            gets_all_that_is_said = os.path.sameopenfile(file.fileno(), 1)
+            if os.path.isfile(file.name) and not gets_all_that_is_said:
+                file.truncate(0)
+            print(text, file=file)
     except OSError as error:
         raise CliError(
             f"the report could not be written to {file.name}: {error.strerror}; name another file with --report",
@@ -120,7 +129,9 @@ class _Examination:
         self.report = Report(path=path, home="", host=current_identity().host)
         self._lock_dir = lock_dir
         self._compare = compare
-        self._doing, self._since = "looking for the directory", time.monotonic()
+        self._doing = "looking for the directory"
+        #: Seconds without progress, counted in looks: while this process stood still, nobody was silent.
+        self._silent = 0.0
         #: The directory it has made, until it is removed.
         self._scratch: str | None = None
         self._stopped = threading.Event()
@@ -141,14 +152,14 @@ class _Examination:
                     if self._scratch is not None:
                         say(f"could not clean up; remove the directory {printable(self._scratch)}")
                     raise Interrupted(signum)
-                silent = time.monotonic() - self._since
-                if silent > patience:
+                if self._silent > patience:
                     self._stopped.set()
                     left = f" {printable(self._scratch)} is left behind." if self._scratch is not None else ""
-                    text = f"No answer for {silent:.0f} s while {self._doing}.{left}"
+                    text = f"No answer for {self._silent:.0f} s while {self._doing}.{left}"
                     remedy = "Find out whether the file server is up and can be reached; then try again."
                     self.report.checks.append(Check("answers", Level.UNFIT, text, remedy))
                     return
+                self._silent += _LOOK_SECONDS
         try:
             end.result()
         except Exception as error:  # what did not come to its end must not end in a verdict
@@ -189,7 +200,7 @@ class _Examination:
     def _progress(self, doing: str) -> None:
         if self._stopped.is_set():
             raise CancelledError
-        self._doing, self._since = doing, time.monotonic()
+        self._doing, self._silent = doing, 0.0
 
 
 def _space(home: str) -> Check:
