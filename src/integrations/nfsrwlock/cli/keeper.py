@@ -327,7 +327,7 @@ def _hold(request: Request, locks: LockSet, channel: Channel) -> None:
         status, remaining = locks.status, locks.lease_remaining or 0.0
         hold = Hold(status, moment + remaining, "", numbers)
         if status is not HoldStatus.HELD:
-            hold = Hold(status, 0.0, why_not_held(locks))
+            hold = Hold(status, 0.0, why_not_held(locks), numbers)
         has_changed = hold.status is not reported.status or hold.deadline > reported.deadline + request.tick / 2
         if has_changed and channel.send_news(hold):
             reported = hold

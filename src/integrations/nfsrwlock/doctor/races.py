@@ -42,6 +42,8 @@ _ROUNDS_PER_DIRECTORY: Final = 20
 #: Time between two rounds, in times of a call, and the part of it in which the caches are warmed.
 _PERIOD_CALLS: Final = 10
 _WARMING_PART: Final = 0.6
+#: Sleep is late by about this much; the rest of the wait for the start of a round is spent awake.
+_SLEEP_IS_LATE_SECONDS: Final = 0.0002
 _END_SECONDS: Final = 5.0
 
 
@@ -207,7 +209,9 @@ def _do(files: LockDirectory, call: str, number: int, player: int) -> None:
 
 
 def _sleep_until(due: float) -> None:
-    time.sleep(max(0.0, due - time.monotonic()))
+    while (left := due - time.monotonic()) > 0:
+        if left > _SLEEP_IS_LATE_SECONDS:
+            time.sleep(left - _SLEEP_IS_LATE_SECONDS)
 
 
 def play(scratch: Scratch, plan: Plan, numbers: range, agree: Callable[[], float]) -> None:
