@@ -84,7 +84,7 @@ def test_a_wait_says_who_was_in_the_way(traced: Callable[..., Actor], directory:
     holder.do("lock.acquire_write()")
     held = wait_for(directory, holder, "granted")
     with pytest.raises(Raised):
-        waiter.do("lock.acquire_read(0.05)")
+        waiter.do("lock.acquire_read(until=iter([False] * 20 + [True]).__next__)")  # after as many pauses, however long
     given_up = wait_for(directory, waiter, "gave up")
     waiter.tell("lock.acquire_write()")
     wait_until(lambda: events(directory, waiter).count("asked") == 2)

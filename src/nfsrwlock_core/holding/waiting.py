@@ -114,8 +114,9 @@ class Wait:
     """
 
     def __init__(self, limit: float, on_wait: OnWait | None = None, until: Until | None = None) -> None:
+        self.began: Final = time.monotonic()
         #: When its time is up (``time.monotonic``).
-        self.deadline: Final = None if limit < 0 else time.monotonic() + limit
+        self.deadline: Final = None if limit < 0 else self.began + limit
         self.on_wait: Final = on_wait
         self.until: Final = until
 
@@ -386,7 +387,7 @@ def acquiring(attempt: Attempt) -> Steps:
             waited = moment - started
             is_over = (deadline is not None and moment >= deadline) or attempt.is_closed()
             if is_over or (wait.until is not None and wait.until()):
-                raise (yield Io(partial(attempt.timed_out, waited), None))
+                raise (yield Io(partial(attempt.timed_out, moment - wait.began), None))
             is_first, in_the_way = in_the_way is None, attempt._participant.blockers
             if is_first:
                 facts = {"event": "asked", **attempt.facts, "by": trace.in_brief(in_the_way)}
