@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, Unpack
 
 from nfsrwlock.driving import at_once
-from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
+from nfsrwlock_core import LockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
 from .context import Caller, is_on_dask_loop, task_caller, thread_caller
-from .holding import Hold, activity
+from .holding import Hold, Level, activity
 from .journal import logger
 from .settings import Mode, Options, Settings, Time, encoded, limit, path_of, settings_of
 
@@ -31,35 +31,53 @@ Steps = Coroutine[Any, Any, Any]
 
 
 class LockMethods:
-    """The methods of ``distributed.Lock``, over :meth:`_acquire` and :meth:`_release`."""
+    """The methods of ``distributed.Lock``, over the levels that :meth:`_level` makes."""
 
     #: The Tornado loop that it was made with, if any.
     _loop: Any = None
+    #: What is held through this object, once for each time, in the order in which it was granted.
+    _levels: list[Level]
 
     def _key(self) -> object:
         # What two of them agree on that are equal.
         raise NotImplementedError
 
-    async def _acquire(self, caller: Caller, seconds: float | None) -> None:
-        # ``seconds``: the limit; -1: none; ``None``: the lock's own. Raises Timeout.
-        raise NotImplementedError
-
-    async def _release(self, caller: Caller) -> bool:
+    def _level(self, caller: Caller) -> Level:
         raise NotImplementedError
 
     def _is_locked(self) -> bool:
         raise NotImplementedError
 
-    async def _try(self, caller: Caller, seconds: float | None) -> bool:
+    async def _try(self, level: Level, seconds: float | None) -> bool:
         try:
-            await self._acquire(caller, seconds)
+            await level.take(seconds)
         except Timeout:
             if seconds is None:  # dask.array.store and others do not look at the result of an acquire that may wait
                 raise
             return False
         return True
 
-    async def _leave(self, caller: Caller, error: BaseException | None) -> None:
+    async def _release(self, caller: Caller | None = None) -> bool:
+        # ``None``: a thread; looking who it is takes a moment, in which a signal's exception may come as well.
+        level: Level | None = None
+        try:
+            with activity.lock:  # two who release at a time give back two
+                level = self._latest(caller or thread_caller())
+                self._levels.remove(level)
+            return await level.end(caller or thread_caller())
+        except LockError:
+            raise
+        except BaseException:  # what was to be given back must go all the same
+            await (level or self._latest(caller or thread_caller())).drop()
+            raise
+
+    def _latest(self, caller: Caller) -> Level:
+        # The caller's own, or else the oldest.
+        if not (levels := list(self._levels)):
+            raise LockNotHeldError(f"Released too often: {self!r} is not held through this object")
+        return next((level for level in reversed(levels) if level.caller == caller), levels[0])
+
+    async def _leave(self, caller: Caller | None, error: BaseException | None) -> None:
         # The end of a block; an error that is on its way already says why the work is void.
         try:
             await self._release(caller)
@@ -79,11 +97,11 @@ class LockMethods:
     def _is_async(self) -> bool:
         return is_on_dask_loop(self._loop)
 
-    def _run(self, steps: Callable[[Caller], Steps], name: str, *, is_try: bool = False) -> Any:
+    def _run(self, steps: Callable[[Caller], Steps], name: str) -> Any:
         if not self._is_async():
             return at_once(steps(thread_caller()))
         # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
-        return _Awaitable(steps(task_caller()), f"{name}() of {self!r}", is_try=is_try)
+        return _Awaitable(steps(task_caller()), f"{name}() of {self!r}")
 
     def acquire(self, blocking: bool = True, timeout: Time | None = None) -> Any:
         """
@@ -102,7 +120,15 @@ class LockMethods:
         if not blocking and timeout is not None:
             raise ValueError("can't specify a timeout for a non-blocking call")
         seconds = limit("timeout", timeout) if timeout is not None else None if blocking else 0.0
-        return self._run(lambda caller: self._try(caller, seconds), "acquire", is_try=not blocking)
+        if self._is_async():
+            steps = self._try(self._level(task_caller()), seconds)
+            return _Awaitable(steps, f"acquire() of {self!r}", is_try=not blocking)
+        level = self._level(thread_caller())
+        try:
+            return at_once(self._try(level, seconds))
+        except BaseException:
+            at_once(level.drop())
+            raise
 
     def release(self) -> Any:
         """
@@ -114,7 +140,12 @@ class LockMethods:
         :raises LockNotHeldError: if the lock is not held through this object
         :raises LockLostError: if the hold was lost before, so that what was done under it may overlap with others
         """
-        return self._run(self._release, "release")
+        try:
+            is_async = self._is_async()
+        except BaseException:  # a signal's: what was to be given back must go all the same
+            at_once(self._release())
+            raise
+        return self._run(self._release, "release") if is_async else at_once(self._release())
 
     def locked(self) -> Any:
         """
@@ -134,14 +165,19 @@ class LockMethods:
                 f"'with' on {self!r} would block Dask's event loop; in a coroutine use 'async with', and make a "
                 "function of client.run, which Dask calls on its loop, a coroutine"
             )
-        at_once(self._acquire(thread_caller(), None))
-        return self
+        level = self._level(thread_caller())
+        try:
+            at_once(level.take(None))
+            return self
+        except BaseException:
+            at_once(level.drop())
+            raise
 
     def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
-        at_once(self._leave(thread_caller(), exc_value))
+        at_once(self._leave(None, exc_value))
 
     async def __aenter__(self) -> Self:
-        await self._acquire(task_caller(), None)
+        await self._level(task_caller()).take(None)
         return self
 
     async def __aexit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
@@ -158,7 +194,7 @@ class _Awaitable(Steps):
         xarray asks so at the end of a file, which Python may call on any thread, the loop's as well
     """
 
-    def __init__(self, steps: Steps, call: str, *, is_try: bool) -> None:
+    def __init__(self, steps: Steps, call: str, *, is_try: bool = False) -> None:
         self._steps = steps
         self._call = call
         self._is_try = is_try
@@ -230,8 +266,7 @@ class Lock(LockMethods):
         self.name, self._settings = state
         #: Of this object; a copy has another one.
         self.id = uuid.uuid4().hex
-        #: What is held through this object, once for each time, in the order in which it was granted.
-        self._holds: list[Hold] = []
+        self._levels = []
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -311,14 +346,15 @@ class Lock(LockMethods):
         callers = [thread_caller()]
         with suppress(RuntimeError):  # no event loop runs here
             callers.append(task_caller())
-        if not (holds := list(self._holds)):
+        holds: list[Any] = list(self._levels)
+        if not holds:
             raise LockNotHeldError(f"the lock on {self.path!r} is not held through this object")
         for hold in [hold for hold in holds if hold.caller in callers] or holds:
             hold.check()
 
     def __del__(self) -> None:
         # Nobody can release it any more, as after an exception in a task: the heartbeat would keep it for ever.
-        if sys.is_finalizing() or not any(hold in activity.held for hold in self.__dict__.get("_holds", ())):
+        if sys.is_finalizing() or not any(hold in activity.holds for hold in self.__dict__.get("_levels", ())):
             return  # at the interpreter's end all holds are released, and a forked child has none of its parent's
         logger.warning("the lock on %r was held by an object that is no more; it is given back", self.path)
         threading.Thread(target=self._abandon, daemon=True).start()
@@ -327,39 +363,11 @@ class Lock(LockMethods):
         with suppress(LockLostError):
             at_once(self._close(thread_caller()))
 
-    # -- how: one story, of which nothing suspends for a caller in a thread -------------------------------------------
-
-    async def _acquire(self, caller: Caller, seconds: float | None) -> None:
-        wanted = self._settings.timeout if seconds is None else seconds
-        with activity.lock:
-            own = activity.hold_of(caller, self.lock_path)
-            # A reader who waits behind a writer who waits for it would never end, and nobody overlaps with himself.
-            if own is not None and self.mode == "read" and not self._settings.at_most:
-                own.check()
-                own.times += 1
-                self._holds.append(own)
-                return
-        if own is not None and own.settings.mode == "read" and self.mode == "write" and wanted < 0:
-            raise DeadlockError(
-                f"cannot take the write lock on {self.path!r}: the caller holds it shared, and would wait for itself; "
-                "release the read lock first"
-            )
-        hold = Hold(self._settings, caller)
-        await hold.take(wanted)
-        self._holds.append(hold)
-        hold.collect_after_task()
-
-    async def _release(self, caller: Caller) -> bool:
-        with activity.lock:
-            if not self._holds:
-                raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
-            hold = next((hold for hold in reversed(self._holds) if hold.caller == caller), self._holds[0])
-            self._holds.remove(hold)
-        await hold.release(caller)
-        return True
+    def _level(self, caller: Caller) -> Hold:
+        return Hold(self._settings, caller, self._levels)
 
     async def _close(self, caller: Caller) -> None:
-        if self._holds:
+        if self._levels:
             try:
                 await self._release(caller)
             finally:  # each of them, whichever is lost; others may release some meanwhile
