@@ -23,8 +23,7 @@ from nfsrwlock import FileLock
 from nfsrwlock.driving import at_once, done
 from nfsrwlock_core import Timeout
 
-from .context import Caller, thread_caller
-from .holding import Level
+from .context import Caller
 from .lock import Lock, LockMethods, RWLock
 
 _FILE_LOCKS: Final = (filelock.BaseFileLock, FileLock)
@@ -60,31 +59,33 @@ class CombinedLock(LockMethods):
         return _Together(self, caller)
 
 
-class _Together(Level):
-    # A combination, taken once: a level of each member.
+class _Together:
+    # A combination, taken once: each member with a level of it.
     def __init__(self, combined: CombinedLock, caller: Caller) -> None:
-        super().__init__(caller, combined._levels)
+        self.caller = caller
         self._combined = combined
-        self._members: list[Level] = [
-            lock._level(caller) if isinstance(lock, Lock) else _Foreign(lock, caller) for lock in combined.locks
+        self._members: list[tuple[Any, Any]] = [
+            (lock, lock._level(caller) if isinstance(lock, Lock) else _Foreign(lock)) for lock in combined.locks
         ]
 
-    async def _take(self, seconds: float | None) -> None:
-        for lock in self._combined.locks:
+    async def take(self, seconds: float | None) -> None:
+        for lock, _ in self._members:
             if self.caller.is_coroutine and not isinstance(lock, Lock | DistributedLock):
                 raise TypeError(
                     f"{lock!r} is a thread's lock and would block the event loop; take {self._combined!r} in a thread, "
                     "not in a coroutine"
                 )
         deadline = None if seconds is None or seconds < 0 else time.monotonic() + seconds
-        for level in self._members:
-            await level.take(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        for lock, level in self._members:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            if not await (lock._try(level, left) if isinstance(lock, Lock) else level.take(left)):
+                raise Timeout(repr(lock), "its acquire() returned False although it was to wait")
 
-    async def _end(self, by: Caller) -> bool:
+    async def end(self, by: Caller) -> bool:
         results: list[Any] = []
-        for level in reversed(self._members):
+        for lock, level in reversed(self._members):
             try:
-                results.append(await level.end(by))
+                results.append(await (lock._end(level, by) if isinstance(lock, Lock) else level.end()))
             except BaseException as error:
                 results.append(error)
         for result in results:
@@ -93,24 +94,22 @@ class _Together(Level):
         return all(results)
 
 
-class _Foreign(Level):
+class _Foreign:
     # A lock that is none of this module, taken once. Only its own methods know what a signal's exception leaves of it.
-    def __init__(self, lock: Any, caller: Caller) -> None:
-        super().__init__(caller, [])
+    def __init__(self, lock: Any) -> None:
         self._lock = lock
         self._is_held = False
 
-    async def _take(self, seconds: float | None) -> None:
+    async def take(self, seconds: float | None) -> bool:
         # By position, for their names differ (multiprocessing says `block`).
         arguments: tuple[Any, ...] = () if seconds is None else (True, seconds) if seconds else (False,)
         if isinstance(self._lock, _FILE_LOCKS):  # their time-out comes first, and its end is an exception
             arguments = (seconds,)
         with suppress(filelock.Timeout):
             self._is_held = await done(self._lock.acquire(*arguments)) is not False
-        if not self._is_held:
-            raise Timeout(repr(self._lock), "its acquire() returned False although it was to wait")
+        return self._is_held
 
-    async def _end(self, by: Caller) -> bool:
+    async def end(self) -> bool:
         was_held, self._is_held = self._is_held, False
         return not was_held or await done(self._lock.release()) is not False
 
@@ -180,10 +179,7 @@ def _name_of(lock: Any) -> tuple[str, bytes]:
 def _is_locked(lock: Any) -> bool:
     if hasattr(lock, "locked"):
         return bool(lock.locked())
-    level = _Foreign(lock, thread_caller())
-    try:
-        at_once(level.take(0.0))
-    except Timeout:
-        return True
-    at_once(level.end(level.caller))
-    return False
+    level = _Foreign(lock)
+    is_free = at_once(level.take(0.0))
+    at_once(level.end())
+    return not is_free

@@ -50,63 +50,11 @@ _LOOK_S: Final = 1.0
 TOPIC: Final = "nfsrwlock"
 
 
-class Level:
-    """
-    One time that a lock, or a combination, is taken.
+class Hold:
+    """A lock that a caller waits for and then holds, once."""
 
-    It exists before it is taken, and to end it, which may be done twice, gives back whatever there is of it. So an
-    exception that a signal's handler raises at any moment leaves nothing of it behind.
-
-    :param caller: who takes it
-    :param levels: of the lock: it stands there while it is held
-    """
-
-    def __init__(self, caller: Caller, levels: list[Level]) -> None:
+    def __init__(self, settings: Settings, caller: Caller) -> None:
         self.caller: Final = caller
-        self._levels: Final = levels
-
-    async def take(self, seconds: float | None) -> None:
-        """
-        Take it, or leave nothing behind.
-
-        :param seconds: 0: do not wait; -1: no limit; ``None``: as the lock says
-        :raises Timeout: if it could not be had in time
-        """
-        try:
-            await self._take(seconds)
-            self._levels.append(self)
-        except BaseException:
-            await self.drop()
-            raise
-
-    async def end(self, by: Caller) -> bool:
-        """
-        Give it back; ``by`` is who calls here.
-
-        :returns: ``True``; ``False`` if a member of a combination says so
-        :raises LockLostError: if it was lost before
-        """
-        with suppress(ValueError):
-            self._levels.remove(self)
-        return await self._end(by)
-
-    async def drop(self) -> None:
-        """Give it back for a caller that never learns of it."""
-        with suppress(LockLostError):
-            await self.end(self.caller)
-
-    async def _take(self, seconds: float | None) -> None:
-        raise NotImplementedError
-
-    async def _end(self, by: Caller) -> bool:
-        raise NotImplementedError
-
-
-class Hold(Level):
-    """A lock that a caller waits for and then holds."""
-
-    def __init__(self, settings: Settings, caller: Caller, levels: list[Level]) -> None:
-        super().__init__(caller, levels)
         self.settings: Final = settings
         #: Whether it was granted; until then it is awaited.
         self.is_held = False
@@ -126,7 +74,13 @@ class Hold(Level):
         """Raise what is wrong with the hold, if anything is; costs no file-system call."""
         self._granted.check()
 
-    async def _take(self, seconds: float | None) -> None:
+    async def take(self, seconds: float | None) -> None:
+        """
+        Take the lock as the settings say. If it fails, it must be ended.
+
+        :param seconds: 0: do not wait; -1: no limit; ``None``: as the settings say
+        :raises distributed.Reschedule: if the task is to start over, or was cancelled
+        """
         settings = self.settings
         wanted = settings.timeout if seconds is None else seconds
         with activity.lock:
@@ -163,7 +117,14 @@ class Hold(Level):
         if self._is_cancelled():
             raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
 
-    async def _end(self, by: Caller) -> bool:
+    async def end(self, by: Caller) -> bool:
+        """
+        Give it back once, and with the last time the lock; anybody may. In a forked child nothing is done.
+
+        :param by: who calls here
+        :returns: ``True``
+        :raises LockLostError: if it was lost before
+        """
         with activity.lock:
             if self in activity.holds:
                 activity.holds.remove(self)

@@ -23,7 +23,7 @@ from nfsrwlock.driving import at_once
 from nfsrwlock_core import LockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
 from .context import Caller, is_on_dask_loop, task_caller, thread_caller
-from .holding import Hold, Level, activity
+from .holding import Hold, activity
 from .journal import logger
 from .settings import Mode, Options, Settings, Time, encoded, limit, path_of, settings_of
 
@@ -31,59 +31,73 @@ Steps = Coroutine[Any, Any, Any]
 
 
 class LockMethods:
-    """The methods of ``distributed.Lock``, over the levels that :meth:`_level` makes."""
+    """
+    The methods of ``distributed.Lock``, over levels: one for each time that the lock is taken.
+
+    A level exists before it is taken (``take``), and to end it (``end``), which may be done twice, gives back whatever
+    there is of it. So an exception that a signal's handler raises at any moment leaves nothing of it behind.
+    """
 
     #: The Tornado loop that it was made with, if any.
     _loop: Any = None
     #: What is held through this object, once for each time, in the order in which it was granted.
-    _levels: list[Level]
+    _levels: list[Any]
 
     def _key(self) -> object:
         # What two of them agree on that are equal.
         raise NotImplementedError
 
-    def _level(self, caller: Caller) -> Level:
+    def _level(self, caller: Caller) -> Any:
         raise NotImplementedError
 
     def _is_locked(self) -> bool:
         raise NotImplementedError
 
-    async def _try(self, level: Level, seconds: float | None) -> bool:
+    async def _try(self, level: Any, seconds: float | None) -> bool:
+        # ``seconds``: the limit; -1: none; ``None``: the lock's own.
         try:
             await level.take(seconds)
-        except Timeout:
-            if seconds is None:  # dask.array.store and others do not look at the result of an acquire that may wait
-                raise
-            return False
-        return True
+            self._levels.append(level)
+            return True
+        except BaseException as error:
+            await self._drop(level)
+            # dask.array.store and others do not look at the result of an acquire that may wait.
+            if isinstance(error, Timeout) and seconds is not None:
+                return False
+            raise
 
-    async def _release(self, caller: Caller | None = None) -> bool:
-        # ``None``: a thread; looking who it is takes a moment, in which a signal's exception may come as well.
-        level: Level | None = None
+    async def _end(self, level: Any, by: Caller) -> bool:
+        with suppress(ValueError):
+            self._levels.remove(level)
+        return bool(await level.end(by))
+
+    async def _drop(self, level: Any) -> None:
+        # For a caller that never learns of it.
+        with suppress(LockLostError):
+            await self._end(level, level.caller)
+
+    async def _release(self, caller: Caller | None = None, error: BaseException | None = None) -> bool:
+        # By the calling thread, if ``caller`` is none: looking who it is takes a moment, in which a signal's exception
+        # may come as well. An ``error`` that is on its way already says why the work is void.
+        level: Any = None
         try:
             with activity.lock:  # two who release at a time give back two
                 level = self._latest(caller or thread_caller())
                 self._levels.remove(level)
-            return await level.end(caller or thread_caller())
-        except LockError:
-            raise
+            return bool(await level.end(caller or thread_caller()))
+        except LockError as lost:
+            if error is None or not isinstance(lost, LockLostError):
+                raise
+            return True
         except BaseException:  # what was to be given back must go all the same
-            await (level or self._latest(caller or thread_caller())).drop()
+            await self._drop(level or self._latest(caller or thread_caller()))
             raise
 
-    def _latest(self, caller: Caller) -> Level:
+    def _latest(self, caller: Caller) -> Any:
         # The caller's own, or else the oldest.
         if not (levels := list(self._levels)):
             raise LockNotHeldError(f"Released too often: {self!r} is not held through this object")
         return next((level for level in reversed(levels) if level.caller == caller), levels[0])
-
-    async def _leave(self, caller: Caller | None, error: BaseException | None) -> None:
-        # The end of a block; an error that is on its way already says why the work is void.
-        try:
-            await self._release(caller)
-        except LockLostError:
-            if error is None:
-                raise
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, LockMethods) else NotImplemented
@@ -127,7 +141,7 @@ class LockMethods:
         try:
             return at_once(self._try(level, seconds))
         except BaseException:
-            at_once(level.drop())
+            at_once(self._drop(level))
             raise
 
     def release(self) -> Any:
@@ -167,21 +181,21 @@ class LockMethods:
             )
         level = self._level(thread_caller())
         try:
-            at_once(level.take(None))
+            at_once(self._try(level, None))
             return self
         except BaseException:
-            at_once(level.drop())
+            at_once(self._drop(level))
             raise
 
     def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
-        at_once(self._leave(None, exc_value))
+        at_once(self._release(error=exc_value))
 
     async def __aenter__(self) -> Self:
-        await self._level(task_caller()).take(None)
+        await self._try(self._level(task_caller()), None)
         return self
 
     async def __aexit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
-        await self._leave(task_caller(), exc_value)
+        await self._release(task_caller(), exc_value)
 
 
 class _Awaitable(Steps):
@@ -346,8 +360,7 @@ class Lock(LockMethods):
         callers = [thread_caller()]
         with suppress(RuntimeError):  # no event loop runs here
             callers.append(task_caller())
-        holds: list[Any] = list(self._levels)
-        if not holds:
+        if not (holds := list(self._levels)):
             raise LockNotHeldError(f"the lock on {self.path!r} is not held through this object")
         for hold in [hold for hold in holds if hold.caller in callers] or holds:
             hold.check()
@@ -364,7 +377,7 @@ class Lock(LockMethods):
             at_once(self._close(thread_caller()))
 
     def _level(self, caller: Caller) -> Hold:
-        return Hold(self._settings, caller, self._levels)
+        return Hold(self._settings, caller)
 
     async def _close(self, caller: Caller) -> None:
         if self._levels:
