@@ -56,25 +56,24 @@ class CombinedLock(LockMethods):
                 lock.check()
 
     def _level(self, caller: Caller) -> _Together:
-        return _Together(self, caller)
+        for lock in self.locks:
+            if caller.is_coroutine and not isinstance(lock, Lock | DistributedLock):
+                raise TypeError(
+                    f"{lock!r} is a thread's lock and would block the event loop; take {self!r} in a thread, not in a "
+                    "coroutine"
+                )
+        return _Together(self.locks, caller)
 
 
 class _Together:
     # A combination, taken once: each member with a level of it.
-    def __init__(self, combined: CombinedLock, caller: Caller) -> None:
+    def __init__(self, locks: tuple[Any, ...], caller: Caller) -> None:
         self.caller = caller
-        self._combined = combined
         self._members: list[tuple[Any, Any]] = [
-            (lock, lock._level(caller) if isinstance(lock, Lock) else _Foreign(lock)) for lock in combined.locks
+            (lock, lock._level(caller) if isinstance(lock, Lock) else _Foreign(lock)) for lock in locks
         ]
 
     async def take(self, seconds: float | None) -> None:
-        for lock, _ in self._members:
-            if self.caller.is_coroutine and not isinstance(lock, Lock | DistributedLock):
-                raise TypeError(
-                    f"{lock!r} is a thread's lock and would block the event loop; take {self._combined!r} in a thread, "
-                    "not in a coroutine"
-                )
         deadline = None if seconds is None or seconds < 0 else time.monotonic() + seconds
         for lock, level in self._members:
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)

@@ -63,12 +63,14 @@ class Hold:
         #: The worker that runs the caller, if that is a task.
         self._worker: Final = None if caller.key is None else current_worker()
         self._started: Final = time.monotonic()
+        #: When it ended to wait.
+        self._ended: float | None = None
         self._next_report_s = _LONG_WAIT_S
         self._has_paused = False
 
     def waited_s(self) -> float:
-        """Return how long it has waited so far."""
-        return time.monotonic() - self._started
+        """Return how long it has waited, so far or in all."""
+        return (self._ended or time.monotonic()) - self._started
 
     def check(self) -> None:
         """Raise what is wrong with the hold, if anything is; costs no file-system call."""
@@ -84,31 +86,36 @@ class Hold:
         settings = self.settings
         wanted = settings.timeout if seconds is None else seconds
         with activity.lock:
-            own = activity.hold_of(self.caller, settings.lock_path)
+            mine = (hold for hold in activity.holds if hold.is_held and hold.caller == self.caller)
+            own = next((hold for hold in mine if hold.settings.lock_path == settings.lock_path), None)
             # A reader who waits behind a writer who waits for it would never end, and nobody overlaps with himself.
             if own is not None and settings.mode == "read" and not settings.at_most:
                 own.check()
                 self._granted, self.is_held = own._granted, True
             activity.holds.append(self)
-            activity.write()
-        if not self.is_held:
-            if own is not None and own.settings.mode == "read" and settings.mode == "write" and wanted < 0:
-                raise DeadlockError(
-                    f"cannot take the write lock on {settings.path!r}: the caller holds it shared, and would wait for "
-                    "itself; release the read lock first"
-                )
-            with context_meter.meter("nfsrwlock-wait"):
-                await self._wait(wanted)
-            with activity.lock:
-                self.is_held = True
-                activity.count_wait(self)
-                activity.write()
+        activity.write()
+        try:
+            if not self.is_held:
+                await self._wait(wanted, own)
+        finally:
+            self._ended = time.monotonic()
+            if (waited_s := self.waited_s()) >= _LONG_WAIT_S:
+                activity.report("waited", self, seconds=round(waited_s, 3))
+        self.is_held = True
+        activity.write()
         self._collect_after_task()
 
-    async def _wait(self, seconds: float) -> None:
+    async def _wait(self, seconds: float, own: Hold | None) -> None:
+        settings = self.settings
+        if own is not None and own.settings.mode == "read" and settings.mode == "write" and seconds < 0:
+            raise DeadlockError(
+                f"cannot take the write lock on {settings.path!r}: the caller holds it shared, and would wait for "
+                "itself; release the read lock first"
+            )
         starts_over = seconds < 0 and self._does("reschedule")
         try:
-            await self._acquire(self.settings.reschedule_after if starts_over else seconds)
+            with context_meter.meter("nfsrwlock-wait"):
+                await self._acquire(settings.reschedule_after if starts_over else seconds)
         except Timeout as busy:
             # A task that was cancelled may be wanted again by the time that this arrives: it starts over, too.
             if starts_over or self._is_cancelled():
@@ -128,8 +135,7 @@ class Hold:
         with activity.lock:
             if self in activity.holds:
                 activity.holds.remove(self)
-                if not self.is_held:
-                    activity.count_wait(self)
+                activity.past_s += self.waited_s()
             is_shared = any(other._granted is self._granted for other in activity.holds)
         try:
             if self.is_held and is_shared:
@@ -243,7 +249,8 @@ class Activity:
         self.lock: Final = threading.RLock()
         #: What is awaited or held, in the order in which it was asked for.
         self.holds: list[Hold] = []
-        self._waited_s = 0.0
+        #: How long those have waited that are over, seconds.
+        self.past_s = 0.0
         #: How many holds were lost.
         self.losses = 0
         #: Those of this process that have the plugin.
@@ -256,7 +263,7 @@ class Activity:
     def waited_s(self) -> float:
         """Return how many seconds all callers together have waited, those that wait yet included."""
         with self.lock:
-            return self._waited_s + sum(hold.waited_s() for hold in self.awaited)
+            return self.past_s + sum(hold.waited_s() for hold in self.holds)
 
     @property
     def awaited(self) -> list[Hold]:
@@ -267,18 +274,6 @@ class Activity:
     def held(self) -> list[Hold]:
         """What is held; of those that share a hold one."""
         return list({id(hold._granted): hold for hold in list(self.holds) if hold.is_held}.values())
-
-    def count_wait(self, hold: Hold) -> None:
-        """Count what ``hold`` has waited, now that it does not wait any more."""
-        seconds = hold.waited_s()
-        self._waited_s += seconds
-        if seconds >= _LONG_WAIT_S:
-            self.report("waited", hold, seconds=round(seconds, 3))
-
-    def hold_of(self, caller: Caller, lock_path: str) -> Hold | None:
-        """Return what ``caller`` holds of a lock, through whatever object."""
-        held = (hold for hold in self.holds if hold.is_held and hold.caller == caller)
-        return next((hold for hold in held if hold.settings.lock_path == lock_path), None)
 
     def report(self, action: str, hold: Hold, **more: Any) -> None:
         """Log an event: at the worker whose task the calling code is part of, outside of tasks at all workers here."""

@@ -267,7 +267,7 @@ class Lock(LockMethods):
     def __init__(
         self, name: Any = None, scheduler_rpc: Any = None, loop: Any = None, **options: Unpack[Options]
     ) -> None:
-        name = f"lock-{uuid.uuid4().hex}" if name is None else name
+        name = f"{type(self).__name__.lower()}-{uuid.uuid4().hex}" if name is None else name
         self._loop = loop
         settings = settings_of(path_of(name), options)
         self.__setstate__((os.fsdecode(name) if isinstance(name, os.PathLike) else name, settings))
@@ -366,15 +366,12 @@ class Lock(LockMethods):
             hold.check()
 
     def __del__(self) -> None:
-        # Nobody can release it any more, as after an exception in a task: the heartbeat would keep it for ever.
-        if sys.is_finalizing() or not any(hold in activity.holds for hold in self.__dict__.get("_levels", ())):
-            return  # at the interpreter's end all holds are released, and a forked child has none of its parent's
-        logger.warning("the lock on %r was held by an object that is no more; it is given back", self.path)
-        threading.Thread(target=self._abandon, daemon=True).start()
-
-    def _abandon(self) -> None:
-        with suppress(LockLostError):
-            at_once(self._close(thread_caller()))
+        # Nobody can release it any more, as after an exception in a task: the heartbeat would keep it for ever. At the
+        # interpreter's end all holds are released, and a forked child has none of its parent's.
+        for hold in list(self.__dict__.get("_levels", ())):
+            if hold in activity.holds and not sys.is_finalizing():
+                logger.warning("the lock on %r was held by an object that is no more; it is given back", self.path)
+                threading.Thread(target=at_once, args=(self._drop(hold),), daemon=True).start()
 
     def _level(self, caller: Caller) -> Hold:
         return Hold(self._settings, caller)
