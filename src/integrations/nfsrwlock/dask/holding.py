@@ -126,7 +126,7 @@ class Hold:
 
     async def end(self, by: Caller) -> bool:
         """
-        Give it back once, and with the last time the lock; anybody may. In a forked child nothing is done.
+        Give it back, and with the last that shares it the lock; anybody may. A forked child gives nothing back.
 
         :param by: who calls here
         :returns: ``True``

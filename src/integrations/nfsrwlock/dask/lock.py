@@ -136,7 +136,7 @@ class LockMethods:
         seconds = limit("timeout", timeout) if timeout is not None else None if blocking else 0.0
         if self._is_async():
             steps = self._try(self._level(task_caller()), seconds)
-            return _Awaitable(steps, f"acquire() of {self!r}", is_try=not blocking)
+            return _Awaitable(steps, f"acquire() of {self!r}", not blocking)
         level = self._level(thread_caller())
         try:
             return at_once(self._try(level, seconds))
@@ -198,20 +198,16 @@ class LockMethods:
         await self._release(task_caller(), exc_value)
 
 
+@dataclass(eq=False)
 class _Awaitable(Steps):
-    """
-    A coroutine that refuses to be asked whether it is true, for it would say yes although nothing has happened yet.
+    """A coroutine that refuses to be asked whether it is true: it would say yes, although nothing has happened yet."""
 
-    :param steps: what is awaited
-    :param call: what it is the result of, for the error
-    :param is_try: it is an acquire that does not wait. It is false: whoever does not await it does not get the lock.
-        xarray asks so at the end of a file, which Python may call on any thread, the loop's as well
-    """
-
-    def __init__(self, steps: Steps, call: str, *, is_try: bool = False) -> None:
-        self._steps = steps
-        self._call = call
-        self._is_try = is_try
+    _steps: Steps
+    #: What it is the result of, for the error.
+    _call: str
+    #: It is an acquire that does not wait. It is false: whoever does not await it does not get the lock. xarray asks so
+    #: at the end of a file, which Python may call on any thread, the loop's as well.
+    _is_try: bool = False
 
     def __bool__(self) -> bool:
         if self._is_try:
