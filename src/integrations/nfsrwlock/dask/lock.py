@@ -60,7 +60,7 @@ class LockMethods:
             self._levels.append(level)
             return True
         except BaseException as error:
-            await self._drop(level)
+            await self._drop(level, level.caller)
             # dask.array.store and others do not look at the result of an acquire that may wait.
             if isinstance(error, Timeout) and seconds is not None:
                 return False
@@ -71,10 +71,10 @@ class LockMethods:
             self._levels.remove(level)
         return bool(await level.end(by))
 
-    async def _drop(self, level: Any) -> None:
+    async def _drop(self, level: Any, by: Caller) -> None:
         # For a caller that never learns of it.
         with suppress(LockLostError):
-            await self._end(level, level.caller)
+            await self._end(level, by)
 
     async def _release(self, caller: Caller | None = None, error: BaseException | None = None) -> bool:
         # By the calling thread, if ``caller`` is none: looking who it is takes a moment, in which a signal's exception
@@ -90,7 +90,8 @@ class LockMethods:
                 raise
             return True
         except BaseException:  # what was to be given back must go all the same
-            await self._drop(level or self._latest(caller or thread_caller()))
+            caller = caller or thread_caller()
+            await self._drop(level or self._latest(caller), caller)
             raise
 
     def _latest(self, caller: Caller) -> Any:
@@ -141,7 +142,7 @@ class LockMethods:
         try:
             return at_once(self._try(level, seconds))
         except BaseException:
-            at_once(self._drop(level))
+            at_once(self._drop(level, level.caller))
             raise
 
     def release(self) -> Any:
@@ -184,7 +185,7 @@ class LockMethods:
             at_once(self._try(level, None))
             return self
         except BaseException:
-            at_once(self._drop(level))
+            at_once(self._drop(level, level.caller))
             raise
 
     def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
@@ -367,7 +368,7 @@ class Lock(LockMethods):
         for hold in list(self.__dict__.get("_levels", ())):
             if hold in activity.holds and not sys.is_finalizing():
                 logger.warning("the lock on %r was held by an object that is no more; it is given back", self.path)
-                threading.Thread(target=at_once, args=(self._drop(hold),), daemon=True).start()
+                threading.Thread(target=at_once, args=(self._drop(hold, thread_caller()),), daemon=True).start()
 
     def _level(self, caller: Caller) -> Hold:
         return Hold(self._settings, caller)
