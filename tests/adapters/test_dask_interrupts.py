@@ -136,3 +136,29 @@ def test_what_a_coroutine_took_is_given_back_when_nobody_has_the_lock_any_more(
     wait_until(lambda: is_free(tmp_path / "x"))
     assert not activity.holds
     assert [record.name for record in caplog.records] == ["nfsrwlock.dask"]  # and not the core, at the last moment
+
+
+@pytest.mark.parametrize("module", MODULES[:2], ids=["lock", "holding"])
+def test_an_interrupt_of_a_reader_who_joins_itself_leaves_its_first_hold(tmp_path: Path, module: Any) -> None:
+    path = tmp_path / "x"
+    first, again = RWLock(path).read, RWLock(path).read
+    with first:
+        (hold,) = activity.holds
+        number = 0
+        while interrupted_at(number, module, again.acquire):
+            assert activity.holds == [hold]
+            with pytest.raises(LockNotHeldError):
+                again.check()
+            number += 1
+        assert number > 5
+        kept, number = [again._levels[-1]], 0
+        while interrupted_at(number, module, again.release):
+            assert activity.holds == [hold]
+            again.acquire()
+            kept.append(again._levels[-1])
+            number += 1
+        assert number > 5
+        first.check()
+        assert activity.holds == [hold]
+        assert is_held(path)
+    assert is_free(path)
