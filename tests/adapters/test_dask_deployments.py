@@ -220,7 +220,7 @@ def test_prometheus_sees_what_a_worker_holds_awaits_and_loses(hosts: Any, tmp_pa
     wait_until(lambda: is_held(path))
     waiter = hosts.submit(work_alone, rw.write, str(path), "w", workers="environment", pure=False)
     wait_until(lambda: page("environment")['awaited{mode="write"}'] == 1)
-    assert page("file")['held{mode="read"}'] == 1
+    wait_until(lambda: page("file")['held{mode="read"}'] == 1)
     wait_until(lambda: page("environment")["wait_seconds_total"] > waited)  # it waits yet
     go.touch()
     hosts.gather([holder, waiter])
