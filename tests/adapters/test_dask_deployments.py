@@ -220,15 +220,16 @@ def test_prometheus_sees_what_a_worker_holds_awaits_and_loses(hosts: Any, tmp_pa
     wait_until(lambda: is_held(path))
     waiter = hosts.submit(work_alone, rw.write, str(path), "w", workers="environment", pure=False)
     wait_until(lambda: page("environment")['awaited{mode="write"}'] == 1)
-    assert page("file")['held{mode="read"}'] == 1
+    wait_until(lambda: page("file")['held{mode="read"}'] == 1)
     wait_until(lambda: page("environment")["wait_seconds_total"] > waited)  # it waits yet
     go.touch()
     hosts.gather([holder, waiter])
     assert page("file")["lost_total"] == lost
-    holder = hosts.submit(hold_until, rw.write, str(tmp_path / "then"), workers="file", pure=False)
-    wait_until(lambda: is_held(path))
+    then, note = tmp_path / "then", tmp_path / "note"
+    holder = hosts.submit(hold_until, rw.write, str(then), str(note), workers="file", pure=False)
+    wait_until(note.exists)  # others see a hold a moment before its holder does, which then would announce itself anew
     assert break_lock(path, force=True)
-    (tmp_path / "then").touch()
+    then.touch()
     assert isinstance(holder.exception(timeout=PATIENCE_S), LockLostError)
     now = page("file")
     assert (now['held{mode="read"}'], now['held{mode="write"}'], now["lost_total"]) == (0, 0, lost + 1)

@@ -346,9 +346,9 @@ def _measured(dask_scheduler: Any) -> bool:
 
 def _tell_of_a_wait() -> Any:
     from nfsrwlock.dask.context import current_worker, thread_caller
-    from nfsrwlock.dask.holding import Hold, activity
+    from nfsrwlock.dask.holding import activity
 
-    activity.report("waited", Hold(Lock("/x")._settings, thread_caller()), seconds=1.0)
+    activity.report("waited", Lock("/x")._level(thread_caller()), seconds=1.0)
     worker = current_worker()
     return worker and worker.address
 

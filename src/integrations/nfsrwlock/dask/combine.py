@@ -12,20 +12,21 @@ import os
 import sys
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any, Final
 
+import filelock
 from dask.utils import SerializableLock
 from distributed import Lock as DistributedLock
-from filelock import BaseFileLock
 
 from nfsrwlock import FileLock
 from nfsrwlock.driving import at_once, done
-from nfsrwlock_core import LockNotHeldError, Timeout
+from nfsrwlock_core import Timeout
 
-from .context import Caller, thread_caller
+from .context import Caller
 from .lock import Lock, LockMethods, RWLock
 
-_FILE_LOCKS: Final = (BaseFileLock, FileLock)
+_FILE_LOCKS: Final = (filelock.BaseFileLock, FileLock)
 
 
 class CombinedLock(LockMethods):
@@ -34,8 +35,7 @@ class CombinedLock(LockMethods):
     def __init__(self, locks: tuple[Any, ...]) -> None:
         #: The members, in the order in which they are taken.
         self.locks: Final = locks
-        # One entry for each time that it is held through this object: others may hold the process's locks.
-        self._holds: list[bool] = []
+        self._levels = []
 
     def __repr__(self) -> str:
         return f"combine({', '.join(map(repr, self.locks))})"
@@ -47,7 +47,7 @@ class CombinedLock(LockMethods):
         return tuple(lock if isinstance(lock, Lock) else _name_of(lock) for lock in self.locks)
 
     def _is_locked(self) -> bool:
-        return bool(self._holds) or any(map(_is_locked, self.locks))
+        return bool(self._levels) or any(map(_is_locked, self.locks))
 
     def check(self) -> None:
         """Make sure that the caller still holds all locks on files; see :meth:`Lock.check`."""
@@ -55,35 +55,62 @@ class CombinedLock(LockMethods):
             if isinstance(lock, Lock):
                 lock.check()
 
-    async def _acquire(self, caller: Caller, seconds: float | None) -> None:
+    def _level(self, caller: Caller) -> _Together:
         for lock in self.locks:
             if caller.is_coroutine and not isinstance(lock, Lock | DistributedLock):
                 raise TypeError(
                     f"{lock!r} is a thread's lock and would block the event loop; take {self!r} in a thread, not in a "
                     "coroutine"
                 )
-        deadline = None if seconds is None or seconds < 0 else time.monotonic() + seconds
-        taken: list[Any] = []
-        try:
-            for lock in self.locks:
-                if not await _take(lock, caller, deadline):
-                    raise Timeout(repr(lock), "its acquire() returned False although it was to wait")
-                taken.append(lock)
-        except BaseException:
-            await _release_all(taken, caller)
-            raise
-        self._holds.append(True)
+        return _Together(self.locks, caller)
 
-    async def _release(self, caller: Caller) -> bool:
-        try:
-            self._holds.pop()
-        except IndexError:
-            raise LockNotHeldError(f"Released too often: {self!r} is not held through this object") from None
-        results = await _release_all(self.locks, caller)
+
+class _Together:
+    # A combination, taken once: each member with a level of it.
+    def __init__(self, locks: tuple[Any, ...], caller: Caller) -> None:
+        self.caller = caller
+        self._members: list[tuple[Any, Any]] = [
+            (lock, lock._level(caller) if isinstance(lock, Lock) else _Foreign(lock)) for lock in locks
+        ]
+
+    async def take(self, seconds: float | None) -> None:
+        deadline = None if seconds is None or seconds < 0 else time.monotonic() + seconds
+        for lock, level in self._members:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            if not await (lock._try(level, left) if isinstance(lock, Lock) else level.take(left)):
+                raise Timeout(repr(lock), "its acquire() returned False although it was to wait")
+
+    async def end(self, by: Caller) -> bool:
+        results: list[Any] = []
+        for lock, level in reversed(self._members):
+            try:
+                results.append(await (lock._end(level, by) if isinstance(lock, Lock) else level.end()))
+            except BaseException as error:
+                results.append(error)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-        return all(result is not False for result in results)
+        return all(results)
+
+
+class _Foreign:
+    # A lock that is none of this module, taken once. Only its own methods know what a signal's exception leaves of it.
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._is_held = False
+
+    async def take(self, seconds: float | None) -> bool:
+        # By position, for their names differ (multiprocessing says `block`).
+        arguments: tuple[Any, ...] = () if seconds is None else (True, seconds) if seconds else (False,)
+        if isinstance(self._lock, _FILE_LOCKS):  # their time-out comes first, and its end is an exception
+            arguments = (seconds,)
+        with suppress(filelock.Timeout):
+            self._is_held = await done(self._lock.acquire(*arguments)) is not False
+        return self._is_held
+
+    async def end(self) -> bool:
+        was_held, self._is_held = self._is_held, False
+        return not was_held or await done(self._lock.release()) is not False
 
 
 def combine(*locks: Any) -> CombinedLock:
@@ -148,37 +175,10 @@ def _name_of(lock: Any) -> tuple[str, bytes]:
     return f"{type(lock).__module__}.{type(lock).__qualname__}", name.encode(errors="surrogateescape")
 
 
-async def _take(lock: Any, caller: Caller, deadline: float | None) -> bool:
-    seconds = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-    if isinstance(lock, Lock):
-        return await lock._try(caller, seconds)
-    if isinstance(lock, _FILE_LOCKS):  # their time-out comes first, and its end is an exception
-        try:
-            lock.acquire(seconds)
-        except TimeoutError:
-            return False
-        return True
-    # By position, for their names differ (multiprocessing says `block`).
-    result = lock.acquire() if seconds is None else lock.acquire(True, seconds) if seconds else lock.acquire(False)
-    return await done(result) is not False
-
-
-async def _release_all(locks: Any, caller: Caller) -> list[Any]:
-    # Returns the result, or the error, of each.
-    results: list[Any] = []
-    for lock in reversed(locks):
-        try:
-            result = lock._release(caller) if isinstance(lock, Lock) else lock.release()
-            results.append(await done(result))
-        except BaseException as error:
-            results.append(error)
-    return results
-
-
 def _is_locked(lock: Any) -> bool:
     if hasattr(lock, "locked"):
         return bool(lock.locked())
-    if at_once(_take(lock, thread_caller(), 0.0)):
-        lock.release()
-        return False
-    return True
+    level = _Foreign(lock)
+    is_free = at_once(level.take(0.0))
+    at_once(level.end())
+    return not is_free

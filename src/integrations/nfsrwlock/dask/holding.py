@@ -15,9 +15,8 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -28,7 +27,16 @@ from distributed.worker_state_machine import SecedeEvent
 
 from nfsrwlock.driving import done
 from nfsrwlock.text import printable
-from nfsrwlock_core import AsyncSoftReadWriteLock, LockLostError, LockSet, Timeout, WaitInfo, traced_as
+from nfsrwlock_core import (
+    AsyncSoftReadWriteLock,
+    DeadlockError,
+    LockLostError,
+    LockNotHeldError,
+    LockSet,
+    Timeout,
+    WaitInfo,
+    traced_as,
+)
 
 from .context import Caller, current_worker
 from .journal import Entry, open_journal, remove_journal, write_journal
@@ -43,95 +51,129 @@ TOPIC: Final = "nfsrwlock"
 
 
 class Hold:
-    """A lock that a caller waits for and then holds."""
+    """A lock that a caller waits for and then holds, once."""
 
     def __init__(self, settings: Settings, caller: Caller) -> None:
-        self.settings: Final = settings
         self.caller: Final = caller
-        #: How many times it was taken and not given back. It ends with the last one.
-        self.times = 1
-        #: What the lock's acquire has returned: a set in a thread, a proxy in a coroutine.
+        self.settings: Final = settings
+        #: Whether it was granted; until then it is awaited.
+        self.is_held = False
+        #: What gives the lock back: a set in a thread, a proxy in a coroutine. Those that joined a hold share it.
         self._granted: Any = None
         #: The worker that runs the caller, if that is a task.
         self._worker: Final = None if caller.key is None else current_worker()
         self._started: Final = time.monotonic()
+        #: When it ended to wait.
+        self._ended: float | None = None
         self._next_report_s = _LONG_WAIT_S
         self._has_paused = False
 
     def waited_s(self) -> float:
-        """Return how long it has waited so far."""
-        return time.monotonic() - self._started
+        """Return how long it has waited, so far or in all."""
+        return (self._ended or time.monotonic()) - self._started
 
     def check(self) -> None:
         """Raise what is wrong with the hold, if anything is; costs no file-system call."""
         self._granted.check()
 
-    async def take(self, seconds: float) -> None:
+    async def take(self, seconds: float | None) -> None:
         """
-        Take the lock as the settings say.
+        Take the lock as the settings say. If it fails, it must be ended.
 
-        :param seconds: 0: do not wait; -1: no limit
+        :param seconds: 0: do not wait; -1: no limit; ``None``: as the settings say
         :raises distributed.Reschedule: if the task is to start over, or was cancelled
         """
-        starts_over = seconds < 0 and self._does("reschedule")
-        with activity.waiting(self), context_meter.meter("nfsrwlock-wait"):
-            try:
-                self._granted = await self._take(self.settings.reschedule_after if starts_over else seconds)
-            except Timeout as busy:
-                # A task that was cancelled may be wanted again by the time that this arrives: it starts over, too.
-                if starts_over or self._is_cancelled():
-                    raise Reschedule(str(busy)) from None
-                raise
-            if self._is_cancelled():
-                with suppress(LockLostError):
-                    await self._give_back(self.caller)
-                raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
-
-    async def release(self, caller: Caller) -> None:
-        """Give it back once, and with the last time the lock; anybody may. In a forked child nothing is done."""
+        settings = self.settings
+        wanted = settings.timeout if seconds is None else seconds
         with activity.lock:
-            self.times -= 1
-            is_over = self.times == 0
-            if self not in activity.held:
-                return
-        if not is_over:
-            self.check()
-            return
+            mine = (hold for hold in activity.holds if hold.is_held and hold.caller == self.caller)
+            own = next((hold for hold in mine if hold.settings.lock_path == settings.lock_path), None)
+            # A reader who waits behind a writer who waits for it would never end, and nobody overlaps with himself.
+            if own is not None and settings.mode == "read" and not settings.at_most:
+                own.check()
+                self._granted, self.is_held = own._granted, True
+            activity.holds.append(self)
+        activity.write()
         try:
-            await self._give_back(caller)
+            if not self.is_held:
+                await self._wait(wanted, own)
+        finally:
+            self._ended = time.monotonic()
+            if (waited_s := self.waited_s()) >= _LONG_WAIT_S:
+                activity.report("waited", self, seconds=round(waited_s, 3))
+        self.is_held = True
+        activity.write()
+        self._collect_after_task()
+
+    async def _wait(self, seconds: float, own: Hold | None) -> None:
+        settings = self.settings
+        if own is not None and own.settings.mode == "read" and settings.mode == "write" and seconds < 0:
+            raise DeadlockError(
+                f"cannot take the write lock on {settings.path!r}: the caller holds it shared, and would wait for "
+                "itself; release the read lock first"
+            )
+        starts_over = seconds < 0 and self._does("reschedule")
+        try:
+            with context_meter.meter("nfsrwlock-wait"):
+                await self._acquire(settings.reschedule_after if starts_over else seconds)
+        except Timeout as busy:
+            # A task that was cancelled may be wanted again by the time that this arrives: it starts over, too.
+            if starts_over or self._is_cancelled():
+                raise Reschedule(str(busy)) from None
+            raise
+        if self._is_cancelled():
+            raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
+
+    async def end(self, by: Caller) -> bool:
+        """
+        Give it back, and with the last that shares it the lock; anybody may. A forked child gives nothing back.
+
+        :param by: who calls here
+        :returns: ``True``
+        :raises LockLostError: if it was lost before
+        """
+        with activity.lock:
+            if self in activity.holds:
+                activity.holds.remove(self)
+                activity.past_s += self.waited_s()
+            is_shared = any(other._granted is self._granted for other in activity.holds)
+        try:
+            if self.is_held and is_shared:
+                self.check()
+            else:
+                await self._give_back(by)
+        finally:
+            activity.write()
+        return True
+
+    async def _give_back(self, by: Caller) -> None:
+        granted = self._granted
+        try:
+            if isinstance(granted, LockSet):
+                with suppress(LockNotHeldError):  # it was not granted yet, or this is the second time
+                    await by.call(lambda: granted.__exit__(None, None, None))
+            elif granted is not None and by.is_coroutine:
+                await granted.end()
+            elif granted is not None:
+                # The loop on which it was taken may have ended, or may be waiting for this very call.
+                with ThreadPoolExecutor(1) as thread:
+                    thread.submit(asyncio.run, granted.end()).result()
         except LockLostError:
             activity.losses += 1
             activity.report("lost", self)
             raise
-        finally:
-            with activity.changing():
-                activity.held.remove(self)
 
-    async def _give_back(self, caller: Caller) -> None:
-        granted = self._granted
-        if isinstance(granted, LockSet):
-            await caller.call(lambda: granted.__exit__(None, None, None))
-        elif caller.is_coroutine:
-            await granted.end()
-        else:
-            # The loop on which it was taken may have ended, or may be waiting for this very call.
-            with ThreadPoolExecutor(1) as thread:
-                thread.submit(asyncio.run, granted.end()).result()
-
-    def collect_after_task(self) -> None:
-        """
-        Look for garbage if the caller, a task, ends without having given the lock back.
-
-        The error of a task refers to its variables, and Dask's report of the error to itself, so that only the garbage
-        collector ends them, and with them the lock's object. In a worker that has nothing to do it does not run.
-        """
+    def _collect_after_task(self) -> None:
+        # Looks for garbage if the caller, a task, ends without having given the lock back: the error of a task refers
+        # to its variables, and Dask's report of the error to itself, so that only the garbage collector ends them, and
+        # with them the lock's object. In a worker that has nothing to do it does not run.
         if (worker := self._worker) is None:
             return
 
         def look() -> None:
-            if self.times and self.caller.key in worker.active_keys:
+            if self in activity.holds and self.caller.key in worker.active_keys:
                 worker.loop.call_later(_LOOK_S, look)
-            elif self.times:
+            elif self in activity.holds:
                 gc.collect()
 
         worker.loop.add_callback(worker.loop.call_later, _LOOK_S, look)
@@ -143,14 +185,15 @@ class Hold:
         is_in_pool = self._worker is not None and getattr(thread_state, "proceed", False)
         return is_in_pool and self.settings.on_contention == policy
 
-    async def _take(self, seconds: float) -> Any:
+    async def _acquire(self, seconds: float) -> None:
         settings = self.settings
         heartbeat: Any = settings.heartbeat
         if heartbeat == "auto":
             heartbeat = "process" if Worker._instances else "thread"
         acquire: Any
         if not self.caller.is_coroutine:
-            acquire = LockSet.joined([_resolved(settings, heartbeat)]).acquire
+            self._granted = LockSet.joined([_resolved(settings, heartbeat)])
+            acquire = self._granted.acquire
         else:
             lock = await self.caller.call(  # it resolves the path
                 lambda: AsyncSoftReadWriteLock(
@@ -160,7 +203,7 @@ class Hold:
             read = partial(lock.acquire_read, at_most=settings.at_most or None)
             acquire = lock.acquire_write if settings.mode == "write" else read
         with traced_as(key=self.caller.key):
-            return await done(
+            self._granted = await done(
                 acquire(seconds, blocking=seconds != 0, on_wait=self._before_pause, until=self._is_cancelled)
             )
 
@@ -204,10 +247,10 @@ class Activity:
 
     def __init__(self) -> None:
         self.lock: Final = threading.RLock()
-        self.awaited: list[Hold] = []
-        #: In the order in which they were granted.
-        self.held: list[Hold] = []
-        self._waited_s = 0.0
+        #: What is awaited or held, in the order in which it was asked for.
+        self.holds: list[Hold] = []
+        #: How long those have waited that are over, seconds.
+        self.past_s = 0.0
         #: How many holds were lost.
         self.losses = 0
         #: Those of this process that have the plugin.
@@ -220,31 +263,17 @@ class Activity:
     def waited_s(self) -> float:
         """Return how many seconds all callers together have waited, those that wait yet included."""
         with self.lock:
-            return self._waited_s + sum(hold.waited_s() for hold in self.awaited)
+            return self.past_s + sum(hold.waited_s() for hold in self.holds)
 
-    @contextmanager
-    def waiting(self, hold: Hold) -> Iterator[None]:
-        """Count ``hold`` as awaited in the block, and then as held, unless the block raises."""
-        with self.changing():
-            self.awaited.append(hold)
-        is_granted = False
-        try:
-            yield
-            is_granted = True
-        finally:
-            with self.changing():
-                seconds = hold.waited_s()
-                self._waited_s += seconds
-                self.awaited.remove(hold)
-                if is_granted:
-                    self.held.append(hold)
-            if seconds >= _LONG_WAIT_S:
-                self.report("waited", hold, seconds=round(seconds, 3))
+    @property
+    def awaited(self) -> list[Hold]:
+        """What is awaited."""
+        return [hold for hold in list(self.holds) if not hold.is_held]
 
-    def hold_of(self, caller: Caller, lock_path: str) -> Hold | None:
-        """Return what ``caller`` holds of a lock, through whatever object."""
-        mine = (hold for hold in self.held if hold.caller == caller and hold.settings.lock_path == lock_path)
-        return next((hold for hold in mine if hold.times), None)
+    @property
+    def held(self) -> list[Hold]:
+        """What is held; of those that share a hold one."""
+        return list({id(hold._granted): hold for hold in list(self.holds) if hold.is_held}.values())
 
     def report(self, action: str, hold: Hold, **more: Any) -> None:
         """Log an event: at the worker whose task the calling code is part of, outside of tasks at all workers here."""
@@ -256,27 +285,26 @@ class Activity:
 
     def open_journal(self, path: str) -> None:
         """Keep a journal, from now on, of what is held and awaited."""
-        with self.changing():
+        with self.lock:
             self._ending.discard(path)
             if path not in self._journals and (journal := open_journal(path)) is not None:
                 self._journals[path] = journal
+            self.write()
 
     def close_journal(self, path: str) -> None:
         """Remove the journal as soon as nothing is held and awaited: until then somebody may look after our death."""
-        with self.changing():
-            self._ending.add(path)
-
-    @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Write down what is held and awaited at the end of the block, in which no other thread changes it."""
         with self.lock:
-            yield
+            self._ending.add(path)
+            self.write()
+
+    def write(self) -> None:
+        """Write down what is held and awaited, after each change of it."""
+        with self.lock:
+            entries = [
+                Entry(hold.is_held, hold.settings.mode, hold.settings.path, hold.settings.lock_dir)
+                for hold in (self.holds if self._journals else ())
+            ]
             for path, journal in list(self._journals.items()):
-                entries = [
-                    Entry(is_held, hold.settings.mode, hold.settings.path, hold.settings.lock_dir)
-                    for is_held, holds in ((True, self.held), (False, self.awaited))
-                    for hold in holds
-                ]
                 write_journal(journal, entries)
                 if path in self._ending and not entries:
                     os.close(self._journals.pop(path))

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, Unpack
 
 from nfsrwlock.driving import at_once
-from nfsrwlock_core import DeadlockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
+from nfsrwlock_core import LockError, LockLostError, LockNotHeldError, PeerInfo, Timeout, inspect
 
 from .context import Caller, is_on_dask_loop, task_caller, thread_caller
 from .holding import Hold, activity
@@ -31,41 +31,74 @@ Steps = Coroutine[Any, Any, Any]
 
 
 class LockMethods:
-    """The methods of ``distributed.Lock``, over :meth:`_acquire` and :meth:`_release`."""
+    """
+    The methods of ``distributed.Lock``, over levels: one for each time that the lock is taken.
+
+    A level exists before it is taken (``take``), and to end it (``end``), which may be done twice, gives back whatever
+    there is of it. So an exception that a signal's handler raises at any moment leaves nothing of it behind.
+    """
 
     #: The Tornado loop that it was made with, if any.
     _loop: Any = None
+    #: What is held through this object, once for each time, in the order in which it was granted.
+    _levels: list[Any]
 
     def _key(self) -> object:
         # What two of them agree on that are equal.
         raise NotImplementedError
 
-    async def _acquire(self, caller: Caller, seconds: float | None) -> None:
-        # ``seconds``: the limit; -1: none; ``None``: the lock's own. Raises Timeout.
-        raise NotImplementedError
-
-    async def _release(self, caller: Caller) -> bool:
+    def _level(self, caller: Caller) -> Any:
         raise NotImplementedError
 
     def _is_locked(self) -> bool:
         raise NotImplementedError
 
-    async def _try(self, caller: Caller, seconds: float | None) -> bool:
+    async def _try(self, level: Any, seconds: float | None) -> bool:
+        # ``seconds``: the limit; -1: none; ``None``: the lock's own.
         try:
-            await self._acquire(caller, seconds)
-        except Timeout:
-            if seconds is None:  # dask.array.store and others do not look at the result of an acquire that may wait
-                raise
-            return False
-        return True
+            await level.take(seconds)
+            self._levels.append(level)
+            return True
+        except BaseException as error:
+            await self._drop(level, level.caller)
+            # dask.array.store and others do not look at the result of an acquire that may wait.
+            if isinstance(error, Timeout) and seconds is not None:
+                return False
+            raise
 
-    async def _leave(self, caller: Caller, error: BaseException | None) -> None:
-        # The end of a block; an error that is on its way already says why the work is void.
+    async def _end(self, level: Any, by: Caller) -> bool:
+        with suppress(ValueError):
+            self._levels.remove(level)
+        return bool(await level.end(by))
+
+    async def _drop(self, level: Any, by: Caller) -> None:
+        # For a caller that never learns of it.
+        with suppress(LockLostError):
+            await self._end(level, by)
+
+    async def _release(self, caller: Caller | None = None, error: BaseException | None = None) -> bool:
+        # By the calling thread, if ``caller`` is none: looking who it is takes a moment, in which a signal's exception
+        # may come as well. An ``error`` that is on its way already says why the work is void.
+        level: Any = None
         try:
-            await self._release(caller)
-        except LockLostError:
-            if error is None:
+            with activity.lock:  # two who release at a time give back two
+                level = self._latest(caller or thread_caller())
+                self._levels.remove(level)
+            return bool(await level.end(caller or thread_caller()))
+        except LockError as lost:
+            if error is None or not isinstance(lost, LockLostError):
                 raise
+            return True
+        except BaseException:  # what was to be given back must go all the same
+            caller = caller or thread_caller()
+            await self._drop(level or self._latest(caller), caller)
+            raise
+
+    def _latest(self, caller: Caller) -> Any:
+        # The caller's own, or else the oldest.
+        if not (levels := list(self._levels)):
+            raise LockNotHeldError(f"Released too often: {self!r} is not held through this object")
+        return next((level for level in reversed(levels) if level.caller == caller), levels[0])
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, LockMethods) else NotImplemented
@@ -79,11 +112,11 @@ class LockMethods:
     def _is_async(self) -> bool:
         return is_on_dask_loop(self._loop)
 
-    def _run(self, steps: Callable[[Caller], Steps], name: str, *, is_try: bool = False) -> Any:
+    def _run(self, steps: Callable[[Caller], Steps], name: str) -> Any:
         if not self._is_async():
             return at_once(steps(thread_caller()))
         # Whoever calls here asks for the lock, not the task that asyncio.wait_for and others make of the call.
-        return _Awaitable(steps(task_caller()), f"{name}() of {self!r}", is_try=is_try)
+        return _Awaitable(steps(task_caller()), f"{name}() of {self!r}")
 
     def acquire(self, blocking: bool = True, timeout: Time | None = None) -> Any:
         """
@@ -102,7 +135,15 @@ class LockMethods:
         if not blocking and timeout is not None:
             raise ValueError("can't specify a timeout for a non-blocking call")
         seconds = limit("timeout", timeout) if timeout is not None else None if blocking else 0.0
-        return self._run(lambda caller: self._try(caller, seconds), "acquire", is_try=not blocking)
+        if self._is_async():
+            steps = self._try(self._level(task_caller()), seconds)
+            return _Awaitable(steps, f"acquire() of {self!r}", not blocking)
+        level = self._level(thread_caller())
+        try:
+            return at_once(self._try(level, seconds))
+        except BaseException:
+            at_once(self._drop(level, level.caller))
+            raise
 
     def release(self) -> Any:
         """
@@ -114,7 +155,12 @@ class LockMethods:
         :raises LockNotHeldError: if the lock is not held through this object
         :raises LockLostError: if the hold was lost before, so that what was done under it may overlap with others
         """
-        return self._run(self._release, "release")
+        try:
+            is_async = self._is_async()
+        except BaseException:  # a signal's: what was to be given back must go all the same
+            at_once(self._release())
+            raise
+        return self._run(self._release, "release") if is_async else at_once(self._release())
 
     def locked(self) -> Any:
         """
@@ -134,34 +180,35 @@ class LockMethods:
                 f"'with' on {self!r} would block Dask's event loop; in a coroutine use 'async with', and make a "
                 "function of client.run, which Dask calls on its loop, a coroutine"
             )
-        at_once(self._acquire(thread_caller(), None))
-        return self
+        level = self._level(thread_caller())
+        try:
+            at_once(self._try(level, None))
+            return self
+        except BaseException:
+            at_once(self._drop(level, level.caller))
+            raise
 
     def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
-        at_once(self._leave(thread_caller(), exc_value))
+        at_once(self._release(error=exc_value))
 
     async def __aenter__(self) -> Self:
-        await self._acquire(task_caller(), None)
+        await self._try(self._level(task_caller()), None)
         return self
 
     async def __aexit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
-        await self._leave(task_caller(), exc_value)
+        await self._release(task_caller(), exc_value)
 
 
+@dataclass(eq=False)
 class _Awaitable(Steps):
-    """
-    A coroutine that refuses to be asked whether it is true, for it would say yes although nothing has happened yet.
+    """A coroutine that refuses to be asked whether it is true: it would say yes, although nothing has happened yet."""
 
-    :param steps: what is awaited
-    :param call: what it is the result of, for the error
-    :param is_try: it is an acquire that does not wait. It is false: whoever does not await it does not get the lock.
-        xarray asks so at the end of a file, which Python may call on any thread, the loop's as well
-    """
-
-    def __init__(self, steps: Steps, call: str, *, is_try: bool) -> None:
-        self._steps = steps
-        self._call = call
-        self._is_try = is_try
+    _steps: Steps
+    #: What it is the result of, for the error.
+    _call: str
+    #: It is an acquire that does not wait. It is false: whoever does not await it does not get the lock. xarray asks so
+    #: at the end of a file, which Python may call on any thread, the loop's as well.
+    _is_try: bool = False
 
     def __bool__(self) -> bool:
         if self._is_try:
@@ -217,7 +264,7 @@ class Lock(LockMethods):
     def __init__(
         self, name: Any = None, scheduler_rpc: Any = None, loop: Any = None, **options: Unpack[Options]
     ) -> None:
-        name = f"lock-{uuid.uuid4().hex}" if name is None else name
+        name = f"{type(self).__name__.lower()}-{uuid.uuid4().hex}" if name is None else name
         self._loop = loop
         settings = settings_of(path_of(name), options)
         self.__setstate__((os.fsdecode(name) if isinstance(name, os.PathLike) else name, settings))
@@ -230,8 +277,7 @@ class Lock(LockMethods):
         self.name, self._settings = state
         #: Of this object; a copy has another one.
         self.id = uuid.uuid4().hex
-        #: What is held through this object, once for each time, in the order in which it was granted.
-        self._holds: list[Hold] = []
+        self._levels = []
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -311,55 +357,24 @@ class Lock(LockMethods):
         callers = [thread_caller()]
         with suppress(RuntimeError):  # no event loop runs here
             callers.append(task_caller())
-        if not (holds := list(self._holds)):
+        if not (holds := list(self._levels)):
             raise LockNotHeldError(f"the lock on {self.path!r} is not held through this object")
         for hold in [hold for hold in holds if hold.caller in callers] or holds:
             hold.check()
 
     def __del__(self) -> None:
-        # Nobody can release it any more, as after an exception in a task: the heartbeat would keep it for ever.
-        if sys.is_finalizing() or not any(hold in activity.held for hold in self.__dict__.get("_holds", ())):
-            return  # at the interpreter's end all holds are released, and a forked child has none of its parent's
-        logger.warning("the lock on %r was held by an object that is no more; it is given back", self.path)
-        threading.Thread(target=self._abandon, daemon=True).start()
+        # Nobody can release it any more, as after an exception in a task: the heartbeat would keep it for ever. At the
+        # interpreter's end all holds are released, and a forked child has none of its parent's.
+        for hold in list(self.__dict__.get("_levels", ())):
+            if hold in activity.holds and not sys.is_finalizing():
+                logger.warning("the lock on %r was held by an object that is no more; it is given back", self.path)
+                threading.Thread(target=at_once, args=(self._drop(hold, thread_caller()),), daemon=True).start()
 
-    def _abandon(self) -> None:
-        with suppress(LockLostError):
-            at_once(self._close(thread_caller()))
-
-    # -- how: one story, of which nothing suspends for a caller in a thread -------------------------------------------
-
-    async def _acquire(self, caller: Caller, seconds: float | None) -> None:
-        wanted = self._settings.timeout if seconds is None else seconds
-        with activity.lock:
-            own = activity.hold_of(caller, self.lock_path)
-            # A reader who waits behind a writer who waits for it would never end, and nobody overlaps with himself.
-            if own is not None and self.mode == "read" and not self._settings.at_most:
-                own.check()
-                own.times += 1
-                self._holds.append(own)
-                return
-        if own is not None and own.settings.mode == "read" and self.mode == "write" and wanted < 0:
-            raise DeadlockError(
-                f"cannot take the write lock on {self.path!r}: the caller holds it shared, and would wait for itself; "
-                "release the read lock first"
-            )
-        hold = Hold(self._settings, caller)
-        await hold.take(wanted)
-        self._holds.append(hold)
-        hold.collect_after_task()
-
-    async def _release(self, caller: Caller) -> bool:
-        with activity.lock:
-            if not self._holds:
-                raise LockNotHeldError(f"Released too often: the lock on {self.path!r} is not held through this object")
-            hold = next((hold for hold in reversed(self._holds) if hold.caller == caller), self._holds[0])
-            self._holds.remove(hold)
-        await hold.release(caller)
-        return True
+    def _level(self, caller: Caller) -> Hold:
+        return Hold(self._settings, caller)
 
     async def _close(self, caller: Caller) -> None:
-        if self._holds:
+        if self._levels:
             try:
                 await self._release(caller)
             finally:  # each of them, whichever is lost; others may release some meanwhile

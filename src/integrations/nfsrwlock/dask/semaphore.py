@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -34,7 +33,6 @@ class Semaphore(Lock):
         loop: Any = None,
         **options: Unpack[Options],
     ) -> None:
-        name = f"semaphore-{uuid.uuid4().hex}" if name is None else name
         super().__init__(name, scheduler_rpc, loop, mode="read", **options)  # type: ignore[misc]
         # Raises what is wrong with the number.
         SoftSemaphore(self.path, max_leases, lock_dir=self._settings.lock_dir)
