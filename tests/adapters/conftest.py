@@ -8,12 +8,20 @@ from typing import Any
 import dask
 import pytest
 
-# Workers are forks of a process that has imported distributed, which takes each a second otherwise. Programs that tests
-# start have distributed's default: each worker is a process from the beginning.
-dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+# Workers are forks of a process that has imported distributed, which takes each a second otherwise. And they watch
+# themselves rarely: a look at all that they run a hundred times a second, and the like, takes a fifth of a core while
+# they are idle, and concerns no lock. Programs that tests start have distributed's defaults.
+dask.config.set(
+    {
+        "distributed.worker.multiprocessing-method": "forkserver",
+        "distributed.worker.profile.enabled": False,
+        "distributed.worker.memory.monitor-interval": "1s",
+        "distributed.admin.tick.interval": "500ms",
+    }
+)
 
 
-@pytest.fixture(scope="module")  # not longer: the five processes of an idle cluster take a tenth of a core
+@pytest.fixture(scope="module")  # not longer: even then, an idle cluster takes a few hundredths of a core
 def cluster() -> Iterator[Any]:
     """Four worker processes with two threads each."""
     from distributed import LocalCluster

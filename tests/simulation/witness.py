@@ -217,11 +217,22 @@ class Witness:
     def _no_conflict_with(self, hold: Hold) -> None:
         if not hold.stands:
             return
-        standing = sorted((other for other in self.holds if other.stands), key=str)
-        limited = [other for other in standing if other.participant.mode is Mode.READ and other.participant._at_most]
-        limit = min((other.participant._at_most for other in limited), default=0)
-        if len(limited) > limit:
-            raise Violation(f"{', '.join(map(str, limited))} hold at one moment, which are more than {limit}")
-        for other in standing:
+        # Most of many readers need not be asked.
+        standing = [other for other in self.holds if _may_conflict(hold, other) and other.stands]
+        limited = [other for other in standing if _limit_of(other)]
+        if len(limited) > min(map(_limit_of, limited), default=0):
+            names = sorted(map(str, limited))
+            raise Violation(
+                f"{', '.join(names)} hold at one moment, which are more than {min(map(_limit_of, limited))}"
+            )
+        for other in sorted(standing, key=str):
             if other is not hold and Mode.WRITE in (hold.participant.mode, other.participant.mode):
                 raise Violation(f"{hold} and {other} hold the lock at one moment")
+
+
+def _limit_of(hold: Hold) -> int:
+    return hold.participant._at_most if hold.participant.mode is Mode.READ else 0
+
+
+def _may_conflict(hold: Hold, other: Hold) -> bool:
+    return Mode.WRITE in (hold.participant.mode, other.participant.mode) or _limit_of(other) > 0
