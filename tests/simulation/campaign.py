@@ -609,6 +609,10 @@ def dead_holder(run: Run) -> None:
     silence = 4 * 1.25 * max(run.polls) if is_proven else ttl + ttl / 3
     if run.weather.lags:
         silence += ttl * 2 / 3  # the latest heartbeat is found by name after half a lease, and watched from then on
+        if run.weather.lost_reply:
+            # A first heartbeat that was not heard of is followed by one far above it, whose name cannot be guessed:
+            # only the try to evict, after a lease of the first one, shows it. Then it is watched.
+            silence += ttl
     limit = max(died, arrives) + silence / (1 - DRIFT) + 2 * stale_s + 1.5
     run.agenda.run(limit)
     if not granted:

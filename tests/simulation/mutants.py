@@ -605,6 +605,14 @@ def never_ask_for_the_next_beat(stack: ExitStack) -> None:
     )
 
 
+@_mutant("an own heartbeat whose reply was lost is asked for by name, too", kind="dead_holder", run=2)
+def never_ask_for_an_own_beat(stack: ExitStack) -> None:
+    is_file = Participant._is_file
+    _replace(
+        stack, Participant, _is_file=lambda self, name: not name.startswith(f"{self.name}/") and is_file(self, name)
+    )
+
+
 # -- watch ------------------------------------------------------------------------------------------------------------
 
 

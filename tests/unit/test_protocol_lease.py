@@ -255,6 +255,40 @@ def test_a_heartbeat_whose_reply_was_lost_is_read_back(stage, beats, number):
     assert stage.server.inside(holder.name) == {f"beat.{beats + 1}"}
 
 
+@pytest.mark.parametrize("beats", [1, 4])
+def test_a_heartbeat_whose_reply_was_lost_is_found_by_its_name_where_listings_stay_old(stage, beats):
+    """Section 3: a client that goes by time stamps may show the heartbeat before the latest for ever."""
+    holder = stage.holding_writer()
+    for _ in range(beats):
+        holder.beat()
+    stage.clock.sleep(INTERVAL)
+    sent = stage.clock()
+    holder.files.inject(LostReply("rename"), Shows([f"beat.{beats - 1}"], of=holder.name, times=None))
+    assert holder.beat() is Beat.DONE
+    assert (holder.beats, holder.lease.renewed) == (beats, sent)
+    assert holder.beat() is Beat.DONE
+    assert stage.server.inside(holder.name) == {f"beat.{beats + 1}"}
+
+
+def test_a_writer_that_is_not_sure_of_its_place_makes_no_numbers(stage):
+    """Section 2, 4: they would pile up, for only a grant removes the lower ones. And it looks ever more rarely."""
+    holder, writer = stage.holding_writer(), stage.writer(ticket=2)
+    assert not writer.advance()
+    writer.files.inject(Fails("create", times=None))
+    holder.release()
+    stage.clock.sleep(TTL)
+    pauses = []
+    for _ in range(20):
+        assert not writer.advance()
+        pauses.append(writer.pause(TTL, 0.25, 0.5))
+        stage.clock.sleep(1)
+    assert parse_listing(list(stage.server.entries)).generations == (1,)
+    assert pauses[-1] > 10 * pauses[0]
+    writer.files.heal()
+    assert writer.advance()
+    assert writer.generation == 2
+
+
 def test_an_unheard_heartbeat_that_turns_up_counts_from_its_own_sending(stage):
     """
     Section 3: a beat counts from the moment before *its* call was sent.

@@ -252,6 +252,9 @@ class Announced:
         sent = self._unheard = sent if self._unheard is None else self._unheard
         try:
             found = parse_beats(self.files.listdir(self.name))
+            if found == self._beat is not None and isinstance(self.beat_error, FileNotFoundError):
+                # The server says that it is not there any more: a client that goes by time stamps may show it for ever.
+                found = target if self._is_file(f"{self.name}/{beat_name(target)}") else found
         except OSError as error:
             if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ESTALE:
                 return self._read_back_announcement()
@@ -263,6 +266,14 @@ class Announced:
         if found is None and self._beat is not None:
             return self._finish_eviction()
         return Beat.UNKNOWN
+
+    def _is_file(self, name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                self.files.listdir(name)
+            except NotADirectoryError:
+                return True
+        return False
 
     def _finish_eviction(self) -> Beat:
         # We had a beat and the listing shows none: an evictor's first half, which nobody can undo, for only we make

@@ -79,7 +79,8 @@ class Observer(Announced):
     def _count_turns(self, blockers: list[Announcement], now: float) -> None:
         turns = frozenset(peer.ticket for peer in blockers)
         listed = () if self._listing is None else self._listing.announcements.values()
-        if not self._turns or not self._turns <= turns.union(peer.ticket for peer in listed if peer.at_most):
+        there = turns.union(peer.ticket for peer in listed if peer.at_most)
+        if (turns and not self._turns) or not self._turns <= there:
             self._moved = now
         self._turns = turns
 
@@ -145,14 +146,6 @@ class Observer(Announced):
         # server; that it is there is as good an observation as a listing.
         number = max((seen + 1 for seen in (beat, known) if seen is not None), default=0)
         return number if self._is_file(f"{peer.name}/{beat_name(number)}") else beat
-
-    def _is_file(self, name: str) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                self.files.listdir(name)
-            except NotADirectoryError:
-                return True
-        return False
 
     def _credit(self, peer: Announcement, beat: int | None) -> float:
         # Notes count once, at our first look, and only those that lay there when we began: their time and ours cannot
