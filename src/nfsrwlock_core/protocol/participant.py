@@ -297,7 +297,7 @@ class Participant(Observer):
         return self._number_the_grant(listing) if is_numbered else self._grant()
 
     def _number_the_grant(self, listing: Listing) -> bool:
-        if not self._is_sure():
+        if self.lease.has_run_out(self._world.clock()) and not self._is_proven():
             return False  # and no number is made, nor the next one at the next step
         highest = listing.highest_generation
         for _ in range(_NUMBERS_AT_ONCE):
@@ -330,16 +330,14 @@ class Participant(Observer):
         return True
 
     def _grant(self) -> bool:
-        if not self._is_sure():
+        if self.lease.has_run_out(self._world.clock()) and not self._is_proven():
             return False
         self.phase, self.blockers = Phase.GRANTED, ()
         return True
 
-    def _is_sure(self) -> bool:
+    def _is_proven(self) -> bool:
         # We may have slept since the announcement. A beat that succeeds proves that it was there all along; without
         # that proof a reader starts over at its next step, and a writer keeps its place if it still has one.
-        if not self.lease.has_run_out(self._world.clock()):
-            return True
         return self.beat() is Beat.DONE and not self.lease.has_run_out(self._world.clock())
 
     def _explain_missing_announcement(self) -> None:
