@@ -431,7 +431,9 @@ def beat_by_touching(stack: ExitStack) -> None:
     _replace(stack, Announced, _send_beat=send)
 
 
-@_mutant("a tenth of the lease, since clocks run up to 5 % too fast or too slow; less does not do", run=523)
+@_mutant(
+    "a tenth of the lease, since clocks run up to 5 % too fast or too slow; less does not do", kind="lapses", run=95
+)
 def smaller_margin(stack: ExitStack) -> None:
     _replace(stack, heartbeat, MARGIN=0.06)
 
@@ -466,7 +468,7 @@ def ghost_proves_the_hold(stack: ExitStack) -> None:
 
 
 @_mutant(
-    "a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession", run=237
+    "a successor knows that its predecessor may have left a heartbeat that nobody heard of", kind="succession", run=1597
 )
 def resume_without_the_unheard_beat(stack: ExitStack) -> None:
     resume = Announced.resume.__func__  # type: ignore[attr-defined]
@@ -500,7 +502,7 @@ def hand_over_and_forget(stack: ExitStack) -> None:
     _replace(stack, Announced, hand_over=lambda self: self._unheard)
 
 
-@_mutant("the name of a first heartbeat that nobody heard of is not used again", kind="succession", run=133)
+@_mutant("the name of a first heartbeat that nobody heard of is not used again", kind="succession", run=522)
 def first_beat_again(stack: ExitStack) -> None:
     def next_beat(self: Participant, sent: float) -> int:
         return 0 if self._beat is None else self._beat + 1
