@@ -55,13 +55,13 @@ def _asking(paths: Any, signature: inspect.Signature, name: str) -> Callable[[di
     if not callable(paths):
         return lambda given: paths
     try:
-        wanted = inspect.signature(paths).parameters.values()
+        wanted = inspect.signature(paths)
     except ValueError:
         raise TypeError(
             f"{name}= must be a function with named parameters, got {paths!r}; put it into a lambda"
         ) from None
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    for parameter in wanted:
+    for parameter in wanted.parameters.values():
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             raise TypeError(f"{name}= must be a function of named arguments, and it has *{parameter.name}")
         missing = parameter.name not in signature.parameters and not takes_all
@@ -72,14 +72,9 @@ def _asking(paths: Any, signature: inspect.Signature, name: str) -> Callable[[di
             )
 
     def ask(given: dict[str, Any]) -> Any:
-        in_order: list[Any] = []
-        named: dict[str, Any] = {}
-        for parameter in wanted:
-            if parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
-                named |= {parameter.name: given[parameter.name]} if parameter.name in given else {}
-            elif parameter.name in given or parameter.default is not inspect.Parameter.empty:
-                in_order.append(given.get(parameter.name, parameter.default))
-        return paths(*in_order, **named)
+        bound = inspect.BoundArguments(wanted, {name: given[name] for name in wanted.parameters if name in given})
+        bound.apply_defaults()
+        return paths(*bound.args, **bound.kwargs)
 
     return ask
 

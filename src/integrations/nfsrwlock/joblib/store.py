@@ -184,17 +184,12 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
     def _move_item(self, src: str, dst: str) -> None:
         # The moment in which a result becomes visible, and so the last one to make sure that it may.
         call_id = os.path.split(os.path.relpath(os.path.dirname(dst), self.location))
-        try:
-            if _ITEM.fullmatch(call_id[1]):
-                self.check_hold(call_id)
-            os.replace(src, dst)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(src)
-            raise
+        if _ITEM.fullmatch(call_id[1]):
+            self.check_hold(call_id)
+        os.replace(src, dst)
 
     def _concurrency_safe_write(self, to_write: Any, filename: str, write_func: Callable[[Any, str], None]) -> None:
-        # joblib leaves what it could not write to its end, gigabytes perhaps, on a disk that is full.
+        # joblib leaves what it could not write to its end, gigabytes perhaps, on a disk that is full, or not move.
         begun = []
 
         def write(what: Any, name: str) -> None:
