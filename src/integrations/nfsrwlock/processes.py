@@ -176,15 +176,9 @@ def _close_descriptors(keep: Iterable[int | None]) -> None:
 
     What a caller has open (a pipe, a locked file) must not stay open in the background.
     """
-    kept = {0, 1, 2, *keep}
-    try:
-        numbers = [int(name) for name in os.listdir("/dev/fd")]
-    except OSError:
-        numbers = list(range(3, 1024))
-    for number in numbers:
-        if number not in kept:
-            with suppress(OSError):
-                os.close(number)
+    for number in {*map(int, os.listdir("/proc/self/fd"))} - {0, 1, 2, *keep}:
+        with suppress(OSError):  # the listing's own
+            os.close(number)
 
 
 def leave_the_caller(name: str, keep: Iterable[int | None], standard: Iterable[int] = (0, 1, 2)) -> None:
