@@ -226,26 +226,17 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     # -- removal ------------------------------------------------------------------------------------------------------
 
-    def clear_item(self, call_id: CallId) -> None:
-        """Remove an item unless it is in use."""
-        self.remove_if_idle(call_id)
+    def clear_location(self, location: str) -> None:
+        """
+        Remove an item, or all of a function or of the store, but for those that are in use; joblib removes by this.
 
-    def clear_path(self, call_id: list[str]) -> None:
-        """Remove all items of a function that are not in use."""
-        self.remove_all(call_id[0])
-
-    def clear(self) -> None:
-        """Remove all items that are not in use. Locks stay, and so do files that are none of joblib's."""
-        self.remove_all("")
-
-    def enforce_store_limits(self, bytes_limit: Any, items_limit: Any = None, age_limit: Any = None) -> None:
-        """Remove the items that were used longest ago, as joblib does, but pass by those that are in use."""
-        for item in self._get_items_to_delete(bytes_limit, items_limit, age_limit):
-            if self.verbose > 10:
-                print(f"Deleting item {item}")
-            call_id = os.path.split(os.path.relpath(item.path, self.location))
-            if _ITEM.fullmatch(call_id[1]):
-                self.remove_if_idle(call_id)
+        Locks stay, and so do files that are none of joblib's.
+        """
+        call_id = os.path.split(os.path.relpath(location, self.location))
+        if _ITEM.fullmatch(call_id[1]):
+            self.remove_if_idle(call_id)
+        else:
+            self.remove_all(os.path.join(*call_id))
 
     def remove_if_idle(self, call_id: CallId, *, keep: str | None = None) -> bool:
         """
@@ -290,12 +281,12 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             if TAG not in metadata and self.contains_item(call_id):
                 super().store_metadata(call_id, {**metadata, TAG: old[call_id[0]]})
         if keep is None:
-            self._prune(os.path.join(self.location, func_id) if func_id else self.location)
+            self._prune(os.path.normpath(os.path.join(self.location, func_id)))
         return len(busy)
 
     def _items(self, func_id: str, *, deep: bool) -> list[CallId]:
         found = []
-        for directory, names, _ in os.walk(os.path.join(self.location, func_id) if func_id else self.location):
+        for directory, names, _ in os.walk(os.path.join(self.location, func_id)):
             here = os.path.relpath(directory, self.location)
             found += [(here, name) for name in names if _ITEM.fullmatch(name)]
             names[:] = [name for name in names if deep and not _ITEM.fullmatch(name)]
