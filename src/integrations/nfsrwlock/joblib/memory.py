@@ -193,14 +193,10 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         store.remove(call_id)  # not earlier: if the function had raised, what was there would be as good as before
         # Before the result is there, so that whoever finds it finds its mark, too, even if this process is killed.
         store.store_metadata(call_id, {"duration": time.time() - started, "input_args": {}, "time": started})
-        # What joblib's _after_call does, which would map the result while the exclusive lock is held.
-        store.dump_item(call_id, output, verbose=self._verbose)
-        duration = time.time() - started
-        if self._verbose > 0:
-            self._print_duration(duration)
-        metadata = self._persist_input(duration, call_id, args, kwargs)
+        # As for shelving: else joblib would map the result while the exclusive lock is held.
+        reference, metadata = self._after_call(call_id, args, kwargs, True, output, started)
         if shelving:
-            return self._get_memorized_result(call_id, metadata), metadata
+            return reference, metadata
         if self.mmap_mode is not None:
             await call.give()
             await call.take("read")
