@@ -173,8 +173,8 @@ class Call:
         return True
 
     async def compute(self) -> Any:
-        """Call the function and return what it returns."""
-        raise NotImplementedError
+        """Call the function and return what it gives, once it has."""
+        return await self._function()
 
     def _lock_for_maps(self) -> SoftReadWriteLock | None:
         # A lock that is held shared, and may be released in any thread.
@@ -233,10 +233,6 @@ class TaskCall(Call):
         finally:
             steps.close()
             await self.give()
-
-    async def compute(self) -> Any:
-        """Call the function and wait for what it gives."""
-        return await self._function()
 
     def _lock_for_maps(self) -> SoftReadWriteLock | None:
         # A task's hold ends with the task, and maps may outlive it: they get their own, unless somebody waits to write.
