@@ -17,6 +17,7 @@ import copy
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -181,27 +182,19 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         except Timeout as error:
             warnings.warn(f"Unable to cache to disk: {error}.", CacheWarning, stacklevel=2)
 
-    def _move_item(self, src: str, dst: str) -> None:
-        # The moment in which a result becomes visible, and so the last one to make sure that it may.
-        call_id = os.path.split(os.path.relpath(os.path.dirname(dst), self.location))
-        if _ITEM.fullmatch(call_id[1]):
-            self.check_hold(call_id)
-        os.replace(src, dst)
-
     def _concurrency_safe_write(self, to_write: Any, filename: str, write_func: Callable[[Any, str], None]) -> None:
-        # joblib leaves what it could not write to its end, gigabytes perhaps, on a disk that is full, or not move.
-        begun = []
-
-        def write(what: Any, name: str) -> None:
-            begun.append(name)
-            write_func(what, name)
-
+        call_id = os.path.split(os.path.relpath(os.path.dirname(filename), self.location))
+        begun = f"{filename}.{secrets.token_hex(16)}"
         try:
-            super()._concurrency_safe_write(to_write, filename, write)
+            write_func(to_write, begun)
+            # The moment in which a result becomes visible, and so the last one to make sure that it may.
+            if _ITEM.fullmatch(call_id[1]):
+                self.check_hold(call_id)
+            os.replace(begun, filename)
         except BaseException:
-            for name in begun:
-                with suppress(OSError):
-                    os.unlink(name)
+            # joblib leaves what it could not write to its end, gigabytes perhaps, on a disk that is full.
+            with suppress(OSError):
+                os.unlink(begun)
             raise
 
     def get_metadata(self, call_id: CallId) -> dict[str, Any]:
