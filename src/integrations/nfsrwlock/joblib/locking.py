@@ -39,12 +39,10 @@ def _paths_of(func: Callable[..., Any], wanted: dict[str, Any]) -> _PathsOfCall:
         except TypeError as error:
             raise TypeError(f"{_name_of(func)}(): {error}") from None
         bound.apply_defaults()
-        given: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
-            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                given |= value
-            else:
-                given[name] = value
+        given = dict(bound.arguments)
+        for parameter in signature.parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                given |= given.pop(parameter.name)
         return {name: ask(given) for name, ask in asks.items()}
 
     return paths_of_call

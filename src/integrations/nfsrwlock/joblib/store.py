@@ -162,17 +162,17 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     async def _load(self, call: Call, options: dict[str, Any]) -> Any:
         await call.take("read")
+        return await self.load_under(call, **options)
+
+    async def load_under(self, call: Call, **options: Any) -> Any:
+        """Load the item of a call that holds its lock. Memory maps in it keep that, or it is loaded into memory."""
         item = super().load_item(call.call_id, **options)
         maps = [] if self.mmap_mode is None else maps_in(item)
-        if maps:
-            await call.keep(maps)
+        if maps and not await call.keep(maps):
+            plain = copy.copy(self)
+            plain.mmap_mode = None
+            item = plain.load_item(call.call_id)
         return item
-
-    def load_copy(self, call_id: CallId, **options: Any) -> Any:
-        """Load an item into memory even if this store maps items. The caller holds its lock."""
-        plain = copy.copy(self)
-        plain.mmap_mode = None
-        return plain.load_item(call_id, **options)
 
     def dump_item(self, call_id: CallId, item: Any, verbose: int = 1) -> None:
         """Store an item under its exclusive lock; as joblib, warn and go on where that is not possible."""
