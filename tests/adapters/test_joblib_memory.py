@@ -120,6 +120,18 @@ def test_what_is_in_use_stays_and_so_do_files_of_the_users(stage: Stage, tmp_pat
     assert user.do("f(1)") == [1, 1]
 
 
+def test_reduce_size_goes_on_with_the_other_results_if_the_lock_of_one_cannot_be_had(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "cache", verbose=0)
+    cached = memory.cache(full)
+    for value in (1, 2, 3):
+        cached(2, value)
+    call_id = (cached.func_id, cached._get_args_id(2, 1))
+    Path(memory.store_backend.lock_for(call_id).lock_path).write_text("no directory")
+    assert items(tmp_path) == 3
+    memory.reduce_size(items_limit=0)
+    assert items(tmp_path) == 1
+
+
 def test_the_locks_lie_beside_the_store_where_joblib_lists_nothing_and_leave_nothing(tmp_path: Path) -> None:
     memory = Memory(tmp_path / "cache", verbose=0, linger=0)
 

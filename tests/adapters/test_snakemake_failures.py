@@ -228,3 +228,7 @@ def test_a_made_up_record_costs_no_file_that_is_not_the_job_s(scene: Scene) -> N
     ((code, text),) = scene.many("-F")
     assert code == 0, text
     assert scene.read("precious") == "mine\n"
+    for generation, before in enumerate((7, [precious], None), start=2):
+        scene.write("ref/a.rwlock/before", json.dumps({"generation": generation, "before": before}))
+        ((code, text),) = scene.many("-F")
+        assert code == 0, text

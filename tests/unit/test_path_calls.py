@@ -135,14 +135,13 @@ TABLE = {
     },
     "integrations/nfsrwlock/joblib/store.py": {
         "shutil.rmtree(directory, ignore_errors=True)": RMTREE,
-        "os.walk(os.path.join(self.location, func_id) if func_id else self.location)": WALK,
+        "os.walk(os.path.join(self.location, func_id))": WALK,
         "os.walk(top, topdown=False)": WALK,
-        "os.replace(src, dst)": NAME,
+        "os.replace(begun, filename)": NAME,
         "os.unlink(os.path.join(directory, _OUTPUT))": NAME,
         "os.symlink(self.granularity, marker)": NAME,
         "os.rmdir(directory)": NAME,
-        "os.unlink(src)": NAME,
-        "os.unlink(name)": NAME,
+        "os.unlink(begun)": NAME,
         "os.unlink(os.path.join(directory, name))": NAME,
     },
     "integrations/nfsrwlock/snakemake/publish.py": {

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import ContextDecorator
+from contextlib import ContextDecorator, suppress
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar, Unpack
@@ -109,8 +109,13 @@ class FileLock(ContextDecorator):
             context = self._contexts.context = _Context(copy(self._shared.lock))
         return context
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self._shared.lock, self._mode, self._is_thread_local, self._timeout, self._blocking)
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._shared.lock, self._mode, self._is_thread_local, self._timeout, self._blocking
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *made_with, timeout, blocking = state
+        self._set_up(*made_with)
+        self._timeout, self._blocking = timeout, blocking
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.lock_file!r}, {self._context.lock.status.value}>"
@@ -242,23 +247,10 @@ class FileLock(ContextDecorator):
 
         :param force: give back all levels
         """
-        self._release(force=force)
-
-    def _release(self, *, force: bool) -> LockLostError | None:
-        context = self._context
-        if context.level == 0:
-            return None
-        if not force and context.counter > 1:
-            context.counter -= 1
-            return None
-        try:
-            if context.grant is not None:
-                context.grant.__exit__(None, None, None)
-        except LockLostError as error:
-            return error
-        finally:  # a signal's exception may have come before
-            self._end(context)
-        return None
+        if force:
+            self._context.counter = min(self._context.counter, 1)
+        with suppress(LockLostError):
+            self.__exit__(None, None, None)
 
     def _end(self, context: _Context) -> None:
         context.lock.release(force=True)
@@ -287,22 +279,21 @@ class FileLock(ContextDecorator):
             return self
         except BaseException:
             if self._is_thread_local and context.level > before:  # a signal's exception came right after it was taken
-                self._release(force=False)
+                self.release()
             raise
 
     def __exit__(self, exc_type: object, exc_value: BaseException | None, traceback: object) -> None:
-        error = self._release(force=False)
-        if error is not None and exc_value is None:
-            raise error
+        context = self._context
+        if context.level > 1:
+            context.counter -= 1
+        elif context.level:
+            try:
+                if context.grant is not None:
+                    context.grant.__exit__(exc_type, exc_value, traceback)
+            finally:  # a signal's exception may have come before
+                self._end(context)
 
     def __del__(self) -> None:
         # As filelock's: what nobody can release any more is released. Half-made objects have no contexts.
         for context in getattr(self, "_holding", ()):
             context.lock.release(force=True)
-
-
-def _restored(lock: SoftReadWriteLock, mode: int, thread_local: bool, timeout: float, blocking: bool) -> FileLock:
-    restored = FileLock.__new__(FileLock)
-    restored._set_up(lock, mode, thread_local)
-    restored._timeout, restored._blocking = timeout, blocking
-    return restored

@@ -34,7 +34,7 @@ class OnExpiry(Enum):
 
 def now() -> float:
     """Seconds on a clock that all processes of this kernel share and that runs through suspend."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def why_not_held(locks: LockSet) -> str:

@@ -170,41 +170,24 @@ def prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _close_descriptors(keep: Iterable[int | None]) -> None:
-    """
-    Close all but stdin, stdout, stderr and ``keep``.
-
-    What a caller has open (a pipe, a locked file) must not stay open in the background.
-    """
-    kept = {0, 1, 2, *keep}
-    try:
-        numbers = [int(name) for name in os.listdir("/dev/fd")]
-    except OSError:
-        numbers = list(range(3, 1024))
-    for number in numbers:
-        if number not in kept:
-            with suppress(OSError):
-                os.close(number)
-
-
 def leave_the_caller(name: str, keep: Iterable[int | None], standard: Iterable[int] = (0, 1, 2)) -> None:
     """
     In a forked child: be a process in the background that nobody waits for, called ``name``, in a session of its own.
 
-    :param keep: descriptors to keep open
+    :param keep: descriptors to keep open, besides stdin, stdout and stderr
     :param standard: of stdin, stdout and stderr those to connect to nothing
     """
     os.setsid()
     signal.set_wakeup_fd(-1)
-    with (
-        suppress(OSError),
-        open("/proc/self/comm", "w", encoding="ascii") as file,
-    ):  # elsewhere the command line must do
+    with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
         file.write(name)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in standard:
         os.dup2(null, descriptor)
-    _close_descriptors(keep)
+    # What the caller has open (a pipe, a locked file) must not stay open in the background.
+    for number in {*map(int, os.listdir("/proc/self/fd"))} - {0, 1, 2, *keep}:
+        with suppress(OSError):  # the listing's own
+            os.close(number)
 
 
 def readable(*descriptors: int | None, seconds: float) -> bool:

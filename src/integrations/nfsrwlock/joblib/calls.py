@@ -13,7 +13,6 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nfsrwlock.driving import at_once, done
@@ -55,7 +54,6 @@ class Call:
         self.call_id = call_id
         self._function: Any = function
         self._lock: Any = store.lock_for(call_id, self._kind)
-        self._lock_file: str = self._lock.lock_file
         #: What is held for it, as long as it is.
         self._held: Held | None = None
         #: A memory map's hold, which it reads under instead of its own.
@@ -64,7 +62,7 @@ class Call:
         self._is_inside = False
 
     def _begin(self) -> None:
-        outer = held(self._lock_file)
+        outer = held(self._lock.lock_file)
         if outer is not None and (self._store.granularity == "item" or outer.mode == "read"):
             raise DeadlockError(
                 f"the computation of {self.call_id[0]!r} asks for its own result (argument hash {self.call_id[1]}), "
@@ -91,7 +89,7 @@ class Call:
         :raises Timeout: if it could not be had in time
         """
         if self._is_inside:
-            outer = held(self._lock_file)
+            outer = held(self._lock.lock_file)
             assert outer is not None
             self._note(replace(outer, tag=tag or outer.tag))
             return Taken.YES
@@ -118,23 +116,23 @@ class Call:
             by = self._borrowed.lock
         else:
             by = grant if isinstance(self, TaskCall) else self._lock
-        self._note(Held(self._lock_file, mode, by, tag=tag))
+        self._note(Held(self._lock.lock_file, mode, by, tag=tag))
         return Taken.YES
 
     def _look(self, mode: Mode, seen: object, until_changed: bool) -> Taken | None:
         # What ends the waiting, if anything does.
         if mode == "read":
-            self._borrowed = mapping.borrow(self._lock_file)
+            self._borrowed = mapping.borrow(self._lock.lock_file)
             return None if self._borrowed is None else Taken.YES
         now = self._store.signature(self.call_id) if until_changed else None
         if now is not None and now != seen:
             return Taken.APPEARED
-        return Taken.MAPPED_HERE if mapping.is_mapped_here(self._lock_file) else None
+        return Taken.MAPPED_HERE if mapping.is_mapped_here(self._lock.lock_file) else None
 
     def _refuse_parents(self, info: WaitInfo) -> None:
         # A function computes under one lock, so children that it waits for can neither load nor compute its items.
         above = [peer.pid for peer in info.blockers if peer.mode == "write" and peer.is_ancestor]
-        if above or any(held_around(self._lock_file)):
+        if above or any(held_around(self._lock.lock_file)):
             raise DeadlockError(
                 f"{self.call_id[0]!r} is called by a child of its own computation in process "
                 f"{above[0] if above else os.getpid()}, which holds the function's one lock and would wait for itself "
@@ -161,23 +159,22 @@ class Call:
 
     async def keep(self, maps: list[Any]) -> bool:
         """Leave the shared lock to ``maps``, which were loaded under it, and return whether that was possible."""
-        if self._is_inside:
-            return False  # the hold of the computation around this call is exclusive
-        if (borrowed := self._borrowed) is not None:
-            mapping.keep_for(maps, borrowed.lock, borrowed.leave)
-            self._borrowed = None
-        elif (lock := self._lock_for_maps()) is not None:
-            mapping.keep_for(maps, lock, partial(lock.release, force=True))
-            if lock is self._lock:
-                self._lock = self._store.lock_for(self.call_id, self._kind)
-        else:
-            return False
+        hold = self._borrowed
+        if hold is None:
+            lock = self._lock_for_maps()
+            if lock is None:
+                return False
+            hold = mapping.MapHold(lock)
+        self._borrowed = None
+        hold.leave_to(maps)
+        if hold.lock is self._lock:
+            self._lock = self._store.lock_for(self.call_id, self._kind)
         self._forget()
         return True
 
     async def compute(self) -> Any:
-        """Call the function and return what it returns."""
-        raise NotImplementedError
+        """Call the function and return what it gives, once it has."""
+        return await self._function()
 
     def _lock_for_maps(self) -> SoftReadWriteLock | None:
         # A lock that is held shared, and may be released in any thread.
@@ -236,10 +233,6 @@ class TaskCall(Call):
         finally:
             steps.close()
             await self.give()
-
-    async def compute(self) -> Any:
-        """Call the function and wait for what it gives."""
-        return await self._function()
 
     def _lock_for_maps(self) -> SoftReadWriteLock | None:
         # A task's hold ends with the task, and maps may outlive it: they get their own, unless somebody waits to write.

@@ -130,8 +130,11 @@ class Guard:
         self._locks: list[Any] = []
         self._stack = AsyncExitStack()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _arrived, (self._asked, self._options, self.witnesses())
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._asked, self._options, self.witnesses()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._set_up(*state)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} read={list(self.paths_read)}, write={list(self.paths_write)}>"
@@ -212,8 +215,8 @@ class Guard:
                 raise
             self._around.append(borrowed)
         else:
-            self._stack.push_async_exit(partial(_end_block, grant))
             of_thread = isinstance(lock, SoftReadWriteLock)
+            (self._stack.push if of_thread else self._stack.push_async_exit)(grant)
             witness = lock.witness() if of_thread else None
             self._own.append(Held(asked.lock_path, mode, lock if of_thread else grant, witness, at_most))
 
@@ -247,16 +250,6 @@ class TaskGuard(Guard):
 
     async def __aexit__(self, *exception: object) -> None:
         await self._leave(*exception)
-
-
-async def _end_block(grant: Any, *exception: Any) -> None:
-    await done((grant.__exit__ if hasattr(grant, "__exit__") else grant.__aexit__)(*exception))
-
-
-def _arrived(asked: LockSet, options: LockOptions, witnesses: tuple[HoldWitness, ...]) -> Guard:
-    copy = Guard.__new__(Guard)
-    copy._set_up(asked, options, witnesses)
-    return copy
 
 
 def guard(read: Paths = (), write: Paths = (), limited: Limits | None = None, **options: Unpack[LockOptions]) -> Guard:

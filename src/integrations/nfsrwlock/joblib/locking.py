@@ -39,12 +39,10 @@ def _paths_of(func: Callable[..., Any], wanted: dict[str, Any]) -> _PathsOfCall:
         except TypeError as error:
             raise TypeError(f"{_name_of(func)}(): {error}") from None
         bound.apply_defaults()
-        given: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
-            if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-                given |= value
-            else:
-                given[name] = value
+        given = dict(bound.arguments)
+        for parameter in signature.parameters.values():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                given |= given.pop(parameter.name)
         return {name: ask(given) for name, ask in asks.items()}
 
     return paths_of_call
@@ -55,13 +53,13 @@ def _asking(paths: Any, signature: inspect.Signature, name: str) -> Callable[[di
     if not callable(paths):
         return lambda given: paths
     try:
-        wanted = inspect.signature(paths).parameters.values()
+        wanted = inspect.signature(paths)
     except ValueError:
         raise TypeError(
             f"{name}= must be a function with named parameters, got {paths!r}; put it into a lambda"
         ) from None
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    for parameter in wanted:
+    for parameter in wanted.parameters.values():
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             raise TypeError(f"{name}= must be a function of named arguments, and it has *{parameter.name}")
         missing = parameter.name not in signature.parameters and not takes_all
@@ -72,14 +70,9 @@ def _asking(paths: Any, signature: inspect.Signature, name: str) -> Callable[[di
             )
 
     def ask(given: dict[str, Any]) -> Any:
-        in_order: list[Any] = []
-        named: dict[str, Any] = {}
-        for parameter in wanted:
-            if parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
-                named |= {parameter.name: given[parameter.name]} if parameter.name in given else {}
-            elif parameter.name in given or parameter.default is not inspect.Parameter.empty:
-                in_order.append(given.get(parameter.name, parameter.default))
-        return paths(*in_order, **named)
+        bound = inspect.BoundArguments(wanted, {name: given[name] for name in wanted.parameters if name in given})
+        bound.apply_defaults()
+        return paths(*bound.args, **bound.kwargs)
 
     return ask
 

@@ -13,15 +13,14 @@ import mmap
 import threading
 import types
 import weakref
-from collections.abc import Callable
 from typing import Any, Final
 
 from nfsrwlock_core import SoftReadWriteLock
 
 _NO_DATA: Final = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.FrameType)
 
-#: The holds of maps that live in this process, by what they lock.
-_living: Final[dict[str, list[MapHold]]] = {}
+#: The holds of maps that live in this process.
+_living: Final[set[MapHold]] = set()
 _mutex: Final = threading.RLock()  # re-entrant: a finaliser may run anywhere, in here, too
 
 
@@ -29,35 +28,39 @@ class MapHold:
     """
     The hold of memory maps, and of those who borrow it.
 
-    :param lock: by which it is held
-    :param count: of its users
-    :param release: ends it, from whatever thread; in a forked child it must do nothing
+    :param lock: by which it is held, at first for the caller alone
     """
 
-    def __init__(self, lock: SoftReadWriteLock, count: int, release: Callable[[], object]) -> None:
+    def __init__(self, lock: SoftReadWriteLock) -> None:
         self.lock: Final = lock
-        self._count = count
-        self._release: Final = release
+        self._users = 1
 
     def leave(self) -> None:
         """End it for one user, and altogether if that was the last one."""
         with _mutex:
-            self._count -= 1
-            if self._count:
+            self._users -= 1
+            if self._users:
                 return
-            others = [hold for hold in _living.pop(self.lock.lock_file, ()) if hold is not self]
-            if others:
-                _living[self.lock.lock_file] = others
-        self._release()
+            _living.discard(self)
+        self.lock.release(force=True)
+
+    def leave_to(self, maps: list[mmap.mmap]) -> None:
+        """End it for one user, but not before the last of ``maps`` is gone."""
+        with _mutex:
+            self._users += len(maps)
+            _living.add(self)
+        for one in maps:
+            weakref.finalize(one, self.leave).atexit = False  # at exit the core releases what is held
+        self.leave()
 
     def _join(self) -> MapHold:
-        self._count += 1
+        self._users += 1
         return self
 
 
 def is_mapped_here(lock_file: str) -> bool:
     """Whether a living memory map of this process holds the lock on ``lock_file``."""
-    return lock_file in _living
+    return any(hold.lock.lock_file == lock_file for hold in list(_living))
 
 
 def borrow(lock_file: str) -> MapHold | None:
@@ -67,16 +70,8 @@ def borrow(lock_file: str) -> MapHold | None:
     Whoever reads what this process has mapped already would wait behind a writer that waits for the map.
     """
     with _mutex:
-        return next((hold._join() for hold in list(_living.get(lock_file, ())) if hold.lock.is_locked), None)
-
-
-def keep_for(maps: list[mmap.mmap], lock: SoftReadWriteLock, release: Callable[[], object]) -> None:
-    """Let a shared hold end when the last of ``maps`` is gone. The other parameters are those of :class:`MapHold`."""
-    hold = MapHold(lock, len(maps), release)
-    with _mutex:
-        _living[lock.lock_file] = [*_living.get(lock.lock_file, ()), hold]
-    for one in maps:
-        weakref.finalize(one, hold.leave).atexit = False  # at exit the core releases what is held
+        here = (hold for hold in list(_living) if hold.lock.lock_file == lock_file and hold.lock.is_locked)
+        return next((hold._join() for hold in here), None)
 
 
 def maps_in(value: object) -> list[mmap.mmap]:

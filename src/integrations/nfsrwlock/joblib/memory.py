@@ -27,15 +27,14 @@ from nfsrwlock_core import LockLostError
 
 from .around import held
 from .calls import Call, Taken, TaskCall, ThreadCall
-from .mapping import maps_in
 from .store import LINGER_S, TAG, CallId, Granularity, LockingStoreBackend, register_store_backend, tag_of
 
 _Call = TypeVar("_Call", bound=Call)
 
 #: What joblib's metadata of an item have in any case.
 _METADATA: Final = frozenset({"duration", "input_args", "time"})
-#: Set while joblib's own check of a function's code runs: then `clear` is about other code's items only.
-_code_has_changed: ContextVar[bool] = ContextVar("nfsrwlock_joblib_code_has_changed", default=False)
+#: While joblib's own check of a function's code runs, the mark of that: `clear` is about other code's items only.
+_checked_code: ContextVar[str | None] = ContextVar("nfsrwlock_joblib_checked_code", default=None)
 
 
 class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has no types
@@ -73,11 +72,11 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         return self.store_backend.stored_tag(self.func_id) == self._tag
 
     def _check_previous_func_code(self, stacklevel: int = 2) -> bool:
-        token = _code_has_changed.set(True)
+        token = _checked_code.set(self._tag)
         try:
             return bool(super()._check_previous_func_code(stacklevel=stacklevel + 1))
         finally:
-            _code_has_changed.reset(token)
+            _checked_code.reset(token)
 
     def check_call_in_cache(self, *args: Any, **kwargs: Any) -> bool:
         """Tell whether a call is cached and valid, under its shared lock. Calls and removes nothing."""
@@ -155,10 +154,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             return (self._get_memorized_result(call_id),)
         try:
             started = time.time()
-            output = self._load_item(call_id)
-            maps = [] if store.mmap_mode is None else maps_in(output)
-            if maps and not await call.keep(maps):
-                output = store.load_copy(call_id)
+            output = await store.load_under(call, timestamp=self.timestamp, verbose=self._verbose)
             if self._verbose > 4:
                 self._print_duration(time.time() - started, context="cache loaded ")
         except Exception:
@@ -193,14 +189,10 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         store.remove(call_id)  # not earlier: if the function had raised, what was there would be as good as before
         # Before the result is there, so that whoever finds it finds its mark, too, even if this process is killed.
         store.store_metadata(call_id, {"duration": time.time() - started, "input_args": {}, "time": started})
-        # What joblib's _after_call does, which would map the result while the exclusive lock is held.
-        store.dump_item(call_id, output, verbose=self._verbose)
-        duration = time.time() - started
-        if self._verbose > 0:
-            self._print_duration(duration)
-        metadata = self._persist_input(duration, call_id, args, kwargs)
+        # As for shelving: else joblib would map the result while the exclusive lock is held.
+        reference, metadata = self._after_call(call_id, args, kwargs, True, output, started)
         if shelving:
-            return self._get_memorized_result(call_id, metadata), metadata
+            return reference, metadata
         if self.mmap_mode is not None:
             await call.give()
             await call.take("read")
@@ -218,13 +210,10 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         """
         if self._verbose > 0 and warn:
             self.warn(f"Clearing function cache identified by {self.func_id}")
-        if _code_has_changed.get():
-            # Those that are in use are not lost by staying: their mark says that they are of other code.
-            self.store_backend.remove_all(self.func_id, keep=self._tag)
-        else:
-            busy = self.store_backend.remove_all(self.func_id)
-            if busy and warn:
-                self.warn(f"{busy} results of {self.func_id} are in use and stay")
+        keep = _checked_code.get()
+        busy = self.store_backend.remove_all(self.func_id, keep=keep)
+        if busy and warn and keep is None:  # else their mark says that they are of other code
+            self.warn(f"{busy} results of {self.func_id} are in use and stay")
         func_code, _, first_line = self.func_code_info
         self._write_func_code(func_code, first_line)
 

@@ -17,6 +17,7 @@ import copy
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -161,17 +162,17 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     async def _load(self, call: Call, options: dict[str, Any]) -> Any:
         await call.take("read")
+        return await self.load_under(call, **options)
+
+    async def load_under(self, call: Call, **options: Any) -> Any:
+        """Load the item of a call that holds its lock. Memory maps in it keep that, or it is loaded into memory."""
         item = super().load_item(call.call_id, **options)
         maps = [] if self.mmap_mode is None else maps_in(item)
-        if maps:
-            await call.keep(maps)
+        if maps and not await call.keep(maps):
+            plain = copy.copy(self)
+            plain.mmap_mode = None
+            item = plain.load_item(call.call_id)
         return item
-
-    def load_copy(self, call_id: CallId, **options: Any) -> Any:
-        """Load an item into memory even if this store maps items. The caller holds its lock."""
-        plain = copy.copy(self)
-        plain.mmap_mode = None
-        return plain.load_item(call_id, **options)
 
     def dump_item(self, call_id: CallId, item: Any, verbose: int = 1) -> None:
         """Store an item under its exclusive lock; as joblib, warn and go on where that is not possible."""
@@ -181,32 +182,19 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         except Timeout as error:
             warnings.warn(f"Unable to cache to disk: {error}.", CacheWarning, stacklevel=2)
 
-    def _move_item(self, src: str, dst: str) -> None:
-        # The moment in which a result becomes visible, and so the last one to make sure that it may.
-        call_id = os.path.split(os.path.relpath(os.path.dirname(dst), self.location))
+    def _concurrency_safe_write(self, to_write: Any, filename: str, write_func: Callable[[Any, str], None]) -> None:
+        call_id = os.path.split(os.path.relpath(os.path.dirname(filename), self.location))
+        begun = f"{filename}.{secrets.token_hex(16)}"
         try:
+            write_func(to_write, begun)
+            # The moment in which a result becomes visible, and so the last one to make sure that it may.
             if _ITEM.fullmatch(call_id[1]):
                 self.check_hold(call_id)
-            os.replace(src, dst)
+            os.replace(begun, filename)
         except BaseException:
+            # joblib leaves what it could not write to its end, gigabytes perhaps, on a disk that is full.
             with suppress(OSError):
-                os.unlink(src)
-            raise
-
-    def _concurrency_safe_write(self, to_write: Any, filename: str, write_func: Callable[[Any, str], None]) -> None:
-        # joblib leaves what it could not write to its end, gigabytes perhaps, on a disk that is full.
-        begun = []
-
-        def write(what: Any, name: str) -> None:
-            begun.append(name)
-            write_func(what, name)
-
-        try:
-            super()._concurrency_safe_write(to_write, filename, write)
-        except BaseException:
-            for name in begun:
-                with suppress(OSError):
-                    os.unlink(name)
+                os.unlink(begun)
             raise
 
     def get_metadata(self, call_id: CallId) -> dict[str, Any]:
@@ -231,26 +219,17 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     # -- removal ------------------------------------------------------------------------------------------------------
 
-    def clear_item(self, call_id: CallId) -> None:
-        """Remove an item unless it is in use."""
-        self.remove_if_idle(call_id)
+    def clear_location(self, location: str) -> None:
+        """
+        Remove an item, or all of a function or of the store, but for those that are in use; joblib removes by this.
 
-    def clear_path(self, call_id: list[str]) -> None:
-        """Remove all items of a function that are not in use."""
-        self.remove_all(call_id[0])
-
-    def clear(self) -> None:
-        """Remove all items that are not in use. Locks stay, and so do files that are none of joblib's."""
-        self.remove_all("")
-
-    def enforce_store_limits(self, bytes_limit: Any, items_limit: Any = None, age_limit: Any = None) -> None:
-        """Remove the items that were used longest ago, as joblib does, but pass by those that are in use."""
-        for item in self._get_items_to_delete(bytes_limit, items_limit, age_limit):
-            if self.verbose > 10:
-                print(f"Deleting item {item}")
-            call_id = os.path.split(os.path.relpath(item.path, self.location))
-            if _ITEM.fullmatch(call_id[1]):
-                self.remove_if_idle(call_id)
+        Locks stay, and so do files that are none of joblib's.
+        """
+        call_id = os.path.split(os.path.relpath(location, self.location))
+        if _ITEM.fullmatch(call_id[1]):
+            self.remove_if_idle(call_id)
+        else:
+            self.remove_all(os.path.join(*call_id))
 
     def remove_if_idle(self, call_id: CallId, *, keep: str | None = None) -> bool:
         """
@@ -295,12 +274,12 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             if TAG not in metadata and self.contains_item(call_id):
                 super().store_metadata(call_id, {**metadata, TAG: old[call_id[0]]})
         if keep is None:
-            self._prune(os.path.join(self.location, func_id) if func_id else self.location)
+            self._prune(os.path.normpath(os.path.join(self.location, func_id)))
         return len(busy)
 
     def _items(self, func_id: str, *, deep: bool) -> list[CallId]:
         found = []
-        for directory, names, _ in os.walk(os.path.join(self.location, func_id) if func_id else self.location):
+        for directory, names, _ in os.walk(os.path.join(self.location, func_id)):
             here = os.path.relpath(directory, self.location)
             found += [(here, name) for name in names if _ITEM.fullmatch(name)]
             names[:] = [name for name in names if deep and not _ITEM.fullmatch(name)]

@@ -17,7 +17,6 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from snakemake.exceptions import WorkflowError
@@ -65,13 +64,7 @@ class LockingError(WorkflowError):  # type: ignore[misc]
     Snakemake shows where in the code an exception was raised if that is not its own; here that is of no use to anybody.
     """
 
-    @property
-    def __traceback__(self) -> TracebackType | None:
-        return None
-
-    @__traceback__.setter
-    def __traceback__(self, traceback: TracebackType | None) -> None:
-        pass
+    __traceback__ = property(lambda self: None, lambda self, traceback: None)
 
 
 class Waiting:

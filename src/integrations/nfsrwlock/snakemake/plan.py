@@ -83,7 +83,11 @@ def plan_of(job: Any) -> Plan | None:
     exclusive: dict[int, str] = {}
 
     def add(mode: Mode, wish: Wish, file: Any) -> str:
-        path = _lock_path(job, file, wish)
+        name = file
+        if wish.lock is not None:
+            _check_wildcards(job.rule, file, wish, job.wildcards.keys())
+            name = apply_wildcards(wish.lock, job.wildcards)
+        path = os.path.abspath(str(name))
         timeout, settings = _resolved(job.rule, wish.options)
         wanted.append(Want(path, mode, settings, wish.at_most))
         timeouts.append(timeout)
@@ -129,13 +133,6 @@ def _check_input(job: Any, file: Any) -> None:
     else:
         return
     raise LockingError(f"the input {str(file)!r} {problem}", rule=job.rule)
-
-
-def _lock_path(job: Any, file: Any, wish: Wish) -> str:
-    if wish.lock is None:
-        return os.path.abspath(str(file))
-    _check_wildcards(job.rule, file, wish, job.wildcards.keys())
-    return os.path.abspath(str(apply_wildcards(wish.lock, job.wildcards)))
 
 
 def _resolved(rule: Any, options: Options) -> tuple[float, tuple[tuple[str, Any], ...]]:

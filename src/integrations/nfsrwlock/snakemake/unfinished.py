@@ -118,12 +118,12 @@ def undo_earlier(job: Any, plan: Plan, locks: LockSet) -> None:
 
 
 def _undo(job: Any, lock: SoftReadWriteLock, grant: int | None, private: Mapping[str, str]) -> list[str]:
-    found = _load(record_of(lock))
-    if found.get("generation") != grant:  # somebody has written since
+    generation, recorded = _load(record_of(lock))
+    if generation != grant:  # somebody has written since
         return []
     # Whoever may write beside the lock may have made the record up: it says nothing of other files than the job's.
     own = {_real(file): os.path.abspath(str(file)) for file in (*job.input, *job.output)}
-    changed = [own[path] for path, before in found["before"].items() if path in own and identity(own[path]) != before]
+    changed = [own[path] for path, before in recorded.items() if path in own and identity(own[path]) != before]
     for path in changed:
         _take_away(job, path, private.get(path))
     return changed
@@ -135,7 +135,7 @@ def is_cut_off(job: Any, file: Any) -> bool:
     if plan is None:
         return False
     locks = written(plan, lock_set(plan.wanted))
-    return any(path in _load(record_of(lock)).get("before", {}) for lock in locks)
+    return any(path in _load(record_of(lock))[1] for lock in locks)
 
 
 def written(plan: Plan, locks: LockSet) -> list[SoftReadWriteLock]:
@@ -154,13 +154,13 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
-def _load(record: str) -> dict[str, Any]:
+def _load(record: str) -> tuple[Any, dict[str, Any]]:
     try:
         with open(record, encoding="utf-8", opener=_no_link) as file:
             found = json.load(file)
-    except (OSError, ValueError):  # cut off while it was written, so nothing had begun
-        return {}
-    return found if isinstance(found, dict) else {}
+        return found["generation"], dict(found["before"])
+    except (OSError, ValueError, LookupError, TypeError):  # cut off while it was written, so nothing had begun
+        return None, {}
 
 
 def _take_away(job: Any, path: str, private: str | None) -> None:
