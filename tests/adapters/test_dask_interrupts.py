@@ -12,7 +12,7 @@ import pytest
 
 from adapters.dask_tasks import is_held, wait_until
 from interrupts import interrupted_at
-from nfsrwlock import LockNotHeldError
+from nfsrwlock import LockLostError, LockNotHeldError, break_lock
 from nfsrwlock.dask import Lock, RWLock, Semaphore, combine
 from nfsrwlock.dask.holding import activity
 
@@ -73,6 +73,33 @@ def test_an_interrupt_at_any_moment_of_a_release_gives_back_one_hold(
         kept.append(lock._levels[-1])
         number += 1
     assert is_free(path)
+    assert number > 5 or module.__name__.endswith("combine")
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_an_interrupt_of_a_release_is_raised_and_leaves_nothing_also_if_a_member_was_lost(
+    tmp_path: Path, module: Any
+) -> None:
+    """The error of one member must not hide the exception that came while another one was given back."""
+    kept, lost = tmp_path / "a", tmp_path / "b"
+    lock, number = combine(Lock(kept), Lock(lost)), 0
+
+    def release() -> None:
+        with pytest.raises(LockLostError):
+            lock.release()
+
+    while True:
+        lock.acquire()
+        (_, level), (_, lost_level) = lock._levels[-1]._members
+        levels = [lock._levels[-1], level, lost_level]  # lest their end is where the exception comes
+        break_lock(lost, force=True)
+        is_interrupted = interrupted_at(number, module, release)
+        assert not activity.holds, f"after call {number}"
+        assert not is_held(kept)
+        if not is_interrupted:
+            break
+        del levels
+        number += 1
     assert number > 5 or module.__name__.endswith("combine")
 
 
