@@ -37,7 +37,7 @@ class AcquireReturnProxy:
     What an acquire returns: one level of the lock, which the end of a ``with`` block on it gives back, in any thread.
 
     It exists before it is taken, and giving it back twice does no harm. So an exception that a signal's handler raises
-    at any moment leaves nothing of it behind.
+    in the middle of either leaves nothing of it behind.
     """
 
     def __init__(self, lock: SoftReadWriteLock, *, may_move: bool = False) -> None:

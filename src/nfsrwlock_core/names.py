@@ -269,15 +269,12 @@ def _encode_host(host: str) -> str:
     # Percent-encoded bytes, cut at a whole character: a host name is for people, so losing its end is no harm.
     encoded = ""
     for char in host:
-        piece = char if re.fullmatch(r"[A-Za-z0-9._-]", char) else _percent(char)
+        escaped = "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
+        piece = char if re.fullmatch(r"[A-Za-z0-9._-]", char) else escaped
         if len(encoded) + len(piece) > _HOST_MAX_CHARS:
             break
         encoded += piece
     return encoded
-
-
-def _percent(char: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
 
 
 def _decode_host(text: str) -> str:

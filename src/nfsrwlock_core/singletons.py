@@ -99,7 +99,7 @@ def _refuse_other_contract(old: Settings, new: Settings) -> None:
     # Tuning keeps the first caller's values, and whoever asks for nothing special joins. What would take away something
     # that a caller asks for is refused.
     for name, joins in (
-        ("timeout", _same_seconds(old.timeout, new.timeout)),
+        ("timeout", old.timeout == new.timeout or {old.timeout, new.timeout} <= {-1.0, math.inf}),
         ("blocking", old.blocking == new.blocking),
         ("on_compromise", new.on_compromise in (None, old.on_compromise)),
         ("heartbeat", new.heartbeat in ("thread", old.heartbeat)),
@@ -111,10 +111,6 @@ def _refuse_other_contract(old: Settings, new: Settings) -> None:
                 f"cannot be changed to a different {name}: {getattr(new, name)!r}; use is_singleton=False for another "
                 "object"
             )
-
-
-def _same_seconds(one: float, other: float) -> bool:
-    return one == other or {one, other} <= {-1.0, math.inf}
 
 
 def _reset_after_fork() -> None:

@@ -473,6 +473,18 @@ def test_a_run_that_fails_leaves_no_report_behind_where_there_was_none(scene: Sc
     assert len(json.loads((scene.directory / "shared.json").read_text())) == 1
 
 
+@pytest.mark.parametrize("now", ["another report", None])
+def test_a_run_that_is_interrupted_leaves_alone_what_others_did_to_its_report_meanwhile(
+    scene: Scene, now: str | None
+) -> None:
+    shared = scene.directory / "shared.json"
+    leader, _ = start_peer(scene, "--report", str(shared), ".")
+    shared.write_text(now) if now is not None else shared.unlink()
+    leader.terminate()
+    assert leader.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert (shared.read_text() if shared.exists() else None) == now
+
+
 def test_a_report_goes_into_a_fifo_that_somebody_reads(scene: Scene) -> None:
     os.mkfifo(scene.directory / "fifo")
     reader = scene.start("fifo", program=["cat"])

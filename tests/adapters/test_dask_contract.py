@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import datetime as dt
 import inspect
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import pytest
 import nfsrwlock.dask
 from adapters.dask_tasks import PATIENCE_S, is_held, overlap, wait_until, work_alone, work_alone_async
 from nfsrwlock import LockPathError, Timeout
+from nfsrwlock.dask.holding import activity
 
 Make = Callable[[], Any]
 THEIRS = pytest.param(distributed.Lock, id="distributed", marks=pytest.mark.peers)
@@ -278,6 +281,21 @@ def test_what_is_not_awaited_in_a_coroutine_is_not_taken_for_its_result(client: 
         return [*said, await lock.locked(), await lock.release(), await lock.locked()]
 
     assert client.submit(task, nfsrwlock.dask.Lock(tmp_path / "data")).result() == [False, True, True, False]
+
+
+def test_what_is_awaited_later_has_not_waited_before(client: Any, tmp_path: Path) -> None:
+    async def program() -> tuple[float, float]:
+        lock, before = nfsrwlock.dask.Lock(tmp_path / "data"), activity.waited_s()
+        steps = lock.acquire()
+        await asyncio.sleep(1.5)
+        began = time.monotonic()
+        await steps
+        took = time.monotonic() - began
+        await lock.release()
+        return activity.waited_s() - before, took
+
+    waited, took = client.sync(program)
+    assert waited <= took
 
 
 def test_the_lock_of_a_key_is_synchronous_for_zarr_2_takes_it_where_dask_unpickles(client: Any, tmp_path: Path) -> None:

@@ -358,6 +358,24 @@ def test_what_is_no_half_made_group_lock_is_not_removed(lock_path, monkeypatch):
     assert os.listdir(lock_path) == ["precious"]
 
 
+def test_a_half_made_group_lock_that_another_one_removes_and_makes_first_is_waited_for_anew(lock_path, monkeypatch):
+    """Several who have waited for one maker come at a time."""
+    monkeypatch.setattr(directory, "_HALF_MADE_S", 0.1)
+    os.mkdir(lock_path, 0o1700)
+    rmdir = os.rmdir
+
+    def too_late(path: str) -> None:
+        monkeypatch.setattr(os, "rmdir", rmdir)
+        rmdir(path)
+        os.mkdir(path, 0o1700)  # the other one's, who is killed as well
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    monkeypatch.setattr(os, "rmdir", too_late)
+    opened(lock_path, "group")
+    assert os.rmdir is rmdir
+    assert stat.S_IMODE(os.stat(lock_path).st_mode) == 0o2770
+
+
 def test_a_directory_that_is_removed_while_its_owner_is_looked_at_is_nobody_elses(lock_path, monkeypatch):
     """Where a server maps all users to one, a probe tells whose it is; a probe that cannot be made tells nothing."""
     user, mkdir = os.geteuid(), os.mkdir
@@ -788,6 +806,16 @@ class TestSeveralUsers:
             assert path.stat().st_mode & 0o1777 == 0o1700
             as_user(heir, lambda: participant(opened(path, "group")).advance(), groups=[heir, TEAM])
             assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (0o2770, heir)
+
+    def test_a_new_directory_above_a_groups_lock_whose_maker_was_killed_is_made_again(self, monkeypatch):
+        monkeypatch.setattr(directory, "_HALF_MADE_S", 0.2)
+        with directory_of(0, gid=TEAM, mode=0o2770) as place:
+            new = place / "new"
+            new.mkdir()
+            os.chown(new, ALICE, TEAM)
+            new.chmod(0o3700)  # as Alice made it
+            as_user(BOB, lambda: opened(new / "data.rwlock", "group") and None, groups=[BOB, TEAM])
+            assert (stat.S_IMODE(new.stat().st_mode), new.stat().st_uid) == (0o2770, BOB)
 
     def test_a_directory_that_is_not_the_groups_is_no_reason_to_wait(self, monkeypatch):
         monkeypatch.setattr(directory, "_HALF_MADE_S", 1e6)

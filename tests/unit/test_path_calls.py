@@ -73,7 +73,7 @@ TABLE = {
         "os.mkdir(name, _GROUP_MODE if self.share == 'group' else _USER_MODE, dir_fd=here)": INSIDE,
         "os.rmdir(name, dir_fd=here)": INSIDE,
         "os.rmdir(self.path)": NAME,
-        "self.rmdir()": NAME,
+        "os.rmdir(half_made)": NAME,
         "_open(name, flags, here)": INSIDE,
         "_open(self.path, _LIST_FLAGS)": LAST,
         "os.rename(last, new.rpartition('/')[2], src_dir_fd=parent, dst_dir_fd=parent)": INSIDE,
@@ -108,7 +108,7 @@ TABLE = {
     "integrations/nfsrwlock/cli/app.py": {
         "open(descriptor, 'w' if descriptor else 'r', closefd=False)": "nothing: a descriptor",
     },
-    "integrations/nfsrwlock/doctor/examination.py": {"os.unlink": NAME},
+    "integrations/nfsrwlock/doctor/examination.py": {"os.unlink(path)": NAME},
     "integrations/nfsrwlock/doctor/scratch.py": {
         "os.mkdir(path, 448)": MADE,
         "os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)": LAST,

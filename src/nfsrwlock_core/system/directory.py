@@ -124,11 +124,12 @@ class LockDirectory:
                     raise
                 deadline = deadline or time.monotonic() + _HALF_MADE_S
                 # What is finished by now may not have been when it was looked at: it is tried once more.
-                is_last = not self._is_half_made(found)
-                if not is_last and time.monotonic() > deadline:  # its maker was killed, or cut off, before it was done
+                is_last = not (half_made := self._half_made(found))
+                if half_made and time.monotonic() > deadline:  # its maker was killed, or cut off, before it was done
                     deadline = 0.0
                     try:
-                        self.rmdir()
+                        with contextlib.suppress(FileNotFoundError):  # another one was faster
+                            os.rmdir(half_made)
                     except OSError:  # not empty, so not just made, or not ours to remove
                         is_last = True
                 time.sleep(0 if is_last else 0.05)
@@ -251,13 +252,13 @@ class LockDirectory:
                     os.rmdir(directory)
             raise
 
-    def _is_half_made(self, found: os.stat_result | None) -> bool:
-        # Whether what was found, or the deepest directory at or above it that can be seen, is just being made for the
-        # group. Where nothing is refused but what was found, another one may have its place by now.
+    def _half_made(self, found: os.stat_result | None) -> str:
+        # The path of what was found, or of the deepest directory at or above it that can be seen, if it is just being
+        # made for the group. Where nothing is refused but what was found, another one may have its place by now.
         path = self.path
         while True:
             try:
-                return (found or os.stat(path)).st_mode & 0o1070 == stat.S_ISVTX
+                return path if (found or os.stat(path)).st_mode & 0o1777 == _BEING_SHARED else ""
             except OSError:
                 path = os.path.dirname(path)
 

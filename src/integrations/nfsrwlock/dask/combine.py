@@ -21,7 +21,7 @@ from distributed import Lock as DistributedLock
 
 from nfsrwlock import FileLock
 from nfsrwlock.driving import at_once, done
-from nfsrwlock_core import Timeout
+from nfsrwlock_core import LockError, Timeout
 
 from .context import Caller
 from .lock import Lock, LockMethods, RWLock
@@ -87,9 +87,9 @@ class _Together:
                 results.append(await (lock._end(level, by) if isinstance(lock, Lock) else level.end()))
             except BaseException as error:
                 results.append(error)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        if errors := [result for result in results if isinstance(result, BaseException)]:
+            # A signal's first: whoever gets that ends once more what it may have kept from its end.
+            raise min(errors, key=lambda error: isinstance(error, LockError))
         return all(results)
 
 

@@ -62,8 +62,8 @@ class Hold:
         self._granted: Any = None
         #: The worker that runs the caller, if that is a task.
         self._worker: Final = None if caller.key is None else current_worker()
-        self._started: Final = time.monotonic()
-        #: When it ended to wait.
+        #: When it began to wait, and when that ended.
+        self._started = 0.0
         self._ended: float | None = None
         self._next_report_s = _LONG_WAIT_S
         self._has_paused = False
@@ -83,7 +83,7 @@ class Hold:
         :param seconds: 0: do not wait; -1: no limit; ``None``: as the settings say
         :raises distributed.Reschedule: if the task is to start over, or was cancelled
         """
-        settings = self.settings
+        settings, self._started = self.settings, time.monotonic()
         wanted = settings.timeout if seconds is None else seconds
         with activity.lock:
             mine = (hold for hold in activity.holds if hold.is_held and hold.caller == self.caller)
@@ -124,12 +124,11 @@ class Hold:
         if self._is_cancelled():
             raise Reschedule(f"{self.caller.key} was cancelled while it waited for a lock")
 
-    async def end(self, by: Caller) -> bool:
+    async def end(self, by: Caller) -> None:
         """
         Give it back, and with the last that shares it the lock; anybody may. A forked child gives nothing back.
 
         :param by: who calls here
-        :returns: ``True``
         :raises LockLostError: if it was lost before
         """
         with activity.lock:
@@ -144,7 +143,6 @@ class Hold:
                 await self._give_back(by)
         finally:
             activity.write()
-        return True
 
     async def _give_back(self, by: Caller) -> None:
         granted = self._granted

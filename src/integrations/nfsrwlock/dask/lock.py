@@ -35,7 +35,7 @@ class LockMethods:
     The methods of ``distributed.Lock``, over levels: one for each time that the lock is taken.
 
     A level exists before it is taken (``take``), and to end it (``end``), which may be done twice, gives back whatever
-    there is of it. So an exception that a signal's handler raises at any moment leaves nothing of it behind.
+    there is of it. So an exception that a signal's handler raises in the middle of either leaves nothing of it behind.
     """
 
     #: The Tornado loop that it was made with, if any.
@@ -69,7 +69,7 @@ class LockMethods:
     async def _end(self, level: Any, by: Caller) -> bool:
         with suppress(ValueError):
             self._levels.remove(level)
-        return bool(await level.end(by))
+        return await level.end(by) is not False
 
     async def _drop(self, level: Any, by: Caller) -> None:
         # For a caller that never learns of it.
@@ -84,7 +84,7 @@ class LockMethods:
             with activity.lock:  # two who release at a time give back two
                 level = self._latest(caller or thread_caller())
                 self._levels.remove(level)
-            return bool(await level.end(caller or thread_caller()))
+            return await level.end(caller or thread_caller()) is not False
         except LockError as lost:
             if error is None or not isinstance(lost, LockLostError):
                 raise
@@ -157,8 +157,8 @@ class LockMethods:
         """
         try:
             is_async = self._is_async()
-        except BaseException:  # a signal's: what was to be given back must go all the same
-            at_once(self._release())
+        except BaseException as error:  # a signal's: what was to be given back must go all the same
+            at_once(self._release(error=error))
             raise
         return self._run(self._release, "release") if is_async else at_once(self._release())
 

@@ -77,10 +77,9 @@ def doctor(
     codes: set[int] = set()
     with ExitStack() as if_it_fails:
         if to_share is not None:
-            is_new = not os.path.exists(to_share.name)
+            if not os.path.exists(to_share.name):
+                if_it_fails.callback(_remove_if_empty, os.path.realpath(to_share.name))
             to_share.fileno()  # opens it: what cannot be written is named before all that takes long
-            if is_new and os.path.exists(to_share.name):
-                if_it_fails.callback(os.unlink, os.path.realpath(to_share.name))
         for path in dict.fromkeys(paths):
             examination = _Examination(path, lock_dir, partial(compare, rounds=rounds, processes=processes))
             try:
@@ -101,6 +100,13 @@ def doctor(
             _replace(to_share, json.dumps([report.shareable().to_dict() for report in reports], indent=2))
             if_it_fails.pop_all()
     return min(codes - {Exit.OK}, default=Exit.OK)
+
+
+def _remove_if_empty(path: str) -> None:
+    # Another one may have written its report there meanwhile, or have removed it.
+    with suppress(OSError):
+        if os.path.getsize(path) == 0:
+            os.unlink(path)
 
 
 def _replace(file: IO[str], text: str) -> None:
