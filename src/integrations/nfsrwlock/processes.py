@@ -184,8 +184,10 @@ def leave_the_caller(name: str, keep: Iterable[int | None], standard: Iterable[i
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in standard:
         os.dup2(null, descriptor)
-    # What the caller has open (a pipe, a locked file) must not stay open in the background.
-    for number in {*map(int, os.listdir("/proc/self/fd"))} - {0, 1, 2, *keep}:
+    # What the caller has open (a pipe, a locked file) must not stay open in the background. Where there is no /proc, a
+    # lock is refused.
+    listed = os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else ()
+    for number in {*map(int, listed)} - {0, 1, 2, *keep}:
         with suppress(OSError):  # the listing's own
             os.close(number)
 
