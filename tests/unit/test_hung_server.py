@@ -128,6 +128,7 @@ def test_an_attempt_behind_calls_that_hang_goes_on_when_one_of_them_ends(
 
     with lock.write_lock(60, on_wait=on_wait):
         assert waits[0] == "nothing: 4 earlier calls to it still hang"
+    wait_until_withdrawn(path.parent)  # the others of them, too
     assert announcements(path) == []
 
 
