@@ -99,7 +99,7 @@ class PeerInfo:
         doing = {"read": "reading", "write": "writing", "unknown": "holding"}[self.mode]
         if self.state == "waiting":
             doing = f"waiting for {doing}"
-        since = f" since {self.began()}" if self.began() else ""
+        since = f" since {began}" if (began := self.began()) else ""
         job = f" (job {self.job})" if self.job else ""
         ended = ", its process has ended" if self.alive is False else ""
         return f"{self.user}@{self.host} pid {self.pid}{job}, {doing}{since}, silent for {self.silent_for:.0f} s{ended}"

@@ -269,8 +269,9 @@ def _encode_host(host: str) -> str:
     # Percent-encoded bytes, cut at a whole character: a host name is for people, so losing its end is no harm.
     encoded = ""
     for char in host:
-        escaped = "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
-        piece = char if re.fullmatch(r"[A-Za-z0-9._-]", char) else escaped
+        piece = char
+        if not re.fullmatch(r"[A-Za-z0-9._-]", char):
+            piece = "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
         if len(encoded) + len(piece) > _HOST_MAX_CHARS:
             break
         encoded += piece

@@ -42,6 +42,14 @@ def is_free(path: Path) -> bool:
     return not is_held(path) and not is_held(f"{path}.other")
 
 
+def assert_that_nothing_is_held(lock: Any, path: Path, number: int) -> None:
+    """Check that an interrupt at a call, by its number, has left nothing that anybody holds or could release."""
+    wait_until(lambda: is_free(path))
+    assert (activity.held, activity.awaited) == ([], []), f"after call {number}"
+    with pytest.raises(LockNotHeldError):
+        lock.release()
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
 @pytest.mark.parametrize("call", ["acquire", "__enter__"])
 def test_an_interrupt_at_any_moment_of_an_acquire_leaves_nothing_held(
@@ -50,10 +58,7 @@ def test_an_interrupt_at_any_moment_of_an_acquire_leaves_nothing_held(
     path, number = tmp_path / "x", 0
     lock = make(path)
     while interrupted_at(number, module, getattr(lock, call)):
-        wait_until(lambda: is_free(path))
-        assert (activity.held, activity.awaited) == ([], []), f"after call {number}"
-        with pytest.raises(LockNotHeldError):
-            lock.release()
+        assert_that_nothing_is_held(lock, path, number)
         number += 1
     lock.release()
     assert is_free(path)
@@ -71,10 +76,7 @@ def test_an_interrupt_at_any_moment_of_a_release_gives_back_one_hold(
     lock.acquire()
     kept = [lock._levels[-1]]  # lest its end is where the exception comes: nobody would see that
     while interrupted_at(number, module, end):
-        wait_until(lambda: is_free(path))
-        assert (activity.held, activity.awaited) == ([], []), f"after call {number}"
-        with pytest.raises(LockNotHeldError):
-            lock.release()
+        assert_that_nothing_is_held(lock, path, number)
         assert lock.acquire(timeout=0)
         kept.append(lock._levels[-1])
         number += 1

@@ -128,8 +128,9 @@ class LockDirectory:
                 if half_made and time.monotonic() > deadline:  # its maker was killed, or cut off, before it was done
                     deadline = 0.0
                     try:
-                        with contextlib.suppress(FileNotFoundError):  # another one was faster
-                            os.rmdir(half_made)
+                        os.rmdir(half_made)
+                    except FileNotFoundError:
+                        pass  # another one was faster
                     except OSError:  # not empty, so not just made, or not ours to remove
                         is_last = True
                 time.sleep(0 if is_last else 0.05)
