@@ -8,7 +8,7 @@ import pytest
 
 from nfs.campaign.history import Hold, conflicts, disorder, overlaps
 from nfs.lanes import LANES
-from nfs.scene import Scene
+from nfs.scene import SETTINGS, Scene
 from nfs.storms import storm
 
 pytestmark = pytest.mark.nfs
@@ -74,6 +74,28 @@ def test_a_directory_that_comes_and_goes_keeps_no_client_out(scene: Scene, lane:
         assert sum(removed) > 3, "or this proves nothing"
     else:
         assert scene.server.run(["test", "-e", f"{_on_the_server(path)}.rwlock"]).returncode, "nor is anything left"
+
+
+@pytest.mark.parametrize("is_above", [False, True], ids=["its own", "one above"])
+@pytest.mark.parametrize("lane", LANES)
+def test_a_client_that_saw_a_group_s_directory_being_made_is_not_kept_out(
+    scene: Scene, lane: str, is_above: bool
+) -> None:
+    """What it saw is in its cache for half a minute. Its process is not the owner's, to whom all is open."""
+    file = "shared/new/f" if is_above else "shared/f"
+    seen = "shared/new" if is_above else "shared/f.rwlock"
+    making = 'mkdir "$0" && chown :4000 "$0" && chmod 2770 "$0" && mkdir -m 3700 "$1"'
+    scene.n1.check(["sh", "-c", making, scene.path(file="shared"), scene.path(file=seen)])
+    other = scene.process(scene.n2, "import os; from nfs.campaign.actor import become; become(4001, 4000)")
+    assert not other.do(f"os.access({scene.path(lane, seen)!r}, os.X_OK)")
+    assert other.do(f"oct(os.stat({scene.path(lane, seen)!r}).st_mode)") == "0o43700"
+    scene.n1.check(["chmod", "2770", scene.path(file=seen)])
+    holder = scene.locker(scene.n1, scene.path(file=file), f"{SETTINGS}, share='group'")
+    holder.do("lock.acquire_read(10)")
+    other.do(f"lock = SoftReadWriteLock({scene.path(lane, file)!r}, {SETTINGS}, share='group')")
+    other.do("lock.acquire_read(10)")
+    for process in (other, holder):
+        process.do("lock.release()")
 
 
 def _granted(hold: Hold) -> float:

@@ -25,7 +25,7 @@ from nfsrwlock_core.errors import LockPathError
 from nfsrwlock_core.names import gone_name
 
 from .connection import connection
-from .listing import names_in
+from .listing import mode_of, names_in
 from .process import user_name
 
 Share = Literal["user", "group"]
@@ -123,9 +123,12 @@ class LockDirectory:
                 if is_last:
                     raise
                 deadline = deadline or time.monotonic() + _HALF_MADE_S
-                # What is finished by now may not have been when it was looked at: it is tried once more.
-                is_last = not (half_made := self._half_made(found))
-                if half_made and time.monotonic() > deadline:  # its maker was killed, or cut off, before it was done
+                is_late = time.monotonic() > deadline
+                # What is finished by now may not have been when it was looked at: it is tried once more, or while
+                # others make it anew.
+                half_made = self._half_made()
+                is_last = not half_made and (is_late or found is None or not _is_being_shared(found.st_mode))
+                if half_made and is_late:  # its maker was killed, or cut off, before it was done
                     deadline = 0.0
                     try:
                         os.rmdir(half_made)
@@ -253,13 +256,13 @@ class LockDirectory:
                     os.rmdir(directory)
             raise
 
-    def _half_made(self, found: os.stat_result | None) -> str:
-        # The path of what was found, or of the deepest directory at or above it that can be seen, if it is just being
-        # made for the group. Where nothing is refused but what was found, another one may have its place by now.
+    def _half_made(self) -> str:
+        # The path of the deepest directory at or above it that can be seen, if it is just being made for the group. The
+        # server is asked: a client that has seen it so may say so long after it is done, and in use.
         path = self.path
         while True:
             try:
-                return path if (found or os.stat(path)).st_mode & 0o1777 == _BEING_SHARED else ""
+                return path if _is_being_shared(mode_of(path)) else ""
             except OSError:
                 path = os.path.dirname(path)
 
@@ -415,6 +418,10 @@ def make_directories(path: str, share: Share) -> None:
         _make(path, share, 0o777, [])
 
 
+def _is_being_shared(mode: int) -> bool:
+    return mode & 0o1777 == _BEING_SHARED
+
+
 def _make(path: str, share: Share, mode: int, made: list[str]) -> None:
     # With its missing parents. It tells which it has made.
     parent = os.path.dirname(path)
@@ -440,7 +447,7 @@ def _share(path: str, group: int) -> None:
         return
     try:
         found = os.fstat(fd)
-        if found.st_mode & 0o1777 != _BEING_SHARED:
+        if not _is_being_shared(found.st_mode):
             return
         if found.st_gid != group:
             os.fchown(fd, -1, group)

@@ -1,4 +1,8 @@
-"""A directory's entries, all of them or an error: :func:`os.listdir` cannot be had so."""
+"""
+A directory as the file server has it now: its entries, all of them or an error, and its mode, from no client's cache.
+
+:mod:`os` can be had for neither.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,28 @@ import sys
 from contextlib import suppress
 from typing import Any, Final
 
-#: getdents64(2), as each C library calls it for users (glibc, musl); ``None`` where it cannot be called.
+#: getdents64(2), as each C library calls it for users (glibc, musl), and statx(2); ``None`` where it cannot be called.
 _getdents: Any = None
+_statx: Any = None
 with suppress(ImportError, OSError):  # a Python without libffi, or a static one
     import ctypes
 
     if sys.platform == "linux":
         _libc = ctypes.CDLL(None, use_errno=True)
         _getdents = getattr(_libc, "getdirentries64", None) or getattr(_libc, "getdents", None)
+        _statx = getattr(_libc, "statx", None)
 
 #: Room for some hundred announcements in one call.
 _ROOM: Final = 1 << 16
 #: Where a ``struct linux_dirent64`` has its length, two bytes, and its name; getdents64(2).
 _LENGTH_AT: Final = 16
 _NAME_AT: Final = 19
+#: From statx(2) and its headers: below the working directory, ask the server, the file's mode, and where that is found
+#: in a ``struct statx``, which has room for 256 bytes.
+_AT_FDCWD: Final = -100
+_AT_STATX_FORCE_SYNC: Final = 0x2000
+_STATX_MODE: Final = 2
+_MODE_AT: Final = 28
 
 
 def names_in(fd: int) -> list[str]:
@@ -46,3 +58,18 @@ def names_in(fd: int) -> list[str]:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return [os.fsdecode(name) for name in names if name not in (b".", b"..")]
+
+
+def mode_of(path: str) -> int:
+    """
+    Return the mode of ``path`` (``st_mode``) as the file server has it now, where the kernel can be asked for that.
+
+    :func:`os.stat` may repeat for a minute what an NFS client has seen before (nfs(5), ``acdirmax``).
+
+    :raises OSError: as of :func:`os.stat`
+    """
+    if _statx is not None:
+        found = ctypes.create_string_buffer(256)
+        if _statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_FORCE_SYNC, _STATX_MODE, found) == 0:
+            return int.from_bytes(found.raw[_MODE_AT : _MODE_AT + 2], sys.byteorder)
+    return os.stat(path).st_mode

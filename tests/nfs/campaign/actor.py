@@ -155,7 +155,7 @@ async def play(settings: dict[str, Any]) -> None:
     stop = threading.Event()
 
     def listen() -> None:
-        sys.stdin.buffer.read(1)
+        os.read(sys.stdin.fileno(), 1)  # by no buffer, which an interpreter that ends early would wait for, and abort
         stop.set()
 
     threading.Thread(target=listen, daemon=True).start()

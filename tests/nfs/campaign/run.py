@@ -54,6 +54,8 @@ class _Process:
     machine: _Machine
     lane: str
     unread: bytes = b""
+    #: What it wrote to standard error.
+    words: str = ""
 
 
 class Campaign:
@@ -232,9 +234,8 @@ class Campaign:
     def _hear(self, process: _Process, kind: bytes, data: bytes) -> None:
         if kind != b"O":  # the lock's warnings, and whatever a process dies of
             with self._changing:
+                process.words += data.decode(errors="replace")
                 self.words.append(f"{process.who}: {data.decode(errors='replace')}")
-                if b"Traceback" in data:
-                    self.errors.append(self.words[-1])
             return
         *lines, process.unread = (process.unread + data).split(b"\n")
         for line in lines:
@@ -256,9 +257,12 @@ class Campaign:
                     continue  # whoever has it in hand starts its processes, once it has its mounts
                 del self._running[who]
                 if process.job.returncode is not None and process.job.returncode != -9:
-                    self.errors.append(f"{who} ended with code {process.job.returncode}")
+                    self._note_end(process)
                 if process.machine is self._machines[node.name] and process.job.returncode is not None:
                     self._start_process(node)
+
+    def _note_end(self, process: _Process) -> None:
+        self.errors.append(f"{process.who} ended with code {process.job.returncode}:\n{process.words}")
 
     def _kill_one(self, node: Node, chance: random.Random) -> str:
         with self._changing:
@@ -289,8 +293,8 @@ class Campaign:
             left = began + 2 * self.lease_s * max(_LEASES) + _ENDING_S - time.monotonic()
             if not process.job.wait_until(lambda job=process.job: job.done, max(left, 0.1)):  # type: ignore[misc]
                 self.errors.append(f"{process.who} has not ended; it is on {process.lane}")
-            elif process.job.returncode not in (0, -9, None):
-                self.errors.append(f"{process.who} ended with code {process.job.returncode}")
+            elif process.job.returncode not in (0, -9, None) or "Traceback" in process.words:
+                self._note_end(process)
             process.job.kill()
         self.ending_s = time.monotonic() - began
         for machine in self._machines.values():
