@@ -112,13 +112,14 @@ def arguments(about: str | None, limit_s: float) -> argparse.ArgumentParser:
 def extent_of(options: argparse.Namespace) -> trials.Extent:
     """Return how much is tried, as :func:`arguments` were given."""
     extent = trials.QUICK if options.quick else trials.FULL
-    return replace(extent, rounds=options.rounds) if options.rounds else extent
+    return replace(extent, rounds=options.rounds or extent.rounds)
 
 
 def main() -> int:
     """Try those that were asked for; return 1 if locks failed on one on which they should not."""
     parser = arguments(__doc__, _LIMIT_S)
     parser.add_argument("lanes", nargs="*", metavar="LANE", help=f"of {' '.join(DESCRIPTIONS)} (default: all)")
+    parser.add_argument("--campaign", type=float, help=f"of faults, seconds (default: {trials.FULL.campaign_s:g})")
     parser.add_argument("--only", nargs="+", choices=trials.TRIALS, default=list(trials.TRIALS), help="trials")
     options = parser.parse_args()
     if unknown := set(options.lanes) - set(DESCRIPTIONS):
@@ -128,9 +129,11 @@ def main() -> int:
     except Unavailable as error:
         print(error, file=sys.stderr)
         return error.code
+    extent = extent_of(options)
+    extent = replace(extent, campaign_s=options.campaign or extent.campaign_s)
     rows: dict[str, dict[str, Any]] = {}
     for name in options.lanes or DESCRIPTIONS:
-        rows[name] = run(name, DESCRIPTIONS[name], extent_of(options), options.limit, options.only)
+        rows[name] = run(name, DESCRIPTIONS[name], extent, options.limit, options.only)
         if options.write:
             table.write({name: rows[name]})
     print(table.as_markdown(rows))

@@ -95,7 +95,8 @@ def _storm(found: dict[str, Any]) -> str:
 def _faults(found: dict[str, Any]) -> str:
     if "holds" not in found:
         return "not tested"
-    return f"{_bold(found['overlaps'])} in {found['holds']}, {sum(found['faults'].values())} faults"
+    minutes = f", {found['for, s'] / 60:.0f} min" if found.get("for, s", 0) >= 300 else ""
+    return f"{_bold(found['overlaps'])} in {found['holds']}, {sum(found['faults'].values())} faults{minutes}"
 
 
 def _full(found: dict[str, Any]) -> str:

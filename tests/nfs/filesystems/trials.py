@@ -205,6 +205,7 @@ def faults(lab: Lab, kind: FileSystem, extent: Extent) -> dict[str, Any]:
     # A client that serves others late is no danger: losses and what did not end well are told apart from overlaps.
     grave = [what for what in figures["violations"] if "lost its hold" not in what]
     return {
+        "for, s": extent.campaign_s,
         "holds": len(verdict.holds),
         "faults": figures["faults"],
         "endings": figures["endings"],
