@@ -24,7 +24,7 @@ from .errors import LockError, LockLostError, LockNotHeldError
 from .holding import keeper
 from .holding.hold import Hold
 from .holding.kept import Use
-from .holding.waiting import GRACE_S, Attempt, Io, OnWait, Steps, Unanswered, Until, Wait, acquiring
+from .holding.waiting import GRACE_S, Attempt, Io, OnWait, Pause, Steps, Unanswered, Until, Wait, acquiring
 from .lock import HasHold
 from .names import Mode
 from .settings import Heartbeat, Settings, checked, checked_limit
@@ -442,9 +442,9 @@ class AsyncSoftReadWriteLock(HasHold):
             hold: Hold = end.value
             return hold
 
-    async def _grant_wish(self, wish: Io | float) -> Any:
-        if isinstance(wish, float):
-            return await asyncio.sleep(wish)
+    async def _grant_wish(self, wish: Io | Pause) -> Any:
+        if isinstance(wish, Pause):
+            return await _pause(wish)
         limit = wish.limit
         if limit is None and wish.closing:
             limit = time.monotonic() + GRACE_S  # a cancelled task ends, even if the server that it waits for hangs
@@ -476,3 +476,17 @@ class AsyncSoftReadWriteLock(HasHold):
         if cancellation is not None:
             raise cancellation
         return future.result()
+
+
+async def _pause(wish: Pause) -> None:
+    fd = -1 if wish.removals is None else wish.removals.fd
+    if fd < 0:
+        await asyncio.sleep(wish.seconds)
+        return
+    loop = asyncio.get_running_loop()
+    told = loop.create_future()
+    loop.add_reader(fd, told.cancel)  # done, whatever happens to it afterwards
+    try:
+        await asyncio.wait([told], timeout=wish.seconds)
+    finally:
+        loop.remove_reader(fd)

@@ -33,7 +33,8 @@ from nfsrwlock_core.system.clock import now, wall_clock
 from nfsrwlock_core.system.connection import standstill
 from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.mounts import mountpoint
-from nfsrwlock_core.system.process import current_identity, is_dead, own_record
+from nfsrwlock_core.system.process import current_identity, is_dead, is_same_kernel, own_record
+from nfsrwlock_core.system.removals import Removals
 from nfsrwlock_core.trace import logger
 
 from . import kept
@@ -98,8 +99,16 @@ _unanswered: Final[set[Attempt]] = set()
 os.register_at_fork(after_in_child=_unanswered.clear)  # threads do not survive a fork
 
 
-#: What an acquisition asks its runner for: calls, or a pause of so many seconds.
-Steps = Generator[Io | float, Any, Hold]
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Ask the runner to do nothing for so many seconds, or until ``removals`` tells of one."""
+
+    seconds: float
+    removals: Removals | None
+
+
+#: What an acquisition asks its runner for.
+Steps = Generator[Io | Pause, Any, Hold]
 OnWait = Callable[[WaitInfo], object]
 Until = Callable[[], bool]
 
@@ -180,6 +189,8 @@ class Attempt:
         if at_most:
             self.facts["at_most"] = at_most
         self._self_wait: Final = SelfWait(settings.lock_file, mode, task, at_most)
+        #: Of the announcements of those in the way.
+        self.removals: Removals | None = None
         #: Nobody wants the lock any more.
         self._is_over = False
         self._is_abandoned = False
@@ -227,6 +238,8 @@ class Attempt:
                             if hold.remaining < 0:  # there was a pause, of which only the wall clock knows
                                 hold.beat()
                             return hold
+                    if not self._is_over:
+                        self._listen()
                 finally:
                     self._files.close()
             self.trouble, self._removals = None, 0
@@ -245,6 +258,13 @@ class Attempt:
             if self._is_over:  # given up meanwhile, and left to whoever is here
                 self.give_up()
         return None
+
+    def _listen(self) -> None:
+        near = [peer for peer in self._participant.awaited() if peer.who is not None and is_same_kernel(peer.who)]
+        if near and self.removals is None:
+            self.removals = Removals()
+        if self.removals is not None:
+            self.removals.watch([f"{self.settings.lock_path}/{peer.name}" for peer in near])
 
     def _judge(self, error: OSError) -> None:
         permanent = path_error(error, self.settings.lock_path)
@@ -399,7 +419,7 @@ def acquiring(attempt: Attempt) -> Steps:
             if wait.on_wait is not None:
                 wait.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
             pause = attempt.pause(waited)
-            yield pause if deadline is None else min(pause, max(deadline - moment, 0.0))
+            yield Pause(pause if deadline is None else min(pause, max(deadline - moment, 0.0)), attempt.removals)
     except Unanswered as error:
         attempt.abandon()
         seconds = time.monotonic() - started
@@ -419,6 +439,9 @@ def acquiring(attempt: Attempt) -> Steps:
         except Unanswered:
             attempt.abandon()
         raise
+    finally:
+        if attempt.removals is not None:
+            attempt.removals.close()
 
 
 def run(steps: Steps) -> Hold:
@@ -427,8 +450,8 @@ def run(steps: Steps) -> Hold:
         wish = next(steps)
         while True:
             try:
-                if isinstance(wish, float):
-                    time.sleep(wish)
+                if isinstance(wish, Pause):
+                    (time.sleep if wish.removals is None else wish.removals.wait)(wish.seconds)
                     result = None
                 elif wish.limit is None:
                     result = wish.call()

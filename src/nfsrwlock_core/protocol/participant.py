@@ -64,6 +64,10 @@ _STAY_MOST: Final = 1 / 12
 #: is soon enough, and 1/3 is not.
 _AFRESH_FIRST: Final = 1 / 90
 _AFRESH_MOST: Final = 1 / 6
+#: Whose turn comes soon: who has one more in the way than may hold at a time, but no more than so many. And for so long
+#: after those have changed, seconds: one who may have to wait for long takes up none of what is scarce.
+_NEAR_MOST: Final = 5
+_MOVING_S: Final = 10.0
 #: Grant numbers that may be found taken in one step; each is another writer's, so there are few.
 _NUMBERS_AT_ONCE: Final = 50
 #: So many own announcements in a row that are there and that no listing shows are the file system's fault.
@@ -168,6 +172,12 @@ class Participant(Observer):
             waited = self._world.clock() - self._moved
         wanted = min(max(waited * _POLL_OF_WAITED, poll_interval * first), poll_interval * _POLL_MOST)
         return min(wanted, self._shortest * _PAUSE_MOST) * (1 - _SPREAD + 2 * _SPREAD * chance)
+
+    def awaited(self) -> tuple[Announcement, ...]:
+        """Return who is in the way of one whose turn may come soon, for whom it pays to hear of each removal."""
+        is_near = len(self.blockers) <= min(self._at_most + 1, _NEAR_MOST)
+        is_moving = self._world.clock() < self._moved + _MOVING_S
+        return self.blockers if self._at_most and is_near and is_moving else ()
 
     def _announce_and_decide(self) -> bool:
         self._announce()

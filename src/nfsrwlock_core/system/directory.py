@@ -145,7 +145,7 @@ class LockDirectory:
         """Give the descriptor back. The object can be opened again."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            _close(fd)
+            close(fd)
 
     def mkdir(self, name: str) -> None:  # noqa: D102 - see Files
         here = self._here()
@@ -173,7 +173,7 @@ class LockDirectory:
             except FileNotFoundError:
                 continue  # removed, as the next open will tell, or broken off by the server
             finally:
-                _close(fd)
+                close(fd)
         raise OSError(errno.ESTALE, "the file server breaks off each listing", self.path)
 
     def create(self, name: str, record: bytes) -> None:  # noqa: D102
@@ -201,7 +201,7 @@ class LockDirectory:
 
     def _leave(self, here: int) -> None:
         if here != self._fd:
-            _close(here)
+            close(here)
 
     def _descend(self, name: str, flags: int) -> int:
         here = self._here()
@@ -385,13 +385,20 @@ def create_beat(name: str, record: bytes, *, dir_fd: int) -> None:
 _open_now: Final[set[int]] = set()
 
 
-def _open(name: str, flags: int, dir_fd: int | None = None) -> int:
-    fd = os.open(name, flags, dir_fd=dir_fd)
+def adopt(fd: int) -> int:
+    """Return ``fd``, which :func:`close` closes, and a forked child at once."""
     _open_now.add(fd)
     return fd
 
 
-def _close(fd: int) -> None:
+def _open(name: str, flags: int, dir_fd: int | None = None) -> int:
+    fd = os.open(name, flags, dir_fd=dir_fd)
+    _open_now.add(fd)  # as adopt() does
+    return fd
+
+
+def close(fd: int) -> None:
+    """Close what was adopted."""
     # Taken out first: its number may belong to somebody else as soon as it is closed. One that is not there any more
     # was closed in a forked child, which now unwinds what its parent was about.
     if fd in _open_now:
@@ -401,7 +408,7 @@ def _close(fd: int) -> None:
 
 def _reset_after_fork() -> None:
     for fd in list(_open_now):
-        _close(fd)
+        close(fd)
 
 
 os.register_at_fork(after_in_child=_reset_after_fork)
@@ -460,4 +467,4 @@ def _share(path: str, group: int) -> None:
             errno.EPERM,
         ) from None
     finally:
-        _close(fd)
+        close(fd)
