@@ -14,6 +14,8 @@ import pytest
 
 from actors import Stage, announcements, in_forked_child, wait_until
 from nfsrwlock import AsyncSoftReadWriteLock, SoftReadWriteLock, Timeout
+from nfsrwlock_core.holding.waiting import Attempt, Wait
+from nfsrwlock_core.names import Mode
 from nfsrwlock_core.system import removals
 from nfsrwlock_core.system.removals import Removals
 
@@ -148,9 +150,13 @@ def test_each_removal_is_told_once(tmp_path: Path) -> None:
     told.close()
 
 
-def test_a_call_that_nobody_waits_for_any_more_opens_nothing(tmp_path: Path) -> None:
-    """One that hung, and comes back once its attempt was given up."""
-    told = Removals()
-    told.close()
-    told.watch([str(tmp_path)])
-    assert told.fd == -1
+def test_a_call_that_nobody_waits_for_any_more_opens_nothing(stage: Stage, path: Path) -> None:
+    """One that hung, and comes back once its attempt was given up. What is left open is looked for afterwards."""
+    stage.actor(f"lock = SoftReadWriteLock({os.fspath(path)!r}); lock.acquire_write()")
+    attempt = Attempt(SoftReadWriteLock(path, is_singleton=False)._settings, Mode.WRITE, Wait(-1))
+    assert attempt.step() is None
+    assert instances()
+    attempt.give_up()
+    attempt.stop_listening()
+    attempt._listen()
+    assert attempt.removals is None

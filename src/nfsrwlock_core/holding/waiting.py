@@ -238,8 +238,7 @@ class Attempt:
                             if hold.remaining < 0:  # there was a pause, of which only the wall clock knows
                                 hold.beat()
                             return hold
-                    if not self._is_over:
-                        self._listen()
+                    self._listen()
                 finally:
                     self._files.close()
             self.trouble, self._removals = None, 0
@@ -261,10 +260,17 @@ class Attempt:
 
     def _listen(self) -> None:
         near = [peer for peer in self._participant.awaited() if peer.who is not None and is_same_kernel(peer.who)]
-        if near and self.removals is None:
-            self.removals = Removals()
-        if self.removals is not None:
-            self.removals.watch([f"{self.settings.lock_path}/{peer.name}" for peer in near])
+        if near:
+            self.removals = self.removals or Removals()
+            self.removals.watch(f"{self.settings.lock_path}/{peer.name}" for peer in near)
+        if not near or self._is_over:
+            self.stop_listening()
+
+    def stop_listening(self) -> None:
+        """Hear of no removals any more."""
+        removals, self.removals = self.removals, None
+        if removals is not None:
+            removals.close()
 
     def _judge(self, error: OSError) -> None:
         permanent = path_error(error, self.settings.lock_path)
@@ -441,7 +447,7 @@ def acquiring(attempt: Attempt) -> Steps:
         raise
     finally:
         if attempt.removals is not None:
-            attempt.removals.close()
+            attempt.stop_listening()
 
 
 def run(steps: Steps) -> Hold:

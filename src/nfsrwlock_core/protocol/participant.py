@@ -64,8 +64,8 @@ _STAY_MOST: Final = 1 / 12
 #: is soon enough, and 1/3 is not.
 _AFRESH_FIRST: Final = 1 / 90
 _AFRESH_MOST: Final = 1 / 6
-#: Whose turn comes soon: who has one more in the way than may hold at a time, but no more than so many. And for so long
-#: after those have changed, seconds: one who may have to wait for long takes up none of what is scarce.
+#: A turn comes soon with one more in the way than may hold at a time, but no more than so many, and for so many seconds
+#: after those have changed: one who may have to wait for long takes up none of what is scarce.
 _NEAR_MOST: Final = 5
 _MOVING_S: Final = 10.0
 #: Grant numbers that may be found taken in one step; each is another writer's, so there are few.

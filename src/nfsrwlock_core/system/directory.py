@@ -382,32 +382,26 @@ def create_beat(name: str, record: bytes, *, dir_fd: int) -> None:
 
 #: The descriptors that are open just now. A process that forks while another of its threads is in the middle of a call,
 #: which a file server that hangs makes long, hands them on, and the child knows nothing of them.
-_open_now: Final[set[int]] = set()
-
-
-def adopt(fd: int) -> int:
-    """Return ``fd``, which :func:`close` closes, and a forked child at once."""
-    _open_now.add(fd)
-    return fd
+open_now: Final[set[int]] = set()
 
 
 def _open(name: str, flags: int, dir_fd: int | None = None) -> int:
     fd = os.open(name, flags, dir_fd=dir_fd)
-    _open_now.add(fd)  # as adopt() does
+    open_now.add(fd)
     return fd
 
 
 def close(fd: int) -> None:
-    """Close what was adopted."""
+    """Close what is noted in :data:`open_now`, and nothing else."""
     # Taken out first: its number may belong to somebody else as soon as it is closed. One that is not there any more
     # was closed in a forked child, which now unwinds what its parent was about.
-    if fd in _open_now:
-        _open_now.discard(fd)
+    if fd in open_now:
+        open_now.discard(fd)
         os.close(fd)
 
 
 def _reset_after_fork() -> None:
-    for fd in list(_open_now):
+    for fd in list(open_now):
         close(fd)
 
 

@@ -27,11 +27,8 @@ _ROOM: Final = 1 << 16
 #: Where a ``struct linux_dirent64`` has its length, two bytes, and its name; getdents64(2).
 _LENGTH_AT: Final = 16
 _NAME_AT: Final = 19
-#: From statx(2) and its headers: below the working directory, ask the server, the file's mode, and where that is found
-#: in a ``struct statx``, which has room for 256 bytes.
-_AT_FDCWD: Final = -100
-_AT_STATX_FORCE_SYNC: Final = 0x2000
-_STATX_MODE: Final = 2
+#: Arguments of statx(2): no directory, ask the server, only the mode; and where its ``struct statx`` has that.
+_NOWHERE, _FORCE_SYNC, _MODE = -100, 0x2000, 2
 _MODE_AT: Final = 28
 
 
@@ -70,6 +67,6 @@ def mode_of(path: str) -> int:
     """
     if _statx is not None:
         found = ctypes.create_string_buffer(256)
-        if _statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_FORCE_SYNC, _STATX_MODE, found) == 0:
+        if _statx(_NOWHERE, os.fsencode(path), _FORCE_SYNC, _MODE, found) == 0:
             return int.from_bytes(found.raw[_MODE_AT : _MODE_AT + 2], sys.byteorder)
     return os.stat(path).st_mode

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
 from . import workers
-from .directory import adopt, close
+from .directory import close, open_now
 
 _libc: Any = None
 with suppress(ImportError, OSError, AttributeError):  # a Python without libffi, a static one, or another system
@@ -30,44 +30,32 @@ _ROOM: Final = 4096
 
 
 class Removals:
-    """Tells one waiter of removals. :attr:`fd` can be read once there was one; -1: nothing is told."""
+    """Tells one waiter of removals. :attr:`fd` can be read once there was one; negative: nothing is told."""
 
     def __init__(self) -> None:
-        self.fd = -1
-        self._is_over = False
+        self.fd: int = -1 if _libc is None else _init(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self.fd >= 0:
+            open_now.add(self.fd)
 
-    def watch(self, directories: Sequence[str]) -> None:
+    def watch(self, directories: Iterable[str]) -> None:
         """Tell of these from now on. They are looked up, which may take as long as the file server does."""
-        if not directories:
-            self._end()
-            return
-        if self.fd < 0:
-            if _libc is None or (fd := _init(os.O_CLOEXEC | os.O_NONBLOCK)) < 0:
-                return
-            self.fd = adopt(fd)
-            if self._is_over:  # the waiter has not waited for this call
-                self._end()
-                return
-        with suppress(OSError):  # it was told of nothing, or is closed
-            os.read(self.fd, _ROOM)
-        for directory in directories:  # those that it tells of already make no difference
-            _add(self.fd, os.fsencode(directory), _EVENTS)
+        if self.fd >= 0:
+            with suppress(OSError):  # it was told of nothing, or is closed
+                os.read(self.fd, _ROOM)
+            for directory in directories:  # those that it tells of already make no difference
+                _add(self.fd, os.fsencode(directory), _EVENTS)
 
     def wait(self, seconds: float) -> None:
         """Wait for so long, or until a directory is removed."""
         if self.fd < 0:
             time.sleep(seconds)
-            return
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        poll.poll(seconds * 1000)
+        else:
+            poll = select.poll()
+            poll.register(self.fd, select.POLLIN)
+            poll.poll(seconds * 1000)
 
     def close(self) -> None:
         """Tell of nothing any more."""
-        self._is_over = True
-        self._end()
-
-    def _end(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             workers.enqueue(close, fd)  # which takes the kernel 10 ms
