@@ -1,7 +1,7 @@
 """
 A directory as the file server has it now: its entries, all of them or an error, and its mode, from no client's cache.
 
-:mod:`os` can be had for neither.
+:mod:`os` gives neither.
 """
 
 from __future__ import annotations
