@@ -451,7 +451,8 @@ def acquiring(attempt: Attempt) -> Steps:
             attempt.abandon()
         raise
     finally:
-        attempt.stop_listening()
+        if attempt.removals is not None:
+            attempt.stop_listening()
 
 
 def run(steps: Steps) -> Hold:
