@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from contextlib import AsyncContextDecorator
+from contextlib import AsyncContextDecorator, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -479,14 +479,14 @@ class AsyncSoftReadWriteLock(HasHold):
 
 
 async def _pause(wish: Pause) -> None:
-    fd = -1 if wish.removals is None else wish.removals.fd
-    if fd < 0:
-        await asyncio.sleep(wish.seconds)
-        return
+    if wish.removals is None:
+        return await asyncio.sleep(wish.seconds)
     loop = asyncio.get_running_loop()
     told = loop.create_future()
-    loop.add_reader(fd, told.cancel)  # done, whatever happens to it afterwards
+    with suppress(Exception):  # some loops have no readers
+        loop.add_reader(wish.removals, told.cancel)  # done, whatever happens to it afterwards
     try:
         await asyncio.wait([told], timeout=wish.seconds)
     finally:
-        loop.remove_reader(fd)
+        with suppress(Exception):
+            loop.remove_reader(wish.removals)

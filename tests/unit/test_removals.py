@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from nfsrwlock import AsyncSoftReadWriteLock, SoftReadWriteLock, Timeout
 from nfsrwlock_core.holding.waiting import Attempt, Wait
 from nfsrwlock_core.names import Mode
 from nfsrwlock_core.system import removals
+from nfsrwlock_core.system.directory import LockDirectory
 from nfsrwlock_core.system.removals import Removals
 
 #: A pause of who is next is a 64th of this at first.
@@ -30,6 +32,15 @@ def instances() -> list[str]:
         with suppress(FileNotFoundError):  # the one of the listing itself
             if os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:inotify":
                 found.append(fd)
+    return found
+
+
+def watched() -> int:
+    """How many directories this process is told of once they are removed."""
+    found = 0
+    for fd in instances():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found += Path(f"/proc/self/fdinfo/{fd}").read_text().count("inotify wd:")
     return found
 
 
@@ -58,7 +69,12 @@ def by_task(path: Path, poll_interval: float, at_most: int | None) -> None:
 
 
 def seconds_until_granted(
-    stage: Stage, path: Path, take: Callable[[Path, float, int | None], None], poll_interval: float, at_most: int | None
+    stage: Stage,
+    path: Path,
+    take: Callable[[Path, float, int | None], None],
+    poll_interval: float,
+    at_most: int | None,
+    is_waiting: Callable[[], bool],
 ) -> float:
     """How long after the release by another process it is granted here."""
     holding = "write()" if at_most is None else f"read(at_most={at_most})"
@@ -68,8 +84,7 @@ def seconds_until_granted(
     ]
     waiter = threading.Thread(target=take, args=(path, poll_interval, at_most))
     waiter.start()
-    wait_until(lambda: len(announcements(path)) > len(holders), 10)
-    time.sleep(0.3)  # now it pauses
+    wait_until(is_waiting, 10)
     began = time.monotonic()
     holders[0].do("lock.release()")
     waiter.join(30)
@@ -82,7 +97,7 @@ def seconds_until_granted(
 def test_who_is_next_does_not_sleep_through_a_release_on_this_host(
     stage: Stage, path: Path, take: Callable[[Path, float, int | None], None], at_most: int | None
 ) -> None:
-    assert seconds_until_granted(stage, path, take, RARELY, at_most) < 3
+    assert seconds_until_granted(stage, path, take, RARELY, at_most, lambda: watched() == (at_most or 1)) < 3
 
 
 @pytest.mark.parametrize("take", [by_thread, by_task])
@@ -91,7 +106,42 @@ def test_who_cannot_be_told_looks_after_its_pause(
 ) -> None:
     """As where all instances that a user may have are taken."""
     monkeypatch.setattr(removals, "_init", lambda flags: -1)
-    assert seconds_until_granted(stage, path, take, 64.0, None) < 20
+    assert seconds_until_granted(stage, path, take, 64.0, None, lambda: len(announcements(path)) == 2) < 20
+
+
+def test_who_waits_on_a_loop_without_readers_looks_after_its_pause(
+    stage: Stage, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(*_: object) -> None:
+        raise NotImplementedError
+
+    for name in ("add_reader", "remove_reader"):
+        monkeypatch.setattr(asyncio.SelectorEventLoop, name, without)
+    assert seconds_until_granted(stage, path, by_task, 64.0, None, lambda: len(announcements(path)) == 2) < 20
+
+
+def test_who_was_told_and_cannot_look_pauses_between_its_tries(
+    stage: Stage, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while the file server restarts: what it was told does not end each of its pauses."""
+    holder = stage.actor(f"lock = SoftReadWriteLock({os.fspath(path)!r}); lock.acquire_write()")
+    waiter = threading.Thread(target=by_thread, args=(path, 64.0, None))
+    waiter.start()
+    wait_until(lambda: watched() == 1, 10)
+    tries = []
+
+    def fail(self: LockDirectory) -> None:
+        tries.append(self)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(LockDirectory, "open", fail)
+        holder.do("lock.release()")
+        wait_until(lambda: tries, 10)
+        time.sleep(0.5)  # in which there is time for one more, or for thousands
+    waiter.join(30)
+    assert not waiter.is_alive()
+    assert len(tries) < 10
 
 
 def test_a_dead_holder_s_removal_by_another_one_is_told(stage: Stage, path: Path) -> None:
@@ -99,9 +149,9 @@ def test_a_dead_holder_s_removal_by_another_one_is_told(stage: Stage, path: Path
     holder = stage.actor(f"lock = SoftReadWriteLock({os.fspath(path)!r}); lock.acquire_write()")
     waiters = [threading.Thread(target=by_thread, args=(path, poll, None)) for poll in (RARELY, 0.25)]
     waiters[0].start()
-    wait_until(lambda: len(announcements(path)) == 2, 10)
+    wait_until(lambda: watched() == 1, 10)
     waiters[1].start()
-    wait_until(lambda: len(announcements(path)) == 3, 10)
+    wait_until(lambda: watched() == 3, 10)
     began = time.monotonic()
     holder.kill()
     for waiter in waiters:
@@ -126,28 +176,43 @@ def test_a_forked_child_does_not_hear_what_its_parent_is_told(stage: Stage, path
     holder = stage.actor(f"lock = SoftReadWriteLock({os.fspath(path)!r}); lock.acquire_write()")
     waiter = threading.Thread(target=by_thread, args=(path, RARELY, None))
     waiter.start()
-    wait_until(instances, 10)
+    wait_until(lambda: watched() == 1, 10)
     assert in_forked_child(instances) == []
     holder.do("lock.release()")
     waiter.join(30)
 
 
-def test_each_removal_is_told_once(tmp_path: Path) -> None:
+def seconds_of_waiting(told: Removals, at_most: float) -> float:
+    began = time.monotonic()
+    told.wait(at_most)
+    return time.monotonic() - began
+
+
+def test_a_removal_is_told_until_it_is_read(tmp_path: Path) -> None:
+    """Also one that comes right before the next directory is named, and so after the look that named it."""
     told, one, other = Removals(), tmp_path / "one", tmp_path / "other"
     for directory in (one, other):
         directory.mkdir()
-    told.watch([str(one), str(other), str(tmp_path / "missing")])
+    told.watch(str(one))
     one.rmdir()
-    began = time.monotonic()
-    told.wait(10)
-    assert time.monotonic() - began < 3
-    told.watch([str(other)])
-    began = time.monotonic()
-    told.wait(0.3)
-    assert time.monotonic() - began >= 0.3
+    for directory in (other, tmp_path / "missing", other):
+        told.watch(str(directory))
+    assert seconds_of_waiting(told, 10) < 3
+    told.read()
+    assert seconds_of_waiting(told, 0.3) >= 0.3
     (tmp_path / "link").symlink_to(other)
-    told.watch([str(tmp_path / "link"), str(tmp_path / "file")])
+    before = watched()
+    for name in ("link", "file"):
+        told.watch(str(tmp_path / name))
+    assert watched() == before
     told.close()
+
+
+def test_what_an_exception_keeps_from_being_closed_is_closed() -> None:
+    """A signal's, which may come between any two steps."""
+    with pytest.warns(ResourceWarning):
+        Removals()
+    assert not instances()
 
 
 def test_a_call_that_nobody_waits_for_any_more_opens_nothing(stage: Stage, path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,20 @@ from nfsrwlock_core.holding.waiting import Attempt, Wait
 from nfsrwlock_core.names import Mode
 from nfsrwlock_core.system.directory import LockDirectory
 
+_attempts: list[Attempt] = []
+
 
 def attempt_at(path: Path, mode: Mode = Mode.WRITE) -> Attempt:
-    return Attempt(SoftReadWriteLock(path, is_singleton=False)._settings, mode, Wait(-1))
+    _attempts.append(Attempt(SoftReadWriteLock(path, is_singleton=False)._settings, mode, Wait(-1)))
+    return _attempts[-1]
+
+
+@pytest.fixture(autouse=True)
+def _stops_listening() -> Iterator[None]:
+    """As who drives the attempt does at its end."""
+    yield
+    while _attempts:
+        _attempts.pop().stop_listening()
 
 
 class Refuses:

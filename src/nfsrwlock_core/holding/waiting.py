@@ -261,8 +261,10 @@ class Attempt:
     def _listen(self) -> None:
         near = [peer for peer in self._participant.awaited() if peer.who is not None and is_same_kernel(peer.who)]
         if near:
-            self.removals = self.removals or Removals()
-            self.removals.watch(f"{self.settings.lock_path}/{peer.name}" for peer in near)
+            with suppress(ValueError):  # there are no more: it looks again after its pause
+                self.removals = self.removals or Removals()
+                for peer in near:
+                    self.removals.watch(f"{self.settings.lock_path}/{peer.name}")
         if not near or self._is_over:
             self.stop_listening()
 
@@ -270,7 +272,7 @@ class Attempt:
         """Hear of no removals any more."""
         removals, self.removals = self.removals, None
         if removals is not None:
-            removals.close()
+            workers.enqueue(removals.close)  # which takes the kernel 10 ms
 
     def _judge(self, error: OSError) -> None:
         permanent = path_error(error, self.settings.lock_path)
@@ -426,6 +428,9 @@ def acquiring(attempt: Attempt) -> Steps:
                 wait.on_wait((yield Io(partial(attempt.wait_info, waited), None)))
             pause = attempt.pause(waited)
             yield Pause(pause if deadline is None else min(pause, max(deadline - moment, 0.0)), attempt.removals)
+            if attempt.removals is not None:
+                with suppress(ValueError):  # a forked child's is closed
+                    attempt.removals.read()  # now: if the next look fails, the pause after it would end at once
     except Unanswered as error:
         attempt.abandon()
         seconds = time.monotonic() - started

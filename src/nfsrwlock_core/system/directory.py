@@ -145,7 +145,7 @@ class LockDirectory:
         """Give the descriptor back. The object can be opened again."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            close(fd)
+            _close(fd)
 
     def mkdir(self, name: str) -> None:  # noqa: D102 - see Files
         here = self._here()
@@ -173,7 +173,7 @@ class LockDirectory:
             except FileNotFoundError:
                 continue  # removed, as the next open will tell, or broken off by the server
             finally:
-                close(fd)
+                _close(fd)
         raise OSError(errno.ESTALE, "the file server breaks off each listing", self.path)
 
     def create(self, name: str, record: bytes) -> None:  # noqa: D102
@@ -201,7 +201,7 @@ class LockDirectory:
 
     def _leave(self, here: int) -> None:
         if here != self._fd:
-            close(here)
+            _close(here)
 
     def _descend(self, name: str, flags: int) -> int:
         here = self._here()
@@ -382,27 +382,26 @@ def create_beat(name: str, record: bytes, *, dir_fd: int) -> None:
 
 #: The descriptors that are open just now. A process that forks while another of its threads is in the middle of a call,
 #: which a file server that hangs makes long, hands them on, and the child knows nothing of them.
-open_now: Final[set[int]] = set()
+_open_now: Final[set[int]] = set()
 
 
 def _open(name: str, flags: int, dir_fd: int | None = None) -> int:
     fd = os.open(name, flags, dir_fd=dir_fd)
-    open_now.add(fd)
+    _open_now.add(fd)
     return fd
 
 
-def close(fd: int) -> None:
-    """Close what is noted in :data:`open_now`, and nothing else."""
+def _close(fd: int) -> None:
     # Taken out first: its number may belong to somebody else as soon as it is closed. One that is not there any more
     # was closed in a forked child, which now unwinds what its parent was about.
-    if fd in open_now:
-        open_now.discard(fd)
+    if fd in _open_now:
+        _open_now.discard(fd)
         os.close(fd)
 
 
 def _reset_after_fork() -> None:
-    for fd in list(open_now):
-        close(fd)
+    for fd in list(_open_now):
+        _close(fd)
 
 
 os.register_at_fork(after_in_child=_reset_after_fork)
@@ -461,4 +460,4 @@ def _share(path: str, group: int) -> None:
             errno.EPERM,
         ) from None
     finally:
-        close(fd)
+        _close(fd)

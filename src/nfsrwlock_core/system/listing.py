@@ -1,8 +1,4 @@
-"""
-A directory as the file server has it now: its entries, all of them or an error, and its mode, from no client's cache.
-
-:mod:`os` can be had for neither.
-"""
+"""A directory as the file server has it now, which :mod:`os` does not tell: all entries or an error, and its mode."""
 
 from __future__ import annotations
 

@@ -8,54 +8,51 @@ processes of a user share a few instances of inotify. So it only ever ends a pau
 from __future__ import annotations
 
 import os
-import select
-import time
-from collections.abc import Iterable
 from contextlib import suppress
+from io import FileIO
 from typing import Any, Final
+from weakref import WeakSet
 
-from . import workers
-from .directory import close, open_now
-
-_libc: Any = None
-with suppress(ImportError, OSError, AttributeError):  # a Python without libffi, a static one, or another system
+_init: Any = None
+with suppress(ImportError, OSError, AttributeError):  # a Python without libffi or poll, a static one, another system
     import ctypes
+    from select import POLLIN, poll
 
     _libc = ctypes.CDLL(None)
-    _init, _add = _libc.inotify_init1, _libc.inotify_add_watch
+    _add, _init = _libc.inotify_add_watch, _libc.inotify_init1
 
 #: From sys/inotify.h: the directory itself is removed; what is watched is a directory, and no link to one.
 _EVENTS: Final = 0x400 | 0x1000000 | 0x2000000
-_ROOM: Final = 4096
 
 
-class Removals:
-    """Tells one waiter of removals. :attr:`fd` can be read once there was one; negative: nothing is told."""
+class Removals(FileIO):
+    """
+    Tells one waiter of removals: it can be read once there was one. It is a file, so no exception leaves it open.
+
+    :raises ValueError: if the kernel gives none
+    """
 
     def __init__(self) -> None:
-        self.fd: int = -1 if _libc is None else _init(os.O_CLOEXEC | os.O_NONBLOCK)
-        if self.fd >= 0:
-            open_now.add(self.fd)
+        super().__init__(-1 if _init is None else _init(os.O_CLOEXEC | os.O_NONBLOCK))
+        _all.add(self)
+        self._poll = poll()
+        self._poll.register(self, POLLIN)
 
-    def watch(self, directories: Iterable[str]) -> None:
-        """Tell of these from now on. They are looked up, which may take as long as the file server does."""
-        if self.fd >= 0:
-            with suppress(OSError):  # it was told of nothing, or is closed
-                os.read(self.fd, _ROOM)
-            for directory in directories:  # those that it tells of already make no difference
-                _add(self.fd, os.fsencode(directory), _EVENTS)
+    def watch(self, directory: str) -> None:
+        """Tell of this one, too, from now on. It is looked up, which may take as long as the file server does."""
+        _add(self.fileno(), os.fsencode(directory), _EVENTS)  # once more makes no difference
 
     def wait(self, seconds: float) -> None:
-        """Wait for so long, or until a directory is removed."""
-        if self.fd < 0:
-            time.sleep(seconds)
-        else:
-            poll = select.poll()
-            poll.register(self.fd, select.POLLIN)
-            poll.poll(seconds * 1000)
+        """Wait for so long, or until it can be read."""
+        self._poll.poll(seconds * 1000)
 
-    def close(self) -> None:
-        """Tell of nothing any more."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            workers.enqueue(close, fd)  # which takes the kernel 10 ms
+
+_all: Final[WeakSet[Removals]] = WeakSet()
+
+
+def _reset_after_fork() -> None:
+    for removals in list(_all):  # a child would take away what its parent is told
+        removals.close()
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)
