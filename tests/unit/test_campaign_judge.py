@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from nfs.campaign.history import Event, Fault, Verdict, judge, on_the_hosts_clock, waits
 from nfs.campaign.picture import draw
+from nfs.filesystems import table
 
 LEASE = 6.0
 ERROR = 0.001
@@ -209,3 +211,9 @@ def test_numbers_of_grants_whose_order_the_clocks_cannot_tell_are_in_no_order():
     story = Story().hold("n1.0", "write", 1.0000, 1.0001, 2).hold("n2.0", "write", 1.0005, 1.0006, 1)
     assert not story.found()
     assert Story().hold("n1.0", "write", 1, 1.1, 2).hold("n2.0", "write", 1.2, 1.3, 1).found()
+
+
+def test_figures_name_no_directory_of_the_machine_that_made_them() -> None:
+    trace = 'File "/opt/some.where/lib/python3.11/runners.py", line 118, in run\nFileNotFoundError: /mnt/it/x.rwlock'
+    (said,) = json.loads(table.as_figures({"lane": {"error": trace}}))["lane"].values()
+    assert said == 'File "runners.py", line 118, in run\nFileNotFoundError: /mnt/it/x.rwlock'

@@ -158,8 +158,13 @@ def write(rows: dict[str, dict[str, Any]]) -> None:
             earlier = {key: value for key, value in known.get(name, {}).items() if key != "error"}
             known[name] = {**earlier, **row}
         known = {name: known[name] for name in DESCRIPTIONS if name in known}
-        _FIGURES.write_text(json.dumps(known, indent=1) + "\n")
+        _FIGURES.write_text(as_figures(known))
         put(page, "test-filesystems", as_markdown(known))
+
+
+def as_figures(rows: dict[str, dict[str, Any]]) -> str:
+    """The figures behind a table. Of the files in a traceback only the names: where they lay concerns nobody."""
+    return re.sub(r"/[\w./-]*/(?=[\w-]+\.py\b)", "", json.dumps(rows, indent=1)) + "\n"
 
 
 def put(page: TextIO, target: str, text: str) -> None:

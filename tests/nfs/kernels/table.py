@@ -52,7 +52,7 @@ def write(rows: dict[str, dict[str, Any]]) -> None:
         for row in rows.values():
             known.pop(row["suite"], None)  # an earlier run had no package of that release
         known = dict(sorted({**known, **rows}.items(), key=lambda one: _newness(one[0]), reverse=True))
-        _FIGURES.write_text(json.dumps(known, indent=1) + "\n")
+        _FIGURES.write_text(table.as_figures(known))
         table.put(page, "test-kernels", as_markdown(known))
 
 
