@@ -37,7 +37,7 @@ def keep(campaign: Campaign, verdict: Verdict, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "history.jsonl", "w") as file:
         file.writelines(json.dumps(asdict(entry)) + "\n" for entry in (*campaign.faults, *campaign.events))
-    (directory / "words.txt").write_text("".join(campaign.words))
+    (directory / "words.txt").write_text("".join(f"{who}: {said}" for who, said in campaign.words.items()))
     for number, violation in enumerate(verdict.violations[:_PICTURES]):
         begin, end = violation.at - _AROUND_S, violation.at + _AROUND_S
         title = f"Campaign {campaign.seed}: {violation.what}"

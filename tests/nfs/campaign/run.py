@@ -54,8 +54,6 @@ class _Process:
     machine: _Machine
     lane: str
     unread: bytes = b""
-    #: What it wrote to standard error.
-    words: str = ""
 
 
 class Campaign:
@@ -104,8 +102,8 @@ class Campaign:
         self.faults: list[Fault] = []
         #: What went wrong with the campaign itself.
         self.errors: list[str] = []
-        #: What the processes wrote to standard error.
-        self.words: list[str] = []
+        #: What each process wrote to standard error.
+        self.words: dict[str, str] = {}
         #: The largest error of a machine's clock, seconds.
         self.clock_error_s = 0.0
         #: How long it was after the last fault until every process had ended in order, seconds.
@@ -234,8 +232,7 @@ class Campaign:
     def _hear(self, process: _Process, kind: bytes, data: bytes) -> None:
         if kind != b"O":  # the lock's warnings, and whatever a process dies of
             with self._changing:
-                process.words += data.decode(errors="replace")
-                self.words.append(f"{process.who}: {data.decode(errors='replace')}")
+                self.words[process.who] = self.words.get(process.who, "") + data.decode(errors="replace")
             return
         *lines, process.unread = (process.unread + data).split(b"\n")
         for line in lines:
@@ -257,12 +254,9 @@ class Campaign:
                     continue  # whoever has it in hand starts its processes, once it has its mounts
                 del self._running[who]
                 if process.job.returncode is not None and process.job.returncode != -9:
-                    self._note_end(process)
+                    self.errors.append(f"{who} ended with code {process.job.returncode}")
                 if process.machine is self._machines[node.name] and process.job.returncode is not None:
                     self._start_process(node)
-
-    def _note_end(self, process: _Process) -> None:
-        self.errors.append(f"{process.who} ended with code {process.job.returncode}:\n{process.words}")
 
     def _kill_one(self, node: Node, chance: random.Random) -> str:
         with self._changing:
@@ -293,9 +287,14 @@ class Campaign:
             left = began + 2 * self.lease_s * max(_LEASES) + _ENDING_S - time.monotonic()
             if not process.job.wait_until(lambda job=process.job: job.done, max(left, 0.1)):  # type: ignore[misc]
                 self.errors.append(f"{process.who} has not ended; it is on {process.lane}")
-            elif process.job.returncode not in (0, -9, None) or "Traceback" in process.words:
-                self._note_end(process)
+            elif process.job.returncode not in (0, -9, None):
+                self.errors.append(f"{process.who} ended with code {process.job.returncode}")
             process.job.kill()
+        with self._changing:
+            died_of = ("Traceback", "Fatal Python error")
+            self.errors += [
+                f"{who} wrote: {said}" for who, said in self.words.items() if any(t in said for t in died_of)
+            ]
         self.ending_s = time.monotonic() - began
         for machine in self._machines.values():
             offset, error = machine.node.monotonic()
