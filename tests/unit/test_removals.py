@@ -208,6 +208,16 @@ def test_a_removal_is_told_until_it_is_read(tmp_path: Path) -> None:
     told.close()
 
 
+def test_a_directory_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a mount that keeps no attributes each time would cost requests, and who waits names it at every look."""
+    looked_up = []
+    monkeypatch.setattr(removals, "_add", lambda *call: looked_up.append(call))
+    with Removals() as told:
+        for name in ("one", "other", "one"):
+            told.watch(str(tmp_path / name))
+    assert len(looked_up) == 2
+
+
 def test_what_an_exception_keeps_from_being_closed_is_closed() -> None:
     """A signal's, which may come between any two steps."""
     with pytest.warns(ResourceWarning):

@@ -35,12 +35,15 @@ class Removals(FileIO):
     def __init__(self) -> None:
         super().__init__(-1 if _init is None else _init(os.O_CLOEXEC | os.O_NONBLOCK))
         _all.add(self)
+        self._watched: set[str] = set()
         self._poll = poll()
         self._poll.register(self, POLLIN)
 
     def watch(self, directory: str) -> None:
-        """Tell of this one, too, from now on. It is looked up, which may take as long as the file server does."""
-        _add(self.fileno(), os.fsencode(directory), _EVENTS)  # once more makes no difference
+        """Tell of this one, too, from now on. It is looked up once, which may take as long as the file server does."""
+        if directory not in self._watched:
+            _add(self.fileno(), os.fsencode(directory), _EVENTS)
+            self._watched.add(directory)
 
     def wait(self, seconds: float) -> None:
         """Wait for so long, or until it can be read."""
