@@ -83,6 +83,22 @@ def cached(kind: str, name: str) -> Any:
     return memory_of(kind).cache(getattr(importlib.import_module("functions"), name))
 
 
+def pause_before(function: Any, step: str) -> None:
+    """Let a cached function, once, say that it has come to this method of its store, and wait until it may go on."""
+    store = function.store_backend
+    go_on = getattr(store, step)
+
+    def wait(*args: Any, **options: Any) -> Any:
+        setattr(store, step, go_on)
+        Path("waits").touch()
+        deadline = time.monotonic() + 60
+        while not os.path.exists("go") and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return go_on(*args, **options)
+
+    setattr(store, step, wait)
+
+
 def meet(meeting: str, callers: int) -> None:
     """Wait until so many have come."""
     os.makedirs(meeting, exist_ok=True)

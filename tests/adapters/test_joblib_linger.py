@@ -25,10 +25,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Persisting input arguments took"
 
 #: Longer than any pause of a busy machine, so that what these tests see does not hang on its speed.
 LONG_S = 10
+#: Smaller results are loaded without their lock.
+LARGE = 1 << 20
 
 
 def text(x: int) -> str:
-    return str(x)
+    return str(x) * LARGE
 
 
 def caching(directory: Path, linger: float = LONG_S, **options: Any) -> Any:
@@ -47,13 +49,13 @@ def readers(cached: Any) -> list[str]:
 
 def test_the_hold_of_a_hit_is_kept_if_it_is_repeated_and_serves_the_hits_that_follow(tmp_path: Path) -> None:
     cached = caching(tmp_path)
-    assert cached(2) == "2"
-    assert cached(2) == "2"
+    assert cached(2) == text(2)
+    assert cached(2) == text(2)
     assert announcements(lock_of(cached, 2)) != [], "it was given back a moment before"
     assert announcements(lock_of(cached, 1)) == [], "an item that was asked for once is not held"
     kept = announcements(lock_of(cached, 2))
     for _ in range(5):
-        assert cached(2) == "2"
+        assert cached(2) == text(2)
         assert cached.check_call_in_cache(2)
         assert announcements(lock_of(cached, 2)) == kept
 
@@ -81,7 +83,7 @@ def kept_by_hits(cached: Any) -> list[str]:
 def test_a_kept_hold_ends_by_itself_at_an_age_that_hits_do_not_prolong(tmp_path: Path) -> None:
     cached = caching(tmp_path, linger=1.5)
     kept = kept_by_hits(cached)
-    assert wait_until(lambda: cached(1) == "1" and readers(cached) != kept) < 10
+    assert wait_until(lambda: cached(1) == text(1) and readers(cached) != kept) < 10
     wait_until(lambda: readers(cached) == [])
 
 
@@ -101,10 +103,10 @@ class SlowToLoad:
     meanwhile: Callable[[], None] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load_slowly, ()
+        return load_slowly, (bytes(LARGE),)
 
 
-def load_slowly() -> SlowToLoad:
+def load_slowly(ballast: bytes) -> SlowToLoad:
     if SlowToLoad.meanwhile is not None:
         SlowToLoad.meanwhile()
     return SlowToLoad()
@@ -208,12 +210,12 @@ def test_with_one_lock_for_the_function_its_hits_share_a_hold(tmp_path: Path) ->
     cached = caching(tmp_path, granularity="function")
     kept = set()
     for x in (2, 3):
-        assert cached(x) == str(x)
+        assert cached(x) == text(x)
     for x in (1, 2, 3):
-        assert cached(x) == str(x)
+        assert cached(x) == text(x)
         kept |= set(readers(cached))
     assert len(kept) == 1
-    assert cached(4) == "4", "and what is new is computed at once"
+    assert cached(4) == text(4), "and what is new is computed at once"
 
 
 def test_a_kept_hold_that_was_lost_serves_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -246,19 +248,20 @@ def test_a_forked_child_has_no_part_in_its_parents_kept_hold(tmp_path: Path) -> 
 def hits_of_a_child(cached: Any) -> list[list[str]]:
     seen = []
     for _ in range(2):
-        assert cached(1) == "1"
+        assert cached(1) == text(1)
         seen.append(readers(cached))
     return seen
 
 
 def test_a_process_that_ends_gives_back_what_it_has_kept(tmp_path: Path) -> None:
     code = (
-        "import os, time; from nfsrwlock.joblib import Memory\n"
-        f"cached = Memory('cache', verbose=0, linger={LONG_S}).cache(os.path.basename)\n"
+        "import os, time, functions; from nfsrwlock.joblib import Memory\n"
+        f"cached = Memory('cache', verbose=0, linger={LONG_S}).cache(functions.large)\n"
         "for _ in range(3): cached('a')\n"
         "print(sum(name.startswith('read.') for _, names, _ in os.walk('.') for name in names))\n"
         "print(time.monotonic())"
     )
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
     command = [sys.executable, "-W", "ignore:Persisting input arguments took", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     ended = time.monotonic()
@@ -268,8 +271,14 @@ def test_a_process_that_ends_gives_back_what_it_has_kept(tmp_path: Path) -> None
     assert list(tmp_path.rglob("read.*")) == []
 
 
+FUNCTIONS = f"""
+def large(x):
+    return x * {LARGE}
+"""
+
 INTERRUPTED = """
-import os, random, signal, time
+import random, signal, time
+from functions import large
 from nfsrwlock.joblib import Memory
 
 class Interrupt(BaseException):
@@ -281,7 +290,7 @@ def interrupt(*_):
 
 armed = False
 signal.signal(signal.SIGALRM, interrupt)
-cached = Memory("cache", verbose=0, linger=0.05).cache(os.path.basename)
+cached = Memory("cache", verbose=0, linger=0.05).cache(large)
 interrupts = 0
 began = time.monotonic()
 while time.monotonic() - began < 4 or (interrupts <= 20 and time.monotonic() - began < 40):
@@ -289,7 +298,7 @@ while time.monotonic() - began < 4 or (interrupts <= 20 and time.monotonic() - b
         armed = True
         signal.setitimer(signal.ITIMER_REAL, random.random() * 0.004 + 1e-5)
         for x in "ababab":
-            assert cached(x) == x
+            assert cached(x) == large(x)
         armed = False
     except Interrupt:
         interrupts += 1
@@ -300,6 +309,7 @@ time.sleep(1)
 
 
 def test_interrupts_leave_no_hold_behind_and_no_item_that_cannot_be_had(tmp_path: Path) -> None:
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert [*tmp_path.rglob("read.*"), *tmp_path.rglob("write.*")] == []
@@ -310,8 +320,8 @@ def test_no_more_than_a_few_dozen_are_kept_at_a_time(tmp_path: Path) -> None:
     # Computed first, so that the hits come soon enough after each other, however slow the machine is.
     for _ in range(3):
         for x in range(100):
-            assert cached(x) == str(x)
-    assert cached(99) == "99"
+            assert cached(x) == text(x)
+    assert cached(99) == text(99)
     assert 50 < len(list(tmp_path.rglob("read.*"))) <= 64, "some may be those of other tests"
 
 

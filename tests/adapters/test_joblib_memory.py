@@ -215,6 +215,25 @@ def test_the_wipe_of_a_changed_function_passes_by_what_is_in_use_and_nobody_take
     assert new.do("f(1)") == [1, 2, "changed"]
 
 
+def test_a_result_of_joblibs_that_is_marked_while_it_is_looked_at_is_taken_for_what_it_is(
+    stage: Stage, tmp_path: Path
+) -> None:
+    old = stage.actor("from joblib_scene import *", path=HERE, PYTHONDONTWRITEBYTECODE="1")
+    assert old.do("[cached('joblib', 'work')(x) for x in (1, 2)]") == [[1, 1], [2, 1]]
+    old.do("f = cached('item', 'work'); reader = f.store_backend.lock_for((f.func_id, f._get_args_id(1)))")
+    old.do("reader.acquire_read(); pass")
+    (tmp_path / "functions.py").write_text(CHANGED)
+    new, other = (stage.actor("from joblib_scene import *; f = cached('item', 'work')", path=HERE) for _ in range(2))
+    new.do("pause_before(f, 'stored_tag'); pass")
+    new.tell("f(1)")
+    wait_until((tmp_path / "waits").exists)
+    assert other.do("f(2)") == [2, 2, "changed"]
+    (tmp_path / "go").touch()
+    wait_until(lambda: "write" in holders(tmp_path), timeout=10)
+    old.do("reader.release()")
+    assert new.answer() == [1, 2, "changed"]
+
+
 def test_a_process_marks_what_it_computes_with_the_code_that_it_has_and_not_with_that_of_the_file(
     stage: Stage, tmp_path: Path
 ) -> None:
@@ -233,6 +252,48 @@ def test_programs_that_disagree_on_what_a_lock_is_for_are_told(tmp_path: Path) -
             Memory(store, verbose=0, lock_dir=lock_dir)
         Memory(store, verbose=0, granularity="function", lock_dir=lock_dir).clear(warn=False)
         assert items(store) == 0
+
+
+# -- small results ----------------------------------------------------------------------------------------------------
+
+
+def test_a_small_result_is_loaded_without_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def later(x: int) -> int:
+        return x
+
+    memory = Memory(tmp_path / "cache", verbose=0)
+    cached, of_tasks = memory.cache(full), memory.cache(later)
+    register_store_backend()
+    of_joblib = joblib.Memory(tmp_path / "cache", backend="nfsrwlock", verbose=0).cache(full)
+    large = (1 << 17, 7)
+    cached(2, 7), cached(*large), asyncio.run(of_tasks(3))
+    monkeypatch.setattr(type(memory.store_backend), "lock_for", lambda *_: pytest.fail("a lock was asked for"))
+    assert cached(2, 7).tolist() == of_joblib(2, 7).tolist() == cached.call_and_shelve(2, 7).get().tolist() == [7, 7]
+    assert asyncio.run(of_tasks(3)) == 3
+    for function in (cached, of_joblib):
+        with pytest.raises(pytest.fail.Exception, match="a lock was asked for"):
+            function(*large)
+
+
+@pytest.mark.parametrize("meanwhile", ["removed", "computed anew by other code"])
+def test_a_small_result_that_goes_while_it_is_loaded_is_computed_and_no_other_is_taken_for_it(
+    stage: Stage, tmp_path: Path, meanwhile: str
+) -> None:
+    old = stage.actor("from joblib_scene import *; f = cached('item', 'work')", path=HERE, PYTHONDONTWRITEBYTECODE="1")
+    assert old.do("f(1)") == [1, 1]
+    old.do("pause_before(f, 'load_now'); pass")
+    old.tell("f(1)")
+    wait_until((tmp_path / "waits").exists)
+    if meanwhile == "removed":
+        Memory(tmp_path / "cache" / "joblib", verbose=0).clear(warn=False)
+        assert items(tmp_path) == 0
+    else:
+        (tmp_path / "functions.py").write_text(CHANGED)
+        new = stage.actor("from joblib_scene import *; f = cached('item', 'work')", path=HERE)
+        assert new.do("f(1)") == [1, 2, "changed"]
+    (tmp_path / "go").touch()
+    assert old.answer() == [1, 1]
+    assert (tmp_path / "log").read_text().count("work-1 1") == 2
 
 
 # -- memory maps ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def signature_afresh(path: str | os.PathLike[str], depth: int = 1) -> Signature 
     """
     Return by what the file ``path`` leads to differs from others, as the server says; ``None`` if it is not there.
 
-    :param depth: how many of the directories above it others may just have made
+    :param depth: how many of the directories above it others may just have made; 0: a cache may answer
     :raises OSError: if it cannot be looked at
     """
     for is_missing in (False, True):  # on sshfs, to begin to read is to read all

@@ -53,7 +53,8 @@ class Call:
         self._store = store
         self.call_id = call_id
         self._function: Any = function
-        self._lock: Any = store.lock_for(call_id, self._kind)
+        self._lock_file = store.lock_file(call_id)
+        self._lock: Any = None  # until it is asked for
         #: What is held for it, as long as it is.
         self._held: Held | None = None
         #: A memory map's hold, which it reads under instead of its own.
@@ -62,7 +63,7 @@ class Call:
         self._is_inside = False
 
     def _begin(self) -> None:
-        outer = held(self._lock.lock_file)
+        outer = held(self._lock_file)
         if outer is not None and (self._store.granularity == "item" or outer.mode == "read"):
             raise DeadlockError(
                 f"the computation of {self.call_id[0]!r} asks for its own result (argument hash {self.call_id[1]}), "
@@ -89,10 +90,11 @@ class Call:
         :raises Timeout: if it could not be had in time
         """
         if self._is_inside:
-            outer = held(self._lock.lock_file)
+            outer = held(self._lock_file)
             assert outer is not None
             self._note(replace(outer, tag=tag or outer.tag))
             return Taken.YES
+        self._lock = self._lock or self._store.lock_for(self.call_id, self._kind)
         ended: Taken | None = None
 
         def is_over() -> bool:
@@ -116,23 +118,23 @@ class Call:
             by = self._borrowed.lock
         else:
             by = grant if isinstance(self, TaskCall) else self._lock
-        self._note(Held(self._lock.lock_file, mode, by, tag=tag))
+        self._note(Held(self._lock_file, mode, by, tag=tag))
         return Taken.YES
 
     def _look(self, mode: Mode, seen: object, until_changed: bool) -> Taken | None:
         # What ends the waiting, if anything does.
         if mode == "read":
-            self._borrowed = mapping.borrow(self._lock.lock_file)
+            self._borrowed = mapping.borrow(self._lock_file)
             return None if self._borrowed is None else Taken.YES
         now = self._store.signature(self.call_id) if until_changed else None
         if now is not None and now != seen:
             return Taken.APPEARED
-        return Taken.MAPPED_HERE if mapping.is_mapped_here(self._lock.lock_file) else None
+        return Taken.MAPPED_HERE if mapping.is_mapped_here(self._lock_file) else None
 
     def _refuse_parents(self, info: WaitInfo) -> None:
         # A function computes under one lock, so children that it waits for can neither load nor compute its items.
         above = [peer.pid for peer in info.blockers if peer.mode == "write" and peer.is_ancestor]
-        if above or any(held_around(self._lock.lock_file)):
+        if above or any(held_around(self._lock_file)):
             raise DeadlockError(
                 f"{self.call_id[0]!r} is called by a child of its own computation in process "
                 f"{above[0] if above else os.getpid()}, which holds the function's one lock and would wait for itself "
@@ -155,7 +157,8 @@ class Call:
         if self._borrowed is not None:
             borrowed, self._borrowed = self._borrowed, None
             borrowed.leave()
-        await done(self._lock.release(force=True))
+        if self._lock is not None:
+            await done(self._lock.release(force=True))
 
     async def keep(self, maps: list[Any]) -> bool:
         """Leave the shared lock to ``maps``, which were loaded under it, and return whether that was possible."""
@@ -168,7 +171,7 @@ class Call:
         self._borrowed = None
         hold.leave_to(maps)
         if hold.lock is self._lock:
-            self._lock = self._store.lock_for(self.call_id, self._kind)
+            self._lock = None
         self._forget()
         return True
 

@@ -54,9 +54,13 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
 
     def _is_valid(self, call_id: CallId) -> bool:
         metadata = self.store_backend.get_metadata(call_id)
-        tag = metadata.get(TAG)
-        # An item without a mark was stored by joblib, whose rule is that all items are of the code beside them.
-        if tag != self._tag if tag is not None else not self._is_stored_code_ours():
+        if TAG not in metadata:
+            # It was stored by joblib, whose rule is that all items are of the code beside them. Who replaces that marks
+            # before what stays of the old one's.
+            if not self._is_stored_code_ours():
+                return False
+            metadata = self.store_backend.get_metadata(call_id)
+        if metadata.get(TAG, self._tag) != self._tag:
             return False
         if self.cache_validation_callback is None:
             return True
@@ -115,7 +119,8 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         self, call: Call, args: Any, kwargs: Any, shelving: bool, *, force: bool = False
     ) -> tuple[Any, dict[str, Any]]:
         # Gives what joblib's own _cached_call gives: the output or a reference to it, and what is known of the call.
-        # A caller looks under the shared lock. What it does not find it computes under the exclusive lock, after
+        # A caller looks without the lock for what is small, and then under the shared lock. What it does not find it
+        # computes under the exclusive lock, after
         # another look, because whoever had the lock before may have computed it. While it waits for the exclusive lock
         # it keeps looking: what has appeared need not be computed, and is loaded under the shared lock, together with
         # all the others who waited.
@@ -124,6 +129,8 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             logging.basicConfig(level=logging.INFO)
             name, signature = format_signature(self.func, *args, **kwargs)
             self.info(f"Querying {name} with signature {signature} (argument hash {call_id[1]}) in {store.location}")
+        if not force and (loaded := self._load_small(call_id, shelving)) is not None:
+            return loaded[0], {}
         while True:
             seen = None
             if not force:
@@ -146,6 +153,20 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
                 await call.give()
                 continue
             return await self._compute_and_store(call, args, kwargs, shelving)
+
+    def _load_small(self, call_id: CallId, shelving: bool) -> tuple[Any] | None:
+        # Without the lock. Gives a tuple of the output, or None if that is to be looked for under the lock.
+        store = self.store_backend
+        before = store.small(call_id)
+        if before is None or not self._is_valid(call_id):
+            return None
+        if shelving:
+            return (self._get_memorized_result(call_id),)
+        try:
+            output = store.load_now(call_id, timestamp=self.timestamp, verbose=self._verbose)
+            return (output,) if store.signature(call_id, depth=1) == before else None
+        except Exception:  # the lock's turn: what is wrong now may only be that somebody removes it
+            return None
 
     async def _load(self, call: Call, args: Any, kwargs: Any, shelving: bool) -> tuple[Any] | None:
         # The shared lock is held. Gives a tuple of the output, or None if it cannot be loaded.
@@ -241,9 +262,9 @@ class Memory(joblib.Memory):  # type: ignore[misc]  # joblib has no types
     :param backend: ``"local"`` or ``"nfsrwlock"``, which mean the same here
     :param granularity: ``"item"``: a lock for each function and arguments. ``"function"``: one for each function, so
         that it is computed by one caller at a time, whatever the arguments; it makes fewer files
-    :param linger: seconds for which the shared lock of a result that is loaded again and again is kept at a time. Who
-        wants it exclusively on another host, or to remove the result, finds it in use for that much longer; 0: give it
-        back after each load
+    :param linger: seconds for which the shared lock of a large result that is loaded again and again is kept at a time.
+        Who wants it exclusively on another host, or to remove the result, finds it in use for that much longer; 0: give
+        it back after each load
     :param options: settings of the locks, see :class:`nfsrwlock.SoftReadWriteLock`; ``timeout`` is for each wait
 
     The other parameters are joblib's.

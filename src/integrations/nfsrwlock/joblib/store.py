@@ -51,6 +51,8 @@ _TRIES: Final = 100
 #: How long a result's shared hold may be kept, seconds: hundreds of hits, and a delay that no computation worth storing
 #: notices.
 LINGER_S: Final = 0.25
+#: A result of at most this size, bytes, is loaded without its lock: to load it again costs less than the lock.
+_SMALL: Final = 1 << 20
 
 
 @lru_cache(maxsize=256)
@@ -126,9 +128,23 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         if (hold := held(self.lock_file(call_id))) is not None:
             hold.check()
 
-    def signature(self, call_id: CallId) -> Signature | None:
+    def signature(self, call_id: CallId, depth: int = 2) -> Signature | None:
         """Return by what one stored result differs from another, as the file server says; ``None`` if there is none."""
-        return signature_afresh(os.path.join(self.location, *call_id, _OUTPUT), depth=2)
+        return signature_afresh(os.path.join(self.location, *call_id, _OUTPUT), depth)
+
+    def small(self, call_id: CallId) -> Signature | None:
+        """
+        Return the signature of a result that is loaded without its lock, from this host's cache, which may be old.
+
+        A result is one file, which appears whole and is never changed. So it is loaded whole or not at all, and if
+        its signature is still the same afterwards, all that was read in between about the item was about this result.
+        """
+        if self.mmap_mode is not None:
+            return None
+        with suppress(OSError):
+            found = self.signature(call_id, depth=0)
+            return found if found is not None and found[1] <= _SMALL else None
+        return None
 
     @contextmanager
     def _exclusively(self, call_id: CallId, *, wait: bool) -> Iterator[None]:
@@ -151,12 +167,15 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     def load_item(self, call_id: CallId, **options: Any) -> Any:
         """
-        Load an item under its shared lock, which memory maps in it keep for as long as they live.
+        Load an item; unless it is small, under its shared lock, which memory maps in it keep for as long as they live.
 
         :raises KeyError: if there is none
         """
         if held(self.lock_file(call_id)) is not None:
-            return super().load_item(call_id, **options)
+            return self.load_now(call_id, **options)
+        if self.small(call_id) is not None:
+            with suppress(Exception):  # under the lock it comes again, unless what is wrong has passed
+                return self.load_now(call_id, **options)
         call = ThreadCall(self, call_id)
         return call.run(self._load(call, options))
 
@@ -166,13 +185,17 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     async def load_under(self, call: Call, **options: Any) -> Any:
         """Load the item of a call that holds its lock. Memory maps in it keep that, or it is loaded into memory."""
-        item = super().load_item(call.call_id, **options)
+        item = self.load_now(call.call_id, **options)
         maps = [] if self.mmap_mode is None else maps_in(item)
         if maps and not await call.keep(maps):
             plain = copy.copy(self)
             plain.mmap_mode = None
-            item = plain.load_item(call.call_id)
+            item = plain.load_now(call.call_id)
         return item
+
+    def load_now(self, call_id: CallId, **options: Any) -> Any:
+        """Load an item that is locked, or small, as joblib does."""
+        return super().load_item(call_id, **options)
 
     def dump_item(self, call_id: CallId, item: Any, verbose: int = 1) -> None:
         """Store an item under its exclusive lock; as joblib, warn and go on where that is not possible."""
