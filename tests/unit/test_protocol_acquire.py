@@ -749,6 +749,18 @@ def test_a_readers_generation_comes_from_a_listing_that_is_fresh(stage):
     assert stage.server.names == {reader.name, "gen.3", "gen.4"}, "nothing is left of the probe"
 
 
+def test_a_readers_generation_is_read_although_a_9p_client_calls_what_it_made_missing(stage):
+    """Section 6: anyone may clean the probe; a 9P client that looks for what it has just made then says ENOENT."""
+    reader = stage.holding_reader()
+    stage.server.mkdir("gen.4")
+    reader.files.inject(LostReply("mkdir", errno.ENOENT))
+    assert reader.read_generation() == 4
+    stage.server.exists = False
+    reader.generation = None
+    with pytest.raises(FileNotFoundError):
+        reader.read_generation()
+
+
 def test_a_readers_generation_is_read_once(stage):
     """Section 2: no writer can be granted during a shared hold, so it cannot change."""
     reader = stage.holding_reader()

@@ -305,9 +305,15 @@ class Announced:
         :raises OSError: what a system call said
         """
         if self.generation is None:
-            with changed(self.files, self._world):
-                self.generation = parse_listing(self.files.listdir()).highest_generation
+            try:
+                self.generation = self._highest_number()
+            except FileNotFoundError:  # a 9P client's word also if another removed the new directory at once
+                self.generation = self._highest_number()
         return self.generation
+
+    def _highest_number(self) -> int:
+        with changed(self.files, self._world):
+            return parse_listing(self.files.listdir()).highest_generation
 
     def release(self) -> bool:
         """
