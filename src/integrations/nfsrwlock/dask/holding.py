@@ -48,6 +48,8 @@ _LONG_WAIT_S: Final = 1.0
 _LOOK_S: Final = 1.0
 #: The topic of ``client.get_events``.
 TOPIC: Final = "nfsrwlock"
+#: Never held itself: it has resolved the path for those that are joined from it.
+_resolved: Final = lru_cache(maxsize=1000)(Settings.lock_set)
 
 
 class Hold:
@@ -228,12 +230,6 @@ class Hold:
             return False
         task = self._worker.state.tasks.get(self.caller.key)
         return task is None or task.state == "cancelled"
-
-
-@lru_cache(maxsize=1000)
-def _resolved(settings: Settings, heartbeat: Any) -> LockSet:
-    # Never held itself: it has resolved the path for those that are joined from it.
-    return settings.lock_set(heartbeat=heartbeat)
 
 
 class Activity:
