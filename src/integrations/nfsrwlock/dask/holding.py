@@ -195,11 +195,8 @@ class Hold:
             self._granted = LockSet.joined([_resolved(settings, heartbeat)])
             acquire = self._granted.acquire
         else:
-            lock = await self.caller.call(  # it resolves the path
-                lambda: AsyncSoftReadWriteLock(
-                    settings.path, is_singleton=False, heartbeat=heartbeat, **settings.core_arguments()
-                )
-            )
+            arguments = {"is_singleton": False, "heartbeat": heartbeat, **settings.core_arguments()}
+            lock = await asyncio.to_thread(AsyncSoftReadWriteLock, settings.path, **arguments)  # it resolves the path
             read = partial(lock.acquire_read, at_most=settings.at_most or None)
             acquire = lock.acquire_write if settings.mode == "write" else read
         with traced_as(key=self.caller.key):
