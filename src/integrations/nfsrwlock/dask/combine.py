@@ -129,11 +129,8 @@ def combine(*locks: Any) -> CombinedLock:
     :raises ValueError: if there is none
     """
     members: dict[tuple[str, bytes], Any] = {}
-    for lock in _flat(locks):
-        name = _name_of(lock)
-        known = members.setdefault(name, lock)
-        if isinstance(lock, Lock) and _strength(lock) > _strength(known):
-            members[name] = lock
+    for lock in sorted(_flat(locks), key=_strength, reverse=True):
+        members.setdefault(_name_of(lock), lock)
     if not members:
         raise ValueError("there is nothing to combine: give at least one lock")
     return CombinedLock(tuple(members[name] for name in sorted(members)))
@@ -155,8 +152,9 @@ def _flat(locks: Any) -> Generator[Any, None, None]:
             yield lock
 
 
-def _strength(lock: Lock) -> tuple[bool, bool]:
-    return lock.mode == "write", lock._settings.at_most > 0
+def _strength(lock: Any) -> tuple[bool, bool]:
+    # Of several locks on one file the strongest is taken. Others have nothing to be compared by.
+    return (lock.mode == "write", lock._settings.at_most > 0) if isinstance(lock, Lock) else (False, False)
 
 
 def _name_of(lock: Any) -> tuple[str, bytes]:

@@ -48,6 +48,8 @@ _LONG_WAIT_S: Final = 1.0
 _LOOK_S: Final = 1.0
 #: The topic of ``client.get_events``.
 TOPIC: Final = "nfsrwlock"
+#: Never held itself: it has resolved the path for those that are joined from it.
+_resolved: Final = lru_cache(maxsize=1000)(Settings.lock_set)
 
 
 class Hold:
@@ -193,11 +195,8 @@ class Hold:
             self._granted = LockSet.joined([_resolved(settings, heartbeat)])
             acquire = self._granted.acquire
         else:
-            lock = await self.caller.call(  # it resolves the path
-                lambda: AsyncSoftReadWriteLock(
-                    settings.path, is_singleton=False, heartbeat=heartbeat, **settings.core_arguments()
-                )
-            )
+            arguments = {"is_singleton": False, "heartbeat": heartbeat, **settings.core_arguments()}
+            lock = await asyncio.to_thread(AsyncSoftReadWriteLock, settings.path, **arguments)  # it resolves the path
             read = partial(lock.acquire_read, at_most=settings.at_most or None)
             acquire = lock.acquire_write if settings.mode == "write" else read
         with traced_as(key=self.caller.key):
@@ -228,12 +227,6 @@ class Hold:
             return False
         task = self._worker.state.tasks.get(self.caller.key)
         return task is None or task.state == "cancelled"
-
-
-@lru_cache(maxsize=1000)
-def _resolved(settings: Settings, heartbeat: Any) -> LockSet:
-    # Never held itself: it has resolved the path for those that are joined from it.
-    return settings.lock_set(heartbeat=heartbeat)
 
 
 class Activity:

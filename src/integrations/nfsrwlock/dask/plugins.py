@@ -98,7 +98,7 @@ class _SchedulerEviction(SchedulerPlugin):
             scheduler._ongoing_background_tasks.call_soon(self._ask, scheduler, removed)
 
     async def _ask(self, scheduler: Scheduler, removed: WorkerState) -> None:
-        arguments = _journal_of(removed.local_directory), self._patience
+        arguments = evict_dead, _journal_of(removed.local_directory), self._patience
         neighbours = [state.address for state in scheduler.workers.values() if state.host == removed.host]
         for address in filter(None, (removed.nanny, *neighbours)):  # the nanny may have died with its worker
             try:
@@ -106,21 +106,17 @@ class _SchedulerEviction(SchedulerPlugin):
                     asyncio.timeout(self._patience + _ANSWER_S),
                     rpc(address, timeout=_CONNECT_S, connection_args=scheduler.connection_args) as server,  # type: ignore[no-untyped-call]
                 ):
-                    # Dask's means to run something there: client.run uses it.
-                    answer = await server.run(function=dumps(_evict), args=dumps(arguments))  # type: ignore[no-untyped-call]
+                    # Dask's means to run something there, as client.run does; in a thread, for the loop there must not
+                    # wait for a file server.
+                    answer = await server.run(function=dumps(asyncio.to_thread), args=dumps(arguments))  # type: ignore[no-untyped-call]
                 evicted = answer["result"]
             except Exception as error:  # whatever kind it is: one that is there without nfsrwlock, say
                 logger.info("%s cannot look for what %s left: %r", address, removed.address, error)
                 continue
-            for event in evicted:
-                scheduler.log_event(TOPIC, {"action": "evicted", "worker": removed.address, **event})
+            for entry in evicted:
+                event = {"action": "evicted", "mode": entry.mode, "path": printable(entry.path)}
+                scheduler.log_event(TOPIC, {**event, "worker": removed.address})
             return
-
-
-async def _evict(journal: str, patience: float) -> list[dict[str, str]]:
-    # In a thread: this process's loop must not wait for a file server.
-    evicted = await asyncio.to_thread(evict_dead, journal, patience)
-    return [{"mode": entry.mode, "path": printable(entry.path)} for entry in evicted]
 
 
 def _journal_of(local_directory: str) -> str:

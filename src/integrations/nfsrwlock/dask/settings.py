@@ -89,12 +89,12 @@ class Settings:
         names = ("heartbeat_interval", "stale_threshold", "poll_interval", "share", "lock_dir")
         return {name: getattr(self, name) for name in names}
 
-    def lock_set(self, **more: Any) -> LockSet:
-        """Return the lock as a set of one, with ``more`` arguments. It has resolved the path."""
+    def lock_set(self, heartbeat: Literal["thread", "process"] = "thread") -> LockSet:
+        """Return the lock as a set of one, which has resolved the path."""
         wanted: dict[str, Any] = {self.mode: self.path}
         if self.at_most:
             wanted = {"limited": {self.path: self.at_most}}
-        return LockSet(**wanted, **self.core_arguments(), **more)
+        return LockSet(**wanted, **self.core_arguments(), heartbeat=heartbeat)
 
     def at(self, path: str) -> Settings:
         """Return the same settings for another path; raise what is wrong with them."""
