@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import pickle
+import signal
 import stat
 import subprocess
 import sys
@@ -353,6 +354,25 @@ def test_a_verbose_memory_says_how_long_a_small_result_took_to_load(
     cached(2, 7), capsys.readouterr()
     cached(2, 7)
     assert "full cache loaded - " in capsys.readouterr().out
+
+
+class SignalsWhenLoaded:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return signal.raise_signal, (int(signal.SIGALRM),)
+
+
+def test_a_signals_exception_ends_the_load_of_a_small_result(tmp_path: Path) -> None:
+    def give_up(*_: object) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        raise TimeoutError("it takes too long")
+
+    shelved = Memory(tmp_path / "cache", verbose=0).cache(SignalsWhenLoaded).call_and_shelve()
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        with pytest.raises(TimeoutError, match="it takes too long"):
+            shelved.get()
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 # -- memory maps ------------------------------------------------------------------------------------------------------
