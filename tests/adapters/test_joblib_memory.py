@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import os
@@ -373,6 +374,23 @@ def test_a_signals_exception_ends_the_load_of_a_small_result(tmp_path: Path) -> 
             shelved.get()
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_small_result_whose_directory_goes_while_it_is_loaded_is_looked_for_under_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only a file server says so, of a directory that another host removes.
+    shelved = Memory(tmp_path / "cache", verbose=0).cache(full).call_and_shelve(2, 7)
+    store = shelved.store_backend
+    load, signature = store.load_now, store.signature
+
+    def stale(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(store, "load_now", load)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(store, "load_now", stale)
+    monkeypatch.setattr(store, "signature", lambda *args, depth=2: stale() if depth else signature(*args, depth=depth))
+    assert shelved.get().tolist() == [7, 7]
 
 
 # -- memory maps ------------------------------------------------------------------------------------------------------

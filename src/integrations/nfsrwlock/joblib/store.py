@@ -177,7 +177,10 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             try:
                 return self.load_now(call_id, **options)
             except Exception:
-                if self.signature(call_id, depth=1) == before:
+                now = None
+                with suppress(OSError):  # ESTALE: its directory is removed just now
+                    now = self.signature(call_id, depth=1)
+                if now == before:
                     raise  # nobody has removed it: it is damaged, or this is a signal's exception
         call = ThreadCall(self, call_id)
         return call.run(self._load(call, options))
