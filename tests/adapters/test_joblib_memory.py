@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import os
 import pickle
+import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -294,6 +297,100 @@ def test_a_small_result_that_goes_while_it_is_loaded_is_computed_and_no_other_is
     (tmp_path / "go").touch()
     assert old.answer() == [1, 1]
     assert (tmp_path / "log").read_text().count("work-1 1") == 2
+
+
+def test_no_reference_is_given_to_a_small_result_that_goes_while_it_is_looked_at(stage: Stage, tmp_path: Path) -> None:
+    user = stage.actor("from joblib_scene import *; f = cached('item', 'work')", path=HERE)
+    assert user.do("f(1)") == [1, 1]
+    user.do("pause_before(f, 'get_metadata'); pass")
+    user.tell("f.call_and_shelve(1).get()")
+    wait_until((tmp_path / "waits").exists)
+    Memory(tmp_path / "cache" / "joblib", verbose=0).clear(warn=False)
+    (tmp_path / "go").touch()
+    assert user.answer() == [1, 1]
+
+
+def test_a_callback_is_asked_once_about_a_small_result(tmp_path: Path) -> None:
+    computed: list[int] = []
+    asked: list[Any] = []
+
+    def work(x: int) -> int:
+        computed.append(x)
+        return x
+
+    def refuse_the_first(metadata: Any) -> bool:
+        asked.append(metadata)
+        return len(asked) > 1
+
+    cached = Memory(tmp_path / "cache", verbose=0).cache(work, cache_validation_callback=refuse_the_first)
+    assert [cached(1), cached(1), cached(1)] == [1, 1, 1]
+    assert (computed, len(asked)) == ([1, 1], 2)
+
+
+def test_a_callback_is_not_asked_about_a_small_result_before_all_is_known_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    memory = Memory(tmp_path / "cache", verbose=0, poll_interval=0.1)
+    cached = memory.cache(full)
+    reader = memory.cache(full, cache_validation_callback=lambda metadata: not asked.append(metadata["input_args"]))
+    other = threading.Thread(target=reader, args=(2, 7))
+    persist = cached._persist_input
+
+    def persist_later(*args: Any, **options: Any) -> Any:
+        other.start()
+        other.join(0.5)  # it waits for the lock
+        return persist(*args, **options)
+
+    monkeypatch.setattr(cached, "_persist_input", persist_later)
+    cached(2, 7)
+    other.join(PATIENCE_S)
+    assert asked == [{"size": "2", "value": "7"}]
+
+
+def test_a_verbose_memory_says_how_long_a_small_result_took_to_load(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cached = Memory(tmp_path / "cache", verbose=5).cache(full)
+    cached(2, 7), capsys.readouterr()
+    cached(2, 7)
+    assert "full cache loaded - " in capsys.readouterr().out
+
+
+class SignalsWhenLoaded:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return signal.raise_signal, (int(signal.SIGALRM),)
+
+
+def test_a_signals_exception_ends_the_load_of_a_small_result(tmp_path: Path) -> None:
+    def give_up(*_: object) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        raise TimeoutError("it takes too long")
+
+    shelved = Memory(tmp_path / "cache", verbose=0).cache(SignalsWhenLoaded).call_and_shelve()
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        with pytest.raises(TimeoutError, match="it takes too long"):
+            shelved.get()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_small_result_whose_directory_goes_while_it_is_loaded_is_looked_for_under_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only a file server says so, of a directory that another host removes.
+    shelved = Memory(tmp_path / "cache", verbose=0).cache(full).call_and_shelve(2, 7)
+    store = shelved.store_backend
+    load, signature = store.load_now, store.signature
+
+    def stale(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(store, "load_now", load)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(store, "load_now", stale)
+    monkeypatch.setattr(store, "signature", lambda *args, depth=2: stale() if depth else signature(*args, depth=depth))
+    assert shelved.get().tolist() == [7, 7]
 
 
 # -- memory maps ------------------------------------------------------------------------------------------------------

@@ -120,10 +120,9 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
     ) -> tuple[Any, dict[str, Any]]:
         # Gives what joblib's own _cached_call gives: the output or a reference to it, and what is known of the call.
         # A caller looks without the lock for what is small, and then under the shared lock. What it does not find it
-        # computes under the exclusive lock, after
-        # another look, because whoever had the lock before may have computed it. While it waits for the exclusive lock
-        # it keeps looking: what has appeared need not be computed, and is loaded under the shared lock, together with
-        # all the others who waited.
+        # computes under the exclusive lock, after another look, because whoever had the lock before may have computed
+        # it. While it waits for the exclusive lock it keeps looking: what has appeared need not be computed, and is
+        # loaded under the shared lock, together with all the others who waited.
         store, call_id = self.store_backend, call.call_id
         if self._verbose >= 20:  # as joblib
             logging.basicConfig(level=logging.INFO)
@@ -155,18 +154,25 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             return await self._compute_and_store(call, args, kwargs, shelving)
 
     def _load_small(self, call_id: CallId, shelving: bool) -> tuple[Any] | None:
-        # Without the lock. Gives a tuple of the output, or None if that is to be looked for under the lock.
+        # Without the lock. Gives a tuple of the output, or None if that is to be looked for under the lock. A callback
+        # is asked there only: once for each call, and not while the metadata may be those of a result not yet complete.
         store = self.store_backend
-        before = store.small(call_id)
+        before = store.small(call_id) if self.cache_validation_callback is None else None
         if before is None or not self._is_valid(call_id):
             return None
-        if shelving:
-            return (self._get_memorized_result(call_id),)
         try:
-            output = store.load_now(call_id, timestamp=self.timestamp, verbose=self._verbose)
-            return (output,) if store.signature(call_id, depth=1) == before else None
+            started = time.time()
+            if shelving:
+                output = self._get_memorized_result(call_id)
+            else:
+                output = store.load_now(call_id, timestamp=self.timestamp, verbose=self._verbose)
+            if store.signature(call_id, depth=1) != before:
+                return None
+            if self._verbose > 4 and not shelving:
+                self._print_duration(time.time() - started, context="cache loaded ")
         except Exception:  # the lock's turn: what is wrong now may only be that somebody removes it
             return None
+        return (output,)
 
     async def _load(self, call: Call, args: Any, kwargs: Any, shelving: bool) -> tuple[Any] | None:
         # The shared lock is held. Gives a tuple of the output, or None if it cannot be loaded.

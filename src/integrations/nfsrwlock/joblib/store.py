@@ -173,9 +173,15 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         """
         if held(self.lock_file(call_id)) is not None:
             return self.load_now(call_id, **options)
-        if self.small(call_id) is not None:
-            with suppress(Exception):  # under the lock it comes again, unless what is wrong has passed
+        if (before := self.small(call_id)) is not None:
+            try:
                 return self.load_now(call_id, **options)
+            except Exception:
+                now = None
+                with suppress(OSError):  # ESTALE: its directory is removed just now
+                    now = self.signature(call_id, depth=1)
+                if now == before:
+                    raise  # nobody has removed it: it is damaged, or this is a signal's exception
         call = ThreadCall(self, call_id)
         return call.run(self._load(call, options))
 
