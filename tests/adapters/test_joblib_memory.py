@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from actors import PATIENCE_S, Raised, Stage, wait_until
-from nfsrwlock import DeadlockError, LockPathError, break_lock
+from nfsrwlock import DeadlockError, LockPathError, break_lock, freshness
 from nfsrwlock.joblib import Memory, register_store_backend
 from nfsrwlock_core.system import workers
 
@@ -284,7 +284,7 @@ def test_a_small_result_that_goes_while_it_is_loaded_is_computed_and_no_other_is
 ) -> None:
     old = stage.actor("from joblib_scene import *; f = cached('item', 'work')", path=HERE, PYTHONDONTWRITEBYTECODE="1")
     assert old.do("f(1)") == [1, 1]
-    old.do("pause_before(f, 'load_now'); pass")
+    old.do("pause_before(f, 'load_under'); pass")
     old.tell("f(1)")
     wait_until((tmp_path / "waits").exists)
     if meanwhile == "removed":
@@ -376,21 +376,19 @@ def test_a_signals_exception_ends_the_load_of_a_small_result(tmp_path: Path) -> 
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_small_result_whose_directory_goes_while_it_is_loaded_is_looked_for_under_the_lock(
+def test_a_result_whose_directory_goes_while_it_is_looked_at_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Only a file server says so, of a directory that another host removes.
-    shelved = Memory(tmp_path / "cache", verbose=0).cache(full).call_and_shelve(2, 7)
-    store = shelved.store_backend
-    load, signature = store.load_now, store.signature
-
-    def stale(*_: Any, **__: Any) -> Any:
-        monkeypatch.setattr(store, "load_now", load)
+    def stale(*_: object, **__: object) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    monkeypatch.setattr(store, "load_now", stale)
-    monkeypatch.setattr(store, "signature", lambda *args, depth=2: stale() if depth else signature(*args, depth=depth))
-    assert shelved.get().tolist() == [7, 7]
+    cached = Memory(tmp_path / "cache", verbose=0).cache(full)
+    shelved = cached.call_and_shelve(2, 7)
+    monkeypatch.setattr(freshness, "_look_into", stale)  # only a file server says so, of what another host removes
+    assert cached(2, 7).tolist() == shelved.get().tolist() == [7, 7]
+    for output in tmp_path.rglob("output.pkl"):
+        output.unlink()
+    assert cached(2, 7).tolist() == [7, 7]
 
 
 # -- memory maps ------------------------------------------------------------------------------------------------------

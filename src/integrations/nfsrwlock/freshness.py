@@ -8,10 +8,11 @@ anew: by Linux 7.2 on NFSv4 only once it is read, too. So: open the directory an
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 #: By what one file, or one state of a file, differs from another.
 Signature = tuple[int, ...]
@@ -26,12 +27,21 @@ def signature_afresh(path: str | os.PathLike[str], depth: int = 1) -> Signature 
     """
     for is_missing in (False, True):  # on sshfs, to begin to read is to read all
         for parent in _above(os.fspath(path), depth):
-            with suppress(FileNotFoundError, NotADirectoryError):
+            with _if_there():
                 _look_into(parent, begin_to_read=is_missing)
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with _if_there():
             found = os.stat(path)
             return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
     return None
+
+
+@contextmanager
+def _if_there() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # the last one: removed just now
+            raise
 
 
 def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:
@@ -66,6 +76,6 @@ def _above(path: str, most: int | None = None) -> list[str]:
 
 
 def _look_into(directory: str | os.PathLike[str], *, begin_to_read: bool = True) -> None:
-    with os.scandir(directory) as entries, suppress(OSError):  # ESTALE: removed just now; the look itself will tell
+    with os.scandir(directory) as entries, suppress(OSError):  # removed just now; the look itself will tell
         if begin_to_read:
             next(entries, None)

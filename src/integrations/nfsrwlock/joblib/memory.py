@@ -22,6 +22,7 @@ from joblib._store_backends import CacheWarning
 from joblib.func_inspect import format_signature, get_func_name
 from joblib.memory import _FUNCTION_HASHES, AsyncMemorizedFunc, MemorizedFunc, NotMemorizedResult
 
+from nfsrwlock.freshness import Signature
 from nfsrwlock.options import LockOptions, refuse_unknown
 from nfsrwlock_core import LockLostError
 
@@ -128,8 +129,11 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             logging.basicConfig(level=logging.INFO)
             name, signature = format_signature(self.func, *args, **kwargs)
             self.info(f"Querying {name} with signature {signature} (argument hash {call_id[1]}) in {store.location}")
-        if not force and (loaded := self._load_small(call_id, shelving)) is not None:
-            return loaded[0], {}
+        # A callback is asked under the lock only: once for each call, and never about a result that is not complete.
+        if not force and self.cache_validation_callback is None and (small := store.small(call_id)) is not None:
+            loaded = await self._load(call, args, kwargs, shelving, small=small) if self._is_valid(call_id) else None
+            if loaded is not None:
+                return loaded[0], {}
         while True:
             seen = None
             if not force:
@@ -153,39 +157,26 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
                 continue
             return await self._compute_and_store(call, args, kwargs, shelving)
 
-    def _load_small(self, call_id: CallId, shelving: bool) -> tuple[Any] | None:
-        # Without the lock. Gives a tuple of the output, or None if that is to be looked for under the lock. A callback
-        # is asked there only: once for each call, and not while the metadata may be those of a result not yet complete.
-        store = self.store_backend
-        before = store.small(call_id) if self.cache_validation_callback is None else None
-        if before is None or not self._is_valid(call_id):
-            return None
+    async def _load(
+        self, call: Call, args: Any, kwargs: Any, shelving: bool, *, small: Signature | None = None
+    ) -> tuple[Any] | None:
+        # Under the shared lock; or without it what is small, if it is the same afterwards. Gives a tuple of the output,
+        # or None if it cannot be loaded.
+        store, call_id = self.store_backend, call.call_id
         try:
             started = time.time()
-            if shelving:
-                output = self._get_memorized_result(call_id)
-            else:
-                output = store.load_now(call_id, timestamp=self.timestamp, verbose=self._verbose)
-            if store.signature(call_id, depth=1) != before:
+            output = (
+                self._get_memorized_result(call_id)
+                if shelving
+                else await store.load_under(call, timestamp=self.timestamp, verbose=self._verbose)
+            )
+            if small is not None and store.signature(call_id, depth=1) != small:
                 return None
             if self._verbose > 4 and not shelving:
                 self._print_duration(time.time() - started, context="cache loaded ")
-        except Exception:  # the lock's turn: what is wrong now may only be that somebody removes it
-            return None
-        return (output,)
-
-    async def _load(self, call: Call, args: Any, kwargs: Any, shelving: bool) -> tuple[Any] | None:
-        # The shared lock is held. Gives a tuple of the output, or None if it cannot be loaded.
-        store, call_id = self.store_backend, call.call_id
-        if shelving:
-            return (self._get_memorized_result(call_id),)
-        try:
-            started = time.time()
-            output = await store.load_under(call, timestamp=self.timestamp, verbose=self._verbose)
-            if self._verbose > 4:
-                self._print_duration(time.time() - started, context="cache loaded ")
         except Exception:
-            if store.signature(call_id) is not None:  # else this client only believed that it was there
+            # Not if this client only believed that it was there, nor if it comes again under the lock.
+            if small is None and store.signature(call_id) is not None:
                 _, signature = format_signature(self.func, *args, **kwargs)
                 self.warn(f"Exception while loading results for {signature}\n {traceback.format_exc()}")
             return None

@@ -172,15 +172,12 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         :raises KeyError: if there is none
         """
         if held(self.lock_file(call_id)) is not None:
-            return self.load_now(call_id, **options)
+            return super().load_item(call_id, **options)
         if (before := self.small(call_id)) is not None:
             try:
-                return self.load_now(call_id, **options)
+                return super().load_item(call_id, **options)
             except Exception:
-                now = None
-                with suppress(OSError):  # ESTALE: its directory is removed just now
-                    now = self.signature(call_id, depth=1)
-                if now == before:
+                if self.signature(call_id, depth=1) == before:
                     raise  # nobody has removed it: it is damaged, or this is a signal's exception
         call = ThreadCall(self, call_id)
         return call.run(self._load(call, options))
@@ -190,18 +187,14 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         return await self.load_under(call, **options)
 
     async def load_under(self, call: Call, **options: Any) -> Any:
-        """Load the item of a call that holds its lock. Memory maps in it keep that, or it is loaded into memory."""
-        item = self.load_now(call.call_id, **options)
+        """Load a small item, or that of a call that holds its lock, which memory maps in it keep if they can."""
+        item = super().load_item(call.call_id, **options)
         maps = [] if self.mmap_mode is None else maps_in(item)
         if maps and not await call.keep(maps):
             plain = copy.copy(self)
             plain.mmap_mode = None
-            item = plain.load_now(call.call_id)
+            item = plain.load_item(call.call_id)
         return item
-
-    def load_now(self, call_id: CallId, **options: Any) -> Any:
-        """Load an item that is locked, or small, as joblib does."""
-        return super().load_item(call_id, **options)
 
     def dump_item(self, call_id: CallId, item: Any, verbose: int = 1) -> None:
         """Store an item under its exclusive lock; as joblib, warn and go on where that is not possible."""
