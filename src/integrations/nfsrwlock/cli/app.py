@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from nfsrwlock import __version__
-from nfsrwlock.cli.options import HOLDING, PATH, positive_span, request, span
+from nfsrwlock.cli.options import HOLDING, PATH, Request, positive_span, span
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
 from nfsrwlock.cli.signals import take_default_action
 from nfsrwlock.cli.terminal import Terminal
@@ -92,7 +92,7 @@ def _run(command: tuple[str, ...], /, script: str | None, stray: tuple[str, ...]
         )
     if bool(command) == bool(script):
         raise CliError("give one command to run, after -- or by -c, as in: nfsrwlock run --read PATH -- COMMAND")
-    return run(request(**options), command or (os.environ.get("SHELL") or "/bin/sh", "-c", script or ""))
+    return run(Request(**options), command or (os.environ.get("SHELL") or "/bin/sh", "-c", script or ""))
 
 
 @cli.command("hold", params=[*HOLDING], epilog=_CODES)
@@ -109,7 +109,7 @@ def _hold(pid: int, **options: Any) -> int:
     """
     from nfsrwlock.cli.hold import hold  # noqa: PLC0415
 
-    return hold(request(**options), pid)
+    return hold(Request(**options), pid)
 
 
 @cli.command("release")

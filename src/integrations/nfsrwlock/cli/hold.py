@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Final
 
 from nfsrwlock.cli.guard import Guard, wait_until_held
-from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper, Request
+from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper
+from nfsrwlock.cli.options import Request
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.cli.signals import FORWARDED, Signals
 from nfsrwlock.leash import OnExpiry

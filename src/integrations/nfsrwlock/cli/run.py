@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Final, NoReturn
 
 from nfsrwlock.cli.guard import Guard, wait_until_held
-from nfsrwlock.cli.keeper import Hold, Keeper, Request
+from nfsrwlock.cli.keeper import Hold, Keeper
+from nfsrwlock.cli.options import Request
 from nfsrwlock.cli.outcome import Exit
 from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, take_default_action
 from nfsrwlock.cli.terminal import Terminal
