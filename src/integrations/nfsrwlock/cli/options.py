@@ -1,8 +1,9 @@
-"""What ``run`` and ``hold`` share on the command line. What is wrong in itself is refused here."""
+"""Options that several commands have, above all ``run`` and ``hold``. What is wrong in itself is refused here."""
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -13,6 +14,20 @@ from click.shell_completion import CompletionItem
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.leash import OnExpiry
 from nfsrwlock.options import LockOptions
+
+CODES = """
+\b
+Exit codes:
+  0    done; for run: the command's own success
+  1    something else failed
+  2    bad input, or refused; the message names the remedy
+  75   the locks could not be had within --timeout; or the code given by -E
+  76   the hold was lost: the command was killed, or not guarded to its end
+  126  the command cannot be executed
+  127  the command does not exist
+  128+ the command was ended by signal number CODE - 128
+Every other code is the command's own.
+"""
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -44,6 +59,15 @@ class _Path(click.types.UnprocessedParamType):
 
 
 PATH = _Path()
+PATHS = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...", required=True)
+LOCK_DIR = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+PID = click.option(
+    "--pid",
+    type=int,
+    default=os.getppid,
+    show_default="the parent process, the shell that asks",
+    help="The process that hold keeps the locks for.",
+)
 
 _LIMIT = click.IntRange(1, 999_999)
 _lock_on = partial(click.Option, multiple=True, type=PATH, metavar="PATH")
