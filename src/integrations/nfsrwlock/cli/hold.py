@@ -24,6 +24,7 @@ _RELEASE_SECONDS: Final = 25.0
 
 
 @click.command("hold", params=[*HOLDING], epilog=CODES)
+@LOCK_DIR
 @PID
 def hold(pid: int, **options: Any) -> int:
     """

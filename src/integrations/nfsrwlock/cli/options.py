@@ -60,7 +60,13 @@ class _Path(click.types.UnprocessedParamType):
 
 PATH = _Path()
 PATHS = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...", required=True)
-LOCK_DIR = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
+LOCK_DIR = click.option(
+    "--lock-dir",
+    type=PATH,
+    metavar="DIR",
+    help="Where locks are kept (the same for all hosts), such as for data in read-only directories; "
+    "default: $NFSRWLOCK_DIR, else beside the data.",
+)
 PID = click.option(
     "--pid",
     type=int,
@@ -113,13 +119,6 @@ HOLDING = [
         default="user",
         show_default=True,
         help="Who else takes part in this lock: your own processes, or those of the directory's group.",
-    ),
-    click.Option(
-        ["--lock-dir"],
-        type=PATH,
-        metavar="DIR",
-        help="Keep locks below DIR (the same for all hosts), for data in read-only directories; "
-        "default: $NFSRWLOCK_DIR, else beside the data.",
     ),
     click.Option(["--parents"], is_flag=True, help="Make missing directories above PATH (or DIR)."),
     click.Option(

@@ -12,7 +12,7 @@ import click
 
 from nfsrwlock.cli.guard import Guard, wait_until_held
 from nfsrwlock.cli.keeper import Hold, Keeper
-from nfsrwlock.cli.options import CODES, HOLDING, PATH, Request
+from nfsrwlock.cli.options import CODES, HOLDING, LOCK_DIR, PATH, Request
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, take_default_action
 from nfsrwlock.cli.terminal import Terminal
@@ -33,6 +33,7 @@ class _WithCommand(click.Command):
 
 
 @click.command("run", cls=_WithCommand, params=[*HOLDING], epilog=CODES)
+@LOCK_DIR
 @click.option("-c", "script", metavar="SCRIPT", help="Run the shell with -c SCRIPT, instead of COMMAND.")
 @click.argument("stray", nargs=-1, type=PATH, metavar="-- COMMAND...")
 @click.pass_obj
