@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator
 
-from .compat import Timeout
 from .errors import LockPathError
 from .inspection import inspect
 from .lock import SoftReadWriteLock
@@ -57,6 +56,8 @@ def prune(
     :raises LockPathError: if it cannot be read or changed, or is no lock's directory
     :raises ValueError: if ``path`` or ``lock_dir`` is no path of a lock
     """
+    from .compat import Timeout  # noqa: PLC0415 - filelock is as long in coming as all of the engine
+
     lock_path = lock_path_of(path, lock_dir)
     try:
         found, parent = os.lstat(lock_path), os.stat(os.path.dirname(lock_path))

@@ -17,11 +17,10 @@ from adapters.cli_scene import PROGRAM, QUICK, SHORT, TICKING, Scene, scene
 from adapters.test_cli_doctor import environment_of
 from nfsrwlock import SoftReadWriteLock
 from nfsrwlock.cli import keeper
-from nfsrwlock.cli.keeper import Request
+from nfsrwlock.cli.options import Request
 from nfsrwlock.cli.signals import FORWARDED, Signals
 from nfsrwlock.cli.waiting import Progress
 from nfsrwlock.leash import OnExpiry
-from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME
 
 __all__ = ["scene"]
@@ -328,10 +327,10 @@ def test_a_keeper_stays_as_long_as_something_of_it_is_on_disk(tmp_path: Path, mo
     lock = SoftReadWriteLock("data", lock_dir=tmp_path / "locks")
 
     def outlast(lease_s: float) -> float:
-        settings: LockOptions = {"lock_dir": str(tmp_path / "locks"), "stale_threshold": lease_s}
+        where, others = str(tmp_path / "locks"), {"conflict_code": 75, "poll": 0.1, "share": "user"}
         began = time.monotonic()
         keeper.outlast_the_server(
-            Request(read=(), write=("data",), limited={}, on_expiry=OnExpiry.STOP, parents=True, settings=settings)
+            Request(write=("data",), lock_dir=where, stale=lease_s, on_expiry=OnExpiry.STOP, parents=True, **others)
         )
         return time.monotonic() - began
 

@@ -1,4 +1,4 @@
-"""The command line itself: options, help and exit codes. What the commands do is in the module of their name."""
+"""The program as a whole: its commands, most of which are in modules of their own, and its exit codes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,16 @@ from typing import Any
 import click
 
 from nfsrwlock import __version__
-from nfsrwlock.cli.options import HOLDING, PATH, positive_span, request, span
+from nfsrwlock.cli.hold import hold, release
+from nfsrwlock.cli.options import CODES, LOCK_DIR, PATH, PATHS, positive_span
 from nfsrwlock.cli.outcome import CliError, Exit, Interrupted, as_cli_error
+from nfsrwlock.cli.removing import break_holders, prune_below
+from nfsrwlock.cli.run import run
 from nfsrwlock.cli.signals import take_default_action
+from nfsrwlock.cli.status import status
 from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.text import PROGRAM, flush, say
 from nfsrwlock_core import LockError
-
-_CODES = """
-\b
-Exit codes:
-  0    done; for run: the command's own success
-  1    something else failed
-  2    bad input, or refused; the message names the remedy
-  75   the locks could not be had within --timeout; or the code given by -E
-  76   the hold was lost: the command was killed, or not guarded to its end
-  126  the command cannot be executed
-  127  the command does not exist
-  128+ the command was ended by signal number CODE - 128
-Every other code is the command's own.
-"""
 
 _DOCTOR_CODES = """
 \b
@@ -43,153 +33,17 @@ Exit codes:
   75   no second node came within --timeout
 """
 
-_paths = click.argument("paths", nargs=-1, type=PATH, metavar="PATH...", required=True)
-_lock_dir = click.option("--lock-dir", type=PATH, metavar="DIR", help="Where locks are kept, if not beside the data.")
-_pid = click.option(
-    "--pid",
-    type=int,
-    default=os.getppid,
-    show_default="the parent process, the shell that asks",
-    help="The process that hold keeps the locks for.",
-)
 _number = partial(click.option, show_default=True, metavar="N")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=_CODES)
+@click.group(
+    commands=[run, hold, release, status, prune_below, break_holders],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=CODES,
+)
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s", help="Show the version.")
 def cli() -> None:
     """Shared and exclusive locks on files and directories, across all hosts of a network file system."""
-
-
-class _WithCommand(click.Command):
-    """Takes as its command what follows ``--``, and nothing else: a glob may stand for more paths than one."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        at = args.index("--") if "--" in args else len(args)
-        ctx.obj = tuple(args[at + 1 :])
-        return super().parse_args(ctx, args[:at])
-
-
-@cli.command("run", cls=_WithCommand, params=[*HOLDING], epilog=_CODES)
-@click.option("-c", "script", metavar="SCRIPT", help="Run the shell with -c SCRIPT, instead of COMMAND.")
-@click.argument("stray", nargs=-1, type=PATH, metavar="-- COMMAND...")
-@click.pass_obj
-def _run(command: tuple[str, ...], /, script: str | None, stray: tuple[str, ...], **options: Any) -> int:
-    """
-    Hold locks while COMMAND runs.
-
-    Waits until all locks are held, runs COMMAND in a process group of its own, passes signals on to it and exits with
-    its code. When the lease runs out before a heartbeat succeeds, COMMAND is stopped; it goes on after a heartbeat
-    has shown that the hold never ended, and is killed if the hold is lost. Processes that COMMAND leaves behind when
-    it ends are not guarded.
-    """
-    from nfsrwlock.cli.run import run  # noqa: PLC0415 - each command imports what it needs: starting must cost little
-
-    if stray:
-        raise CliError(
-            f"{stray[0]!r} is neither an option nor the path of one: give each path a --read or --write of its own, "
-            "and put the command after --, as in: nfsrwlock run --read PATH -- COMMAND"
-        )
-    if bool(command) == bool(script):
-        raise CliError("give one command to run, after -- or by -c, as in: nfsrwlock run --read PATH -- COMMAND")
-    return run(request(**options), command or (os.environ.get("SHELL") or "/bin/sh", "-c", script or ""))
-
-
-@cli.command("hold", params=[*HOLDING], epilog=_CODES)
-@_pid
-def _hold(pid: int, **options: Any) -> int:
-    """
-    Hold locks until a process ends.
-
-    Returns as soon as the locks are held; two processes in the background keep them until process PID ends. As the
-    first line of a shell script or block: nfsrwlock hold --read PATH --pid $$ || exit
-
-    With an expired lease PID and its descendants are stopped, as COMMAND is by run. The message about it reaches you
-    only if stderr is a file or a terminal.
-    """
-    from nfsrwlock.cli.hold import hold  # noqa: PLC0415
-
-    return hold(request(**options), pid)
-
-
-@cli.command("release")
-@_paths
-@_pid
-@_lock_dir
-def _release(paths: tuple[str, ...], pid: int, lock_dir: str | None) -> int:
-    """
-    Give back the locks on PATH... that hold keeps for a process, before it ends.
-
-    Returns when they are released. What one hold has taken is given back as a whole. If the hold turns out to have been
-    lost, PID is killed, as at any other time.
-    """
-    from nfsrwlock.cli.hold import release  # noqa: PLC0415
-
-    return release(paths, pid, lock_dir)
-
-
-@cli.command("status")
-@_paths
-@_lock_dir
-@click.option("-r", "--recursive", is_flag=True, help="Show the locks in use below PATH..., which are directories.")
-@click.option("-a", "--all", "idle", is_flag=True, help="With -r, show also the locks that nobody uses.")
-@click.option("--json", "form", flag_value="json", help="Print a JSON array with one object per lock.")
-@click.option("--metrics", "form", flag_value="metrics", help="Print the counts in Prometheus's text format.")
-@click.option("--watch", is_flag=True, help="Go on showing it until interrupted.")
-def _status(paths: tuple[str, ...], lock_dir: str | None, form: Any, watch: bool, **options: Any) -> int:
-    """
-    Show who holds and who waits for the locks on PATH...
-
-    Needs no lock and changes nothing. Ends with 0 if all locks could be looked at, held or not.
-    """
-    from nfsrwlock.cli.status import status  # noqa: PLC0415
-
-    if watch and form == "metrics":
-        raise CliError("--metrics prints once, so it cannot be used with --watch")
-    if lock_dir and options["recursive"]:
-        raise CliError("--recursive looks below PATH: give the directory of locks as PATH, not by --lock-dir")
-    return status(paths, lock_dir, form=form or "text", watch=watch, **options)
-
-
-@cli.command("prune")
-@click.argument("directories", nargs=-1, type=PATH, metavar="DIR...", required=True)
-@click.option(
-    *("-u", "--unused-for"),
-    "unused_s",
-    type=span,
-    default="30d",
-    show_default=True,
-    metavar="TIME",
-    help="Keep the locks that were used in the latest TIME.",
-)
-def _prune(directories: tuple[str, ...], unused_s: float) -> int:
-    """
-    Remove the directories of the locks below DIR... that nobody uses.
-
-    Says of each that is kept why. Nobody who uses a lock meanwhile loses it, but the numbers of its grants begin
-    anew, at 1. Symbolic links are not followed.
-    """
-    from nfsrwlock.cli.removing import prune_below  # noqa: PLC0415
-
-    return prune_below(directories, unused_s)
-
-
-@cli.command("break")
-@click.argument("path", type=PATH)
-@click.option("--token", metavar="T", help="Only the holder or waiter whose token is, or begins with, T (see status).")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Also those whose process is alive on this host.")
-@_lock_dir
-def _break(path: str, token: str | None, yes: bool, force: bool, lock_dir: str | None) -> int:
-    """
-    Take the lock on PATH away from its holders.
-
-    For an operator who knows that a holder is dead and does not want to wait for its lease to end. A holder that is
-    alive after all finds out at its next heartbeat; until then it works on, side by side with its successor.
-    """
-    from nfsrwlock.cli.removing import break_holders  # noqa: PLC0415
-
-    return break_holders(path, token, lock_dir, yes=yes, force=force)
 
 
 @cli.command("timeline", add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -202,8 +56,8 @@ def _timeline(arguments: tuple[str, ...]) -> int:
 
 
 @cli.command("doctor", epilog=_DOCTOR_CODES)
-@_paths
-@_lock_dir
+@PATHS
+@LOCK_DIR
 @click.option(
     "--peer", is_flag=True, help="Test together with a second node: prints the command to run there, and waits."
 )
@@ -234,7 +88,7 @@ def _doctor(
     costs, and whether the file system keeps the demands of the protocol, by racing processes. Works in a directory
     of its own beside the data, and removes it.
     """
-    from nfsrwlock.doctor.examination import doctor  # noqa: PLC0415
+    from nfsrwlock.doctor.examination import doctor  # noqa: PLC0415 - needs much: others must start quickly
     from nfsrwlock.doctor.rendezvous import join  # noqa: PLC0415
 
     if (options["peer"] or token is not None) and len(paths) > 1:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Final
+from typing import Any, Final
+
+import click
 
 from nfsrwlock.cli.guard import Guard, wait_until_held
-from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper, Request
+from nfsrwlock.cli.keeper import GIVE_BACK, Hold, Keeper
+from nfsrwlock.cli.options import CODES, HOLDING, LOCK_DIR, PATHS, PID, Request
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.cli.signals import FORWARDED, Signals
 from nfsrwlock.leash import OnExpiry
@@ -22,16 +23,23 @@ from nfsrwlock_core import holds_for, inspect
 _RELEASE_SECONDS: Final = 25.0
 
 
-def hold(request: Request, pid: int) -> int:
+@click.command("hold", params=[*HOLDING], epilog=CODES)
+@LOCK_DIR
+@PID
+def hold(pid: int, **options: Any) -> int:
     """
-    Acquire the locks, leave them with two processes in the background until process ``pid`` ends, and return 0.
+    Hold locks until a process ends.
 
-    :raises CliError: there is no such process, it may not be stopped, or the locks cannot be had
-    :raises Interrupted: a signal ended the wait
+    Returns as soon as the locks are held; two processes in the background keep them until process PID ends. As the
+    first line of a shell script or block: nfsrwlock hold --read PATH --pid $$ || exit
+
+    With an expired lease PID and its descendants are stopped, as COMMAND is by run. The message about it reaches you
+    only if stderr is a file or a terminal.
     """
+    request = Request(**options, subject=pid)
     process = _find(pid, request.on_expiry)
     with Signals(FORWARDED) as signals:
-        keeper = Keeper(replace(request, subject=pid))
+        keeper = Keeper(request)
         last = wait_until_held(keeper, signals)
         flush()
         if os.fork() == 0:
@@ -100,11 +108,16 @@ class _Guard(Guard):
             send(self._process.pid, signum)
 
 
-def release(paths: Sequence[str], pid: int, lock_dir: str | None) -> int:
+@click.command("release")
+@PATHS
+@PID
+@LOCK_DIR
+def release(paths: tuple[str, ...], pid: int, lock_dir: str | None) -> int:
     """
-    Have the holds on ``paths`` given back that ``hold`` keeps for process ``pid``; return when they have ended.
+    Give back the locks on PATH... that hold keeps for a process, before it ends.
 
-    :raises CliError: on one of the paths there is none; then all stay
+    Returns when they are released. What one hold has taken is given back as a whole. If the hold turns out to have been
+    lost, PID is killed, as at any other time.
     """
     keepers: set[int] = set()
     for path in paths:

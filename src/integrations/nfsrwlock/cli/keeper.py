@@ -26,9 +26,9 @@ from functools import cache
 from typing import Final, NoReturn
 
 from nfsrwlock.cli.channel import Channel
+from nfsrwlock.cli.options import Request
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.leash import OnExpiry, now, why_not_held
-from nfsrwlock.options import LockOptions
 from nfsrwlock.processes import KEEPER_NAME, WAKE_ALONE, Process, family, kill, leave_the_caller, prctl, readable, send
 from nfsrwlock.text import PROGRAM, flush, printable
 from nfsrwlock_core import (
@@ -49,47 +49,6 @@ _CANCEL_GRACE_SECONDS: Final = 1.0
 _FAREWELL_SECONDS: Final = 0.5
 #: How long the end of the command is held back by a release that does not finish: the file server does not answer.
 _PATIENCE_SECONDS: Final = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """
-    What to hold, and how; the command line in a checked form.
-
-    :param limited: paths to hold shared, with how many may hold each at a time
-    :param parents: whether missing directories are to be made
-    :param settings: of the locks
-    :param command: the name of a program that must be found before the locks are asked for, unless there is a subject
-    :param conflict_code: the exit code when the locks could not be had in time
-    :param verbose: whether to report the grant
-    :param subject: the process that the locks are held for, with all that it starts; 0: the guard
-    """
-
-    read: tuple[str, ...]
-    write: tuple[str, ...]
-    limited: dict[str, int]
-    on_expiry: OnExpiry
-    parents: bool
-    settings: LockOptions
-    command: str = ""
-    conflict_code: int = Exit.TIMED_OUT
-    verbose: bool = False
-    subject: int = 0
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """All paths that are locked, those first of whose grants the numbers count."""
-        return *self.write, *self.read, *self.limited
-
-    @property
-    def lease(self) -> float:
-        """Seconds."""
-        return self.settings["stale_threshold"] or 0.0
-
-    @property
-    def tick(self) -> float:
-        """Seconds between two looks at the hold: a look may be late by that, so it is little against the lease."""
-        return min(0.2, max(0.02, self.lease / 50))
 
 
 # What the keeper tells the guard. First the program that the command's name stands for: then all that there is to look
@@ -273,13 +232,13 @@ def outlast_the_server(request: Request) -> None:
     paths = [os.path.abspath(path) for path in request.paths]
     os.chdir("/")
     limit = now() + request.lease
-    while now() < limit and any(_is_announced(path, request.settings) for path in paths):
+    while now() < limit and any(_is_announced(path, request.lock_dir) for path in paths):
         time.sleep(request.tick)
 
 
-def _is_announced(path: str, settings: LockOptions) -> bool:
+def _is_announced(path: str, lock_dir: str | None) -> bool:
     try:
-        state = inspect(path, lock_dir=settings["lock_dir"])
+        state = inspect(path, lock_dir=lock_dir)
     except (LockPathError, ValueError):
         return False
     except (LockError, OSError):

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from functools import partial
 
 import click
 
+from nfsrwlock.cli.options import LOCK_DIR, PATH, span
 from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.status import Look, below, each
 from nfsrwlock.text import one_line, printable, say
 from nfsrwlock_core import break_lock, prune
 
 
-def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bool, force: bool) -> int:
+@click.command("break")
+@click.argument("path", type=PATH)
+@click.option("--token", metavar="T", help="Only the holder or waiter whose token is, or begins with, T (see status).")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Also those whose process is alive on this host.")
+@LOCK_DIR
+def break_holders(path: str, token: str | None, yes: bool, force: bool, lock_dir: str | None) -> int:
     """
-    Name the participants, ask, remove exactly those that were named; return the exit code.
+    Take the lock on PATH away from its holders.
 
-    :raises CliError: one of them is alive on this host, or nobody can be asked
-    :raises LockBusyError: one of them is alive after all
+    For an operator who knows that a holder is dead and does not want to wait for its lease to end. A holder that is
+    alive after all finds out at its next heartbeat; until then it works on, side by side with its successor.
     """
     if token == "":
         raise CliError("an empty token names nobody: check the variable in --token")
@@ -55,8 +61,24 @@ def break_holders(path: str, token: str | None, lock_dir: str | None, *, yes: bo
     return Exit.OK
 
 
-def prune_below(directories: Iterable[str], unused_s: float) -> int:
-    """Remove what was not used for so many seconds, and say what was kept and why; return the exit code."""
+@click.command("prune")
+@click.argument("directories", nargs=-1, type=PATH, metavar="DIR...", required=True)
+@click.option(
+    *("-u", "--unused-for"),
+    "unused_s",
+    type=span,
+    default="30d",
+    show_default=True,
+    metavar="TIME",
+    help="Keep the locks that were used in the latest TIME.",
+)
+def prune_below(directories: tuple[str, ...], unused_s: float) -> int:
+    """
+    Remove the directories of the locks below DIR... that nobody uses.
+
+    Says of each that is kept why. Nobody who uses a lock meanwhile loses it, but the numbers of its grants begin
+    anew, at 1. Symbolic links are not followed.
+    """
     code, removed = int(Exit.OK), 0
     for path, reason in each(directories, below, partial(prune, unused_s=unused_s, lock_dir="")):
         if isinstance(reason, CliError):

@@ -6,12 +6,14 @@ import errno
 import os
 import signal
 from contextlib import suppress
-from dataclasses import replace
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
+
+import click
 
 from nfsrwlock.cli.guard import Guard, wait_until_held
-from nfsrwlock.cli.keeper import Hold, Keeper, Request
-from nfsrwlock.cli.outcome import Exit
+from nfsrwlock.cli.keeper import Hold, Keeper
+from nfsrwlock.cli.options import CODES, HOLDING, LOCK_DIR, PATH, Request
+from nfsrwlock.cli.outcome import CliError, Exit
 from nfsrwlock.cli.signals import FORWARDED, TERMINATING, Signals, take_default_action
 from nfsrwlock.cli.terminal import Terminal
 from nfsrwlock.processes import ADOPT_ORPHANS, Entry, family, prctl, send
@@ -21,16 +23,41 @@ _SHELL: Final = "/bin/sh"
 _TERMINAL_STOPS: Final = frozenset({signal.SIGTTIN, signal.SIGTTOU})
 
 
-def run(request: Request, command: tuple[str, ...]) -> int:
-    """
-    Acquire the locks, run ``command`` under them and release them; return the exit code.
+class _WithCommand(click.Command):
+    """Takes as its command what follows ``--``, and nothing else: a glob may stand for more paths than one."""
 
-    :raises CliError: the command cannot be run, or the locks cannot be had
-    :raises Interrupted: a signal ended the wait
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        ctx.obj = tuple(args[at + 1 :])
+        return super().parse_args(ctx, args[:at])
+
+
+@click.command("run", cls=_WithCommand, params=[*HOLDING], epilog=CODES)
+@LOCK_DIR
+@click.option("-c", "script", metavar="SCRIPT", help="Run the shell with -c SCRIPT, instead of COMMAND.")
+@click.argument("stray", nargs=-1, type=PATH, metavar="-- COMMAND...")
+@click.pass_obj
+def run(command: tuple[str, ...], /, script: str | None, stray: tuple[str, ...], **options: Any) -> int:
     """
+    Hold locks while COMMAND runs.
+
+    Waits until all locks are held, runs COMMAND in a process group of its own, passes signals on to it and exits with
+    its code. When the lease runs out before a heartbeat succeeds, COMMAND is stopped; it goes on after a heartbeat
+    has shown that the hold never ended, and is killed if the hold is lost. Processes that COMMAND leaves behind when
+    it ends are not guarded.
+    """
+    if stray:
+        raise CliError(
+            f"{stray[0]!r} is neither an option nor the path of one: give each path a --read or --write of its own, "
+            "and put the command after --, as in: nfsrwlock run --read PATH -- COMMAND"
+        )
+    if bool(command) == bool(script):
+        raise CliError("give one command to run, after -- or by -c, as in: nfsrwlock run --read PATH -- COMMAND")
+    command = command or (os.environ.get("SHELL") or _SHELL, "-c", script or "")
+    request = Request(**options, command=command[0])
     terminal = Terminal()
     with Signals(FORWARDED) as signals:
-        keeper = Keeper(replace(request, command=command[0]))
+        keeper = Keeper(request)
         hold = wait_until_held(keeper, signals)
         prctl(*ADOPT_ORPHANS)
         return _Run(keeper, hold, signals, terminal, command).conclude()

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn
 
+import click
+
+from nfsrwlock.cli.options import LOCK_DIR, PATHS
 from nfsrwlock.cli.outcome import CliError, Exit, as_cli_error
 from nfsrwlock.text import console, duration, one_line, printable, say
 from nfsrwlock_core import LockError, LockPathError, LockState, PeerInfo, find_locks, inspect
@@ -26,11 +29,29 @@ _WIDTH_WITHOUT_TERMINAL: Final = 160
 _TOKEN_DIGITS: Final = 8
 
 
-def status(paths: Sequence[str], lock_dir: str | None, *, recursive: bool, idle: bool, form: str, watch: bool) -> int:
-    """Show the state of the locks on ``paths``, once or until interrupted; return the exit code."""
+@click.command("status")
+@PATHS
+@LOCK_DIR
+@click.option("-r", "--recursive", is_flag=True, help="Show the locks in use below PATH..., which are directories.")
+@click.option("-a", "--all", "idle", is_flag=True, help="With -r, show also the locks that nobody uses.")
+@click.option("--json", "form", flag_value="json", help="Print a JSON array with one object per lock.")
+@click.option("--metrics", "form", flag_value="metrics", help="Print the counts in Prometheus's text format.")
+@click.option("--watch", is_flag=True, help="Go on showing it until interrupted.")
+def status(
+    paths: tuple[str, ...], lock_dir: str | None, recursive: bool, idle: bool, form: str | None, watch: bool
+) -> int:
+    """
+    Show who holds and who waits for the locks on PATH...
+
+    Needs no lock and changes nothing. Ends with 0 if all locks could be looked at, held or not.
+    """
+    if watch and form == "metrics":
+        raise CliError("--metrics prints once, so it cannot be used with --watch")
+    if lock_dir and recursive:
+        raise CliError("--recursive looks below PATH: give the directory of locks as PATH, not by --lock-dir")
     find = None if not recursive else find_locks if watch else below
     look = Look(paths, lock_dir, find, idle=idle, may_come=watch)
-    to = console(_WIDTH_WITHOUT_TERMINAL) if form == "text" else None
+    to = console(_WIDTH_WITHOUT_TERMINAL) if form is None else None
     if watch:
         with contextlib.suppress(KeyboardInterrupt):
             _watch(look, to)

@@ -75,10 +75,10 @@ def doctor(
     patience = _ANSWER_SECONDS if timeout is None or peer else timeout
     reports: list[Report] = []
     codes: set[int] = set()
-    with ExitStack() as if_it_fails:
+    with ExitStack() as at_end:
         if to_share is not None:
             if not os.path.exists(to_share.name):
-                if_it_fails.callback(_remove_if_empty, os.path.realpath(to_share.name))
+                at_end.callback(_remove_if_empty, os.path.realpath(to_share.name))
             to_share.fileno()  # opens it: what cannot be written is named before all that takes long
         for path in dict.fromkeys(paths):
             examination = _Examination(path, lock_dir, partial(compare, rounds=rounds, processes=processes))
@@ -98,7 +98,6 @@ def doctor(
             print(json.dumps([report.to_dict() for report in reports], indent=2), flush=True)
         if to_share is not None and reports:
             _replace(to_share, json.dumps([report.shareable().to_dict() for report in reports], indent=2))
-            if_it_fails.pop_all()
     return min(codes - {Exit.OK}, default=Exit.OK)
 
 

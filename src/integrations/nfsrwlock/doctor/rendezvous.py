@@ -218,10 +218,9 @@ def _take_part(talk: _Talk) -> tuple[Plan, float]:
 
 def _compare_clocks(talk: _Talk) -> tuple[float, float]:
     """By how much the other's clock is ahead of this one's, and by how much that may be wrong, seconds."""
-    least = -(10**18)
-    for number in range(_CLOCK_READINGS):
-        theirs = talk.meet(f"clock.{number}", time.time_ns())
-        least = max(least, theirs - time.time_ns())  # the other node said it before it was heard here
+    # The other node said it before it was heard here.
+    readings = (talk.meet(f"clock.{number}", time.time_ns()) - time.time_ns() for number in range(_CLOCK_READINGS))
+    least = max(readings)
     most = -talk.meet("least", least)
     return (least + most) / 2e9, (most - least) / 2e9
 
