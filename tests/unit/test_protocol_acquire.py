@@ -296,6 +296,16 @@ def test_a_writer_behind_which_others_move_on_stays_in_line(stage):
     assert writer.name == first
 
 
+def test_a_writer_whose_caller_has_gone_announces_nothing_while_it_gives_way(stage):
+    """Its caller may leave while a step hangs, and end its process as soon as nothing of it is announced."""
+    holder = stage.peer(Mode.WRITE, ticket=5)
+    writer = stage.writer(ticket=6)
+    assert not writer.advance()
+    writer.files.inject(Before("rmdir", lambda: setattr(writer, "is_over", True), on="write."))
+    assert not stage.poll(writer, 1, every=0.005)
+    assert stage.server.announced == {holder.name}
+
+
 def test_a_writer_gives_way_once_nothing_moves_any_more(stage):
     """Section 2, writer 3: two that wait for each other may both have seen others go before."""
     first, second = stage.writer(ticket=5), stage.writer(ticket=6)

@@ -191,8 +191,6 @@ class Attempt:
         self._self_wait: Final = SelfWait(settings.lock_file, mode, task, at_most)
         #: Of the announcements of those in the way.
         self.removals: Removals | None = None
-        #: Nobody wants the lock any more.
-        self._is_over = False
         self._is_abandoned = False
         # A step that hangs in a thread and its withdrawal must not overlap. Re-entrant, for a signal's exception may
         # come right after it was taken.
@@ -222,7 +220,7 @@ class Attempt:
         participant = self._participant
         try:
             with self._mutex:
-                if self._is_over:
+                if participant.is_over:
                     return None
                 wall_clock.look()
                 if self.mode is Mode.WRITE:
@@ -254,7 +252,7 @@ class Attempt:
                 return self.step()
             self._judge(error)
         finally:
-            if self._is_over:  # given up meanwhile, and left to whoever is here
+            if participant.is_over:  # given up meanwhile, and left to whoever is here
                 self.give_up()
         return None
 
@@ -265,7 +263,7 @@ class Attempt:
                 self.removals = self.removals or Removals()
                 for peer in near:
                     self.removals.watch(f"{self.settings.lock_path}/{peer.name}")
-        if not near or self._is_over:
+        if not near or self._participant.is_over:
             self.stop_listening()
 
     def stop_listening(self) -> None:
@@ -292,7 +290,7 @@ class Attempt:
         """
         if self._pid != os.getpid():
             return  # what a forked child unwinds is its parent's, and on disk it must stay
-        self._is_over = True
+        self._participant.is_over = True
         _unanswered.add(self)
         if not self._mutex.acquire(timeout=GRACE_S):
             return
@@ -322,7 +320,7 @@ class Attempt:
 
     def abandon(self) -> None:
         """Give up in the background: what hangs does it when it ends, and if nothing hangs, another thread."""
-        self._is_over = self._is_abandoned = True
+        self._participant.is_over = self._is_abandoned = True
         _unanswered.add(self)
         if self._mutex.acquire(blocking=False):
             _unanswered.discard(self)

@@ -115,6 +115,8 @@ class Participant(Observer):
         self._at_most: Final = 1 if mode is Mode.WRITE else at_most
         self._numbered: Final = numbered
         self._ticket: Final = ticket
+        #: Nobody wants the lock any more: a step that is under way announces nothing. May be set in any thread.
+        self.is_over = False
         self._since_ms: Final = since_ms
         self._ahead: frozenset[str] | None = None  # S of the protocol
         # Since when a writer stays announced behind one that was first, and for how long it does at a time.
@@ -180,6 +182,8 @@ class Participant(Observer):
         return self.blockers if self._at_most and is_near and is_moving else ()
 
     def _announce_and_decide(self) -> bool:
+        if self.is_over:
+            return False
         self._announce()
         listing = self._list()
         if self.name not in listing.announcements:
