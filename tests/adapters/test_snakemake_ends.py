@@ -616,7 +616,8 @@ def test_with_the_scheduler_a_job_whose_lock_is_busy_takes_no_core(scene: Scene)
     with SoftReadWriteLock(scene.directory / "ref/in").write_lock():
         run = scene.start("-c2", "--scheduler", "nfsrwlock")
         begun = scene.directory / "begun"
-        scene.wait_for(lambda: begun.exists() and scene.exists("free"))  # so both cores could have been had
+        # So both cores could have been had; a shell makes the file before it writes.
+        scene.wait_for(lambda: begun.exists() and begun.read_text() and scene.exists("free"))
         assert begun.read_text().count("\n") == 1, "the other one, whose lock nobody has yet, is not started beside it"
         scene.write("go", "")
         scene.wait_for(lambda: all(scene.exists(name) for name in ("free", "one", "two")))

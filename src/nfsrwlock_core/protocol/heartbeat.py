@@ -304,16 +304,17 @@ class Announced:
 
         :raises OSError: what a system call said
         """
-        if self.generation is None:
-            try:
-                self.generation = self._highest_number()
-            except FileNotFoundError:  # a 9P client's word also if another removed the new directory at once
-                self.generation = self._highest_number()
-        return self.generation
+        if self.generation is not None:
+            return self.generation
+        try:
+            return self._look_for_generation()
+        except FileNotFoundError:  # a 9P client's word also if another removed the new directory at once
+            return self._look_for_generation()
 
-    def _highest_number(self) -> int:
+    def _look_for_generation(self) -> int:
         with changed(self.files, self._world):
-            return parse_listing(self.files.listdir()).highest_generation
+            self.generation = parse_listing(self.files.listdir()).highest_generation
+        return self.generation
 
     def release(self) -> bool:
         """
