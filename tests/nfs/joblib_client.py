@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -74,4 +76,29 @@ def requests_per_hit(location: str, mountpoint: str, rounds: int) -> list[dict[s
     return [cost(mountpoint, partial(cached, 1), rounds) for cached in caches(location)]
 
 
-__all__ = ["call_all", "fill", "milliseconds_per_hit", "requests_per_hit"]
+def _squares(location: str) -> list[Any]:
+    memories = joblib.Memory(f"{location}-joblib", verbose=0), Memory(f"{location}-ours", verbose=0)
+    return [memory.cache(square) for memory in memories]
+
+
+def fill_small(location: str, keys: int) -> None:
+    """Compute and store small results in plain joblib's cache and in ours."""
+    for cached in _squares(location):
+        for x in range(keys):
+            cached(x)
+
+
+def requests_per_small_hit(location: str, mountpoint: str, keys: int, rounds: int) -> list[dict[str, float]]:
+    """What a hit asks of the file server, each time on another small result, by plain joblib and by ours."""
+
+    def hit(cached: Any, turn: Iterator[int]) -> None:
+        x = next(turn)
+        assert cached(x) == x * x
+
+    turns = (partial(hit, cached, itertools.cycle(range(keys))) for cached in _squares(location))
+    costs = [cost(mountpoint, one, rounds) for one in turns]
+    assert not _computed
+    return costs
+
+
+__all__ = ["call_all", "fill", "fill_small", "milliseconds_per_hit", "requests_per_hit", "requests_per_small_hit"]

@@ -44,3 +44,14 @@ def test_a_hit_costs_at_most_three_times_that_of_plain_joblib(scene: Scene, vers
     assert ratios["cold"] <= 3
     assert ratios["warm"] <= 3
     assert ours <= plain + 1.5, "a lock is taken a few times a second, not for each hit"
+
+
+@pytest.mark.parametrize("version", BOTH)
+def test_a_hit_on_a_small_result_asks_for_one_thing_more_than_plain_joblib(scene: Scene, version: str) -> None:
+    reader, writer = (scene.process(node, "from nfs.joblib_client import *") for node in (scene.n1, scene.n2))
+    location = scene.path(version, "small")
+    writer.do(f"fill_small({location!r}, 20)", 110)
+    used = reader.do(f"requests_per_small_hit({location!r}, {LANES[version].at!r}, 20, 200)", 110)
+    print(f"v{version}: requests a hit on a small result: joblib {used[0]}, ours {used[1]}")
+    plain, ours = (sum(kinds.values()) for kinds in used)
+    assert ours <= plain + 1.5
