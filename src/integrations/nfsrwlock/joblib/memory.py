@@ -56,8 +56,8 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
     def _is_valid(self, call_id: CallId) -> bool:
         metadata = self.store_backend.get_metadata(call_id)
         if TAG not in metadata:
-            # It was stored by joblib, whose rule is that all items are of the code beside them. Who replaces that marks
-            # before what stays of the old one's.
+            # It was stored by joblib, whose rule is that all items are of the code beside them. Whoever replaces that
+            # code marks those items before that stay: so another look, after the one at the code.
             if not self._is_stored_code_ours():
                 return False
             metadata = self.store_backend.get_metadata(call_id)
@@ -175,7 +175,7 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             if self._verbose > 4 and not shelving:
                 self._print_duration(time.time() - started, context="cache loaded ")
         except Exception:
-            # Not if this client only believed that it was there, nor if it comes again under the lock.
+            # No word of it if this client only believed that it was there, or if it comes again under the lock.
             if small is None and store.signature(call_id) is not None:
                 _, signature = format_signature(self.func, *args, **kwargs)
                 self.warn(f"Exception while loading results for {signature}\n {traceback.format_exc()}")

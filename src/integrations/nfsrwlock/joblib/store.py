@@ -136,8 +136,8 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         """
         Return the signature of a result that is loaded without its lock, from this host's cache, which may be old.
 
-        A result is one file, which appears whole and is never changed. So it is loaded whole or not at all, and if
-        its signature is still the same afterwards, all that was read in between about the item was about this result.
+        A result is one file, which appears whole and is never changed. So it is loaded whole or not at all; and if
+        its signature is still the same afterwards, whatever was read about the item in between was about this result.
         """
         if self.mmap_mode is not None:
             return None
