@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from actors import PATIENCE_S, Raised, Stage, wait_until
+from actors import PATIENCE_S, Raised, Stage, announcements, wait_until
 from nfsrwlock import DeadlockError, LockPathError, break_lock, freshness
 from nfsrwlock.joblib import Memory, register_store_backend
 from nfsrwlock_core.system import workers
@@ -255,6 +255,51 @@ def test_programs_that_disagree_on_what_a_lock_is_for_are_told(tmp_path: Path) -
             Memory(store, verbose=0, lock_dir=lock_dir)
         Memory(store, verbose=0, granularity="function", lock_dir=lock_dir).clear(warn=False)
         assert items(store) == 0
+
+
+# -- new results ------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_result_takes_one_lock_and_one_that_is_being_computed_is_waited_for_as_a_reader(
+    stage: Stage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "nfsrwlock")
+    memory = Memory(tmp_path / "cache", verbose=0, poll_interval=0.05)
+    cached = memory.cache(full)
+
+    def taken() -> list[str]:
+        texts = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return [text.rsplit(" ", 1)[1] for text in texts if text.startswith("acquired the lock")]
+
+    cached(2, 7)
+    assert taken() == ["write"]
+    lock_file = memory.store_backend.lock_file((cached.func_id, cached._get_args_id(2, 8)))
+    computing = stage.actor(f"lock = SoftReadWriteLock({lock_file!r}, numbered=False); lock.acquire_write(); pass")
+    waiting = threading.Thread(target=cached, args=(2, 8))
+    waiting.start()
+    wait_until(lambda: "waiting for the lock" in caplog.text)
+    assert [name.split(".")[0] for name in announcements(Path(lock_file))] == ["write"], "nobody else is announced"
+    computing.do("lock.release()")
+    waiting.join(PATIENCE_S)
+    assert taken() == ["read", "write"]
+
+
+def test_all_is_known_of_a_result_before_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the process is killed in between."""
+    cached = Memory(tmp_path / "cache", verbose=0).cache(full)
+    store = cached.store_backend
+    dump, known = store.dump_item, []
+
+    def look_and_dump(call_id: Any, *args: Any, **options: Any) -> None:
+        known.append(store.get_metadata(call_id))
+        dump(call_id, *args, **options)
+
+    monkeypatch.setattr(store, "dump_item", look_and_dump)
+    reference = cached.call_and_shelve(2, 7)
+    assert known[0]["input_args"] == {"size": "2", "value": "7"}
+    assert known == [store.get_metadata((cached.func_id, cached._get_args_id(2, 7)))]
+    assert reference.metadata["input_args"] == known[0]["input_args"]
 
 
 # -- small results ----------------------------------------------------------------------------------------------------

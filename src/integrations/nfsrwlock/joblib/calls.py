@@ -32,6 +32,8 @@ class Taken(Enum):
 
     #: It is held.
     YES = "yes"
+    #: It was not to wait, and somebody else has the lock.
+    BUSY = "it is in use"
     #: The item appeared meanwhile; the lock is not held.
     APPEARED = "appeared"
     #: A memory map of this very process holds it shared, so that waiting might never end; the lock is not held.
@@ -87,7 +89,7 @@ class Call:
         :param seen: the item as it was found unfit
         :param until_changed: something else in its place ends the waiting
         :param tag: what items stored under the hold are marked with
-        :raises Timeout: if it could not be had in time
+        :raises Timeout: if it could not be had in time, and was waited for
         """
         if self._is_inside:
             outer = held(self._lock_file)
@@ -95,7 +97,7 @@ class Call:
             self._note(replace(outer, tag=tag or outer.tag))
             return Taken.YES
         self._lock = self._lock or self._store.lock_for(self.call_id, self._kind)
-        ended: Taken | None = None
+        ended = None if blocking else Taken.BUSY
 
         def is_over() -> bool:
             nonlocal ended

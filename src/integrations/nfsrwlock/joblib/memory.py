@@ -134,9 +134,10 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             loaded = await self._load(call, args, kwargs, shelving, small=small) if self._is_valid(call_id) else None
             if loaded is not None:
                 return loaded[0], {}
+        is_new = not force and store.signature(call_id, depth=0) is None  # its lock is free, or somebody computes it
         while True:
             seen = None
-            if not force:
+            if not force and not is_new:
                 await call.take("read")
                 found = store.contains_item(call_id)
                 seen = None if found else store.signature(call_id)
@@ -146,10 +147,11 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
                         return loaded[0], {}
                 seen = store.signature(call_id) if found else seen
                 await call.give()
-            taken = await call.take("write", seen=seen, until_changed=not force, tag=self._tag)
+            taken = await call.take("write", blocking=not is_new, seen=seen, until_changed=not force, tag=self._tag)
+            is_new = False
             if taken is Taken.MAPPED_HERE:
                 return self._not_stored(await call.compute(), shelving, taken.value)
-            if taken is Taken.APPEARED:
+            if taken is not Taken.YES:
                 continue
             now = store.signature(call_id)
             if not force and now is not None and now != seen:
@@ -165,11 +167,10 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
         store, call_id = self.store_backend, call.call_id
         try:
             started = time.time()
-            output = (
-                self._get_memorized_result(call_id)
-                if shelving
-                else await store.load_under(call, timestamp=self.timestamp, verbose=self._verbose)
-            )
+            if shelving:
+                output = self._get_memorized_result(call_id)
+            else:
+                output = await store.load_under(call, timestamp=self.timestamp, verbose=self._verbose)
             if small is not None and store.signature(call_id, depth=1) != small:
                 return None
             if self._verbose > 4 and not shelving:
@@ -206,11 +207,12 @@ class LockingMemorizedFunc(MemorizedFunc):  # type: ignore[misc]  # joblib has n
             return self._not_stored(output, shelving, error)
         store.remove(call_id)  # not earlier: if the function had raised, what was there would be as good as before
         # Before the result is there, so that whoever finds it finds its mark, too, even if this process is killed.
-        store.store_metadata(call_id, {"duration": time.time() - started, "input_args": {}, "time": started})
-        # As for shelving: else joblib would map the result while the exclusive lock is held.
-        reference, metadata = self._after_call(call_id, args, kwargs, True, output, started)
+        metadata = self._persist_input(time.time() - started, call_id, args, kwargs)
+        store.dump_item(call_id, output, verbose=self._verbose)
+        if self._verbose > 0:  # as joblib
+            self._print_duration(time.time() - started)
         if shelving:
-            return reference, metadata
+            return self._get_memorized_result(call_id, metadata), metadata
         if self.mmap_mode is not None:
             await call.give()
             await call.take("read")
