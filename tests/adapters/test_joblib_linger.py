@@ -35,7 +35,8 @@ def text(x: int) -> str:
 
 def caching(directory: Path, linger: float = LONG_S, **options: Any) -> Any:
     cached = Memory(directory / "cache", verbose=0, linger=linger, poll_interval=0.05, **options).cache(text)
-    cached(1)
+    for _ in range(2):  # computed, and hit once
+        cached(1)
     return cached
 
 
@@ -49,10 +50,10 @@ def readers(cached: Any) -> list[str]:
 
 def test_the_hold_of_a_hit_is_kept_if_it_is_repeated_and_serves_the_hits_that_follow(tmp_path: Path) -> None:
     cached = caching(tmp_path)
-    assert cached(2) == text(2)
-    assert cached(2) == text(2)
+    for _ in range(3):
+        assert cached(2) == text(2)
     assert announcements(lock_of(cached, 2)) != [], "it was given back a moment before"
-    assert announcements(lock_of(cached, 1)) == [], "an item that was asked for once is not held"
+    assert announcements(lock_of(cached, 1)) == [], "an item that was hit once is not held"
     kept = announcements(lock_of(cached, 2))
     for _ in range(5):
         assert cached(2) == text(2)
