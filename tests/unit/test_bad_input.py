@@ -542,7 +542,9 @@ def test_a_marker_of_an_unknown_format_counts_as_held_and_says_so(tmp_path, name
     (holder,) = state.holders
     assert (holder.mode, holder.understood, holder.name) == ("unknown", False, name)
     assert holder.describe().isprintable()
-    assert set(os.listdir(lock_path)) == {name}, "nothing of ours is left"
+    # But a note, where the machine was so busy that the marker was watched for a while.
+    left = {entry for entry in os.listdir(lock_path) if not entry.startswith("seen.")}
+    assert left == {name}, "nothing of ours is left"
 
 
 @pytest.mark.parametrize("make", KINDS)
