@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from actors import wait_until
+from actors import Stage, wait_until
 from nfsrwlock_core.system.workers import Workers
 
 
@@ -34,6 +34,20 @@ def test_calls_at_one_time_have_a_thread_each_and_later_ones_use_them_again() ->
     threads = burst(pool, 20)
     assert len(set(threads)) == 20
     wait_until(lambda: pool.submit(threading.current_thread).result(60) in threads)
+
+
+def test_a_call_whose_whole_process_stood_still_past_its_time_has_not_failed(stage: Stage) -> None:
+    """Its thread had no time either."""
+    actor = stage.actor("import os, time; from nfsrwlock_core.system import workers")
+    actor.do("def work(): open('begun', 'w').close(); [time.sleep(0.02) for _ in range(3)]; return 4711")
+    for _ in range(3):
+        actor.tell("workers.call(work, 0.5)")
+        wait_until((stage.directory / "begun").exists, pause=0.001)
+        actor.stop()
+        time.sleep(0.7)
+        actor.go_on()
+        assert actor.answer() == 4711
+        actor.do("os.unlink('begun')")
 
 
 def test_an_idle_thread_keeps_nothing_of_its_calls() -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 
 #: By what one file, or one state of a file, differs from another.
 Signature = tuple[int, ...]
@@ -26,22 +26,16 @@ def signature_afresh(path: str | os.PathLike[str], depth: int = 1) -> Signature 
     :raises OSError: if it cannot be looked at
     """
     for is_missing in (False, True):  # on sshfs, to begin to read is to read all
-        for parent in _above(os.fspath(path), depth):
-            with _if_there():
+        try:
+            for parent in _above(os.fspath(path), depth):
                 _look_into(parent, begin_to_read=is_missing)
-        with _if_there():
             found = os.stat(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # the last one: removed just now
+                raise
+        else:
             return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
     return None
-
-
-@contextmanager
-def _if_there() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):  # the last one: removed just now
-            raise
 
 
 def look_afresh(paths: Iterable[str | os.PathLike[str]]) -> None:

@@ -13,10 +13,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Final, ParamSpec, TypeVar, cast
 
 #: How long an idle thread of this package stays, seconds. Test suites of others look for threads that outlive a lock.
 LINGER_S: Final = 2.0
+
+#: How much later than it should a call may end, seconds.
+_LATE_S: Final = 0.2
 
 #: What to do about a system that gives no more threads.
 NO_THREAD: Final = "no thread can be started: end some, or raise the limit (ulimit -u, or the container's)"
@@ -87,8 +91,11 @@ class Workers:
                 results.put((None, error))
 
         self._start(task, may_wait=True)
+        with suppress(queue.Empty):
+            results.put(results.get(timeout=seconds))
         try:
-            result, error = results.get(timeout=seconds)
+            # If this process stood still (SIGSTOP) until now, its threads did, too.
+            result, error = results.get(timeout=_LATE_S)
         except queue.Empty:
             raise TimeoutError("" if begun else NO_THREAD) from None
         if error is not None:
