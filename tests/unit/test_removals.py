@@ -8,8 +8,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -182,6 +184,40 @@ def test_a_forked_child_does_not_hear_what_its_parent_is_told(stage: Stage, path
     waiter.join(30)
 
 
+class Delayed(ThreadPoolExecutor):
+    """Makes one call at a time, and all but the first only when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.may_go_on, self.calls = threading.Event(), 0
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self.calls:
+            super().submit(self.may_go_on.wait)
+        self.calls += 1
+        return super().submit(*args, **kwargs)
+
+
+def test_a_task_cancelled_twice_before_its_first_look_leaves_nothing_open(stage: Stage, path: Path) -> None:
+    """Its look then ends before anything has told it that it is given up."""
+    stage.actor(f"lock = SoftReadWriteLock({os.fspath(path)!r}); lock.acquire_write()")
+
+    async def cancel() -> None:
+        with Delayed() as executor:
+            lock = AsyncSoftReadWriteLock(path, executor=executor, is_singleton=False)
+            task = asyncio.create_task(lock.acquire_write())
+            for calls in (2, 3):  # to look, and to give up
+                while executor.calls < calls:  # noqa: ASYNC110 - nothing tells of a call
+                    await asyncio.sleep(0)
+                task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            executor.may_go_on.set()
+
+    asyncio.run(cancel())
+    assert len(announcements(path)) == 1
+
+
 def seconds_of_waiting(told: Removals, at_most: float) -> float:
     began = time.monotonic()
     told.wait(at_most)
@@ -225,13 +261,17 @@ def test_what_an_exception_keeps_from_being_closed_is_closed() -> None:
     assert not instances()
 
 
-def test_a_call_that_nobody_waits_for_any_more_opens_nothing(stage: Stage, path: Path) -> None:
+def test_a_call_that_nobody_waits_for_any_more_leaves_nothing_open(stage: Stage, path: Path) -> None:
     """One that hung, and comes back once its attempt was given up. What is left open is looked for afterwards."""
     stage.actor(f"lock = SoftReadWriteLock({os.fspath(path)!r}); lock.acquire_write()")
     attempt = Attempt(SoftReadWriteLock(path, is_singleton=False)._settings, Mode.WRITE, Wait(-1))
     assert attempt.step() is None
     assert instances()
-    attempt.give_up()
-    attempt.stop_listening()
-    attempt._listen()
+    waiter = threading.Thread(target=attempt.abandon)
+    with attempt._mutex:  # a step is under way
+        waiter.start()
+        waiter.join(10)
+        assert attempt.removals is None
+        attempt._listen()
+    assert attempt.step() is None
     assert attempt.removals is None

@@ -27,11 +27,11 @@ def attempt_at(path: Path, mode: Mode = Mode.WRITE) -> Attempt:
 
 
 @pytest.fixture(autouse=True)
-def _stops_listening() -> Iterator[None]:
+def _gives_up() -> Iterator[None]:
     """As who drives the attempt does at its end."""
     yield
     while _attempts:
-        _attempts.pop().stop_listening()
+        _attempts.pop().give_up()
 
 
 class Refuses:

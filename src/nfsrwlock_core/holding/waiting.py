@@ -231,6 +231,8 @@ class Attempt:
                     while evictions < participant.evictions:  # who was in the way is gone: no reason to wait
                         evictions = participant.evictions
                         if participant.advance():
+                            if self.removals is not None:
+                                self._stop_listening()
                             settings, device = self.settings, self._files.device or 0
                             hold = Hold(participant, settings.lock_file, device, settings.on_compromise)
                             if hold.remaining < 0:  # there was a pause, of which only the wall clock knows
@@ -263,11 +265,10 @@ class Attempt:
                 self.removals = self.removals or Removals()
                 for peer in near:
                     self.removals.watch(f"{self.settings.lock_path}/{peer.name}")
-        if not near or self._participant.is_over:
-            self.stop_listening()
+        else:
+            self._stop_listening()
 
-    def stop_listening(self) -> None:
-        """Hear of no removals any more."""
+    def _stop_listening(self) -> None:
         removals, self.removals = self.removals, None
         if removals is not None:
             workers.enqueue(removals.close)  # which takes the kernel 10 ms
@@ -297,6 +298,7 @@ class Attempt:
         try:
             self._withdraw()
         finally:
+            self._stop_listening()
             self._mutex.release()
             _unanswered.discard(self)  # last: see abandon()
 
@@ -321,6 +323,7 @@ class Attempt:
     def abandon(self) -> None:
         """Give up in the background: what hangs does it when it ends, and if nothing hangs, another thread."""
         self._participant.is_over = self._is_abandoned = True
+        self._stop_listening()  # now: what hangs may do so for hours
         _unanswered.add(self)
         if self._mutex.acquire(blocking=False):
             _unanswered.discard(self)
@@ -448,9 +451,6 @@ def acquiring(attempt: Attempt) -> Steps:
         except Unanswered:
             attempt.abandon()
         raise
-    finally:
-        if attempt.removals is not None:
-            attempt.stop_listening()
 
 
 def run(steps: Steps) -> Hold:
