@@ -233,6 +233,7 @@ fi
 endef
 
 # $(call set_up,PACKAGES): an environment from scratch, for what is left of an older one is in no lock file.
+# Python compiles what it imports: to compile all of it would take as long as to install it.
 define set_up
 @set -eu; $(TAKE_TURNS); \
 if [ $@ -nt pyproject.toml ] && [ $@ -nt $< ]; then exit 0; fi; \
@@ -240,7 +241,7 @@ $(find_python); \
 echo "setting up $(@D) with $$found ($$version)"; \
 "$$found" -m venv --clear $(@D); \
 $(@D)/bin/$(PIP) install $(1); \
-$(@D)/bin/$(PIP) install $(2); \
+$(@D)/bin/$(PIP) install --no-compile $(2); \
 touch $@
 endef
 PINNED_AND_THIS = $(PINNED)/$(1).txt; $(@D)/bin/$(PIP) install --no-deps --no-build-isolation --editable .
