@@ -439,6 +439,18 @@ def test_a_result_whose_directory_goes_while_it_is_looked_at_is_computed(
 # -- memory maps ------------------------------------------------------------------------------------------------------
 
 
+def test_a_reference_to_what_was_removed_says_so_also_where_this_client_believes_that_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An NFS client may believe so until it opens the file."""
+    memory = Memory(tmp_path / "cache", verbose=0)
+    shelved = memory.cache(full).call_and_shelve(2, 7)
+    memory.clear(warn=False)
+    monkeypatch.setattr(shelved.store_backend, "_item_exists", lambda name: True)
+    with pytest.raises(KeyError):
+        shelved.get()
+
+
 def test_a_mapped_result_is_in_use_until_its_last_view_is_gone(tmp_path: Path) -> None:
     memory = Memory(tmp_path / "cache", mmap_mode="r", verbose=0)
     other = Memory(tmp_path / "cache", verbose=0)

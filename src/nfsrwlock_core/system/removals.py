@@ -51,11 +51,5 @@ class Removals(FileIO):
 
 
 _all: Final[WeakSet[Removals]] = WeakSet()
-
-
-def _reset_after_fork() -> None:
-    for removals in list(_all):  # a child would take away what its parent is told
-        removals.close()
-
-
-os.register_at_fork(after_in_child=_reset_after_fork)
+# A forked child would take away what its parent is told.
+os.register_at_fork(after_in_child=lambda: [*map(Removals.close, list(_all))])

@@ -188,7 +188,10 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     async def load_under(self, call: Call, **options: Any) -> Any:
         """Load a small item, or that of a call that holds its lock, which memory maps in it keep if they can."""
-        item = super().load_item(call.call_id, **options)
+        try:
+            item = super().load_item(call.call_id, **options)
+        except FileNotFoundError as error:  # this client only believed that it was there
+            raise KeyError(f"there is no such item any more: {error.filename}") from error
         maps = [] if self.mmap_mode is None else maps_in(item)
         if maps and not await call.keep(maps):
             plain = copy.copy(self)
