@@ -256,6 +256,7 @@ def test_without_proc_nothing_is_known_and_that_is_said(tmp_path: Path, monkeypa
         ("overlay", "note", "host"),
         ("nfs4", "ok", "hosts"),
         ("lustre", "ok", "hosts"),
+        ("ceph", "ok", "hosts"),
         ("gpfs", "ok", "hosts"),
         ("gfs2", "warning", "hosts"),
         ("ocfs2", "warning", "hosts"),
@@ -275,8 +276,15 @@ def test_a_type_says_what_to_expect(fstype: str, level: str, scope: str) -> None
     found = mount(fstype)
     (check,) = explain(found)
     assert (check.level, scope_of(found)) == (level, scope)
-    tried = ("nfs4", "cifs", "gfs2", "ocfs2", "fuse.sshfs", "fuse.glusterfs")
+    tried = ("nfs4", "ceph", "cifs", "gfs2", "ocfs2", "fuse.sshfs", "fuse.glusterfs", "9p")
     assert check.basis == ("lab" if fstype in tried else "documented")
+
+
+def test_moosefs_is_known_by_its_source() -> None:
+    (check,) = explain(mount("fuse", source="mfs#srv:9421"))
+    assert (check.level, check.basis) == (Level.WARNING, "lab")
+    (check,) = explain(mount("fuse"))
+    assert check.basis == "documented"
 
 
 NFS4 = "rw,vers=4.2,acregmin=3,acregmax=60,acdirmin=30,acdirmax=60,{},timeo=600,retrans=2,local_lock=none"

@@ -265,8 +265,10 @@ state=/mnt/disk/moosefs
 mkdir -p $state/master $state/chunk $state/hdd
 printf '*\\t/\\trw,alldirs,admin,maproot=0:0\\n' >/run/exports.cfg
 ls $state/master/metadata.mfs* >/dev/null 2>&1 || cp /var/lib/mfs/metadata.mfs.empty $state/master/metadata.mfs
-user="WORKING_USER = root\\nWORKING_GROUP = root"
+sync
+user="WORKING_USER = root\\nWORKING_GROUP = root\\nDISABLE_OOM_KILLER = 0"
 printf "$user\\nDATA_PATH = $state/master\\nEXPORTS_FILENAME = /run/exports.cfg\\nLOCK_MEMORY = 0\\n" >/run/master.cfg
+echo "CHANGELOG_SAVE_MODE = ${CHANGELOG_SAVE_MODE:-0}" >>/run/master.cfg
 echo $state/hdd >/run/hdd.cfg
 printf "$user\\nDATA_PATH = $state/chunk\\nHDD_CONF_FILENAME = /run/hdd.cfg\\nMASTER_HOST = srv\\n" >/run/chunk.cfg
 echo 'HDD_LEAVE_SPACE_DEFAULT = 64MiB' >>/run/chunk.cfg
@@ -281,7 +283,8 @@ for try in 1 2 3 4 5 6 7 8; do
 done
 exit 1
 """,
-        mem_mib=512,
+        mem_mib=1536,  # its chunk server takes a few hundred with the first write
+        mind="The server acknowledges what is not on its disk, so it breaks (d).",
     ),
     "glusterfs": FileSystem(
         "GlusterFS",
@@ -492,6 +495,12 @@ for _name in ("ganesha-4.1", "9p"):
         title=f"{DESCRIPTIONS[_name].title} over ext4 mounted with `sync`",
         serve=f"mount -o remount,sync /mnt/disk\n{DESCRIPTIONS[_name].serve}",
     )
+DESCRIPTIONS["moosefs-sync"] = dataclasses.replace(
+    DESCRIPTIONS["moosefs"],
+    title="MooseFS, its master with `CHANGELOG_SAVE_MODE = 2`",
+    serve=f"CHANGELOG_SAVE_MODE=2\n{DESCRIPTIONS['moosefs'].serve}",
+    mind="",
+)
 DESCRIPTIONS["sshfs-nocache"] = dataclasses.replace(
     DESCRIPTIONS["sshfs"], options="dir_cache=no,attr_timeout=0,entry_timeout=0", mind=""
 )

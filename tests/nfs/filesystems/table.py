@@ -107,7 +107,7 @@ def _full(found: dict[str, Any]) -> str:
         ("released" if found["released"] else "**not released**"),
     )
     told = found["refused"].startswith("LockPathError") and "space" in found["refused"]
-    refused = "refused" if told else "**refused without the reason**" if found["full"] else "to be had"
+    refused = "refused" if told else "**refused without the reason**" if found["refused"] else "to be had"
     return f"{kept}, {released}, {refused}"
 
 

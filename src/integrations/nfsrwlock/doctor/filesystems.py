@@ -2,8 +2,7 @@
 What a file system's type and mount options mean for locks. Nothing is tried here.
 
 Each row says where it comes from: this project's own NFS cluster, or the documentation, tried by nobody here.
-Sources: nfs(5); Linux fs/nfs/dir.c (``nfs_lookup_verify_inode``); sshfs(1);
-Documentation/filesystems/9p.rst; the README of s3fs.
+Sources: nfs(5); Linux fs/nfs/dir.c (``nfs_lookup_verify_inode``), filesystems/9p.rst; sshfs(1); the README of s3fs.
 """
 
 from __future__ import annotations
@@ -45,6 +44,12 @@ _SHARED_DISK: Final = _type(
     "Do not let storage go by the numbers of grants here.",
     basis="lab",
 )
+_PROGRAM: Final = _type(
+    Level.WARNING,
+    "keeps demands (a) to (c); but a power cut of its server takes the latest changes along (d), and locks with them.",
+    "End all jobs after such a power cut.",
+    basis="lab",
+)
 _UNKNOWN: Final = _type(Level.WARNING, "little is known about its caches, or nothing.", _TRY)
 
 #: By the kernel's name for it; NFS with its version.
@@ -55,9 +60,11 @@ _TYPES: Final[dict[str, Check]] = {
     "overlay": _OVERLAY,
     "nfs2": _type(Level.WARNING, "NFSv2 was never tried.", "Mount with vers=4.2 or vers=3."),
     "nfs3": replace(_NFS4, text=f"keeps demands (a) to (c). {_NFS3_CACHE} {_CRASH}"),
-    **dict.fromkeys(("beegfs", "ceph", "fuse.ceph", "fuse.ceph-fuse", "gpfs", "lustre"), _CLUSTER),
+    **dict.fromkeys(("beegfs", "fuse.ceph", "fuse.ceph-fuse", "gpfs", "lustre"), _CLUSTER),
     **dict.fromkeys(("cifs", "smb3"), _SMB),
     **dict.fromkeys(("gfs2", "ocfs2"), _SHARED_DISK),
+    **dict.fromkeys(("9p", "mfs"), _PROGRAM),
+    "ceph": _type(Level.OK, "kept demands (a) to (c) when it was tried. A power cut (d) was not tried.", basis="lab"),
     "fuse.sshfs": _type(
         Level.WARNING,
         "caches for 20 s by default: locks hold, but 28 of 177 files read under them were old, and updates were lost.",
@@ -71,11 +78,7 @@ _TYPES: Final[dict[str, Check]] = {
         f"open-behind, .quick-read, .io-cache and .stat-prefetch off. {_TRY} {ELSEWHERE}",
         basis="lab",
     ),
-    "fuse.s3fs": _type(
-        Level.UNFIT,
-        "an object store: no atomic rename, no coordination between hosts, by its own documentation.",
-        ELSEWHERE,
-    ),
+    "fuse.s3fs": _type(Level.UNFIT, "an object store: no atomic rename, no coordination between hosts.", ELSEWHERE),
 }
 
 
@@ -83,7 +86,8 @@ def _type_of(mount: Mount) -> tuple[str, Check]:
     if mount.is_nfs:
         version = mount.text("vers") or "?"
         return f"NFSv{version}", _TYPES.get(f"nfs{version}", _NFS4)
-    return mount.type, _TYPES.get(mount.type, _UNKNOWN)
+    kind = "mfs" if mount.source.startswith("mfs#") else mount.type  # MooseFS calls itself fuse
+    return kind, _TYPES.get(kind, _UNKNOWN)
 
 
 def scope_of(mount: Mount | None) -> Scope:
@@ -94,8 +98,7 @@ def scope_of(mount: Mount | None) -> Scope:
 def explain(mount: Mount | None) -> list[Check]:
     """Return what the type of the file system means, and those of its options that matter."""
     if mount is None:
-        text = "This system does not report which file system this is, so nothing is known about it."
-        return [Check("file-system", Level.NOTE, text, _TRY)]
+        return [Check("file-system", Level.NOTE, "This system does not report which file system this is.", _TRY)]
     name, known = _type_of(mount)
     where = f"{name} from {mount.source}, mounted at {mount.mountpoint}"
     return [replace(known, text=f"{where}: {known.text}"), *_options(mount)]
