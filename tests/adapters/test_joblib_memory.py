@@ -451,6 +451,28 @@ def test_a_reference_to_what_was_removed_says_so_also_where_this_client_believes
         shelved.get()
 
 
+class LooksForAFile:
+    """A result that needs a file of its own when it is loaded, and enough room to be loaded under its lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.content = path, bytes(2 << 20)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state["path"].read_text()
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_a_file_that_a_result_itself_needs_is_not_taken_for_the_result(tmp_path: Path, is_large: bool) -> None:
+    def compute(path: Path, is_large: bool) -> LooksForAFile:
+        result = LooksForAFile(path)
+        result.content = result.content if is_large else b""
+        return result
+
+    shelved = Memory(tmp_path / "cache", verbose=0).cache(compute).call_and_shelve(tmp_path / "gone", is_large)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        shelved.get()
+
+
 def test_a_mapped_result_is_in_use_until_its_last_view_is_gone(tmp_path: Path) -> None:
     memory = Memory(tmp_path / "cache", mmap_mode="r", verbose=0)
     other = Memory(tmp_path / "cache", verbose=0)

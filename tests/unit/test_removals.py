@@ -218,6 +218,26 @@ def test_a_task_cancelled_twice_before_its_first_look_leaves_nothing_open(stage:
     assert len(announcements(path)) == 1
 
 
+def test_a_look_that_hangs_while_it_is_given_up_ends_without_an_error(
+    stage: Stage, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To name a directory is a call to the file server; two are named here, and the first call hangs."""
+    for _ in range(2):
+        stage.actor(f"lock = SoftReadWriteLock({os.fspath(path)!r}); lock.acquire_read()")
+    attempt = Attempt(SoftReadWriteLock(path, is_singleton=False)._settings, Mode.WRITE, Wait(-1))
+    watch = Removals.watch
+
+    def hang(told: Removals, directory: str) -> None:
+        watch(told, directory)
+        waiter = threading.Thread(target=attempt.abandon)
+        waiter.start()
+        waiter.join(10)
+
+    monkeypatch.setattr(Removals, "watch", hang)
+    assert attempt.step() is None
+    assert attempt.removals is None
+
+
 def seconds_of_waiting(told: Removals, at_most: float) -> float:
     began = time.monotonic()
     told.wait(at_most)

@@ -262,9 +262,9 @@ class Attempt:
         near = [peer for peer in self._participant.awaited() if peer.who is not None and is_same_kernel(peer.who)]
         if near:
             with suppress(ValueError):  # there are no more: it looks again after its pause
-                self.removals = self.removals or Removals()
+                removals = self.removals = self.removals or Removals()
                 for peer in near:
-                    self.removals.watch(f"{self.settings.lock_path}/{peer.name}")
+                    removals.watch(f"{self.settings.lock_path}/{peer.name}")
         else:
             self._stop_listening()
 
@@ -323,8 +323,8 @@ class Attempt:
     def abandon(self) -> None:
         """Give up in the background: what hangs does it when it ends, and if nothing hangs, another thread."""
         self._participant.is_over = self._is_abandoned = True
-        self._stop_listening()  # now: what hangs may do so for hours
         _unanswered.add(self)
+        self._stop_listening()  # now: what hangs may do so for hours
         if self._mutex.acquire(blocking=False):
             _unanswered.discard(self)
             self._mutex.release()

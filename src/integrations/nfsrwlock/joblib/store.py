@@ -139,11 +139,9 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
         A result is one file, which appears whole and is never changed. So it is loaded whole or not at all; and if
         its signature is still the same afterwards, whatever was read about the item in between was about this result.
         """
-        if self.mmap_mode is not None:
-            return None
         with suppress(OSError):
-            found = self.signature(call_id, depth=0)
-            return found if found is not None and found[1] <= _SMALL else None
+            if self.mmap_mode is None and (found := self.signature(call_id, depth=0)) and found[1] <= _SMALL:
+                return found
         return None
 
     @contextmanager
@@ -184,14 +182,16 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
 
     async def _load(self, call: Call, options: dict[str, Any]) -> Any:
         await call.take("read")
-        return await self.load_under(call, **options)
+        try:
+            return await self.load_under(call, **options)
+        except FileNotFoundError as error:
+            if self.signature(call.call_id) is None:  # this client only believed that it was there
+                raise KeyError(f"there is no such item any more: {error.filename}") from error
+            raise
 
     async def load_under(self, call: Call, **options: Any) -> Any:
         """Load a small item, or that of a call that holds its lock, which memory maps in it keep if they can."""
-        try:
-            item = super().load_item(call.call_id, **options)
-        except FileNotFoundError as error:  # this client only believed that it was there
-            raise KeyError(f"there is no such item any more: {error.filename}") from error
+        item = super().load_item(call.call_id, **options)
         maps = [] if self.mmap_mode is None else maps_in(item)
         if maps and not await call.keep(maps):
             plain = copy.copy(self)
