@@ -265,12 +265,12 @@ state=/mnt/disk/moosefs
 mkdir -p $state/master $state/chunk $state/hdd
 printf '*\\t/\\trw,alldirs,admin,maproot=0:0\\n' >/run/exports.cfg
 ls $state/master/metadata.mfs* >/dev/null 2>&1 || cp /var/lib/mfs/metadata.mfs.empty $state/master/metadata.mfs
-sync
-user="WORKING_USER = root\\nWORKING_GROUP = root\\nDISABLE_OOM_KILLER = 0"
-printf "$user\\nDATA_PATH = $state/master\\nEXPORTS_FILENAME = /run/exports.cfg\\nLOCK_MEMORY = 0\\n" >/run/master.cfg
+sync  # a master whose first metadata are not on the disk does not start after a power cut
+common="WORKING_USER = root\\nWORKING_GROUP = root\\nDISABLE_OOM_KILLER = 0"
+printf "$common\\nDATA_PATH = $state/master\\nEXPORTS_FILENAME = /run/exports.cfg\\nLOCK_MEMORY = 0\\n" >/run/master.cfg
 echo "CHANGELOG_SAVE_MODE = ${CHANGELOG_SAVE_MODE:-0}" >>/run/master.cfg
 echo $state/hdd >/run/hdd.cfg
-printf "$user\\nDATA_PATH = $state/chunk\\nHDD_CONF_FILENAME = /run/hdd.cfg\\nMASTER_HOST = srv\\n" >/run/chunk.cfg
+printf "$common\\nDATA_PATH = $state/chunk\\nHDD_CONF_FILENAME = /run/hdd.cfg\\nMASTER_HOST = srv\\n" >/run/chunk.cfg
 echo 'HDD_LEAVE_SPACE_DEFAULT = 64MiB' >>/run/chunk.cfg
 mfsmaster -c /run/master.cfg -a start
 mfschunkserver -c /run/chunk.cfg start
@@ -283,7 +283,7 @@ for try in 1 2 3 4 5 6 7 8; do
 done
 exit 1
 """,
-        mem_mib=1536,  # its chunk server takes a few hundred with the first write
+        mem_mib=1536,  # with 512, the first write made the kernel run out of it
         mind="The server acknowledges what is not on its disk, so it breaks (d).",
     ),
     "glusterfs": FileSystem(
