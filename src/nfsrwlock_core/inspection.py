@@ -198,8 +198,6 @@ def list_lock(lock_path: str) -> Listing:
     """Return one listing of the lock that lives at ``lock_path``; FileNotFoundError and LockPathError say why not."""
     try:
         return parse_listing(LockDirectory(lock_path).listdir())
-    except FileNotFoundError:
-        raise
     except NotADirectoryError:
         raise refusal(lock_path) from None
     except PermissionError as error:

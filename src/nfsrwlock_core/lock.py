@@ -226,12 +226,10 @@ class SoftReadWriteLock(HasHold, metaclass=OnePerPath):
         """
         return cls(lock_file, timeout, blocking=blocking)
 
-    # -- what it is ---------------------------------------------------------------------------------------------------
+    # -- whether it is held --------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} on {self.lock_file!r}, {self.status.value}>"
-
-    # -- whether it is held --------------------------------------------------------------------------------------------
 
     @property
     def generation(self) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nfsrwlock_core import SoftReadWriteLock, Timeout
+from nfsrwlock_core import SoftReadWriteLock, Timeout, inspect
 from nfsrwlock_core.system import listing
 from nfsrwlock_core.system.directory import LockDirectory, opened
 from nfsrwlock_core.system.listing import names_in
@@ -26,7 +26,7 @@ def filled(directory: Path, number: int) -> list[str]:
     return names
 
 
-def breaking_off(call: int, times: float) -> Callable[..., int]:
+def breaking_off(call: int, times: float, number: int = errno.ENOENT) -> Callable[..., int]:
     """What the kernel says if the server breaks off the first ``times`` listings, each at the ``call``-th call."""
     kernel, at, broken = listing._getdents, 0, 0
     assert kernel is not None
@@ -36,7 +36,7 @@ def breaking_off(call: int, times: float) -> Callable[..., int]:
         at += 1
         if at == call and broken < times:
             at, broken = 0, broken + 1
-            ctypes.set_errno(errno.ENOENT)
+            ctypes.set_errno(number)
             return -1
         size = kernel(fd, buffer, room, base)
         at = at if size else 0
@@ -76,13 +76,31 @@ def test_a_directory_that_was_removed_is_not_an_empty_one(tmp_path: Path) -> Non
             names_in(fd)
 
 
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE])
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_listing_that_the_server_breaks_off_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, number: int
 ) -> None:
     names = filled(tmp_path, MANY)
-    monkeypatch.setattr(listing, "_getdents", breaking_off(call, 4))
+    monkeypatch.setattr(listing, "_getdents", breaking_off(call, 4, number))
     assert sorted(LockDirectory(str(tmp_path)).listdir()) == names
+
+
+def test_a_lock_that_another_nfs_client_removes_while_it_is_inspected_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on NFSv4.2: the directory is opened, and its listing meets a stale handle."""
+    monkeypatch.setattr(os, "major", lambda device: 0)  # a file system without a disk of this machine
+    directory = tmp_path / "data.rwlock"
+    directory.mkdir()
+
+    def getdents(*_: object) -> int:
+        directory.rmdir()
+        ctypes.set_errno(errno.ESTALE)
+        return -1
+
+    monkeypatch.setattr(listing, "_getdents", getdents)
+    assert not inspect(tmp_path / "data").exists
 
 
 @pytest.mark.parametrize("call", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -49,6 +50,8 @@ def names_in(fd: int) -> list[str]:
             at += int.from_bytes(read[at + _LENGTH_AT : at + _LENGTH_AT + 2], sys.byteorder)
     if size < 0:
         number = ctypes.get_errno()
+        if number == errno.ESTALE:  # another NFS client has removed it since it was opened
+            number = errno.ENOENT
         raise OSError(number, os.strerror(number))
     return [os.fsdecode(name) for name in names if name not in (b".", b"..")]
 
