@@ -330,6 +330,8 @@ def _remove_by_hand(files: LockDirectory, peer: PeerInfo) -> bool:
         except FileNotFoundError:
             return False
         except OSError as error:
+            if error.errno == errno.ESTALE:
+                continue  # another NFS client has removed it just now: the next look tells
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
             beat = None  # a file or a link under an announcement's name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -491,6 +492,23 @@ def test_breaking_deletes_nothing_that_is_no_heartbeat(data):
     assert Path(f"{data}.rwlock", left, "notes.txt").read_text() == "somebody's"
     with lock_on(data).write_lock():
         pass
+
+
+def test_what_another_nfs_client_removes_while_it_is_being_broken_is_gone(data, monkeypatch):
+    """Seen on NFSv3: the handle that the client had of it was stale when it was to be listed."""
+    path = announce(data, beat=None)
+    listdir, stale = LockDirectory.listdir, []
+
+    def removed_just_now(files, name=""):
+        if name == path.name and not stale:
+            path.rmdir()
+            stale.append(OSError(errno.ESTALE, os.strerror(errno.ESTALE), name))
+            raise stale[0]
+        return listdir(files, name)
+
+    monkeypatch.setattr(LockDirectory, "listdir", removed_just_now)
+    assert break_lock(data) == ()
+    assert stale
 
 
 def test_a_lock_below_a_lock_dir_is_broken_by_the_path_of_the_data(data, tmp_path):

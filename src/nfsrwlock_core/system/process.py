@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 import sys
 import time
 from functools import lru_cache
@@ -72,7 +71,7 @@ def _identity_of(pid: int, period: int) -> Identity:
         start=start,
         kernel=_kernel(),
         uid=os.geteuid(),
-        host=os.environ.get("NFSRWLOCK_HOST") or socket.gethostname(),
+        host=os.environ.get("NFSRWLOCK_HOST") or os.uname().nodename,
     )
 
 
