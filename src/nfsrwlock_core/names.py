@@ -107,7 +107,7 @@ class Announcement(NamedTuple):
     @property
     def is_writer(self) -> bool:
         """Whether readers must give way: also true of what is not understood."""
-        return self.mode is Mode.WRITE or not self.understood
+        return not self.understood or self.name.startswith("write.")
 
     @property
     def rank(self) -> tuple[int, str]:

@@ -59,6 +59,12 @@ def test_names_are_those_of_listdir(tmp_path: Path, name: bytes) -> None:
         assert names_in(fd) == os.listdir(tmp_path) == [os.fsdecode(name)]
 
 
+def test_a_directory_that_does_not_list_itself_may_be_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "_getdents", lambda *_: 0)  # POSIX allows that; file systems of programs do it
+    with opened(str(tmp_path)) as fd:
+        assert names_in(fd) == []
+
+
 def test_where_the_kernel_cannot_be_asked_the_library_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "_getdents", None)
     filled(tmp_path, 3)

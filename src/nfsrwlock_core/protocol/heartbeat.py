@@ -268,11 +268,10 @@ class Announced:
         return Beat.UNKNOWN
 
     def _is_file(self, name: str) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                self.files.listdir(name)
-            except NotADirectoryError:
-                return True
+        try:
+            self.files.listdir(name)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            return isinstance(error, NotADirectoryError)
         return False
 
     def _finish_eviction(self) -> Beat:

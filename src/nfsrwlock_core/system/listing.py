@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import sys
 from contextlib import suppress
 from typing import Any, Final
@@ -21,8 +22,8 @@ with suppress(ImportError, OSError):  # a Python without libffi, or a static one
 
 #: Room for some hundred announcements in one call.
 _ROOM: Final = 1 << 16
-#: Where a ``struct linux_dirent64`` has its length, two bytes, and its name; getdents64(2).
-_LENGTH_AT: Final = 16
+#: What a ``struct linux_dirent64`` says of its length, and where it has its name; getdents64(2).
+_length: Final = struct.Struct("=16xH").unpack_from
 _NAME_AT: Final = 19
 #: Arguments of statx(2): no directory, ask the server, only the mode; and where its ``struct statx`` has that.
 _NOWHERE, _FORCE_SYNC, _MODE = -100, 0x2000, 2
@@ -47,13 +48,13 @@ def names_in(fd: int) -> list[str]:
         read, at = ctypes.string_at(buffer, size), 0
         while at < size:
             names.append(read[at + _NAME_AT : read.index(b"\0", at + _NAME_AT)])
-            at += int.from_bytes(read[at + _LENGTH_AT : at + _LENGTH_AT + 2], sys.byteorder)
+            at += _length(read, at)[0]
     if size < 0:
         number = ctypes.get_errno()
         if number == errno.ESTALE:  # another NFS client has removed it since it was opened
             number = errno.ENOENT
         raise OSError(number, os.strerror(number))
-    return [os.fsdecode(name) for name in names if name not in (b".", b"..")]
+    return [name for name in os.fsdecode(b"\0".join(names)).split("\0") if name not in ("", ".", "..")]
 
 
 def mode_of(path: str) -> int:
