@@ -54,7 +54,7 @@ def names_in(fd: int) -> list[str]:
         if number == errno.ESTALE:  # another NFS client has removed it since it was opened
             number = errno.ENOENT
         raise OSError(number, os.strerror(number))
-    return [name for name in os.fsdecode(b"\0".join(names)).split("\0") if name not in ("", ".", "..")]
+    return [os.fsdecode(name) for name in names if name not in (b".", b"..")]
 
 
 def mode_of(path: str) -> int:
