@@ -102,12 +102,16 @@ def pause_before(function: Any, step: str) -> None:
 def meet(meeting: str, callers: int) -> None:
     """Wait until so many have come."""
     os.makedirs(meeting, exist_ok=True)
-    Path(meeting, uuid.uuid4().hex).touch()
+    me = uuid.uuid4().hex
+    Path(meeting, me).touch()
     deadline = time.monotonic() + 60
-    while len(os.listdir(meeting)) < callers:
+    while (come := sum(not name.startswith(".") for name in os.listdir(meeting))) < callers:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"only {len(os.listdir(meeting))} have come")
+            raise TimeoutError(f"only {come} have come")
         time.sleep(0.005)
+        look = Path(meeting, f".{me}")  # an NFSv3 client may show an old listing until it makes a change of its own
+        look.mkdir()
+        look.rmdir()
 
 
 def attempt(directory: str, kind: str, name: str, x: int, meeting: str, callers: int) -> Any:

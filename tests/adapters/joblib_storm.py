@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ def main() -> int:
     options.add_argument("--kind", default="item", choices=["item", "function", "joblib"])
     options.add_argument("--role", choices=["reader", "reducer", "clearer"], help=argparse.SUPPRESS)
     options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--meet", type=int, default=len(ROLES), help=argparse.SUPPRESS)
     given = options.parse_args()
     with contextlib.ExitStack() as stack:
         here = given.directory or stack.enter_context(tempfile.TemporaryDirectory())
@@ -59,8 +61,11 @@ def main() -> int:
             return conduct(given, Path(here))
         os.chdir(here)
         sys.path.insert(0, here)
+        draft = Path(f"{uuid.uuid4().hex}.py")
+        draft.write_text(MODULE)
+        draft.rename("storm_functions.py")  # each of them makes it, so nobody need wait for it
         memory(given)  # imports joblib, which takes a while, and not the same for all
-        meet("begun", len(ROLES))
+        meet("begun", given.meet)
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "Persisting input arguments took")  # a slow disk, or a busy machine
         logging.getLogger().addHandler(_Complaint())
@@ -76,7 +81,6 @@ class _Complaint(logging.Handler):
 
 
 def conduct(given: argparse.Namespace, here: Path) -> int:
-    (here / "storm_functions.py").write_text(MODULE)
     locks: set[str] = set()
     troubles: list[str] = []
     processes = []

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from collections import Counter
+from typing import Final
+
 import pytest
 
 from nfs.lanes import BOTH, LANES
-from nfs.scene import Scene
+from nfs.scene import TESTS, Scene
 
 pytest.importorskip("joblib")
 pytest.importorskip("numpy")
@@ -14,6 +20,9 @@ pytestmark = pytest.mark.nfs
 KEYS = 1000
 #: Arrays of 1 MiB that one client stores and the other loads.
 HITS = 12
+#: Who shares a store that is being cleared (`adapters/joblib_storm.py`), in turns on the two clients, and how long.
+STORM: Final = [*["reader"] * 6, "reducer", "clearer"]
+STORM_S: Final = 6
 
 
 def test_each_of_a_thousand_keys_is_computed_once_by_two_clients(scene: Scene) -> None:
@@ -55,3 +64,22 @@ def test_a_hit_on_a_small_result_asks_for_one_thing_more_than_plain_joblib(scene
     print(f"v{version}: requests a hit on a small result: joblib {used[0]}, ours {used[1]}")
     plain, ours = (sum(kinds.values()) for kinds in used)
     assert ours <= plain + 1.5
+
+
+def test_results_are_right_on_both_clients_while_each_removes_what_the_other_loads(scene: Scene) -> None:
+    """Small ones are loaded without a lock. NFSv3, whose clients learn latest that something has gone."""
+    here = os.path.dirname(scene.path("3"))
+    program = [sys.executable, str(TESTS / "adapters/joblib_storm.py"), "--directory", here, "--seconds", str(STORM_S)]
+    program += ["--meet", str(len(STORM))]
+    jobs = [
+        (scene.n1, scene.n2)[number % 2].popen([*program, "--role", role, "--seed", str(number)])
+        for number, role in enumerate(STORM)
+    ]
+    done = Counter[str]()
+    for job in jobs:
+        ended = job.wait()
+        assert ended.returncode == 0, ended.stderr.decode()
+        done.update(json.loads(ended.stdout.splitlines()[-1]))
+    print(dict(done))
+    assert min(done[what] for what in ("calls", "computed", "reduced", "cleared")) > 3, "or nothing was put to the test"
+    assert not scene.server.run(["find", f"/mnt/disk/export/{scene.name}", "-name", "*.rwlock"]).stdout, "what is left"
