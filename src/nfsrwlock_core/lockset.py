@@ -68,12 +68,12 @@ class LockSet:
             if known is not None and known.at_most and at_most not in (0, known.at_most):
                 raise ValueError(f"{path!r} is limited to {known.at_most} and to {at_most} at a time; state one limit")
             members[lock.lock_path] = _Member(lock, mode, at_most, canonical(lock.lock_file))
-        if not members:
-            raise ValueError("a LockSet needs at least one path to read or to write")
         self._set_up(_sorted(members.values()))
 
     def _set_up(self, members: Iterable[_Member]) -> None:
         self._members = tuple(members)
+        if not self._members:
+            raise ValueError("a LockSet needs at least one path to read or to write")
         self._is_held = False
         #: The thread that has called :meth:`acquire` and may yet enter a ``with`` block on what it holds.
         self._enters: int | None = None
@@ -100,8 +100,6 @@ class LockSet:
                 raise ValueError(f"the lock on {member.path!r} is asked for with two different settings")
             if member.mode is Mode.WRITE:
                 members[member.lock.lock_path] = member
-        if not members:
-            raise ValueError("a LockSet needs at least one path to read or to write")
         # Locks of its own: those of the sets may be held.
         own = [replace(one, lock=SoftReadWriteLock._restore(one.lock._settings)) for one in members.values()]
         joined = cls.__new__(cls)
@@ -253,7 +251,7 @@ class LockSet:
             return
         with ExitStack() as stack:  # each of them, whatever comes between
             for lock in self.locks:
-                stack.callback(_release_into, errors, lock)
+                stack.callback(lambda lock: errors.append(lock._release(force=True)), lock)
         self._is_held = False
         self._enters = self._holder = None
 
@@ -284,7 +282,3 @@ def _sorted(members: Iterable[_Member]) -> list[_Member]:
 def _several(paths: Paths) -> list[AnyPath]:
     # One path is what a caller means who gives one; its characters are not.
     return [paths] if isinstance(paths, str | bytes | os.PathLike) else list(paths)
-
-
-def _release_into(errors: list[LockLostError | None], lock: SoftReadWriteLock) -> None:
-    errors.append(lock._release(force=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypedDict
+from typing import Final, Literal, TypedDict
 
 
 class LeaseOptions(TypedDict, total=False):
@@ -28,19 +28,16 @@ class LockOptions(LeaseOptions, total=False):
     poll_interval: float
 
 
-def lock_option_names() -> list[str]:
-    """Return the names of :class:`LockOptions`."""
-    return sorted(LockOptions.__annotations__)
+LOCK_OPTIONS: Final = sorted(LockOptions.__annotations__)
 
 
-def refuse_unknown(options: Iterable[str], caller: str, known: Sequence[str] | None = None) -> None:
+def refuse_unknown(options: Iterable[str], caller: str, known: Sequence[str] = LOCK_OPTIONS) -> None:
     """
     Make sure that ``options`` are names of settings.
 
-    :param known: the names that there are, in order; ``None``: those of :class:`LockOptions`
+    :param known: the names that there are, in order
     :raises TypeError: if one is not, with those that are
     """
-    known = lock_option_names() if known is None else known
     for name in options:
         if name not in known:
             raise TypeError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from distributed import Client, Nanny, Scheduler, Worker, get_worker
-from distributed.utils import in_async_call, thread_state  # type: ignore[attr-defined]
+from distributed.utils import thread_state  # type: ignore[attr-defined]
 
 _R = TypeVar("_R")
 
@@ -61,10 +61,9 @@ def task_caller() -> Caller:
 
 def current_worker() -> Worker | None:
     """Return the worker whose task the calling code is part of, ``None`` outside of tasks."""
-    try:
+    with suppress(ValueError):
         return get_worker()
-    except ValueError:
-        return None
+    return None
 
 
 def is_on_dask_loop(loop: Any = None) -> bool:
@@ -76,7 +75,9 @@ def is_on_dask_loop(loop: Any = None) -> bool:
 
     :param loop: the Tornado loop that a lock was made with, if any
     """
+    if (running := asyncio._get_running_loop()) is None:  # the usual case
+        return False
     loops = [loop, *(server.loop for kind in (Worker, Nanny, Scheduler) for server in list(kind._instances))]
     with suppress(ValueError):  # no client
         loops.append(Client.current().loop)  # type: ignore[no-untyped-call]
-    return any(in_async_call(candidate) for candidate in loops if candidate is not None)  # type: ignore[no-untyped-call]
+    return any(candidate.asyncio_loop is running for candidate in loops if candidate is not None)

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, Final
+from weakref import WeakSet
 
 from distributed import Reschedule, Worker, secede
 from distributed.metrics import context_meter
@@ -63,7 +64,7 @@ class Hold:
         #: What gives the lock back: a set in a thread, a proxy in a coroutine. Those that joined a hold share it.
         self._granted: Any = None
         #: The worker that runs the caller, if that is a task.
-        self._worker: Final = None if caller.key is None else current_worker()
+        self._worker = None if caller.key is None else current_worker()
         #: When it began to wait, and when that ended.
         self._started = 0.0
         self._ended: float | None = None
@@ -95,6 +96,7 @@ class Hold:
                 own.check()
                 self._granted, self.is_held = own._granted, True
             activity.holds.append(self)
+            activity.look_after(self._worker)
         activity.write()
         try:
             if not self.is_held:
@@ -105,7 +107,6 @@ class Hold:
                 activity.report("waited", self, seconds=round(waited_s, 3))
         self.is_held = True
         activity.write()
-        self._collect_after_task()
 
     async def _wait(self, seconds: float, own: Hold | None) -> None:
         settings = self.settings
@@ -162,21 +163,6 @@ class Hold:
             activity.losses += 1
             activity.report("lost", self)
             raise
-
-    def _collect_after_task(self) -> None:
-        # Looks for garbage if the caller, a task, ends without having given the lock back: the error of a task refers
-        # to its variables, and Dask's report of the error to itself, so that only the garbage collector ends them, and
-        # with them the lock's object. In a worker that has nothing to do it does not run.
-        if (worker := self._worker) is None:
-            return
-
-        def look() -> None:
-            if self in activity.holds and self.caller.key in worker.active_keys:
-                worker.loop.call_later(_LOOK_S, look)
-            elif self in activity.holds:
-                gc.collect()
-
-        worker.loop.add_callback(worker.loop.call_later, _LOOK_S, look)
 
     # -- how it waits -------------------------------------------------------------------------------------------------
 
@@ -250,6 +236,8 @@ class Activity:
         self._journals: dict[str, int] = {}
         #: Those that nobody needs once nothing is held and awaited.
         self._ending: set[str] = set()
+        #: Those whose tasks' holds are being looked after.
+        self._watched: WeakSet[Worker] = WeakSet()
 
     def waited_s(self) -> float:
         """Return how many seconds all callers together have waited, those that wait yet included."""
@@ -265,6 +253,29 @@ class Activity:
     def held(self) -> list[Hold]:
         """What is held; of those that share a hold one."""
         return list({id(hold._granted): hold for hold in list(self.holds) if hold.is_held}.values())
+
+    def look_after(self, worker: Worker | None) -> None:
+        """
+        Look for garbage when a task of ``worker`` has ended without having given a lock back.
+
+        Dask's report of a task's error refers to itself, so that only the garbage collector ends the task's variables,
+        the lock's object among them; and in a worker that has nothing to do it does not run.
+        """
+        if worker is not None and worker not in self._watched:
+            self._watched.add(worker)
+            worker.loop.add_callback(worker.loop.call_later, _LOOK_S, self._look, worker)
+
+    def _look(self, worker: Worker) -> None:
+        with self.lock:
+            theirs = [hold for hold in self.holds if hold._worker is worker]
+            ended = [hold for hold in theirs if hold.is_held and hold.caller.key not in worker.active_keys]
+            for hold in ended:
+                hold._worker = None  # once is enough
+            self._watched.discard(worker)
+            if theirs:
+                self.look_after(worker)
+        if ended:
+            gc.collect()
 
     def report(self, action: str, hold: Hold, **more: Any) -> None:
         """Log an event: at the worker whose task the calling code is part of, outside of tasks at all workers here."""

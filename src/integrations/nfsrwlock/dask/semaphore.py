@@ -34,8 +34,7 @@ class Semaphore(Lock):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(name, scheduler_rpc, loop, mode="read", **options)  # type: ignore[misc]
-        # Raises what is wrong with the number.
-        SoftSemaphore(self.path, max_leases, lock_dir=self._settings.lock_dir)
+        SoftSemaphore(self.path, max_leases, lock_dir=self._settings.lock_dir)  # raises what is wrong with the number
         self._settings = replace(self._settings, at_most=max_leases)
 
     @property

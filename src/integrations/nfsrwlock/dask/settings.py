@@ -91,9 +91,7 @@ class Settings:
 
     def lock_set(self, heartbeat: Literal["thread", "process"] = "thread") -> LockSet:
         """Return the lock as a set of one, which has resolved the path."""
-        wanted: dict[str, Any] = {self.mode: self.path}
-        if self.at_most:
-            wanted = {"limited": {self.path: self.at_most}}
+        wanted: dict[str, Any] = {"limited": {self.path: self.at_most}} if self.at_most else {self.mode: self.path}
         return LockSet(**wanted, **self.core_arguments(), heartbeat=heartbeat)
 
     def at(self, path: str) -> Settings:

@@ -31,7 +31,7 @@ from joblib.memory import register_store_backend as _register
 
 from nfsrwlock.driving import at_once
 from nfsrwlock.freshness import Signature, signature_afresh
-from nfsrwlock.options import LockOptions, lock_option_names
+from nfsrwlock.options import LOCK_OPTIONS, LockOptions
 from nfsrwlock_core import SoftReadWriteLock, Timeout, make_directories
 
 from .around import held
@@ -84,7 +84,7 @@ class LockingStoreBackend(FileSystemStoreBackend):  # type: ignore[misc]  # jobl
             )
         # Others are passed on: joblib lets a backend take what it knows.
         linger = options.pop("linger", LINGER_S)
-        own = {name: options.pop(name) for name in list(options) if name in lock_option_names()}
+        own = {name: options.pop(name) for name in list(options) if name in LOCK_OPTIONS}
         # Resolved once: wherever the program goes, its results stay where their locks are.
         super().configure(os.path.realpath(location), verbose=verbose, backend_options=options)
         self.granularity = granularity
