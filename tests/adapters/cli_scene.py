@@ -66,8 +66,8 @@ class Scene:
                 [*program, *arguments],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
-                env=self.environment,
-                **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "process_group": 0, "text": True, **settings},
+                **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "process_group": 0, "text": True}
+                | {"env": self.environment, **settings},
             )
         self._started.append(process)
         return process

@@ -56,9 +56,9 @@ def level(report: dict[str, Any], name: str) -> str:
     return str(check["level"])
 
 
-def start_peer(scene: Scene, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+def start_peer(scene: Scene, *arguments: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
     """Start the first node, and return the token that it gives out."""
-    leader = scene.start("doctor", "--peer", *arguments)
+    leader = scene.start("doctor", "--peer", *arguments, env={**scene.environment, **environment})
     assert leader.stderr is not None
     token = re.search(r"nfsrwlock doctor --join ([0-9a-f]{12}) (\S+)", leader.stderr.readline())
     assert token is not None
@@ -318,6 +318,18 @@ def test_two_hosts_look_at_each_others_changes(scene: Scene, lie: str, unlike: d
     seen = {name: level(report, name) for name in ("mkdir", "listing", "removal", "freshness", "data")}
     assert seen == dict.fromkeys(seen, "ok") | unlike
     assert os.listdir(scene.directory) == []
+
+
+def test_what_is_known_of_a_type_s_data_gives_way_to_what_two_hosts_saw(scene: Scene) -> None:
+    """GlusterFS does not show its mount options: whether they are those of the remedy is seen by two hosts only."""
+    code, alone = lying(scene, "it is GlusterFS")
+    assert (code, level(alone, "data"), level(alone, "file-system")) == (1, "unfit", "warning")
+    assert alone["verdict"] == "UNFIT: locks hold here, but data read under them may be old (data)."
+    for lie, seen in (("", "ok"), (", where files stay old", "unfit")):
+        leader, token = start_peer(scene, "--json", "--rounds", "20", ".", **environment_of("it is GlusterFS"))
+        scene.run("doctor", "--join", token, ".", NFSRWLOCK_HOST="n2", **environment_of(f"it is another host{lie}"))
+        (report,) = json.loads(leader.communicate(timeout=2 * PATIENCE_S)[0])
+        assert (level(report, "data"), leader.returncode) == (seen, seen == "unfit")
 
 
 def test_a_second_node_whose_words_cannot_be_read_is_no_reason_to_call_it_fit(scene: Scene) -> None:

@@ -123,6 +123,14 @@ def boot_id_of_another_host(path: Any, *args: Any, **kwargs: Any) -> Any:
     return _open_file(path, *args, **kwargs)
 
 
+def mounts_are_of_glusterfs(path: Any, *args: Any, **kwargs: Any) -> Any:
+    file = _open_file(path, *args, **kwargs)
+    if not str(path).endswith("/mountinfo"):
+        return file
+    with file:
+        return io.StringIO(re.sub(r" - \S+ ", " - fuse.glusterfs ", file.read()))
+
+
 def files_stay_old(path: Any, *args: Any, **kwargs: Any) -> Any:
     if "/data/0." in str(path):  # of the first host, as the second one sees it
         return io.StringIO('{"version": "older"}')
@@ -178,6 +186,8 @@ def _tell(lie: str) -> None:
     elif lie == "it is another host, where listings stay old":
         builtins.open = boot_id_of_another_host
         _let_listings_lie(listings_stay_old)
+    elif lie == "it is GlusterFS":
+        builtins.open = mounts_are_of_glusterfs
     elif lie == "the second process dies":
         if sys.orig_argv[-1] == "1":
             os._exit(3)

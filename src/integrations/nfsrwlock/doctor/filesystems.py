@@ -63,19 +63,12 @@ _TYPES: Final[dict[str, Check]] = {
     **dict.fromkeys(("beegfs", "fuse.ceph", "fuse.ceph-fuse", "gpfs", "lustre"), _CLUSTER),
     **dict.fromkeys(("cifs", "smb3"), _SMB),
     **dict.fromkeys(("gfs2", "ocfs2"), _SHARED_DISK),
-    **dict.fromkeys(("9p", "mfs"), _PROGRAM),
+    **dict.fromkeys(("9p", "fuse.glusterfs", "mfs"), _PROGRAM),
     "ceph": _type(Level.OK, "kept demands (a) to (c) when it was tried. A power cut (d) was not tried.", basis="lab"),
     "fuse.sshfs": _type(
         Level.WARNING,
         "caches for 20 s by default: locks hold, but 28 of 177 files read under them were old, and updates were lost.",
         f"Mount with -o dir_cache=no,attr_timeout=0,entry_timeout=0. {_TRY}",
-        basis="lab",
-    ),
-    "fuse.glusterfs": _type(
-        Level.UNFIT,
-        "locks hold, but with default options 92 of 275 files read under them were old, and updates were lost.",
-        "Mount with --fopen-keep-cache=off --attribute-timeout=0 --entry-timeout=0; on the volume, set performance."
-        f"open-behind, .quick-read, .io-cache and .stat-prefetch off. {_TRY} {ELSEWHERE}",
         basis="lab",
     ),
     "fuse.s3fs": _type(Level.UNFIT, "an object store: no atomic rename, no coordination between hosts.", ELSEWHERE),
@@ -119,6 +112,11 @@ def _options(mount: Mount) -> Iterator[Check]:
     if mount.type == "9p" and (cache := mount.text("cache")) in ("loose", "fscache"):
         text = f"cache={cache}: meant for mounts that nobody else changes, by the kernel's documentation."
         yield _known("option-cache", Level.WARNING, text, "Mount with cache=none.")
+    if mount.type == "fuse.glusterfs":  # which does not show its options
+        text = "With default options 92 of 275 files read under locks were old, and updates were lost."
+        remedy = "Mount with --fopen-keep-cache=off --attribute-timeout=0 --entry-timeout=0; on the volume, set "
+        remedy += f"performance.open-behind, .quick-read, .io-cache and .stat-prefetch off. {_TRY}"
+        yield _known("data", Level.UNFIT, text, remedy, basis="lab")
     if not mount.is_nfs:
         return
     if "nocto" in given:

@@ -128,6 +128,7 @@ def lead(scratch: Scratch, report: Report, *, rounds: int, processes: int, wait_
     here, there = (about["mount"] and Mount(**about["mount"]) for about in (first, second))
     checks = explain_other(there, second["host"], here)
     if report.two_hosts:
+        report.checks[:] = [check for check in report.checks if check.name != "data"]  # what is known of the type
         return [*checks, *judge(plan, records, uncertain), *judge_sights(sights)]
     text = "The second node is this very host (one kernel, one cache), so nothing was tested between hosts."
     peer = Check("peer", Level.WARNING, text, "Run the command on another host.")
