@@ -146,6 +146,19 @@ def test_a_beat_that_both_got_is_unfit(race: str, fact: str) -> None:
     assert (check.level, check.facts[fact]) == (Level.UNFIT, 1)
 
 
+@pytest.mark.parametrize(("race", "number"), [("create", 4), ("rmdir", 4), ("unlink", 4)])
+def test_what_two_others_were_both_told_they_removed_is_no_harm_to_the_holder(race: str, number: int) -> None:
+    """Seen on GlusterFS: two clients were told that they had removed one directory; the holder was told it is gone."""
+    players = [record(1) for _ in range(4)]
+    for other in (1, 3):
+        end(players[other], race, number, "done")
+    (check,) = (one for one in judge(Plan(ROUNDS, 0.001, players=4), players) if one.name == "removal")
+    assert check.level is Level.NOTE, "in the other rounds nobody succeeded"
+    end(players[number % 4], race, number, "done")
+    (check,) = (one for one in judge(Plan(ROUNDS, 0.001, players=4), players) if one.name == "removal")
+    assert check.level is Level.UNFIT
+
+
 def test_a_beat_that_neither_got_is_a_note() -> None:
     seen = result()
     end(seen.lead, "unlink", 4, "ENOENT")

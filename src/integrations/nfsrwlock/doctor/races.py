@@ -320,9 +320,10 @@ def _counted(races: Sequence[Race], records: Sequence[Record]) -> dict[str, Any]
         if race.winners is None:
             broken = _missed(rounds)
         else:
-            wins = [sum(seen.outcome == _DONE for seen in players) for players in rounds]
-            broken = [sum(won > race.winners for won in wins)]
-            neither += wins.count(0) if race.winners else 0
+            wins = [[seen.outcome == _DONE for seen in players] for players in rounds]
+            alike = race.holder == race.others  # or else one player is the holder, and two others' success does no harm
+            broken = [sum(sum(won) > race.winners and (alike or won[n % len(won)]) for n, won in enumerate(wins))]
+            neither += sum(not any(won) for won in wins) if race.winners else 0
         facts |= zip(race.broken, broken, strict=True)
     odd = {name: count for name, count in ends.most_common() if name not in {_DONE, *_LATE}}
     return facts | {"neither": neither, "errors": odd}
